@@ -1,0 +1,232 @@
+"""The skeleton of a checkpoint: its transformers class on the meta device, which tells shapes, roles and names."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from graftkit.checkpoint.tensors import LazyTensor
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingInfo:
+    """What transformers' loader would say of a set of tensors: names in memory, and the two shapes of a mismatch."""
+
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    mismatched: frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Skeleton:
+    """A model class built from a config on the meta device.
+
+    ``shapes`` are those of the state dict, by name in memory; ``tied`` maps each tied name to the name it is tied to.
+    """
+
+    architecture: str
+    model: Any
+    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+
+    def weight_names(self, getter: str) -> frozenset[str]:
+        """Names in memory of the table of the module that ``getter`` returns; empty where there is no such table.
+
+        By module, not by parameter: a tied parameter stands under both modules' names here, also where the values on
+        disk differ and the loader would not tie them.
+        """
+        module = self.embedding(getter)
+        if module is None:
+            return frozenset()
+        named = self.model.named_modules(remove_duplicate=False)
+        return frozenset(f"{name}.weight" for name, value in named if value is module)
+
+    def embedding(self, getter: str) -> Any:
+        """The module of ``get_input_embeddings`` or ``get_output_embeddings`` if it has a table, else None."""
+        try:
+            module = getattr(self.model, getter)()
+        except (NotImplementedError, AttributeError):
+            return None
+        weight = getattr(module, "weight", None)
+        return module if weight is not None and weight.ndim == 2 else None
+
+    def memory_names(self, disk_names: list[str]) -> dict[str, tuple[str, bool]]:
+        """Map each name on disk to its name in memory, and whether a conversion (not only a renaming) is applied.
+
+        The rules are transformers' own (``core_model_loading.convert_and_load_state_dict_in_model``).
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+        mapping = get_model_conversion_mapping(self.model)
+        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        state, prefix = self.model.state_dict(), self.model.base_model_prefix
+        names = {}
+        for disk in disk_names:
+            name, pattern = rename_source_key(disk, renamings, converters, prefix, state)
+            if name not in state and disk in state:
+                name, pattern = rename_source_key(disk, [], [], base_model_prefix=prefix, meta_state_dict=state)
+            names[disk] = (name, pattern is not None)
+        return names
+
+    def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
+        """Ask transformers' loader what it would do with ``tensors``, on the meta device and without a weight."""
+        import torch
+
+        from graftkit.checkpoint.reading import torch_dtype
+
+        state = {
+            name: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+            for name, tensor in tensors.items()
+        }
+        with quiet():
+            try:
+                _, info = type(self.model).from_pretrained(
+                    None,
+                    config=copy.deepcopy(self.model.config),
+                    state_dict=state,
+                    device_map="meta",
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    dtype=torch.float32,
+                )
+            except Exception as error:  # transformers raises whatever its conversions run into
+                raise InputRejected(
+                    f"{self.architecture}: transformers cannot load these tensors: {one_line(error)}"
+                ) from error
+        mismatched = frozenset((name, tuple(found), tuple(wanted)) for name, found, wanted in info["mismatched_keys"])
+        return LoadingInfo(frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"]), mismatched)
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, fit for a terminal."""
+    text = str(error).strip().split("\n", 1)[0]
+    return printable(f"{type(error).__name__}: {text}"[:300])
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the terminal, and its global state as it was."""
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    level, dtype = transformers_logging.get_verbosity(), torch.get_default_dtype()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def build_config(config: Mapping[str, Any]) -> Any:
+    """Build transformers' config object from the JSON of a config.json.
+
+    Raises:
+        InputRejected: the model type is not one of transformers, or its config class refuses the values.
+    """
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise InputRejected(
+            f"config.json: model_type {printable(model_type)!r} is not one of transformers;"
+            " its code would have to come with the checkpoint, and that is not run"
+        )
+    values = PreTrainedConfig._decode_special_floats(copy.deepcopy(dict(config)))  # noqa: SLF001 - the only decoder
+    values.pop("auto_map", None)
+    with quiet():
+        try:
+            return CONFIG_MAPPING[model_type].from_dict(values)
+        except Exception as error:  # config classes validate with whatever exception they like
+            raise InputRejected(f"config.json: transformers refuses it: {one_line(error)}") from error
+
+
+def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -> Skeleton:
+    """Build the class that config.json's ``architectures`` names (or ``architecture``) on the meta device.
+
+    Raises:
+        InputRejected: no such class in transformers, or the class cannot be built from the config.
+    """
+    import torch
+    import transformers
+
+    built = build_config(config)
+    name = architecture or architecture_of(config)
+    model_class = getattr(transformers, name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise InputRejected(f"config.json: architectures: {printable(name)!r} is not a model class of transformers")
+    with quiet():
+        try:
+            with torch.device("meta"):
+                model = model_class(built)
+        except Exception as error:  # model classes assert and raise freely
+            raise InputRejected(f"{name}: cannot be built from config.json: {one_line(error)}") from error
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return Skeleton(name, model, shapes, dict(model.all_tied_weights_keys))
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The class name in ``architectures``, or the base model of the config's type where the list is absent."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    architectures = config.get("architectures")
+    if architectures:
+        if not (isinstance(architectures, list) and isinstance(architectures[0], str)):
+            raise InputRejected("config.json: architectures: expected a list of class names")
+        return architectures[0]
+    name = MODEL_MAPPING_NAMES.get(config["model_type"])
+    if not isinstance(name, str):
+        raise InputRejected("config.json: architectures is missing; name the class that the tensors belong to")
+    return name
+
+
+def sibling_architectures(config: Mapping[str, Any], architecture: str) -> list[str]:
+    """Every other class of transformers' auto mappings with the same model type, the pretraining head first."""
+    from transformers.models.auto import modeling_auto
+
+    names: dict[str, None] = {}
+    tables = sorted(key for key in vars(modeling_auto) if key.startswith("MODEL_") and key.endswith("_NAMES"))
+    for table in ["MODEL_FOR_PRETRAINING_MAPPING_NAMES", *tables]:
+        entry = getattr(modeling_auto, table).get(config["model_type"])
+        for name in (entry,) if isinstance(entry, str) else entry or ():
+            names[name] = None
+    names.pop(architecture, None)
+    return list(names)
+
+
+def integer_paths(value: object, prefix: Path = ()) -> Iterator[tuple[Path, int]]:
+    """Yield each integer in nested dicts with its path; lists and booleans are passed over."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from integer_paths(item, (*prefix, str(key)))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield prefix, value
+
+
+def with_values(config: Mapping[str, Any], paths: tuple[Path, ...], value: int) -> dict[str, Any]:
+    """A copy of ``config`` in which every path of ``paths`` holds ``value``; missing sub-configs are made."""
+    changed = dict(config)
+    for path in paths:
+        place = changed
+        for key in path[:-1]:
+            inner = place.get(key)
+            place[key] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[key]
+        place[path[-1]] = value
+    return changed

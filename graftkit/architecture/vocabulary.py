@@ -1,0 +1,325 @@
+"""Which tensors and which config values are indexed by the vocabulary: found by the differential skeleton.
+
+The class is built twice with one config value changed. Exactly the tensors whose shape moves depend on that value; the
+getters of transformers only name their roles. No table of architectures is involved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graftkit.architecture import skeleton as sk
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import chunks
+from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.errors import InputRejected, printable
+
+Role = Literal["input", "output", "output_bias", "sibling"]
+
+INPUT, OUTPUT = "get_input_embeddings", "get_output_embeddings"
+
+#: How many rows the second build has more: a prime, so that no other size moves by it for another reason.
+STEP = 13
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyTensor:
+    """A tensor on disk that has one row for each token id, along ``axis``."""
+
+    name: str
+    axis: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The vocabulary of a checkpoint: rows of its tables, tensors on disk, and the config values that hold the size.
+
+    ``tied`` says that input and output rows are one table, as the loader would decide it: by the config, and by the
+    bytes where both are stored. ``notes`` are sentences for the plan.
+    """
+
+    rows: int
+    config_paths: tuple[sk.Path, ...]
+    tensors: tuple[VocabularyTensor, ...]
+    tied: bool
+    has_output: bool
+    notes: tuple[str, ...]
+
+    def of_role(self, role: Role) -> tuple[VocabularyTensor, ...]:
+        """The tensors of one role, in the order on disk."""
+        return tuple(tensor for tensor in self.tensors if tensor.role == role)
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the others by reason."""
+
+    skeleton: sk.Skeleton
+    memory: Mapping[str, tuple[str, bool]]
+    others: Mapping[str, str]
+
+
+def account(checkpoint: Checkpoint) -> Structure:
+    """Build the skeleton and account for every tensor on disk.
+
+    Raises:
+        InputRejected: a tensor is missing, has another shape or kind of dtype than the class wants, or belongs to
+            neither the class, nor its ignore patterns, nor any other class with the same config.
+    """
+    skeleton = sk.build_skeleton(checkpoint.config)
+    info = skeleton.loading(checkpoint.tensors)
+    where = f"{checkpoint.name}: {skeleton.architecture}"
+    if info.mismatched:
+        name, found, wanted = min(info.mismatched)
+        raise InputRejected(
+            f"{where}: tensor {printable(name)!r} has shape {list(found)} on disk, the config wants {list(wanted)}"
+        )
+    if info.missing:
+        raise InputRejected(
+            f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
+            f"{_few(info.missing)}; save the checkpoint once from the class that you want to use"
+        )
+    memory = skeleton.memory_names(list(checkpoint.tensors))
+    _check_kinds(checkpoint, skeleton, memory, where)
+    others = {name: "ignored by the class" for name, (key, _) in memory.items() if key not in skeleton.shapes}
+    unexpected = [name for name in others if memory[name][0] in info.unexpected]
+    if unexpected:
+        known = _sibling_names(checkpoint, skeleton, unexpected)
+        strangers = sorted(set(unexpected) - known.keys())
+        if strangers:
+            raise InputRejected(
+                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {_few(strangers)};"
+                " remove them from the checkpoint, or name their class in config.json's architectures"
+            )
+        others |= known
+    return Structure(skeleton, memory, others)
+
+
+def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
+    """Find every tensor and config value that is indexed by the vocabulary.
+
+    Raises:
+        InputRejected: there is no input embedding, no config value governs it, or a tensor that is indexed by the
+            vocabulary is neither input table, output table nor output bias.
+    """
+    structure = structure or account(checkpoint)
+    skeleton = structure.skeleton
+    table = skeleton.embedding(INPUT)
+    if table is None:
+        raise InputRejected(f"{skeleton.architecture}: has no input embedding that belongs to a vocabulary")
+    rows = int(table.weight.shape[0])
+    paths, moved = _governing_paths(checkpoint.config, skeleton, rows)
+    groups, notes = _tied_groups(checkpoint, structure, moved)
+    roles = _roles(skeleton, moved, groups)
+    tensors = [
+        VocabularyTensor(disk, moved[key], _role_on_disk(disk, roles[key], converted=converted))
+        for disk, (key, converted) in structure.memory.items()
+        if key in moved
+    ]
+    tensors += _other_tensors(checkpoint, structure, rows, {t.name: t for t in tensors})
+    _check_growable(checkpoint, tensors, rows)
+    has_output = bool(skeleton.weight_names(OUTPUT))
+    tied = has_output and not any(tensor.role == "output" for tensor in tensors)
+    order = {name: index for index, name in enumerate(checkpoint.tensors)}
+    tensors.sort(key=lambda tensor: order[tensor.name])
+    return Vocabulary(rows, paths, tuple(tensors), tied, has_output, tuple(notes))
+
+
+def _few(names: Any, limit: int = 4) -> str:
+    ordered = sorted(names)
+    shown = ", ".join(printable(name) for name in ordered[:limit])
+    return shown if len(ordered) <= limit else f"{shown}, … ({len(ordered)} in all)"
+
+
+def _check_kinds(
+    checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: Mapping[str, tuple[str, bool]], where: str
+) -> None:
+    """A header that says I32 of a float tensor has a legal shape, and loads as garbage: compare the kinds."""
+    if "quantization_config" in checkpoint.config:
+        return
+    state = skeleton.model.state_dict()
+    for disk, (key, _) in memory.items():
+        if key not in state:
+            continue
+        found, wanted = checkpoint.tensors[disk].dtype, state[key].dtype
+        if wanted.is_floating_point != (found in FLOATING):
+            raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}")
+
+
+def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, str]:
+    """Which of ``names`` stand in the state dict of another class with the same config, and in which."""
+    found: dict[str, str] = {}
+    for architecture in sk.sibling_architectures(checkpoint.config, skeleton.architecture):
+        if len(found) == len(names):
+            break
+        try:
+            sibling = sk.build_skeleton(checkpoint.config, architecture)
+        except InputRejected:
+            continue
+        for disk, (key, _) in sibling.memory_names(names).items():
+            if sibling.shapes.get(key) == checkpoint.tensors[disk].shape:
+                found.setdefault(disk, f"belongs to {architecture}")
+    return found
+
+
+def _moved(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
+    """Name -> the one axis that grew by STEP; None when tensors come and go or move otherwise."""
+    if before.keys() != after.keys():
+        return None
+    moved = {}
+    for name, old in before.items():
+        new = after[name]
+        if new == old:
+            continue
+        axes = [axis for axis, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
+        if len(old) != len(new) or len(axes) != 1 or new[axes[0]] - old[axes[0]] != STEP:
+            return None
+        moved[name] = axes[0]
+    return moved
+
+
+def _governing_paths(
+    config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int
+) -> tuple[tuple[sk.Path, ...], dict[str, int]]:
+    """The config paths that hold the vocabulary's size, and the tensors (name in memory -> axis) that they move."""
+    table = skeleton.weight_names(INPUT)
+    values = dict(sk.integer_paths(skeleton.model.config.to_dict())) | dict(sk.integer_paths(dict(config)))
+    candidates = sorted((path for path, value in values.items() if value == rows), key=_vocabulary_first)
+    effects: dict[sk.Path, dict[str, int]] = {}
+    for path in candidates:
+        moved = _effect(config, skeleton, (path,), rows)
+        if moved is not None:
+            effects[path] = moved
+            if (
+                table <= moved.keys()
+                and _vocabulary_first(path)[0] == 0
+                and skeleton.weight_names(OUTPUT) <= moved.keys()
+            ):
+                break
+    chosen = [path for path, moved in effects.items() if table & moved.keys()][:1]
+    needed = table | skeleton.weight_names(OUTPUT)
+    covered = set().union(*(effects[path].keys() for path in chosen)) if chosen else set()
+    chosen += [
+        path
+        for path, moved in effects.items()
+        if path not in chosen and needed & moved.keys() and not covered & moved.keys()
+    ]
+    named = [path for path in candidates if "vocab" in path[-1]]
+    for paths in (tuple(dict.fromkeys([*chosen, *named])), tuple(chosen), tuple(named)):
+        moved = _effect(config, skeleton, paths, rows) if paths else None
+        if moved is not None and needed <= moved.keys():
+            return paths, moved
+    raise InputRejected(
+        f"{skeleton.architecture}: no value of config.json governs the {rows} rows of its input and output embeddings"
+    )
+
+
+def _vocabulary_first(path: sk.Path) -> tuple[int, int, sk.Path]:
+    return (0 if "vocab" in path[-1] else 1, len(path), path)
+
+
+def _effect(
+    config: Mapping[str, Any], skeleton: sk.Skeleton, paths: tuple[sk.Path, ...], rows: int
+) -> dict[str, int] | None:
+    try:
+        other = sk.build_skeleton(sk.with_values(config, paths, rows + STEP), skeleton.architecture)
+    except InputRejected:
+        return None
+    return _moved(skeleton.shapes, other.shapes)
+
+
+def _tied_groups(
+    checkpoint: Checkpoint, structure: Structure, moved: Mapping[str, int]
+) -> tuple[dict[str, str], list[str]]:
+    """Name in memory -> the representative of its tied group, as the loader would tie them.
+
+    Where both sides are stored, the loader ties them only when their values are equal, so the bytes are compared.
+    """
+    groups = {name: name for name in moved}
+    notes: list[str] = []
+    disk = {key: name for name, (key, _) in structure.memory.items()}
+
+    def find(name: str) -> str:
+        while groups[name] != name:
+            name = groups[name]
+        return name
+
+    for target, origin in structure.skeleton.tied.items():
+        if target not in groups or origin not in groups:
+            continue
+        if target in disk and origin in disk:
+            left, right = checkpoint.tensors[disk[target]], checkpoint.tensors[disk[origin]]
+            if not equal_bytes(left, right):
+                notes.append(f"{disk[target]} and {disk[origin]} differ on disk, so they are not tied")
+                continue
+            notes.append(f"{disk[target]} and {disk[origin]} are stored twice with equal bytes: tied, and kept so")
+        groups[find(target)] = find(origin)
+    return {name: find(name) for name in groups}, notes
+
+
+def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
+    """Whether two stored tensors hold the same bytes; read in chunks."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
+
+
+def _roles(skeleton: sk.Skeleton, moved: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, Role | None]:
+    """Name in memory -> role. A tensor of the input's tied group is input, also where the output shares it."""
+    inputs = {groups[name] for name in skeleton.weight_names(INPUT) if name in groups}
+    outputs = {groups[name] for name in skeleton.weight_names(OUTPUT) if name in groups} - inputs
+    roles: dict[str, Role | None] = {}
+    for name, axis in moved.items():
+        shape = skeleton.shapes[name]
+        if groups[name] in inputs:
+            roles[name] = "input"
+        elif groups[name] in outputs:
+            roles[name] = "output"
+        elif math.prod(shape) == shape[axis] and skeleton.model.state_dict()[name].is_floating_point():
+            roles[name] = "output_bias"
+        else:
+            roles[name] = None
+    return roles
+
+
+def _role_on_disk(disk: str, role: Role | None, *, converted: bool) -> Role:
+    if role is None:
+        raise InputRejected(
+            f"tensor {printable(disk)!r} is indexed by the vocabulary, but is neither input table, output table nor"
+            " output bias; what a new token's row in it should be is not known"
+        )
+    if converted:
+        raise InputRejected(f"tensor {printable(disk)!r} is indexed by the vocabulary and stored in a converted form")
+    return role
+
+
+def _other_tensors(
+    checkpoint: Checkpoint, structure: Structure, rows: int, known: Mapping[str, VocabularyTensor]
+) -> list[VocabularyTensor]:
+    """Ignored and sibling tensors with one row for each id: copies of a known table share its role, others are means."""
+    found = []
+    for name in structure.others:
+        tensor = checkpoint.tensors[name]
+        if rows not in tensor.shape or tensor.dtype not in FLOATING:
+            continue
+        axis = tensor.shape.index(rows)
+        twins = [t.role for t in known.values() if equal_bytes(tensor, checkpoint.tensors[t.name])]
+        found.append(VocabularyTensor(name, axis, twins[0] if twins else "sibling"))
+    return found
+
+
+def _check_growable(checkpoint: Checkpoint, tensors: list[VocabularyTensor], rows: int) -> None:
+    for item in tensors:
+        tensor = checkpoint.tensors[item.name]
+        if tensor.dtype not in FLOATING:
+            raise InputRejected(
+                f"tensor {printable(item.name)!r} is indexed by the vocabulary and is not floating point"
+            )
+        if tensor.shape[item.axis] != rows or math.prod(tensor.shape[: item.axis]) != 1:
+            raise InputRejected(
+                f"tensor {printable(item.name)!r} of shape {list(tensor.shape)} cannot grow along axis {item.axis}"
+            )

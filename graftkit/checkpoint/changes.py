@@ -1,0 +1,81 @@
+"""The difference between two checkpoints as values: what a plan prints and what `diff` prints, by one code path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import LazyTensor, Patched, Stored
+
+Kind = Literal["equal", "patched", "computed", "added", "dropped"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorChange:
+    """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's."""
+
+    name: str
+    kind: Kind
+    dtype: str
+    old_shape: tuple[int, ...] | None
+    new_shape: tuple[int, ...] | None
+    rows: int
+    produced: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValueChange:
+    """One value of a JSON document: ``place`` is the dotted path; a missing side is None with its flag unset."""
+
+    document: str
+    place: str
+    old: object
+    new: object
+
+
+def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange, ...]:
+    """Every tensor that ``result`` does not take over from ``source`` as it is, in the order on disk."""
+    return tuple(_tensor_changes(source.tensors, result.tensors))
+
+
+def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
+    for name, tensor in new.items():
+        before = old.get(name)
+        if before is tensor or before == tensor:
+            continue
+        if isinstance(tensor, Patched):
+            yield TensorChange(
+                name, "patched", tensor.dtype, tensor.base.shape, tensor.shape, len(tensor.rows), tensor.produced_nbytes
+            )
+        else:
+            kind: Kind = "added" if before is None else "computed"
+            produced = 0 if isinstance(tensor, Stored) else tensor.nbytes
+            yield TensorChange(name, kind, tensor.dtype, before.shape if before else None, tensor.shape, 0, produced)
+    for name, tensor in old.items():
+        if name not in new:
+            yield TensorChange(name, "dropped", tensor.dtype, tensor.shape, None, 0, 0)
+
+
+def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
+    """Every value that differs between the JSON documents of two checkpoints; texts are compared whole."""
+    changes: list[ValueChange] = []
+    for name in dict.fromkeys([*source.documents, *result.documents]):
+        old, new = source.documents.get(name), result.documents.get(name)
+        if old is not new:
+            changes.extend(ValueChange(name, place, a, b) for place, a, b in _values(old, new, ""))
+    return tuple(changes)
+
+
+def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, object]]:
+    if old is new:
+        return
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in dict.fromkeys([*old, *new]):
+            yield from _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
+        for index in range(len(old), len(new)):
+            yield f"{place}[{index}]", None, new[index]
+    elif old != new or type(old) is not type(new):
+        yield place, old, new

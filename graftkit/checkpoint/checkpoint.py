@@ -1,0 +1,149 @@
+"""A checkpoint as a value: its documents, its tensors by their names on disk, and what else lies beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.documents import read_document
+from graftkit.checkpoint.files import resolve_member
+from graftkit.checkpoint.inventory import inventory
+from graftkit.checkpoint.location import Location, locate
+from graftkit.checkpoint.trust import check_config, check_root, quantization, remote_code
+from graftkit.checkpoint.weights import read_weights
+from graftkit.errors import StorageFault, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from graftkit.checkpoint.tensors import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that is opened from a folder or derived from an opened one; no weight is held in memory.
+
+    Attributes:
+        name: what was asked for, a folder or a hub id.
+        directory: the folder of the source's files.
+        revision: the commit, if the files came from the hub.
+        tensors: by name on disk, in the order of the shards and of the data in each.
+        shards: file name of each weight file, and the names of its tensors in the order of their data.
+        shard_metadata: the ``__metadata__`` of each weight file.
+        index: model.safetensors.index.json as read, or None for a single file.
+        documents: by relative path, the value of a JSON file or the text of another: what operations may edit.
+        carried: relative paths of the other files that come along byte for byte.
+        left_behind: relative paths of what does not come along, each with the reason.
+        remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
+        trust_remote_code: whether the command line allowed that code to run.
+        notes: one line for each thing that is worth reporting and no error, such as a quantization config.
+    """
+
+    name: str
+    directory: Path
+    revision: str | None
+    tensors: Mapping[str, LazyTensor]
+    shards: Mapping[str, tuple[str, ...]]
+    shard_metadata: Mapping[str, Mapping[str, str]]
+    index: Mapping[str, Any] | None
+    documents: Mapping[str, Any]
+    carried: tuple[str, ...]
+    left_behind: Mapping[str, str]
+    remote_code: tuple[str, ...] = ()
+    trust_remote_code: bool = False
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def open(cls, base_model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+        """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
+
+        Raises:
+            RecipeError: a local folder is given with a revision.
+            InputRejected: there is no such checkpoint, or it is malformed, unsafe, or has no safetensors weights.
+            StorageFault: reading or downloading failed.
+        """
+        try:
+            return cls._open(locate(base_model, revision), trust_remote_code=trust_remote_code)
+        except OSError as error:
+            raise StorageFault(f"{printable(base_model)}: cannot be read: {error.strerror or error}") from error
+
+    @classmethod
+    def _open(cls, location: Location, *, trust_remote_code: bool) -> Checkpoint:
+        directory = location.directory.resolve()
+        check_root(directory)
+        config = check_config(read_document(directory, "config.json"))
+        weights = read_weights(directory, config)
+        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
+        documents = {name: config if name == "config.json" else read_document(directory, name) for name in names}
+        return cls(
+            name=location.name,
+            directory=directory,
+            revision=location.revision,
+            tensors=MappingProxyType(dict(weights.tensors)),
+            shards=MappingProxyType(dict(weights.shards)),
+            shard_metadata=MappingProxyType(dict(weights.metadata)),
+            index=weights.index,
+            documents=MappingProxyType(documents),
+            carried=carried,
+            left_behind=MappingProxyType(left_behind),
+            remote_code=remote_code(documents),
+            trust_remote_code=trust_remote_code,
+            notes=quantization(config),
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The value of config.json, which is not to be changed in place."""
+        config: dict[str, Any] = self.documents["config.json"]
+        return config
+
+    def path_of(self, relative: str) -> Path:
+        """Return the real path of a source file, every link resolved: in the hub's cache a snapshot holds only links.
+
+        Raises:
+            InputRejected: it is not there any more, or not a file of this checkpoint.
+            StorageFault: the file system failed.
+        """
+        return resolve_member(self.directory, relative)
+
+    def with_documents(self, changes: Mapping[str, Any]) -> Checkpoint:
+        """Return this checkpoint with documents added or replaced, by relative path; None removes one.
+
+        A document that is not named stays the identical object, so that a writer can tell what was not touched.
+        """
+        documents = {**self.documents, **changes}
+        kept = {name: value for name, value in documents.items() if value is not None}
+        carried = tuple(path for path in self.carried if path not in changes)
+        return replace(self, documents=MappingProxyType(kept), carried=carried)
+
+    def with_tensors(self, changes: Mapping[str, LazyTensor | None], *, shard: str | None = None) -> Checkpoint:
+        """Return this checkpoint with tensors replaced, added or dropped, by name on disk; None drops one.
+
+        A replaced tensor keeps its shard and its place, a new one goes to the end of ``shard``, by default the last.
+        A shard without tensors disappears.
+
+        Raises:
+            KeyError: a tensor to drop, or ``shard``, does not exist.
+        """
+        dropped = {name for name, tensor in changes.items() if tensor is None}
+        unknown = sorted(dropped - self.tensors.keys())
+        target = list(self.shards)[-1] if shard is None else shard
+        if unknown or target not in self.shards:
+            raise KeyError(unknown[0] if unknown else target)
+        added = tuple(name for name, tensor in changes.items() if tensor is not None and name not in self.tensors)
+        shards = {
+            file: tuple(name for name in names if name not in dropped) + (added if file == target else ())
+            for file, names in self.shards.items()
+        }
+        shards = {file: names for file, names in shards.items() if names}
+        current = {**self.tensors, **changes}
+        tensors = {name: tensor for names in shards.values() for name in names if (tensor := current[name]) is not None}
+        metadata = {file: self.shard_metadata[file] for file in shards}
+        return replace(
+            self,
+            tensors=MappingProxyType(tensors),
+            shards=MappingProxyType(shards),
+            shard_metadata=MappingProxyType(metadata),
+        )

@@ -1,0 +1,103 @@
+"""The documents that operations may edit: JSON files and texts, parsed strictly, written as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.files import read_bounded
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: What operations may read and replace, by relative path; whatever else comes along does so byte for byte.
+DOCUMENTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "README.md",
+)
+
+#: Largest document that is read, in bytes. Tokenizers of 262,144 tokens have some 35 MB; nothing else comes near 8 MiB.
+MAX_DOCUMENT_BYTES = 8 * 2**20
+MAX_TOKENIZER_BYTES = 256 * 2**20
+
+_MAX_DEPTH = 64
+
+
+def read_document(directory: Path, name: str) -> object:
+    """Return the document ``name`` of ``directory``: the parsed value of a JSON file, the text of any other.
+
+    Raises:
+        InputRejected: the file is too large, not UTF-8, not JSON, nested too deeply, or holds a key twice.
+        StorageFault: the file system failed.
+    """
+    limit = MAX_TOKENIZER_BYTES if name == "tokenizer.json" else MAX_DOCUMENT_BYTES
+    raw = read_bounded(directory, name, limit)
+    return decode_json(raw, name) if name.endswith(".json") else _decode_text(raw, name)
+
+
+def decode_json(raw: bytes, name: str) -> object:
+    """Return the value of the JSON text ``raw``; NaN and Infinity, which transformers writes, are kept.
+
+    Raises:
+        InputRejected: it is not UTF-8, not JSON, nested too deeply, or holds a key twice.
+    """
+    shown = printable(name)
+    text = _decode_text(raw, name)
+    try:
+        value = json.loads(text, object_pairs_hook=_distinct)
+    except json.JSONDecodeError as error:
+        raise InputRejected(f"{shown}:{error.lineno}:{error.colno}: is not JSON: {printable(error.msg)}") from error
+    except ValueError as error:
+        raise InputRejected(f"{shown}: {printable(error)}") from error
+    except RecursionError as error:
+        raise InputRejected(f"{shown}: is nested more than {_MAX_DEPTH} levels deep") from error
+    if _depth(value) > _MAX_DEPTH:
+        raise InputRejected(f"{shown}: is nested more than {_MAX_DEPTH} levels deep")
+    return value
+
+
+def encode_document(value: object) -> bytes:
+    """Return the bytes of a document: a text as it is, any other value as JSON in transformers' layout."""
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold only as an escape
+        return (json.dumps(value, indent=2) + "\n").encode("ascii")
+
+
+def _decode_text(raw: bytes, name: str) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputRejected(f"{printable(name)}: is not UTF-8 text at byte {error.start}") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key '{twice}' stands twice in one object")
+    return found
+
+
+def _depth(value: object) -> int:
+    """Return the depth of nested containers, level by level: the value may be as deep as the parser goes."""
+    depth, level = 0, [value]
+    while level := [part for part in level if isinstance(part, (dict, list))]:
+        depth += 1
+        level = list(chain.from_iterable(part.values() if isinstance(part, dict) else part for part in level))
+    return depth

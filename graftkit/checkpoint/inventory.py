@@ -1,0 +1,110 @@
+"""Which files of a checkpoint's folder come along, and which stay behind and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.documents import DOCUMENTS, MAX_DOCUMENT_BYTES, decode_json
+from graftkit.checkpoint.files import is_plain_relative, read_bounded, resolve_member
+from graftkit.checkpoint.weights import INDEX, PICKLES
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: File name endings of weights in other formats. They would hold the old weights, so they never come along.
+OTHER_FORMATS = (*PICKLES, ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".mlmodel", ".npz")
+#: Folders of a hub repository that hold the model once more, in another format.
+OTHER_FOLDERS = ("onnx", "openvino", "original", "coreml", "gguf")
+#: Folders that belong to the tokenizer; those of sentence-transformers' modules are named in modules.json.
+_TEMPLATES = "additional_chat_templates"
+_MODULES = "modules.json"
+_OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
+
+
+def inventory(directory: Path, shards: Mapping[str, Any], superseded: Mapping[str, str]) -> tuple[
+    tuple[str, ...], tuple[str, ...], dict[str, str]
+]:  # fmt: skip
+    """Return the documents, the files that come along byte for byte, and what stays behind with the reason.
+
+    Paths are relative to ``directory``, with ``/``; a folder that stays behind is named once, with a ``/`` at the end.
+
+    Raises:
+        InputRejected: a file that would come along is no regular file or a link that leaves the checkpoint, or
+            modules.json is malformed.
+        StorageFault: the file system failed.
+    """
+    carried: dict[str, None] = {}
+    left_behind = dict(superseded)
+    for path, reason in _classified(directory, {*shards, INDEX, *DOCUMENTS}):
+        if reason:
+            left_behind[path] = reason
+        else:
+            resolve_member(directory, path)
+            carried[path] = None
+    documents = tuple(name for name in DOCUMENTS if os.path.lexists(directory / name))
+    return documents, tuple(carried), left_behind
+
+
+def _classified(directory: Path, known: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield each file and folder but the ``known`` ones, with why it stays behind or an empty string."""
+    folders = {_TEMPLATES, *_module_folders(directory)}
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if Path(entry).is_dir():  # unlike the entry's own is_dir, False for a link to itself
+                if not any(f"{folder}/".startswith(f"{entry.name}/") for folder in folders):
+                    yield f"{entry.name}/", _why_folder_stays(entry.name)
+                elif entry.is_symlink():
+                    raise InputRejected(f"{entry.name}: is a link to a folder; put a copy in its place")
+            elif entry.name not in known:
+                yield entry.name, _why_file_stays(entry.name)
+    for folder in sorted(folders):
+        for path in _files_below(directory, folder):
+            yield path, "a hidden file" if any(part.startswith(".") for part in path.split("/")) else ""
+
+
+def _why_folder_stays(name: str) -> str:
+    if name.startswith("."):
+        return "a hidden folder"
+    if name in OTHER_FOLDERS:
+        return "the source's weights in another format, stale in the output"
+    return "a folder that modules.json does not name"
+
+
+def _why_file_stays(name: str) -> str:
+    lower = name.lower()
+    if name.startswith("."):
+        return "a hidden file"
+    if lower.endswith(OTHER_FORMATS) or (lower.endswith(".index.json") and name != INDEX):
+        return "the source's weights in another format, stale in the output"
+    if lower.endswith(".safetensors"):
+        return "weights that transformers does not load from this folder"
+    if name == "trainer_state.json":
+        return "the state of the training that made the source"
+    return "tells how the source was grafted; the output has its own" if name in _OWN else ""
+
+
+def _module_folders(directory: Path) -> Iterator[str]:
+    """Yield the folders of sentence-transformers' modules other than the model itself, whose path is empty."""
+    if not os.path.lexists(directory / _MODULES):
+        return
+    modules = decode_json(read_bounded(directory, _MODULES, MAX_DOCUMENT_BYTES), _MODULES)
+    if not isinstance(modules, list):
+        raise InputRejected(f"{_MODULES}: is not a list of modules")
+    for place, module in enumerate(modules):
+        path = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(path, str) or (path and not is_plain_relative(path.rstrip("/"))):
+            raise InputRejected(f"{_MODULES}: {place}.path: '{printable(path)}' is not a folder below this one")
+        if path.rstrip("/") and (directory / path).is_dir():
+            yield path.rstrip("/")
+
+
+def _files_below(directory: Path, folder: str) -> Iterator[str]:
+    """Yield the files below ``folder``; a link to a folder counts as a file, and is refused when it is resolved."""
+    for root, folders, files in os.walk(directory / folder):
+        folders.sort()
+        below = Path(root).relative_to(directory)
+        yield from (str(below / name) for name in sorted(files))
+        yield from (str(below / name) for name in folders if (Path(root) / name).is_symlink())

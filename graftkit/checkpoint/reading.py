@@ -1,0 +1,90 @@
+"""Reading the bytes of lazy tensors in bounded pieces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.tensors import FileRange, LazyTensor, Stored
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: How much of a tensor is held at a time. Large enough for sequential speed, small enough to stay in the caches' reach.
+CHUNK = 8 << 20
+
+
+def torch_dtype(tag: str) -> Any:
+    """The torch dtype of a safetensors tag; opaque dtypes become uint8, since only their shape is asked for."""
+    import torch
+
+    names = {
+        "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32",
+        "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+    }  # fmt: skip
+    return getattr(torch, names.get(tag, "uint8"))
+
+
+def read_range(path: os.PathLike[str], offset: int, nbytes: int) -> np.ndarray[Any, Any]:
+    """Read a byte range into one fresh, aligned uint8 array."""
+    import numpy as np
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read_fd(fd, offset, np.empty(nbytes, np.uint8), path)
+    finally:
+        os.close(fd)
+
+
+def _read_fd(fd: int, offset: int, buffer: np.ndarray[Any, Any], path: object) -> np.ndarray[Any, Any]:
+    view, done = memoryview(buffer), 0
+    while done < len(view):
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            raise InputRejected(f"{printable(path)}: the file became shorter while it was read")
+        done += count
+    return buffer
+
+
+def chunks(tensor: LazyTensor, size: int = CHUNK) -> Iterator[bytes]:
+    """Yield the bytes of a tensor in pieces of ``size`` bytes, whatever its segments are."""
+    held = bytearray()
+    for piece in _pieces(tensor, size):
+        held += piece
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)
+
+
+def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
+    for segment in tensor.segments():
+        if isinstance(segment, FileRange):
+            for start in range(0, segment.nbytes, size):
+                count = min(size, segment.nbytes - start)
+                yield memoryview(read_range(segment.path, segment.offset + start, count))
+        else:
+            yield segment.produce()
+
+
+def read_rows(tensor: Stored, axis: int, start: int, stop: int) -> Any:
+    """Rows ``start..stop`` of a stored tensor along ``axis`` (all dimensions before it are 1).
+
+    *Shape:* ``(stop - start, product of the dimensions behind axis)``, a torch tensor of the stored dtype.
+    """
+    import torch
+
+    width = tensor.nbytes // max(tensor.shape[axis], 1)
+    raw = read_range(tensor.path, tensor.offset + start * width, (stop - start) * width)
+    return torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(stop - start, -1)
+
+
+def row_chunks(tensor: Stored, axis: int, rows: int, nbytes: int = CHUNK // 2) -> Iterator[tuple[int, Any]]:
+    """Yield ``(first row, rows)`` over the first ``rows`` rows, about ``nbytes`` at a time."""
+    width = max(tensor.nbytes // max(tensor.shape[axis], 1), 1)
+    step = max(nbytes // width, 1)
+    for start in range(0, rows, step):
+        yield start, read_rows(tensor, axis, start, min(start + step, rows))

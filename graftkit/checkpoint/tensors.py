@@ -1,0 +1,154 @@
+"""Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
+
+A tensor is *stored* (a byte range of a source file), *patched* (source bytes with some rows replaced or appended) or
+*computed* (bytes made on demand). A writer only ever sees :class:`FileRange` and :class:`Produced` segments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+#: Bytes per element of each dtype of the safetensors format that fills whole bytes.
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
+    "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4,
+    "F64": 8, "I64": 8, "U64": 8, "C64": 8,
+}  # fmt: skip
+
+#: The dtypes that graftkit computes with. Every other dtype is bytes that are carried along.
+FLOATING = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """``nbytes`` bytes of ``path`` from ``offset`` on."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """``nbytes`` bytes that ``produce()`` returns when they are needed."""
+
+    nbytes: int
+    produce: Callable[[], memoryview]
+
+
+Segment = FileRange | Produced
+
+
+class LazyTensor(Protocol):
+    """What every tensor of a checkpoint offers. ``dtype`` is the safetensors tag, such as ``BF16``."""
+
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+    def segments(self) -> Iterator[Segment]:
+        """Yield the tensor's bytes in order, as ranges of source files and produced pieces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor that lies in a file: ``nbytes`` bytes at ``offset`` from the start of ``path``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    nbytes: int
+
+    def segments(self) -> Iterator[Segment]:
+        yield FileRange(self.path, self.offset, self.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor whose bytes are made on demand by ``produce``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    produce: Callable[[], memoryview]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def segments(self) -> Iterator[Segment]:
+        yield Produced(self.nbytes, self.produce)
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """``base`` with the rows ``rows`` replaced or appended; the other rows are copied and never decoded.
+
+    A row is one index of ``axis``, and every dimension before ``axis`` must be 1, so that rows are contiguous.
+    ``produce()`` returns the bytes of all rows of ``rows``, in that order.
+    """
+
+    base: Stored
+    axis: int
+    rows: tuple[int, ...]
+    size: int
+    produce: Callable[[], memoryview]
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.base.shape[: self.axis], self.size, *self.base.shape[self.axis + 1 :])
+
+    @property
+    def row_nbytes(self) -> int:
+        return math.prod(self.base.shape[self.axis + 1 :]) * ITEM_BYTES[self.dtype]
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.row_nbytes
+
+    @property
+    def produced_nbytes(self) -> int:
+        return len(self.rows) * self.row_nbytes
+
+    def segments(self) -> Iterator[Segment]:
+        width, old = self.row_nbytes, self.base.shape[self.axis]
+        position, index = 0, 0
+        while index < len(self.rows):
+            first = self.rows[index]
+            if first > position:
+                yield FileRange(self.base.path, self.base.offset + position * width, (first - position) * width)
+            stop = index + 1
+            while stop < len(self.rows) and self.rows[stop] == self.rows[stop - 1] + 1:
+                stop += 1
+            yield Produced((stop - index) * width, lambda a=index, b=stop: self.produce()[a * width : b * width])
+            position, index = self.rows[stop - 1] + 1, stop
+        if position < old:
+            yield FileRange(self.base.path, self.base.offset + position * width, (old - position) * width)
+
+
+def patch_rows(
+    base: Stored, *, axis: int, rows: tuple[int, ...], size: int, produce: Callable[[], memoryview]
+) -> Patched:
+    """Return ``base`` with ``rows`` produced anew and grown to ``size`` along ``axis``.
+
+    Raises:
+        ValueError: the rows are not ascending, leave a hole behind the old end, or are not contiguous in the file.
+    """
+    old = base.shape[axis]
+    appended = [row for row in rows if row >= old]
+    if list(rows) != sorted(set(rows)) or appended != list(range(old, size)) or size < old:
+        raise ValueError(f"rows {rows} do not grow an axis of {old} to {size}")
+    if math.prod(base.shape[:axis]) != 1:
+        raise ValueError(f"rows of axis {axis} are not contiguous in a tensor of shape {base.shape}")
+    return Patched(base, axis, rows, size, produce)

@@ -1,0 +1,13 @@
+"""Tokenizer files as values: read them, add tokens, give roles, set a chat template, all by editing JSON.
+
+Nothing goes through ``save_pretrained``, which drops files and keys. Documents are mappings from a path relative to the
+checkpoint to the parsed JSON (or the text of other files); they are never changed in place, and what does not change
+is shared with the given ones.
+"""
+
+from graftkit.checkpoint.tokenizer.additions import NewToken, add_tokens
+from graftkit.checkpoint.tokenizer.chat_template import set_chat_template
+from graftkit.checkpoint.tokenizer.files import TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
+
+__all__ = ["NewToken", "TokenizerFiles", "add_tokens", "read_tokenizer", "set_chat_template", "tokenizer_notes"]

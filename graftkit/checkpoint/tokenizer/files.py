@@ -1,0 +1,145 @@
+"""Reading a tokenizer from its files: which token has which id, which are special, and how text is split today."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.tokenizer.special import named_roles
+from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, added_entries, object_of, vocabulary_of
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from tokenizers import Tokenizer
+
+#: Files that hold a tokenizer for which transformers would build a tokenizer.json at load.
+SLOW_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tekken.json")
+SLOW_ENDINGS = (".model", ".tiktoken", ".bpe")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer as its files describe it.
+
+    Attributes:
+        ids: id of each token, of the model's vocabulary and of the added tokens.
+        tokens: token of each id.
+        model_size: number of entries of the model's own vocabulary.
+        added: the entries of ``added_tokens``, in the order of the file.
+        special: content of each named role, such as ``eos_token``, as transformers would read it.
+        document: the value of tokenizer.json.
+
+    """
+
+    ids: Mapping[str, int] = field(repr=False)
+    tokens: Mapping[int, str] = field(repr=False)
+    model_size: int
+    added: tuple[AddedEntry, ...]
+    special: Mapping[str, str]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the largest id of any token."""
+        return max(self.tokens, default=-1) + 1
+
+    @cached_property
+    def gaps(self) -> tuple[int, ...]:
+        """Ids below :attr:`size` that no token has."""
+        return tuple(index for index in range(self.size) if index not in self.tokens)
+
+    def id_of(self, token: str) -> int | None:
+        """Return the id of ``token``, or None."""
+        return self.ids.get(token)
+
+    def token_of(self, index: int) -> str | None:
+        """Return the token of id ``index``, or None."""
+        return self.tokens.get(index)
+
+    def encode(self, text: str) -> list[int]:
+        """Split ``text`` as the files say, without a post-processor, truncation, padding or dropout.
+
+        Raises:
+            InputRejected: the tokenizers library cannot read tokenizer.json.
+
+        """
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _backend(self) -> Tokenizer:
+        model = {**self.document["model"]}
+        if model.get("dropout"):
+            model["dropout"] = None
+        return backend_of({**self.document, "model": model, "truncation": None, "padding": None})
+
+
+def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = ()) -> TokenizerFiles:
+    """Read a tokenizer from the documents of a checkpoint. ``carried`` names its other files.
+
+    Raises:
+        InputRejected: there is no tokenizer.json, or a tokenizer file is malformed or contradicts itself.
+
+    """
+    if "tokenizer.json" not in documents:
+        raise InputRejected(_no_fast_tokenizer([*documents, *carried]))
+    document = object_of(documents, "tokenizer.json")
+    config = object_of(documents, "tokenizer_config.json")
+    if any(name != "tokenizer.json" for name in config.get("fast_tokenizer_files") or ()):
+        raise InputRejected(
+            "tokenizer_config.json: fast_tokenizer_files: names further tokenizer files, of which each version of"
+            " transformers picks one; keep one tokenizer.json and remove the key"
+        )
+    tokens, ids = vocabulary_of(document)
+    model_size = len(tokens)
+    added = added_entries(document)
+    for entry in added:
+        _enter(entry, ids, tokens)
+    special = named_roles(config, object_of(documents, "special_tokens_map.json"))
+    return TokenizerFiles(
+        MappingProxyType(ids), MappingProxyType(tokens), model_size, added, MappingProxyType(special), document
+    )
+
+
+def backend_of(document: Mapping[str, Any]) -> Tokenizer:
+    """Build the tokenizer of the tokenizers library from a tokenizer.json.
+
+    Raises:
+        InputRejected: the library refuses it.
+
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # the library raises plain Exception
+        raise InputRejected(
+            f"tokenizer.json: the tokenizers library cannot read it: {printable(error)}; it may need another version"
+        ) from error
+
+
+def _enter(entry: AddedEntry, ids: dict[str, int], tokens: dict[int, str]) -> None:
+    shown = printable(entry.content)
+    known = ids.setdefault(entry.content, entry.index)
+    if known != entry.index:
+        raise InputRejected(f"tokenizer.json: token {shown!r} has two ids, {known} and {entry.index}")
+    holder = tokens.setdefault(entry.index, entry.content)
+    if holder != entry.content:
+        raise InputRejected(
+            f"tokenizer.json: added_tokens: id {entry.index} is given to {shown!r}, but {printable(holder)!r} has it"
+        )
+
+
+def _no_fast_tokenizer(names: Collection[str]) -> str:
+    slow = sorted(name for name in names if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
+    if not slow:
+        return "tokenizer.json: not found; tokens cannot be added to a checkpoint without a tokenizer"
+    return (
+        f"tokenizer.json: not found, only {', '.join(map(printable, slow))}, which cannot be kept in step with new"
+        " tokens; convert it first: AutoTokenizer.from_pretrained(<model>).save_pretrained(<model>)"
+    )

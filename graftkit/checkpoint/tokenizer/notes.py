@@ -1,0 +1,44 @@
+"""What somebody who changes a tokenizer should know, although nothing is wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.tokenizer.files import SLOW_ENDINGS, SLOW_FILES, read_tokenizer
+from graftkit.checkpoint.tokenizer.roles import frame_tokens, renamed_frame
+from graftkit.checkpoint.tokenizer.vocabulary import object_of
+from graftkit.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+
+def tokenizer_notes(
+    documents: Mapping[str, Any], roles: Mapping[str, str], *, carried: Collection[str] = ()
+) -> Iterator[str]:
+    """Yield a sentence for each consequence of giving ``roles`` that the files of ``documents`` (the source's) have.
+
+    Named are post-processors that follow a role or do not, ids that generation forces, and slow tokenizer files that
+    will not know the new tokens.
+    """
+    files = read_tokenizer(documents)
+    renamed = renamed_frame(files.special, {**files.special, **roles})
+    used = frame_tokens(files.document.get("post_processor"))
+    for role, content in roles.items():
+        before = files.special.get(role)
+        if before == content or before not in used:
+            continue
+        if before in renamed:
+            yield f"the post-processor puts {printable(content)!r} where it put {printable(before)!r}"
+        else:
+            yield f"the post-processor still puts {printable(before)!r}: it plays another role beside {role}"
+    for name in ("config.json", "generation_config.json"):
+        document = object_of(documents, name)
+        for role in ("bos_token", "eos_token"):
+            forced = document.get(f"forced_{role}_id")
+            if role in roles and forced is not None and forced != files.ids.get(roles[role]):
+                yield f"{name}: forced_{role}_id still names id {printable(forced)}"
+    slow = sorted(name for name in {*documents, *carried} if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
+    if slow:
+        names = ", ".join(map(printable, slow))
+        yield f"{names}: kept as they are; whatever reads only them does not know the new tokens"

@@ -1,0 +1,105 @@
+"""What a checkpoint may not make transformers do: checked before any config class sees the config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_CODE_SELECTING = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
+
+
+def check_config(config: object) -> dict[str, Any]:
+    """Return ``config`` unless it is no config, or selects code outside transformers.
+
+    A value such as ``org/kernel`` under ``attn_implementation`` makes transformers fetch that kernel from the hub and
+    run it, with remote code switched off (CVE-2026-4372). ``attribute_map`` lets any other key stand for that
+    attribute, and gets past the check that transformers made for it.
+
+    Raises:
+        InputRejected: with the place in config.json and what to remove.
+    """
+    if not isinstance(config, dict):
+        raise InputRejected("config.json: is not a JSON object")
+    if not isinstance(config.get("model_type"), str) or not config["model_type"]:
+        raise InputRejected('config.json: has no model_type; add the one of the architecture, such as "llama"')
+    architectures = config.get("architectures")
+    if architectures is not None and not _is_names(architectures):
+        raise InputRejected("config.json: architectures: is not a list of class names")
+    for place, key, value in _items(config):
+        if key == "attribute_map":
+            raise InputRejected(f"config.json: {place}: redirects attributes of the config class; remove this key")
+        if key.startswith(_CODE_SELECTING):
+            kernel = next((text for text in _texts(value) if "/" in text or ":" in text), None)
+            if kernel is not None:
+                raise InputRejected(
+                    f"config.json: {place}: '{printable(kernel)}' names a kernel, code from the hub; remove this key"
+                )
+    return config
+
+
+def remote_code(documents: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return one line for each ``auto_map`` of the documents: code of the checkpoint that stands in for classes."""
+    return tuple(
+        f"{name}: {place}: {printable(', '.join(_texts(value)) or value)}"
+        for name, document in documents.items()
+        if name != "tokenizer.json" and isinstance(document, dict)
+        for place, key, value in _items(document)
+        if key == "auto_map" and value
+    )
+
+
+def quantization(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return one line for each quantization config; refusing it is left to the operations that compute with weights."""
+    return tuple(
+        f"config.json: {place}: {printable(value.get('quant_method', 'of no named method'))}"
+        for place, key, value in _items(config)
+        if key == "quantization_config" and isinstance(value, dict)
+    )
+
+
+def check_root(directory: Path) -> None:
+    """Refuse a root ``adapter_config.json``: transformers would load that adapter on top of the weights.
+
+    Raises:
+        InputRejected: there is one.
+    """
+    if (directory / "adapter_config.json").exists() or (directory / "adapter_config.json").is_symlink():
+        raise InputRejected(
+            "adapter_config.json: stands beside the weights, and transformers would load that adapter with them; "
+            "name the base model itself, or move the adapter to a folder of its own"
+        )
+
+
+def _items(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the printable dotted place, the key and the value of every key, however deep."""
+    waiting: list[tuple[str, Any]] = [("", config)]
+    while waiting:
+        place, value = waiting.pop()
+        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, child in children:
+            below = f"{place}.{printable(key)}" if place else printable(key)
+            if isinstance(key, str):
+                yield below, key, child
+            if isinstance(child, dict | list):
+                waiting.append((below, child))
+
+
+def _texts(value: object) -> Iterator[str]:
+    waiting: list[object] = [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            yield found
+        elif isinstance(found, dict):
+            waiting.extend(reversed(found.values()))
+        elif isinstance(found, list):
+            waiting.extend(reversed(found))
+
+
+def _is_names(found: object) -> bool:
+    return isinstance(found, list) and all(isinstance(name, str) and name.isidentifier() for name in found)

@@ -1,0 +1,130 @@
+"""The weight files of a checkpoint: which of them transformers loads, and whether headers and index agree."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.files import is_plain_name, read_bounded, resolve_member
+from graftkit.checkpoint.safetensors_header import Header, read_header
+from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from graftkit.checkpoint.tensors import Stored
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+#: File name endings of formats that can run code when they are read, or that other libraries load.
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+_MAX_INDEX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The tensors in shard order, then file order; ``superseded`` names what transformers would not load, and why."""
+
+    tensors: Mapping[str, Stored]
+    shards: Mapping[str, tuple[str, ...]]
+    metadata: Mapping[str, Mapping[str, str]]
+    index: Mapping[str, Any] | None
+    superseded: Mapping[str, str]
+
+
+def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights:
+    """Return what the headers and the index of the checkpoint in ``directory`` say; no weight is read.
+
+    As in transformers' ``from_pretrained``, ``model.safetensors`` wins over an index beside it, which is not read.
+
+    Raises:
+        InputRejected: there are no safetensors weights, or a file is malformed, or they disagree; the file is named.
+        StorageFault: the file system failed.
+    """
+    _check_explicit(directory, config)
+    if os.path.lexists(directory / SINGLE):
+        header = _header(directory, SINGLE)
+        reason = f"transformers loads {SINGLE} and does not look at this"
+        superseded = {INDEX: reason} if os.path.lexists(directory / INDEX) else {}
+        return Weights(header.tensors, {SINGLE: tuple(header.tensors)}, {SINGLE: header.metadata}, None, superseded)
+    if os.path.lexists(directory / INDEX):
+        return _sharded(directory)
+    raise InputRejected(_no_weights(directory, config))
+
+
+def _check_explicit(directory: Path, config: Mapping[str, Any]) -> None:
+    explicit = config.get("transformers_weights")
+    standard = SINGLE if os.path.lexists(directory / SINGLE) else INDEX
+    if explicit is not None and explicit != standard:
+        raise InputRejected(
+            f"config.json: transformers_weights: names '{printable(explicit)}'; "
+            f"rename the weights to {SINGLE} and remove this key"
+        )
+
+
+def _sharded(directory: Path) -> Weights:
+    index = _index(directory)
+    weight_map = index["weight_map"]
+    headers = {shard: _header(directory, shard) for shard in sorted(set(weight_map.values()))}
+    tensors: dict[str, Stored] = {}
+    homes: dict[str, str] = {}
+    for shard, header in headers.items():
+        for tensor, stored in header.tensors.items():
+            if tensor in homes:
+                raise InputRejected(f"{shard}: tensor '{printable(tensor)}': stands in {homes[tensor]} too")
+            tensors[tensor], homes[tensor] = stored, shard
+    fault = next(_disagreements(weight_map, homes), None)
+    if fault is not None:
+        raise InputRejected(fault)
+    shards = {shard: tuple(header.tensors) for shard, header in headers.items()}
+    return Weights(tensors, shards, {shard: header.metadata for shard, header in headers.items()}, index, {})
+
+
+def _index(directory: Path) -> dict[str, Any]:
+    index = decode_json(read_bounded(directory, INDEX, _MAX_INDEX_BYTES), INDEX)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(index, dict) or not isinstance(weight_map, dict) or not weight_map:
+        raise InputRejected(f"{INDEX}: has no weight_map object that maps tensor names to files")
+    if not isinstance(index.get("metadata"), dict):
+        raise InputRejected(f'{INDEX}: has no metadata object, which transformers needs; add "metadata": {{}}')
+    for tensor, shard in weight_map.items():
+        place = f"{INDEX}: weight_map: '{printable(tensor)}'"
+        if not isinstance(shard, str) or not is_plain_name(shard):
+            raise InputRejected(f"{place}: '{printable(shard)}' is not the plain name of a file beside the index")
+        if not shard.endswith(".safetensors"):
+            raise InputRejected(f"{place}: '{printable(shard)}' is not a safetensors file")
+    return index
+
+
+def _disagreements(weight_map: Mapping[str, str], homes: Mapping[str, str]) -> Iterator[str]:
+    for tensor, shard in weight_map.items():
+        found = homes.get(tensor)
+        if found != shard:
+            where = f"it is in {printable(found)}" if found else "it is in no shard"
+            yield f"{INDEX}: weight_map: '{printable(tensor)}': is not in {printable(shard)}: {where}"
+    for tensor, shard in homes.items():
+        if tensor not in weight_map:
+            yield f"{printable(shard)}: tensor '{printable(tensor)}': is not in the weight_map of {INDEX}"
+
+
+def _header(directory: Path, name: str) -> Header:
+    header = read_header(resolve_member(directory, name), shown=name)
+    if not header.tensors:
+        raise InputRejected(f"{printable(name)}: holds no tensors")
+    return header
+
+
+def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
+    where = printable(directory)
+    pickles = sorted(path.name for path in directory.iterdir() if path.name.lower().endswith(PICKLES))
+    if not pickles:
+        return f"{where}: has neither {SINGLE} nor {INDEX}; pickle weights are not read, and must be converted first"
+    loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"
+    return (
+        f"{printable(pickles[0])}: is a pickle, which can run code when read, and there are no safetensors files; "
+        f"if you trust it, convert it: {loader}.from_pretrained('{where}').save_pretrained(...)"
+    )

@@ -1,0 +1,107 @@
+"""Writing a checkpoint: clean shards are taken over whole, dirty shards are written as byte ranges and produced rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import encode_document
+from graftkit.checkpoint.safetensors_header import encode_header
+from graftkit.checkpoint.transfer import take_file, write_segments
+
+Progress = Callable[[int], None]
+
+#: Shards are independent jobs. Two at a time, so that one is copied while rows of another are computed.
+WRITERS = 2
+
+INDEX = "model.safetensors.index.json"
+
+
+def is_clean(source: Checkpoint, result: Checkpoint, shard: str) -> bool:
+    """Whether a shard of ``result`` holds just the source's tensors, so that its file can be taken over whole."""
+    names = result.shards[shard]
+    return source.shards.get(shard) == names and all(source.tensors[n] is result.tensors[n] for n in names)
+
+
+def bytes_to_write(source: Checkpoint, result: Checkpoint) -> tuple[int, int]:
+    """``(bytes of clean shards, bytes of dirty shards)``."""
+    sizes = {shard: sum(result.tensors[n].nbytes for n in names) for shard, names in result.shards.items()}
+    clean = sum(size for shard, size in sizes.items() if is_clean(source, result, shard))
+    return clean, sum(sizes.values()) - clean
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    result: Checkpoint,
+    target: Path,
+    *,
+    link: bool = False,
+    progress: Progress | None = None,
+    written: Callable[[Path], None] | None = None,
+) -> None:
+    """Write ``result`` into the empty directory ``target``; ``written`` is told of each finished weight file.
+
+    Raises:
+        OSError: writing failed; the caller discards the directory.
+    """  # fmt: skip
+
+    def job(shard: str) -> None:
+        if is_clean(source, result, shard):
+            take_file(source.path_of(shard), target / shard, link=link, progress=progress)
+        else:
+            _write_shard(result, shard, target / shard, progress)
+        if written is not None:
+            written(target / shard)
+
+    with ThreadPoolExecutor(max_workers=WRITERS) as pool:
+        for _ in pool.map(job, result.shards):
+            pass  # the first error is raised here
+    if result.index is not None:
+        (target / INDEX).write_bytes(encode_document(_index(result)))
+    for name, value in result.documents.items():
+        if name == "README.md":
+            continue  # the model card is written by the report, with the source's README as its body
+        _make_parent(target / name)
+        if name in source.documents and source.documents[name] is value:
+            take_file(source.path_of(name), target / name)
+        else:
+            (target / name).write_bytes(encode_document(value))
+    for name in result.carried:
+        _make_parent(target / name)
+        take_file(source.path_of(name), target / name)
+
+
+def _make_parent(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write_shard(result: Checkpoint, shard: str, path: Path, progress: Progress | None) -> None:
+    tensors = [(name, result.tensors[name]) for name in result.shards[shard]]
+    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        header = encode_header(entries, result.shard_metadata.get(shard, {}))
+        os.write(fd, header)
+        write_segments(fd, (segment for _, tensor in tensors for segment in tensor.segments()), progress)
+    finally:
+        os.close(fd)
+
+
+def _index(result: Checkpoint) -> Mapping[str, Any]:
+    """The source's index with the new sizes and names; every other key is kept."""
+    import math
+
+    index = dict(result.index or {})
+    metadata = dict(index.get("metadata") or {})
+    if "total_size" in metadata:
+        metadata["total_size"] = sum(tensor.nbytes for tensor in result.tensors.values())
+    if "total_parameters" in metadata:
+        metadata["total_parameters"] = sum(math.prod(tensor.shape) for tensor in result.tensors.values())
+    if metadata:
+        index["metadata"] = metadata
+    index["weight_map"] = {name: shard for shard, names in result.shards.items() for name in names}
+    return index

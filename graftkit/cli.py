@@ -1,0 +1,221 @@
+"""The command line: parse, call, print. Nothing else in graftkit prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from graftkit.errors import GraftkitError, RecipeError, printable
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise RecipeError(f"{self.prog}: {printable(message)}; see {self.prog} --help")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; every expected error is one line on standard error."""
+    debug = "--debug" in arguments
+    try:
+        options = _parser().parse_args(arguments)
+        command: Command = options.command
+        return command(options)
+    except GraftkitError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(str(error))
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        _complain(f"{printable(error.filename or 'I/O')}: {error.strerror or error}")
+        return 5
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was written")
+        return 130
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        sys.stderr.write(f"graftkit: {printable(line)}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="graftkit", description="Surgery on pretrained checkpoints, verified before it is saved.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=lambda options: _version() if options.version else _usage(parser))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, command: Command, text: str, *positionals: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        for positional in positionals:
+            sub.add_argument(positional.lower(), metavar=positional)
+        sub.add_argument("--json", action="store_true", help="print JSON")
+        sub.add_argument("--debug", action="store_true", help="print a traceback with an error")
+        sub.set_defaults(command=command)
+        return sub
+
+    def with_recipe(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        sub = add(name, command, text, "RECIPE")
+        sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as operations.0.init=mean")
+        return sub
+
+    with_recipe("validate", _validate, "check a recipe without touching a checkpoint")
+    add("schema", _schema, "print the JSON Schema of recipes, for editors")
+    plan = with_recipe("plan", _plan, "show what apply would write; reads no weights")
+    apply = with_recipe("apply", _apply, "plan, write, verify, and only then let the output appear")
+    for sub in (plan, apply):
+        sub.add_argument("--output", help="write there instead of the recipe's output")
+        sub.add_argument("-q", "--quiet", action="store_true", help="print errors only")
+        sub.add_argument("-v", "--verbose", action="store_true", help="print every changed value and tensor")
+    apply.add_argument("--dry-run", action="store_true", help="the same as plan")
+    apply.add_argument("--overwrite", action="store_true", help="replace an existing output, whole and at the end")
+    apply.add_argument("--link", action="store_true", help="hard-link unchanged shards (they share the source's bytes)")
+    inspect = add("inspect", _inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
+    inspect.add_argument("--revision", help="branch, tag or commit of a hub id")
+    inspect.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
+    add("diff", _diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
+    verify = add("verify", _verify, "check that B does what A did", "A", "B")
+    verify.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
+    return parser
+
+
+def _version() -> int:
+    from graftkit import __version__
+
+    sys.stdout.write(f"graftkit {__version__}\n")
+    return 0
+
+
+def _usage(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return 2
+
+
+def _recipe(options: argparse.Namespace) -> Any:
+    from graftkit.recipe import load_recipe
+
+    overrides = list(options.overrides)
+    if getattr(options, "output", None):
+        overrides.append(f"output={json.dumps(options.output)}")
+    return load_recipe(options.recipe, overrides)
+
+
+def _print_json(value: object) -> int:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    operations = [spec.op for spec in recipe.operations]
+    if options.json:
+        return _print_json({"valid": True, "operations": operations})
+    sys.stdout.write(f"{printable(options.recipe)}: valid: {', '.join(operations)}\n")
+    return 0
+
+
+def _schema(_: argparse.Namespace) -> int:
+    from graftkit.recipe import json_schema
+
+    return _print_json(json_schema())
+
+
+def _quiet_libraries() -> None:
+    """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _plan(options: argparse.Namespace) -> int:
+    recipe = _recipe(options)
+    _quiet_libraries()
+    from graftkit import engine
+    from graftkit.report import terminal
+
+    planned = engine.plan(recipe)
+    if options.json:
+        return _print_json(terminal.plan_json(planned))
+    if not options.quiet:
+        terminal.print_plan(planned, verbose=options.verbose)
+    return 0
+
+
+def _apply(options: argparse.Namespace) -> int:
+    if options.dry_run:
+        return _plan(options)
+    recipe = _recipe(options)
+    _quiet_libraries()
+    from pathlib import Path
+
+    from graftkit import engine
+    from graftkit.checkpoint.staging import refuse_output
+    from graftkit.report import terminal
+
+    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
+    planned = engine.plan(recipe)
+    silent = options.quiet or options.json
+    if not silent:
+        terminal.print_plan(planned, verbose=options.verbose)
+    with terminal.progress(silent=silent) as progress:
+        report = engine.execute(planned, overwrite=options.overwrite, link=options.link, progress=progress)
+    if options.json:
+        return _print_json(report.to_json())
+    if not silent:
+        terminal.print_report(report)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit.inspection import inspect
+    from graftkit.report import terminal
+
+    found = inspect(options.model, revision=options.revision, nonfinite=options.nonfinite)
+    if options.json:
+        return _print_json(dataclasses.asdict(found))
+    terminal.print_inspection(found)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit.compare import diff
+    from graftkit.report import terminal
+
+    found = diff(options.a, options.b)
+    if options.json:
+        return _print_json(dataclasses.asdict(found))
+    terminal.print_difference(found)
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit.compare import verify
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import terminal
+
+    found = verify(options.a, options.b, outputs=not options.no_outputs)
+    if options.json:
+        _print_json({**dataclasses.asdict(found), "failures": found.failures})
+    else:
+        terminal.print_verification(found)
+    return VerificationFailed.exit_code if found.failures else 0

@@ -1,0 +1,200 @@
+"""Plan and apply: the one way of a recipe through graftkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.vocabulary import account
+from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.staging import Staging, refuse_output, require_space
+from graftkit.checkpoint.write import bytes_to_write, write_checkpoint
+from graftkit.errors import InputRejected, VerificationFailed
+from graftkit.operations import IMPLEMENTATIONS, Outcome
+from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.report.report import Report, write_report
+from graftkit.verify.outputs import OutputsReport, compare_outputs
+from graftkit.verify.promises import Promise, weakest
+from graftkit.verify.structural import LedgerEntry, check_structure
+from graftkit.verify.tokenization import TokenizationReport, check_tokenization
+
+#: ``(what is being done, bytes or share done, bytes or share in all)``.
+Progress = Callable[[str, float, float], None]
+
+#: Room for tokenizer, config, report and file system overhead, beside the tensors.
+SPARE_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `apply` would write, computed from headers, config and tokenizer alone."""
+
+    recipe: Recipe
+    source: Checkpoint
+    result: Checkpoint
+    outcomes: tuple[Outcome, ...]
+    promise: Promise
+
+    @property
+    def tensors(self) -> tuple[TensorChange, ...]:
+        """Every tensor that is not taken over as it is."""
+        return tensor_changes(self.source, self.result)
+
+    @property
+    def values(self) -> tuple[ValueChange, ...]:
+        """Every value that changes in config, generation config and tokenizer files."""
+        return document_changes(self.source, self.result)
+
+    @property
+    def bytes_taken_over(self) -> int:
+        """Bytes of shards that are taken over whole."""
+        return bytes_to_write(self.source, self.result)[0]
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of shards that are written anew; unchanged tensors in them are copied as byte ranges."""
+        return bytes_to_write(self.source, self.result)[1]
+
+    @property
+    def new_tokens(self) -> Mapping[str, int]:
+        """Content of each new token -> its id."""
+        return {t: i for o in self.outcomes if o.vocabulary for t, i in o.vocabulary.new_tokens.items()}
+
+
+def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    return load_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
+
+
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
+    """Plan a recipe: read headers, config and tokenizer, no weights.
+
+    Raises:
+        RecipeError: the recipe is wrong, or asks for what this checkpoint has no place for.
+        InputRejected: the checkpoint cannot be operated on.
+    """
+    recipe = _as_recipe(recipe)
+    source = result = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    outcomes = []
+    for place, spec in enumerate(recipe.operations):
+        outcome = IMPLEMENTATIONS[spec.op](spec, result, seed=recipe.seed, place=place)
+        result = outcome.checkpoint
+        outcomes.append(outcome)
+    _check_result(result)
+    return Plan(recipe, source, result, tuple(outcomes), weakest([outcome.promise for outcome in outcomes]))
+
+
+def _check_result(result: Checkpoint) -> None:
+    """A skeleton built from the new config must have exactly the shapes of the result."""
+    try:
+        account(result)
+    except InputRejected as error:
+        raise InputRejected(f"the planned result would not load: {error}") from error
+
+
+def apply(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Plan, write into a staging directory, read it back, verify, and only then let the output appear.
+
+    Raises:
+        VerificationFailed: the written checkpoint does not keep its promise; nothing was committed.
+        GraftkitError: see :mod:`graftkit.errors`; but for CommittedWithWarning, nothing was committed.
+    """
+    return execute(plan(recipe), overwrite=overwrite, link=link, progress=progress)
+
+
+def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progress: Progress | None = None) -> Report:
+    """Write exactly ``planned``; see :func:`apply`."""
+    output = Path(planned.recipe.output)
+    total = planned.bytes_taken_over + planned.bytes_written
+    refuse_output(output, source=planned.source.directory, overwrite=overwrite)
+    require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
+    with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
+        write_checkpoint(
+            planned.source, planned.result, staging.path, link=link, progress=_counter(progress, "write", total),
+            written=staging.written,
+        )  # fmt: skip
+        ledger = check_structure(
+            planned.result,
+            staging.path,
+            allow_nonfinite=planned.recipe.allow_nonfinite,
+            progress=_counter(progress, "compare with the source", total),
+        )
+        tokenization = _check_tokenization(planned, staging.path)
+        outputs = _check_outputs(planned, staging.path, progress)
+        report = _report(planned, ledger, tokenization, outputs)
+        write_report(report, planned, staging.path)
+        staging.commit()
+    return report
+
+
+def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
+    if progress is None:
+        return None
+    done = 0
+
+    def count(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(what, done, total)
+
+    return count
+
+
+def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport, ...]:
+    reports = []
+    for outcome in planned.outcomes:
+        if outcome.vocabulary is None:
+            continue
+        found = check_tokenization(
+            planned.source.directory,
+            staged,
+            new=outcome.vocabulary.new_tokens,
+            special=outcome.vocabulary.special,
+            chat_template_changed=outcome.vocabulary.chat_template_changed,
+        )
+        _raise_first(found.failures)
+        reports.append(found)
+    return tuple(reports)
+
+
+def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
+    if not planned.recipe.verify.outputs:
+        return None
+    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    found = compare_outputs(
+        planned.source.directory,
+        staged,
+        vocabulary=vocabulary.change if vocabulary else None,
+        kl=vocabulary.kl() if vocabulary else None,
+        seed=planned.recipe.seed,
+        progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+    )
+    _raise_first(found.failures)
+    return found
+
+
+def _raise_first(failures: Sequence[str]) -> None:
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise VerificationFailed(f"{failures[0]}{more}; nothing was written")
+
+
+def _report(
+    planned: Plan,
+    ledger: tuple[LedgerEntry, ...],
+    tokenization: tuple[TokenizationReport, ...],
+    outputs: OutputsReport | None,
+) -> Report:
+    figures = {
+        f"operations.{place}.{planned.recipe.operations[place].op}": dict(outcome.figures())
+        for place, outcome in enumerate(planned.outcomes)
+    }
+    return Report(planned, ledger, tokenization, outputs, figures)

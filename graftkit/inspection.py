@@ -1,0 +1,149 @@
+"""`inspect`: what a checkpoint is, what its vocabulary looks like, and where its special tokens disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture.vocabulary import account, find_vocabulary
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import CHUNK, read_range, row_chunks
+from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
+from graftkit.errors import InputRejected
+from graftkit.initializers.statistics import TableStatistics, table_statistics
+from graftkit.verify.structural import EXPONENTS
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class TableInspection:
+    """One vocabulary tensor: its role, and which of its tokenized rows were never trained."""
+
+    name: str
+    role: str
+    dtype: str
+    shape: tuple[int, ...]
+    zero: int
+    near_zero: int
+    duplicates: int
+    live: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `graftkit inspect` prints. ``nonfinite`` is None when it was not asked for."""
+
+    name: str
+    architecture: str
+    model_type: str
+    parameters: int
+    nbytes: int
+    dtypes: Mapping[str, int]
+    shards: int
+    rows: int
+    tokens: int
+    padding_rows: int
+    tied: bool
+    config_paths: tuple[str, ...]
+    tables: tuple[TableInspection, ...]
+    special: Mapping[str, str]
+    findings: tuple[str, ...]
+    nonfinite: tuple[str, ...] | None
+
+
+def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
+    """Inspect a checkpoint; reads the vocabulary's tables, and every tensor when ``nonfinite`` is asked for.
+
+    Raises:
+        InputRejected: it cannot be opened, or its vocabulary cannot be found.
+    """
+    checkpoint = Checkpoint.open(model, revision=revision)
+    structure = account(checkpoint)
+    vocabulary = find_vocabulary(checkpoint, structure)
+    tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
+    dtypes: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+    return Inspection(
+        name=model,
+        architecture=structure.skeleton.architecture,
+        model_type=str(checkpoint.config["model_type"]),
+        parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        dtypes=dtypes,
+        shards=len(checkpoint.shards),
+        rows=vocabulary.rows,
+        tokens=tokenizer.size,
+        padding_rows=max(vocabulary.rows - tokenizer.size, 0),
+        tied=vocabulary.tied,
+        config_paths=tuple(".".join(path) for path in vocabulary.config_paths),
+        tables=tuple(
+            _table(checkpoint, item.name, item.role, item.axis, min(tokenizer.size, vocabulary.rows))
+            for item in vocabulary.tensors
+        ),
+        special=dict(tokenizer.special),
+        findings=tuple(special_token_findings(checkpoint.documents, tokenizer)),
+        nonfinite=tuple(_nonfinite(checkpoint)) if nonfinite else None,
+    )
+
+
+def _table(checkpoint: Checkpoint, name: str, role: str, axis: int, tokens: int) -> TableInspection:
+    tensor = checkpoint.tensors[name]
+    if not isinstance(tensor, Stored):
+        raise InputRejected(f"tensor {name!r} is not stored")
+    found = None
+    if math.prod(tensor.shape) > tensor.shape[axis]:
+        found = table_statistics(lambda: row_chunks(tensor, axis, tokens), tokens)
+    return TableInspection(name, role, tensor.dtype, tensor.shape, *_counts(found, tokens))
+
+
+def _counts(found: TableStatistics | None, tokens: int) -> tuple[int, int, int, int]:
+    if found is None:
+        return 0, 0, 0, tokens
+    return found.zero, found.small, found.duplicates, tokens - found.zero - found.small - found.duplicates
+
+
+def special_token_findings(documents: Mapping[str, Any], tokenizer: TokenizerFiles) -> Iterator[str]:
+    """Yield a sentence for each disagreement about special tokens between tokenizer, config and generation_config."""
+    special = {role: tokenizer.id_of(content) for role, content in tokenizer.special.items()}
+    if special.get("pad_token") is None:
+        yield "the tokenizer has no pad token: batches cannot be padded; give it one with roles: {pad_token: ...}"
+    elif special["pad_token"] == special.get("eos_token"):
+        yield "pad_token is eos_token: a collator that masks padding hides the end of text from the loss"
+    for content, index in ((tokenizer.special[role], index) for role, index in special.items()):
+        if index is None:
+            yield f"the tokenizer names {content!r} as a special token, but has no id for it"
+    for file, place, values in _id_places(documents):
+        for role in ROLES:
+            found = values.get(f"{role}_id")
+            wanted = special.get(role)
+            if found is None or wanted is None:
+                continue
+            ids = found if isinstance(found, list) else [found]
+            if wanted not in ids:
+                yield f"{file}: {place}{role}_id is {found}, the tokenizer's {role} is id {wanted}"
+
+
+def _id_places(documents: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    for file in ("config.json", "generation_config.json"):
+        values = documents.get(file, {})
+        yield file, "", values
+        for key, inner in values.items():
+            if key in ("text_config", "decoder", "encoder") and isinstance(inner, dict):
+                yield file, f"{key}.", inner
+
+
+def _nonfinite(checkpoint: Checkpoint) -> Iterator[str]:
+    for name, tensor in checkpoint.tensors.items():
+        if not isinstance(tensor, Stored) or tensor.dtype not in EXPONENTS:
+            continue
+        word, mask = EXPONENTS[tensor.dtype]
+        for start in range(0, tensor.nbytes, CHUNK):
+            values = read_range(tensor.path, tensor.offset + start, min(CHUNK, tensor.nbytes - start)).view(word)
+            if ((values & values.dtype.type(mask)) == mask).any():
+                yield name
+                break

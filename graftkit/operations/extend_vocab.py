@@ -1,0 +1,159 @@
+"""extend_vocab: new tokens, roles and a chat template, with well-initialised rows for every new id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from graftkit.architecture.skeleton import integer_paths, with_values
+from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import LazyTensor, Stored, patch_rows
+from graftkit.checkpoint.tokenizer import NewToken, TokenizerFiles, add_tokens, read_tokenizer, set_chat_template
+from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
+from graftkit.operations.base import Outcome, VocabularyOutcome
+from graftkit.operations.vocabulary_rows import NewRow, RowMaker
+from graftkit.recipe import ExtendVocab, Mean
+from graftkit.verify.promises import Promise, PromiseClass
+from graftkit.verify.vocabulary import VocabularyChange
+
+
+def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place: int) -> Outcome:
+    """Add tokens to the tokenizer and rows to every tensor that is indexed by the vocabulary.
+
+    Padding rows are taken first and initialised; the table never shrinks.
+
+    Raises:
+        InputRejected: the checkpoint's vocabulary cannot be extended, and why.
+        RecipeError: the recipe asks for something that this checkpoint has no place for.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise InputRejected(
+            f"{checkpoint.name}: config.json has a quantization_config; extend_vocab needs plain weights"
+        )
+    vocabulary = find_vocabulary(checkpoint)
+    tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
+    if tokenizer.size > vocabulary.rows:
+        raise InputRejected(
+            f"{checkpoint.name}: the tokenizer has ids up to {tokenizer.size - 1}, the embedding {vocabulary.rows} rows"
+        )
+    _check_output_init(spec, vocabulary)
+    wanted = _wanted_tokens(spec, tokenizer)
+    documents, ids = add_tokens(checkpoint.documents, wanted, dict(spec.roles))
+    if spec.chat_template is not None:
+        documents = documents | set_chat_template({**checkpoint.documents, **documents}, _template_text(spec))
+    needed = max([vocabulary.rows, *(index + 1 for index in ids.values())])
+    multiple = spec.pad_to_multiple_of or 1
+    size = -(-needed // multiple) * multiple
+    _check_named_ids(checkpoint, spec, ids)
+    rows = _new_rows(spec, ids, range(needed, size), tokenizer)
+    if size != vocabulary.rows:
+        documents["config.json"] = with_values(
+            documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
+        )
+    maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (seed, place))
+    result = checkpoint.with_documents(documents).with_tensors(dict(_patched(checkpoint, vocabulary, maker, size)))
+    change = VocabularyChange(vocabulary.rows, size, tokenizer.size, maker.ids)
+    outcome = VocabularyOutcome(
+        change,
+        ids,
+        frozenset(token.content for token in wanted if token.special),
+        spec.chat_template is not None,
+        maker.kl_promise,
+    )
+    notes = (*vocabulary.notes, *_notes(vocabulary, tokenizer.size, size, ids))
+    return Outcome(result, _promise(vocabulary), notes, outcome, maker.figures)
+
+
+def _patched(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, maker: RowMaker, size: int
+) -> Iterator[tuple[str, LazyTensor]]:
+    if not maker.ids:
+        return
+    for item in vocabulary.tensors:
+        base = checkpoint.tensors[item.name]
+        if not isinstance(base, Stored):
+            raise RecipeError("operations: only one extend_vocab in a recipe; put all tokens into it")
+        produce = maker.producer(item)
+        yield item.name, patch_rows(base, axis=item.axis, rows=maker.ids, size=size, produce=produce)
+
+
+def _wanted_tokens(spec: ExtendVocab, tokenizer: TokenizerFiles) -> list[NewToken]:
+    """The tokens to add, in the order that gives them their ids: plain, special, then roles that nothing names yet."""
+    wanted = [
+        NewToken(t.content, special=special, lstrip=t.lstrip, rstrip=t.rstrip, single_word=t.single_word,
+                 normalized=t.normalized)
+        for tokens, special in ((spec.tokens, False), (spec.special_tokens, True))
+        for t in tokens
+    ]  # fmt: skip
+    named = {token.content for token in wanted}
+    missing = (c for c in dict.fromkeys(spec.roles.values()) if c not in named and tokenizer.id_of(c) is None)
+    wanted.extend(NewToken(content, special=True) for content in missing)
+    return wanted
+
+
+def _check_output_init(spec: ExtendVocab, vocabulary: Vocabulary) -> None:
+    given = spec.output_init is not None or any(t.output_init is not None for t in (*spec.tokens, *spec.special_tokens))
+    if given and not vocabulary.of_role("output"):
+        why = "its input and output rows are tied" if vocabulary.tied else "it has no output embedding"
+        raise RecipeError(f"operations: extend_vocab: output_init has no meaning for this checkpoint: {why}")
+
+
+def _template_text(spec: ExtendVocab) -> str:
+    template = spec.chat_template
+    if isinstance(template, str):
+        return template
+    try:
+        with open(template.file, encoding="utf-8") as file:  # type: ignore[union-attr]
+            return file.read()
+    except OSError as error:
+        raise StorageFault(f"{printable(template.file)}: {error.strerror}") from error  # type: ignore[union-attr]
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{printable(template.file)}: is not UTF-8 text") from error  # type: ignore[union-attr]
+
+
+def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int]) -> None:
+    """A padding row that a config names as somebody's token id is not free to be taken."""
+    by_id = {index: content for content, index in ids.items()}
+    for file in ("config.json", "generation_config.json"):
+        for path, value in integer_paths(checkpoint.documents.get(file, {})):
+            if value not in by_id or not re.search(r"_token_(id|index)$", path[-1]):
+                continue
+            role = path[-1].removesuffix("_id")
+            if spec.roles.get(role) != by_id[value]:  # type: ignore[call-overload]
+                raise InputRejected(
+                    f"{file}: {'.'.join(path)} names id {value}, which no token has and {by_id[value]!r} would take;"
+                    f" give that id its token first (roles: {{{role}: ...}})"
+                )
+
+
+def _new_rows(spec: ExtendVocab, ids: Mapping[str, int], padding: range, tokenizer: TokenizerFiles) -> Iterator[NewRow]:
+    specs = {token.content: token for token in (*spec.tokens, *spec.special_tokens)}
+    for content, index in ids.items():
+        token = specs.get(content)
+        scheme = (token.init if token else None) or spec.init
+        output = (token.output_init if token else None) or spec.output_init
+        yield NewRow.of(index, content, scheme, output or Mean(), tokenizer)
+    for index in padding:
+        yield NewRow.of(index, None, Mean(), Mean(), tokenizer)
+
+
+def _promise(vocabulary: Vocabulary) -> Promise:
+    observable = "hidden states and logits over the old ids" if vocabulary.has_output else "hidden states"
+    return Promise(
+        PromiseClass.BITWISE,
+        observable,
+        "sequences of old token ids",
+        ("a kernel may round logits differently when the table's shape changed: then within the stated tolerance",),
+    )
+
+
+def _notes(vocabulary: Vocabulary, live: int, size: int, ids: Mapping[str, int]) -> Iterator[str]:
+    taken = sum(index < vocabulary.rows for index in ids.values())
+    spare = vocabulary.rows - live
+    if spare:
+        yield f"{spare} padding rows behind the tokenizer's {live} ids; {taken} of them are taken"
+    if size > vocabulary.rows:
+        yield f"the table grows from {vocabulary.rows} to {size} rows"
+    if vocabulary.has_output:
+        yield "input and output rows are tied: one row does both jobs" if vocabulary.tied else "untied output table"

@@ -1,0 +1,35 @@
+"""YAML text -> frozen values. Needs pydantic and yaml only.
+
+:func:`load_recipe` reads a file, :func:`parse_recipe` a mapping; :func:`dump_recipe` and :func:`json_schema` write.
+"""
+
+from graftkit.recipe.dump import dump_recipe
+from graftkit.recipe.extend_vocab import ChatTemplateFile, ExtendVocab, TokenSpec
+from graftkit.recipe.load import load_recipe, parse_recipe
+from graftkit.recipe.operations import Operation
+from graftkit.recipe.recipe import Recipe, VerifyOptions
+from graftkit.recipe.schema import json_schema
+from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
+from graftkit.recipe.spec import Spec
+
+__all__ = [
+    "ChatTemplateFile",
+    "Copy",
+    "Describe",
+    "ExtendVocab",
+    "Mean",
+    "MeanCov",
+    "Normal",
+    "Operation",
+    "Recipe",
+    "Scheme",
+    "Spec",
+    "SubwordMean",
+    "TokenSpec",
+    "VerifyOptions",
+    "Zeros",
+    "dump_recipe",
+    "json_schema",
+    "load_recipe",
+    "parse_recipe",
+]

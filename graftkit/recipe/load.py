@@ -1,0 +1,80 @@
+"""From a file, or from values of a library user, to a recipe."""
+
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from graftkit.errors import RecipeError, printable
+from graftkit.recipe.messages import note_errors
+from graftkit.recipe.overrides import apply_overrides
+from graftkit.recipe.problems import Document, Place
+from graftkit.recipe.recipe import Recipe
+from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, parse_yaml
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read the recipe at ``path`` with ``overrides`` such as ``operations.0.init=mean`` (a number counts in a list).
+
+    Raises:
+        RecipeError: all problems at once, in line order, those of overrides last; each names file and line.
+    """
+    document = parse_yaml(_read(path), lambda line: Place(f"{path}:{line}", (0, line)))
+    if document.data is None:
+        raise RecipeError(f"{printable(path)}: is empty; a recipe begins with version: 1")
+    apply_overrides(list(overrides), document)
+    return _validated(document)
+
+
+def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:
+    """Return the recipe that ``data`` describes: a mapping as a YAML file holds it, where specs may stand for mappings.
+
+    Raises:
+        RecipeError: all problems at once, in the order of the fields.
+    """
+    if isinstance(data, Recipe):
+        return data
+    return _validated(Document(_plain_containers(data, MAX_DEPTH)))
+
+
+def _validated(document: Document) -> Recipe:
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(document.data)
+    except ValidationError as error:
+        note_errors(error, document)
+    if recipe is None or document.problems:
+        raise RecipeError(document.lines())
+    return recipe
+
+
+def _plain_containers(value: object, depth: int) -> object:
+    """``value`` with every mapping as a dict, so that only dicts and lists need to be told apart."""
+    if not depth:
+        raise RecipeError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        return {key: _plain_containers(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_containers(item, depth - 1) for item in value]
+    return value
+
+
+def _read(path: str | Path) -> str:
+    """The text of the regular file at ``path``, at most a little more than a recipe may hold."""
+    name = printable(path)
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise RecipeError(f"{name}: is not a regular file")
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"{name}: cannot be read: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{name}: larger than {MAX_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{name}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02X})") from error

@@ -1,0 +1,126 @@
+"""Pydantic's errors in plain sentences, one for each type of error."""
+
+import re
+from collections.abc import Callable
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from graftkit.recipe.choice import BRANCH
+from graftkit.recipe.problems import Document
+from graftkit.recipe.spec import OWN, Path
+from graftkit.recipe.wording import found, shown, unknown
+
+#: Turns an error and the plain scalar that was written (None for all else) into a sentence.
+Sentence = Callable[[ErrorDetails, str | None], str]
+
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]+)(\.[0-9]*)?[eE]([-+]?)([0-9]+)")
+
+
+def note_errors(error: ValidationError, document: Document) -> None:
+    """Add every problem that ``error`` holds to ``document``."""
+    for details in error.errors(include_url=False):
+        path = _written_path(details["loc"], document.data)
+        written = document.places[path].text if path in document.places else None
+        sentence = SENTENCES.get(details["type"], _fallback)
+        document.add(path, sentence(details, written))
+
+
+def _written_path(location: Path, data: object) -> Path:
+    """``location`` without what pydantic adds to it, and no deeper than what was written, save for a missing field."""
+    path: Path = ()
+    for step in location:
+        if isinstance(step, str) and step.startswith(BRANCH):
+            continue
+        if isinstance(data, dict):
+            data, known = data.get(step), step in data
+        elif isinstance(data, list | tuple) and isinstance(step, int) and step < len(data):
+            data, known = data[step], True
+        else:
+            break
+        path = (*path, step)
+        if not known:
+            break
+    return path
+
+
+def _found(kind: str) -> Sentence:
+    return lambda error, _: f"must be {kind}, found {found(error['input'])}"
+
+
+def _text(error: ErrorDetails, written: str | None) -> str:
+    value = error["input"]
+    if written is not None and isinstance(value, bool | int | float):
+        return f'must be text, but YAML reads {written} as {found(value)}; quote it: "{written}"'
+    return f"must be text, found {found(value)}"
+
+
+def _number(kind: str) -> Sentence:
+    def sentence(error: ErrorDetails, _: str | None) -> str:
+        value = error["input"]
+        if isinstance(value, str) and (match := _SCIENTIFIC.fullmatch(value)):
+            mantissa, fraction, sign, exponent = match.groups()
+            fraction = fraction if fraction and fraction != "." else ".0"
+            return f"must be {kind}, but YAML reads {value} as text; write {mantissa}{fraction}e{sign or '+'}{exponent}"
+        return f"must be {kind}, found {found(value)}{_unquote(value, _is_number)}"
+
+    return sentence
+
+
+def _boolean(error: ErrorDetails, _: str | None) -> str:
+    value = error["input"]
+    return f"must be true or false, found {found(value)}{_unquote(value, {'true', 'false'}.__contains__)}"
+
+
+def _unquote(value: object, would_do: Callable[[str], bool]) -> str:
+    return "; remove the quotes" if isinstance(value, str) and would_do(value) else ""
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?", text) is not None
+
+
+def _limit(words: str, key: str) -> Sentence:
+    return lambda error, _: f"must be {words} {error['ctx'][key]}, found {found(error['input'])}"
+
+
+def _literal(error: ErrorDetails, _: str | None) -> str:
+    known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+    if error["loc"][-1] == "[key]":
+        return unknown("unknown field", error["input"], known, all_called="the fields here are")
+    if not known:
+        return f"must be {error['ctx']['expected']}, found {found(error['input'])}"
+    if not isinstance(error["input"], str):
+        return f"must be {error['ctx']['expected']}, found {found(error['input'])}"
+    return unknown(f"unknown value {shown(error['input'])}", error["input"], known, all_called="it is one of")
+
+
+def _at_least(error: ErrorDetails, _: str | None) -> str:
+    least = error["ctx"]["min_length"]
+    return f"must hold at least {least} item{'s' if least != 1 else ''}, found {error['ctx']['actual_length']}"
+
+
+def _fallback(error: ErrorDetails, _: str | None) -> str:
+    """For constraints of specs to come that have no sentence yet; a test tells when one of today's is missing."""
+    return f"is not valid: {error['msg']}"
+
+
+SENTENCES: dict[str, Sentence] = {
+    OWN: lambda error, _: error["msg"],
+    "missing": lambda *_: "required field is missing",
+    "string_type": _text,
+    "int_type": _number("a whole number"),
+    "float_type": _number("a number"),
+    "bool_type": _boolean,
+    "finite_number": _found("a finite number"),
+    "tuple_type": _found("a list"),
+    "dict_type": _found("a mapping"),
+    "model_type": _found("a mapping"),
+    "literal_error": _literal,
+    "too_short": _at_least,
+    "greater_than": _limit("greater than", "gt"),
+    "greater_than_equal": _limit("at least", "ge"),
+    "less_than": _limit("less than", "lt"),
+    "less_than_equal": _limit("at most", "le"),
+    "invalid_key": lambda error, _: f"a key must be text, found {found(error['input'])}",
+}

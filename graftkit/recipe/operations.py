@@ -1,0 +1,12 @@
+"""The operations that a recipe can name.
+
+To add one: write its spec in a file beside this one, a :class:`~graftkit.recipe.spec.Spec` whose ``op`` is a literal with
+that literal as its default, and put the class into the union: ``ExtendVocab | ReplaceHead``.
+"""
+
+from typing import Annotated
+
+from graftkit.recipe.choice import OneOf
+from graftkit.recipe.extend_vocab import ExtendVocab
+
+Operation = Annotated[ExtendVocab, OneOf("op", "operation")]

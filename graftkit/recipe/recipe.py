@@ -1,0 +1,32 @@
+"""The recipe: what to graft onto which checkpoint, and where to."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from graftkit.recipe.fields import ListOf, PathText, Text
+from graftkit.recipe.operations import Operation
+from graftkit.recipe.spec import Spec
+
+
+class VerifyOptions(Spec):
+    """What is verified. Bytes, names and the tokenizer always are."""
+
+    outputs: Annotated[
+        bool, Field(description="Reload the result and compare its outputs; one model in memory at a time.")
+    ] = True
+
+
+class Recipe(Spec):
+    """A graftkit recipe: operations on a pretrained checkpoint, in order."""
+
+    version: Annotated[Literal[1], Field(description="The version of the recipe format.")]
+    base_model: Annotated[PathText, Field(description="The source checkpoint: a hub id or a local folder.")]
+    revision: Annotated[Text | None, Field(description="Branch, tag or commit of a hub id.")] = None
+    seed: Annotated[int, Field(ge=0, lt=2**63, description="Seeds everything that is sampled.")] = 0
+    allow_nonfinite: Annotated[bool, Field(description="Accept weights that hold NaN or infinity.")] = False
+    operations: Annotated[ListOf[Operation], Field(min_length=1, description="What to do, in this order.")]
+    verify: Annotated[VerifyOptions, Field(description="What is verified before the output appears.")] = (
+        VerifyOptions.model_construct()
+    )
+    output: Annotated[PathText, Field(description="The folder to write; it must not exist.")]

@@ -1,0 +1,50 @@
+"""The model card: front matter with ``base_model``, what was grafted, how it was verified, then the source's card."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from graftkit.errors import printable
+
+if TYPE_CHECKING:
+    from graftkit.engine import Plan
+    from graftkit.report.report import Report
+
+_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n?", re.DOTALL)
+
+
+def model_card(report: Report, plan: Plan) -> str:
+    """Return the card's Markdown; the source's front matter is kept, with ``base_model`` set to the source."""
+    source = plan.source.documents.get("README.md", "")
+    source = source if isinstance(source, str) else ""
+    front, body = split_front_matter(source)
+    front = {**front, "base_model": plan.source.name}
+    tags = [tag for tag in front.get("tags") or [] if tag != "graftkit"]
+    front["tags"] = [*tags, "graftkit"]
+    tokens = "\n".join(f"| `{_cell(token)}` | {index} |" for token, index in plan.new_tokens.items())
+    grafted = f"\n| new token | id |\n|---|---|\n{tokens}\n" if tokens else ""
+    header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(plan.source.name)}`. {report.verdict}.\n{grafted}\n"
+        f"Every tensor with its digest and every measured figure stand in `graft_report.json`;"
+        f" `graft_recipe.yaml` makes this checkpoint again.\n\n{body}"
+    )
+
+
+def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
+    """Split a card into its YAML front matter and its body; an unreadable front matter stays in the body."""
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return {}, text
+    try:
+        front = yaml.safe_load(match.group(1))
+    except yaml.YAMLError:
+        return {}, text
+    return (front, text[match.end() :]) if isinstance(front, dict) else ({}, text)
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|").replace("`", "'")

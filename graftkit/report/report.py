@@ -1,0 +1,89 @@
+"""The report of an applied recipe: what was done, what was promised, what was measured; and the files that hold it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.recipe import dump_recipe
+from graftkit.report.model_card import model_card
+from graftkit.report.snippets import trainer_snippets
+
+if TYPE_CHECKING:
+    from graftkit.engine import Plan
+    from graftkit.verify.outputs import OutputsReport
+    from graftkit.verify.structural import LedgerEntry
+    from graftkit.verify.tokenization import TokenizationReport
+
+REPORT = "graft_report.json"
+RECIPE = "graft_recipe.yaml"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """What an applied recipe did and what was measured on the directory that was written."""
+
+    plan: Plan
+    ledger: tuple[LedgerEntry, ...]
+    tokenization: tuple[TokenizationReport, ...]
+    outputs: OutputsReport | None
+    figures: Mapping[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """One line: what was verified, and what was left out."""
+        promise = self.plan.promise.sentence()
+        if self.outputs is None:
+            return (
+                f"verified: bytes and tokenizer; outputs were not compared (verify.outputs is off); promised {promise}"
+            )
+        return f"verified: {promise}"
+
+    @property
+    def snippets(self) -> str:
+        """Lines to paste into the common trainers' configs."""
+        return trainer_snippets(self.plan.recipe.output, list(self.plan.new_tokens))
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole report as JSON values."""
+        plan = self.plan
+        return {
+            "graftkit": 1,
+            "verdict": self.verdict,
+            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
+            "source": {
+                "name": plan.source.name,
+                "revision": plan.source.revision,
+                "left_behind": dict(plan.source.left_behind),
+            },
+            "versions": _versions(),
+            "recipe": dump_recipe(plan.recipe),
+            "new_tokens": dict(plan.new_tokens),
+            "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+            "figures": dict(self.figures),
+            "changes": {
+                "tensors": [dataclasses.asdict(change) for change in plan.tensors],
+                "values": [dataclasses.asdict(change) for change in plan.values],
+            },
+            "ledger": [dataclasses.asdict(entry) for entry in self.ledger],
+            "tokenization": [dataclasses.asdict(found) for found in self.tokenization],
+            "outputs": dataclasses.asdict(self.outputs) if self.outputs is not None else None,
+        }
+
+
+def _versions() -> dict[str, str]:
+    names = ("graftkit", "torch", "transformers", "tokenizers", "safetensors", "numpy")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def write_report(report: Report, plan: Plan, directory: Path) -> None:
+    """Write the model card, the resolved recipe, and last of all the report, which is the manifest."""
+    (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8")
+    (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8")
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str)
+    (directory / REPORT).write_text(text + "\n", encoding="utf-8")

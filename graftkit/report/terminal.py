@@ -1,0 +1,240 @@
+"""Plans, reports and differences as text for a terminal. Only the command line calls this."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from graftkit.errors import printable
+
+if TYPE_CHECKING:
+    from graftkit.compare import Difference, Verification
+    from graftkit.engine import Plan, Progress
+    from graftkit.inspection import Inspection
+    from graftkit.report.report import Report
+    from graftkit.verify.outputs import OutputsReport
+
+#: How many changed values and tensors a plan shows without ``--verbose``.
+SHOWN = 12
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people read them, in powers of 1000."""
+    for unit in _UNITS[:-1]:
+        if nbytes < 1000:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} {_UNITS[-1]}"
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+def _text(value: object) -> str:
+    return escape(printable(value))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON values."""
+    import dataclasses
+
+    return {
+        "base_model": plan.source.name,
+        "revision": plan.source.revision,
+        "output": plan.recipe.output,
+        "promise": plan.promise.sentence(),
+        "new_tokens": dict(plan.new_tokens),
+        "tensors": [dataclasses.asdict(change) for change in plan.tensors],
+        "values": [dataclasses.asdict(change) for change in plan.values],
+        "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+        "bytes_taken_over": plan.bytes_taken_over,
+        "bytes_written": plan.bytes_written,
+        "left_behind": dict(plan.source.left_behind),
+    }
+
+
+def print_plan(plan: Plan, *, verbose: bool) -> None:
+    """Print every change that `apply` would make."""
+    console = _console()
+    console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
+    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change")
+    for change in plan.tensors:
+        what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
+        tensors.add_row(
+            _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
+            size(change.produced), what,
+        )  # fmt: skip
+    kept = len(plan.result.tensors) - sum(change.new_shape is not None for change in plan.tensors)
+    console.print(tensors if plan.tensors else "[dim]no tensor changes[/dim]")
+    console.print(f"[dim]{kept} tensors are kept byte for byte[/dim]")
+    if plan.new_tokens:
+        tokens = _table("new tokens", "id", "token")
+        for token, index in _limited(dict(plan.new_tokens), verbose=verbose):
+            tokens.add_row(str(index), _text(token))
+        console.print(tokens)
+    values = _table("config and tokenizer", "file", "place", "before", "after")
+    changes = plan.values if verbose else plan.values[:SHOWN]
+    for value in changes:
+        values.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
+    console.print(values)
+    if len(plan.values) > len(changes):
+        console.print(f"[dim]… and {len(plan.values) - len(changes)} more (--verbose)[/dim]")
+    for outcome in plan.outcomes:
+        for note in outcome.notes:
+            console.print(f"[dim]note:[/dim] {_text(note)}")
+    for name, reason in plan.source.left_behind.items():
+        console.print(f"[dim]left behind:[/dim] {_text(name)}: {_text(reason)}")
+    console.print(f"promise    {_text(plan.promise.sentence())}")
+    console.print(
+        f"bytes      {size(plan.bytes_taken_over)} in shards taken over whole, {size(plan.bytes_written)} in shards written"
+    )
+
+
+def _limited(values: Mapping[str, int], *, verbose: bool) -> list[tuple[str, int]]:
+    items = list(values.items())
+    return items if verbose else items[: 2 * SHOWN]
+
+
+def _short(value: object, limit: int = 60) -> str:
+    if value is None:
+        return "[dim]-[/dim]"
+    text = str(value)
+    return _text(text if len(text) <= limit else f"{text[: limit - 1]}…")
+
+
+@contextlib.contextmanager
+def progress(*, silent: bool) -> Iterator[Progress | None]:
+    """A progress bar for each phase, on standard error; nothing when silent or when that is not a terminal."""
+    if silent or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield update
+
+
+def print_report(report: Report) -> None:
+    """Print what was verified, with the figures, and the lines to paste into a trainer's config."""
+    console = _console()
+    table = _table("verification", "check", "result", "figure")
+    produced = sum(entry.produced_bytes for entry in report.ledger)
+    kept = sum(entry.source_bytes for entry in report.ledger)
+    table.add_row("bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed, all finite")
+    for found in report.tokenization:
+        table.add_row("tokenizer", "passed", _text(_tokenization_figure(found)))
+    _output_rows(table.add_row, report.outputs)
+    console.print(table)
+    for found in report.tokenization:
+        for difference in found.differences:
+            console.print(f"[yellow]note:[/yellow] {_text(difference)}")
+    console.print(f"[green]{_text(report.verdict)}[/green]")
+    console.print(f"written to {_text(report.plan.recipe.output)}\n")
+    console.print(f"[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
+
+
+def _text_lines(text: str) -> str:
+    return "\n".join(_text(line) for line in text.splitlines())
+
+
+def _tokenization_figure(found: Any) -> str:
+    covered = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in dict(found.covered).items())
+    return f"{covered}; {len(found.differences)} differences shown" if found.differences else covered
+
+
+def _output_rows(add: Callable[..., None], outputs: OutputsReport | None) -> None:
+    if outputs is None:
+        add("outputs", "not checked", "verify.outputs is off")
+        return
+    for check, result, figure in outputs.rows():
+        add(_text(check), _text(result), _text(figure))
+
+
+def print_inspection(found: Inspection) -> None:
+    """Print an inspection."""
+    console = _console()
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
+    console.print(f"[bold]{_text(found.name)}[/bold]  {_text(found.architecture)} ({_text(found.model_type)})")
+    console.print(
+        f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
+    )
+    tied = "tied" if found.tied else "not tied"
+    console.print(
+        f"vocabulary  {found.tokens} tokens, {found.rows} rows ({found.padding_rows} padding), {tied},"
+        f" size in {', '.join(found.config_paths)}"
+    )
+    table = _table("vocabulary tensors", "name", "role", "dtype", "shape", "live", "zero", "near zero", "duplicates")
+    for item in found.tables:
+        counts = (item.live, item.zero, item.near_zero, item.duplicates)
+        table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
+    console.print(table)
+    for role, content in found.special.items():
+        console.print(f"{role:<11} {_text(content)}")
+    for finding in found.findings:
+        console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
+    if found.nonfinite is not None:
+        names = ", ".join(map(_text, found.nonfinite)) or "none"
+        console.print(f"tensors with NaN or infinity: {names}")
+
+
+def print_difference(found: Difference) -> None:
+    """Print what differs between two checkpoints."""
+    console = _console()
+    table = _table("tensors", "name", "change", "before", "after", "old rows changed", "max |Δ|")
+    for item in found.tensors:
+        largest = "-" if item.largest is None else f"{item.largest:.3g}"
+        table.add_row(_text(item.name), item.kind, item.old or "-", item.new or "-", str(item.rows), largest)
+    if found.tensors:
+        console.print(table)
+    console.print(f"{found.equal} tensors equal, {len(found.tensors)} not")
+    values = _table("config and tokenizer", "file", "place", "before", "after")
+    for value in found.values:
+        values.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
+    console.print(values if found.values else "config and tokenizer equal")
+
+
+def print_verification(found: Verification) -> None:
+    """Print the checks between two checkpoints."""
+    console = _console()
+    table = _table("verification", "check", "result", "figure")
+    table.add_row(
+        "bytes", "equal" if not found.difference.tensors else "changed", f"{found.difference.equal} tensors equal"
+    )
+    if found.tokenization is not None:
+        result = "failed" if found.tokenization.failures else "passed"
+        table.add_row("tokenizer", result, _text(_tokenization_figure(found.tokenization)))
+    _output_rows(table.add_row, found.outputs)
+    console.print(table)
+    for failure in found.failures:
+        console.print(f"[red]failed:[/red] {_text(failure)}")
+    if not found.failures:
+        console.print("[green]verified: B does what A did, on the old vocabulary[/green]")

@@ -1,0 +1,43 @@
+"""Promises: what an operation claims to preserve, stated before it runs and measured afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class PromiseClass(IntEnum):
+    """How strong a promise is; a smaller number is a stronger promise."""
+
+    BITWISE = 0
+    EXACT = 1
+    ROUNDED = 2
+    BOUNDED = 3
+    INTENTIONAL = 4
+
+    @property
+    def word(self) -> str:
+        """The name as recipes and reports write it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One operation's promise: the class, what is observed, over which inputs, and what it assumes."""
+
+    strength: PromiseClass
+    observable: str
+    domain: str
+    assumptions: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The promise in one line."""
+        text = f"{self.strength.word}: {self.observable}, for {self.domain}"
+        return f"{text}; assuming {'; '.join(self.assumptions)}" if self.assumptions else text
+
+
+def weakest(promises: list[Promise]) -> Promise:
+    """The promise of a recipe: the weakest of its operations', with the assumptions of all."""
+    worst = max(promises, key=lambda promise: promise.strength)
+    assumptions = tuple(dict.fromkeys(a for promise in promises for a in promise.assumptions))
+    return Promise(worst.strength, worst.observable, worst.domain, assumptions)

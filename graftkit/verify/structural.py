@@ -1,0 +1,151 @@
+"""The structural check: every byte of what was written is the source's, or was produced by a named operation."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import CHUNK, read_range
+from graftkit.checkpoint.tensors import FileRange, LazyTensor, Stored
+from graftkit.errors import InputRejected, VerificationFailed, printable
+
+#: Exponent bits that are all ones in an infinity or a NaN, by dtype, with the width of the word that holds them.
+EXPONENTS = {
+    "BF16": ("uint16", 0x7F80),
+    "F16": ("uint16", 0x7C00),
+    "F32": ("uint32", 0x7F80_0000),
+    "F64": ("uint64", 0x7FF0 << 48),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One tensor of the written checkpoint: where it lies, its digest, and how many of its bytes are the source's."""
+
+    name: str
+    shard: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    source_bytes: int
+    produced_bytes: int
+
+
+def check_structure(
+    planned: Checkpoint,
+    directory: Path,
+    *,
+    allow_nonfinite: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[LedgerEntry, ...]:
+    """Read the written directory back and compare it with the planned checkpoint, byte for byte.
+
+    The planned tensors name the source's byte ranges and the produced rows, so the written bytes are compared with
+    the source itself. Every float is looked at for NaN and infinity.
+
+    Raises:
+        VerificationFailed: a name, shape, dtype or byte is not what was planned, or a produced value is not finite.
+        InputRejected: the source holds a value that is not finite, and ``allow_nonfinite`` is off.
+    """
+    written = Checkpoint.open(str(directory))
+    _check_names(planned, written)
+    _check_documents(planned, written)
+    where = {name: shard for shard, names in written.shards.items() for name in names}
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        jobs = [
+            pool.submit(_check_tensor, name, tensor, written.tensors[name], where[name], allow_nonfinite, progress)
+            for name, tensor in planned.tensors.items()
+        ]
+        try:
+            return tuple(job.result() for job in jobs)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _check_names(planned: Checkpoint, written: Checkpoint) -> None:
+    if planned.tensors.keys() != written.tensors.keys():
+        names = sorted(planned.tensors.keys() ^ written.tensors.keys())
+        raise VerificationFailed(
+            f"structure: written tensors are not the planned ones: {printable(', '.join(names[:4]))}"
+        )
+    for name, tensor in planned.tensors.items():
+        found = written.tensors[name]
+        if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
+            raise VerificationFailed(
+                f"structure: tensor {printable(name)!r} was written as {found.dtype} {list(found.shape)},"
+                f" planned was {tensor.dtype} {list(tensor.shape)}"
+            )
+
+
+def _check_documents(planned: Checkpoint, written: Checkpoint) -> None:
+    for name, value in planned.documents.items():
+        if name != "README.md" and written.documents.get(name) != value:
+            raise VerificationFailed(f"structure: {printable(name)} on disk is not the planned document")
+    missing = sorted(set(planned.carried) - set(written.carried))
+    if missing:
+        raise VerificationFailed(f"structure: file {printable(missing[0])} was not carried along")
+
+
+def _check_tensor(
+    name: str, planned: LazyTensor, written: LazyTensor, shard: str, allow_nonfinite: bool,
+    progress: Callable[[int], None] | None,
+) -> LedgerEntry:  # fmt: skip
+    if not isinstance(written, Stored):
+        raise VerificationFailed(f"structure: tensor {printable(name)!r} is not stored")
+    digest, done, taken = hashlib.sha256(), 0, 0
+    for expected, from_source in _expected(planned):
+        found = read_range(written.path, written.offset + done, len(expected))
+        if not _equal(expected, found):
+            raise VerificationFailed(
+                f"structure: tensor {printable(name)!r} differs from {'the source' if from_source else 'what was computed'}"
+                f" in bytes {done}..{done + len(expected)}"
+            )
+        _check_finite(name, planned.dtype, found, done, from_source=from_source, allow=allow_nonfinite)
+        digest.update(found)
+        done += len(expected)
+        taken += len(expected) * from_source
+        if progress is not None:
+            progress(len(expected))
+    return LedgerEntry(name, shard, planned.dtype, planned.shape, digest.hexdigest(), taken, done - taken)
+
+
+def _expected(tensor: LazyTensor, size: int = CHUNK) -> Iterator[tuple[Any, bool]]:
+    """Pieces of what the tensor's bytes must be, with whether they are the source's."""
+    import numpy as np
+
+    for segment in tensor.segments():
+        if isinstance(segment, FileRange):
+            for start in range(0, segment.nbytes, size):
+                count = min(size, segment.nbytes - start)
+                yield read_range(segment.path, segment.offset + start, count), True
+        else:
+            yield np.frombuffer(segment.produce(), np.uint8), False
+
+
+def _equal(left: Any, right: Any) -> bool:
+    import numpy as np
+
+    return bool(np.array_equal(left, right))
+
+
+def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, from_source: bool, allow: bool) -> None:
+    if dtype not in EXPONENTS:
+        return
+    word, mask = EXPONENTS[dtype]
+    values = raw.view(word)
+    bad = (values & values.dtype.type(mask)) == mask
+    if not bad.any():
+        return
+    index = offset // values.itemsize + int(bad.argmax())
+    what = f"tensor {printable(name)!r} has a value that is not finite at element {index}"
+    if not from_source:
+        raise VerificationFailed(f"structure: {what}; it was computed by the recipe")
+    if not allow:
+        raise InputRejected(f"{what}; such weights give garbage silently: set allow_nonfinite: true to keep them")

@@ -1,0 +1,35 @@
+"""How a vocabulary changed, and which bound on the next-token distribution was promised with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyChange:
+    """Rows of the source's and the result's table; ids ``0..live-1`` are the old tokenizer's; ``fresh`` rows are new."""
+
+    old_rows: int
+    new_rows: int
+    live: int
+    fresh: tuple[int, ...]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The ids whose rows must be what they were."""
+        return tuple(sorted(set(range(self.old_rows)) - set(self.fresh)))
+
+
+@dataclass(frozen=True, slots=True)
+class KLPromise:
+    """The bound on KL(p_old ‖ p_new) over the kept ids, for k fresh rows.
+
+    ``mean``: every fresh output row is the mean of ``rows_averaged`` live rows, so by Jensen KL <= log(1 + k/m), whatever
+    the hidden state. ``averaged`` are the ids of those rows, None for all live ids. ``convex``: every fresh row is a
+    convex combination of old rows, so KL <= log(1 + k · max p). Both times exp of the rounding of the stored rows.
+    """
+
+    kind: Literal["mean", "convex"]
+    rows_averaged: int = 0
+    averaged: tuple[int, ...] | None = None

@@ -1,0 +1,56 @@
+import pytest
+
+from graftkit.checkpoint.tensors import FileRange, Stored, patch_rows
+
+
+def assemble(tensor, data):
+    out = b""
+    for segment in tensor.segments():
+        if isinstance(segment, FileRange):
+            out += data[segment.offset : segment.offset + segment.nbytes]
+        else:
+            assert len(segment.produce()) == segment.nbytes
+            out += bytes(segment.produce())
+    return out
+
+
+@pytest.fixture
+def stored(tmp_path):
+    data = bytes(range(64))
+    (tmp_path / "x").write_bytes(data)
+    return Stored("BF16", (8, 3), tmp_path / "x", 5, 48), data
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [((8, 9), 10), ((6, 7), 8), ((6, 7, 8), 9), ((1, 4, 8), 9), ((0,), 8), ((), 8), (tuple(range(9)), 9)],
+)
+def test_patched_bytes_are_the_old_rows_with_the_new_ones_in_place(stored, rows, size):
+    base, data = stored
+    new = bytes(200 + i for i in range(len(rows) * 6))
+    tensor = patch_rows(base, axis=0, rows=rows, size=size, produce=lambda: memoryview(new))
+    wanted = [data[5 + 6 * i : 11 + 6 * i] for i in range(8)] + [b""] * (size - 8)
+    for place, row in enumerate(rows):
+        wanted[row] = new[6 * place : 6 * place + 6]
+    assert assemble(tensor, data) == b"".join(wanted)
+    assert tensor.shape == (size, 3)
+    assert tensor.nbytes == size * 6
+    assert tensor.produced_nbytes == len(new)
+
+
+def test_a_leading_axis_of_one_grows_along_the_second(tmp_path):
+    base = Stored("F32", (1, 4), tmp_path / "x", 0, 16)
+    tensor = patch_rows(base, axis=1, rows=(4,), size=5, produce=lambda: memoryview(b"abcd"))
+    assert tensor.shape == (1, 5)
+    assert assemble(tensor, bytes(16)) == bytes(16) + b"abcd"
+
+
+@pytest.mark.parametrize(("rows", "size"), [((9,), 10), ((8,), 10), ((9, 8), 10), ((), 7), ((), 9), ((8, 8), 9)])
+def test_rows_that_leave_a_hole_or_shrink_are_refused(stored, rows, size):
+    with pytest.raises(ValueError, match="do not grow"):
+        patch_rows(stored[0], axis=0, rows=rows, size=size, produce=lambda: memoryview(b""))
+
+
+def test_rows_that_are_not_contiguous_are_refused(stored):
+    with pytest.raises(ValueError, match="not contiguous"):
+        patch_rows(stored[0], axis=1, rows=(3,), size=4, produce=lambda: memoryview(b""))

@@ -1,0 +1,197 @@
+"""A small config of any transformers config class: the defaults, with every number shrunk by what its name says it counts.
+
+There is no table of architectures. A name says what a number counts (`hidden_size`, `num_experts`, `image_token_id`) and a
+:class:`Scale` says how small that may become. Which scale a model's code can live with only the code knows, so whoever
+builds a model tries :data:`SCALES` in turn.
+"""
+
+import re
+from dataclasses import MISSING, dataclass, field, fields, replace
+
+#: Sizes of the vocabularies beside the text's. Primes, so that a table taken for another is seen by its shape.
+OTHER_VOCABULARIES = (337, 347, 349, 353, 359, 367, 373, 379, 383, 389, 397, 401)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How small a model is made, and how what its config derives is treated.
+
+    With ``derive``, values that a config computes from others are left to it; without, they are shrunk like the rest.
+    With ``fill``, sizes that the defaults leave open are given.
+    """
+
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    layers: int = 2
+    ffn: int = 96
+    experts: int = 4
+    positions: int = 128
+    window: int = 16
+    patches: int = 4
+    derive: bool = True
+    fill: bool = False
+
+    @property
+    def head(self):
+        return self.hidden // self.heads
+
+
+_PLAIN = (
+    Scale(),
+    Scale(layers=4),
+    Scale(kv_heads=4, ffn=64),
+    Scale(kv_heads=4, ffn=128, layers=4, experts=8),
+    Scale(hidden=128, heads=8, kv_heads=8, layers=4, ffn=128, experts=8, patches=8),
+    Scale(kv_heads=1, layers=8),
+)
+SCALES = tuple(replace(scale, derive=derive, fill=fill)
+               for derive, fill in ((False, False), (True, False), (False, True), (True, True)) for scale in _PLAIN)  # fmt: skip
+
+#: (pattern of the name, what it counts); the first that is found in the name decides, and a name without any is left alone.
+MEANINGS = tuple(
+    (re.compile(pattern), meaning)
+    for pattern, meaning in (
+        (r"^type_vocab|task_type_vocab|_langs$|_epsilon|kernel|stride|_start_index|_end_index|insert_layer|num_labels", "as it is"),
+        (r"vocab_size$|vocab_size_per|codebook_size$|num_embeddings$|byte_group_vocab$|vocab_size_base$", "vocabulary"),
+        (r"token_id$|token_index$|^(pad|bos|eos|unk|mask)_index$|^image_patch_id$|^im_\w+_id$", "token"),
+        (r"key_value_heads|kv_n_heads|kv_heads|query_groups", "kv_heads"),
+        (r"^n_heads?$|_heads$|attention_heads$|^attention_heads", "heads"),
+        (r"head_dim|^d_kv|^d_head|dim_head|head_size$|headdim$|d_head$|kv_channels|^rotary_dim$|head_ch_dim", "head"),
+        (r"lora_rank$|state_size$|d_state$|time_step_rank$|dt_rank$|_rank$|^d_rel$|lowrank$", "head"),
+        (r"intermediate_size|ffn_dim$|ffn_hidden|feed_forward_size|^d_ff$|^dff$|dim_ff$|mlp_dim$|d_inner|expert_dim$", "ffn"),
+        (r"^layers$|(num|encoder|decoder|n|speech|t2u|adapter|lstm|hidden|mtp)_layers?$|^depth$|_depth$|num_blocks$|n_layer", "layers"),
+        (r"experts_per_tok|moe_top_?k$|moe_k$|^top_k|topk_group$|^n_group$|expert_group$|index_topk|attention_topk", "few"),
+        (r"n_shared_experts|num_shared_experts|moe_num_shared", "few"),
+        (r"num_experts$|local_experts$|routed_experts$|zero_expert_num", "experts"),
+        (r"position_embeddings$|_positions$|max_(seq|source|target)_|^n_ctx$|model_max_length|context_length|rel_extent", "positions"),
+        (r"sliding_window$|sliding_window_size$|attention_window|chunk_size$|^window_size$|^local_attention$|attn_chunk_length", "window"),
+        (r"^image_size$|max_image_size|crop_size$|^resolution$|^img_size$|max_img_size", "image"),
+        (r"hidden_size|^d_model$|^n_embd$|embed_dim$|embedding_size$|emb_dim$|embedding_dim$|emb_size$|^dim$|hidden_dim$"
+         r"|_width$|proj_dim$|projection_dim|projection_size|out_dim$|output_dim$|input_dim$|in_dim$|input_size$"
+         r"|output_channels$|base_channels|latent_channels|adapter_input|mid_dim$|latents$|out_channels$|lru_width", "hidden"),
+    )
+)  # fmt: skip
+
+
+@dataclass
+class _Walk:
+    """What a walk over one config keeps in mind: equal vocabularies stay equal and different ones different."""
+
+    scale: Scale
+    vocab_size: int
+    live: int
+    vocabularies: dict = field(default_factory=dict)
+    tokens: dict = field(default_factory=dict)
+
+    def vocabulary(self, size):
+        if size not in self.vocabularies:
+            taken = len(self.vocabularies)
+            self.vocabularies[size] = OTHER_VOCABULARIES[taken - 1] if taken else self.vocab_size
+        return self.vocabularies[size]
+
+    def token(self, name):
+        for role, index in (("pad", 0), ("bos", 1), ("eos", 2), ("unk", 3), ("decoder_start", 1)):
+            if re.fullmatch(rf"(forced_)?{role}_(token_id|index|token_index)", name):
+                return index
+        return self.tokens.setdefault(name, self.live - 1 - len(self.tokens))
+
+
+def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None):
+    """Return a small instance of ``config_class``; ids of special tokens are below ``live``, by default 8 under ``vocab_size``."""
+    default = config_class()
+    walk = _Walk(scale, vocab_size, live or vocab_size - 8)
+    walk.vocabulary(getattr(default.get_text_config(), "vocab_size", None))
+    return config_class(**_merged(_shrunk(default, walk), overrides or {}))
+
+
+def _merged(arguments, overrides):
+    nested = {name: _merged(arguments[name], value) for name, value in overrides.items()
+              if isinstance(value, dict) and isinstance(arguments.get(name), dict)}  # fmt: skip
+    return {**arguments, **overrides, **nested}
+
+
+def _shrunk(config, walk):
+    """The arguments that make ``config`` anew, small."""
+    arguments = {"model_type": config.model_type}
+    for name, default in _defaults(config).items():
+        value = getattr(config, name, None)
+        if hasattr(value, "model_type"):
+            arguments[name] = _shrunk(value, walk)
+        elif default is None and value is not None and walk.scale.derive and not _is_token(name):
+            continue
+        else:
+            small = _small(name, value, config, walk)
+            if small != default:
+                arguments[name] = small
+    return arguments
+
+
+def _defaults(config):
+    """Each argument that the config's class takes, with its default."""
+    return {f.name: f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else ...
+            for f in fields(config) if not f.name.startswith("_")}  # fmt: skip
+
+
+def _meaning(name):
+    return next((meaning for pattern, meaning in MEANINGS if pattern.search(name)), "as it is")
+
+
+def _is_token(name):
+    return _meaning(name) in ("token", "vocabulary")
+
+
+def _small(name, value, config, walk):
+    meaning = _meaning(name)
+    if value is None and walk.scale.fill and (name == "head_dim" or meaning in ("vocabulary", "experts", "few", "window")):
+        value = 1 << 20
+    if isinstance(value, int) and not isinstance(value, bool):
+        return _number(name, value, meaning, config, walk)
+    if isinstance(value, list | tuple) and value:
+        return _sequence(name, value, meaning, config, walk)
+    if isinstance(value, dict) and name.startswith("rope"):
+        return _rope(value, config, walk)
+    return value
+
+
+def _sequence(name, value, meaning, config, walk):
+    depths = {getattr(config, n) for n in vars(config) if _meaning(n) == "layers" and isinstance(getattr(config, n), int)}
+    if len(value) in depths and len(value) > walk.scale.layers:
+        value = type(value)(_one_of_each(value, walk.scale.layers))
+    if all(type(item) is int for item in value):
+        return type(value)(_number(name, item, meaning, config, walk) for item in value)
+    return value
+
+
+def _one_of_each(items, count):
+    """``count`` of ``items`` in their order: the last, one of each other kind while there is room, then the first ones."""
+    firsts = [index for index, item in enumerate(items) if items.index(item) == index and item != items[-1]]
+    order = dict.fromkeys([len(items) - 1, *firsts, *range(len(items))])
+    return [items[index] for index in sorted(list(order)[:count])]
+
+
+def _rope(value, config, walk):
+    """Rotary parameters whose sections of frequencies add up to half of the rotated part of a head."""
+    nested = {key: _rope(item, config, walk) for key, item in value.items() if isinstance(item, dict)}
+    section = value.get("mrope_section", [2, 3, 3] if walk.scale.fill and not nested else None)
+    if section is None:
+        return {**value, **nested}
+    half = int(walk.scale.head * value.get("partial_rotary_factor", 1)) // 2
+    small = [max(half * item // sum(section), 1) for item in section]
+    small[-1] += half - sum(small)
+    return {**value, **nested, "mrope_section": small}
+
+
+def _number(name, value, meaning, config, walk):
+    if meaning == "as it is" or (value <= 0 and meaning != "token"):
+        return value
+    if meaning == "vocabulary":
+        return walk.vocabulary(value)
+    if meaning == "token":
+        return walk.token(name)
+    if meaning == "image":
+        patch = getattr(config, "patch_size", None)
+        return (patch if isinstance(patch, int) else 8) * walk.scale.patches
+    if meaning == "heads" and "attention" not in name:
+        return walk.scale.heads * getattr(config, "expand", getattr(config, "mamba_expand", 1))
+    return min(value, 2 if meaning == "few" else getattr(walk.scale, meaning))

@@ -1,0 +1,173 @@
+"""The real command line on the model that ships with the project."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments, cwd=ROOT, **options):
+    command = [sys.executable, "-m", "graftkit", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def tree(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def applied(tmp_path_factory):
+    output = tmp_path_factory.mktemp("applied") / "out"
+    done = run("apply", "recipes/quickstart.yaml", "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output, done.stdout
+
+
+def test_apply_shows_plan_verification_and_what_to_paste(applied):
+    _, text = applied
+    for words in (
+        "model.embed_tokens.weight",
+        "<|tool_call|>",
+        "promise",
+        "bitwise",
+        "KL(old, new)",
+        "verified",
+        "axolotl",
+    ):
+        assert words in text
+
+
+def test_the_report_holds_a_digest_of_every_tensor(applied):
+    import hashlib
+
+    from safetensors import safe_open
+
+    output, _ = applied
+    report = json.loads((output / "graft_report.json").read_text())
+    with safe_open(output / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+        for entry in report["ledger"]:
+            import torch
+
+            raw = file.get_tensor(entry["name"]).contiguous().view(torch.uint8).numpy().tobytes()
+            assert hashlib.sha256(raw).hexdigest() == entry["sha256"]
+    assert names == {entry["name"] for entry in report["ledger"]}
+    assert report["outputs"]["failures"] == []
+    assert report["new_tokens"]["<|pad|>"] == 2044
+
+
+def test_the_output_is_all_that_is_left(applied):
+    output, _ = applied
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+    assert not [name for name in tree(output) if name.startswith(".")]
+
+
+def test_the_resolved_recipe_makes_the_same_checkpoint_again(applied, tmp_path):
+    output, _ = applied
+    again = tmp_path / "again"
+    done = run("apply", output / "graft_recipe.yaml", "--output", again, "-q")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+    assert (again / "tokenizer.json").read_bytes() == (output / "tokenizer.json").read_bytes()
+
+
+def test_an_output_that_exists_is_refused_and_left_alone(applied):
+    output, _ = applied
+    before = tree(output)
+    done = run("apply", "recipes/quickstart.yaml", "--output", output)
+    assert done.returncode == 2
+    assert "--overwrite" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert tree(output) == before
+
+
+def test_overwrite_replaces_it_whole(tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "old.txt").write_text("old")
+    assert run("apply", "recipes/quickstart.yaml", "--output", output, "--overwrite", "-q").returncode == 0
+    assert "old.txt" not in tree(output)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_dry_run_and_plan_write_nothing(tmp_path):
+    for arguments in (["apply", "--dry-run"], ["plan"]):
+        done = run(*arguments, "recipes/quickstart.yaml", "--output", tmp_path / "out", "--json")
+        assert done.returncode == 0, done.stderr
+        planned = json.loads(done.stdout)
+        assert planned["new_tokens"]["coroutine"] == 2040
+    assert not list(tmp_path.iterdir())
+
+
+def test_diff_names_only_what_was_changed(applied):
+    output, _ = applied
+    found = json.loads(run("diff", "recipes/models/demo-lm", output, "--json").stdout)
+    assert {(item["name"], item["rows"]) for item in found["tensors"]} == {
+        ("lm_head.weight", 5),
+        ("model.embed_tokens.weight", 5),
+    }
+    assert found["equal"] == 28
+
+
+def test_inspect_finds_the_missing_pad_token():
+    found = json.loads(run("inspect", "recipes/models/demo-lm", "--json", "--nonfinite").stdout)
+    assert (found["rows"], found["tokens"], found["padding_rows"], found["tied"]) == (2048, 2040, 8, False)
+    assert any("no pad token" in finding for finding in found["findings"])
+    assert found["nonfinite"] == []
+
+
+def test_verify_passes_the_output_and_catches_a_flipped_byte(applied, tmp_path):
+    import shutil
+
+    output, _ = applied
+    done = run("verify", "recipes/models/demo-lm", output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    broken = tmp_path / "broken"
+    shutil.copytree(output, broken)
+    raw = bytearray((broken / "model.safetensors").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (broken / "model.safetensors").write_bytes(raw)
+    done = run("verify", "recipes/models/demo-lm", broken)
+    assert done.returncode == 4
+    assert "old rows changed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["apply", "absent.yaml"], 2, "absent.yaml"),
+        (["apply"], 2, "RECIPE"),
+        (["paint"], 2, "paint"),
+        (["inspect", "recipes"], 3, "recipes"),
+        (["inspect", "no/such-model"], 3, "no/such-model"),
+        (["apply", "recipes/quickstart.yaml", "operations.0.init=median"], 2, "median"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_right_code(arguments, code, words):
+    done = run(*arguments)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_library_in_five_lines(tmp_path):
+    program = (
+        "import graftkit\n"
+        "recipe = graftkit.load_recipe('recipes/quickstart.yaml', [f'output={__import__(\"sys\").argv[1]}'])\n"
+        "print(graftkit.plan(recipe).new_tokens)\n"
+        "report = graftkit.apply(recipe)\n"
+        "print(report.verdict)\n"
+    )
+    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "critical"}
+    command = [sys.executable, "-c", program, str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "verified: bitwise" in done.stdout
