@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.checkpoint.changes import ValueChange, document_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import chunks, read_range, torch_dtype
+from graftkit.checkpoint.reading import chunks, read_range, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor, Stored
 from graftkit.checkpoint.tokenizer import read_tokenizer
-from graftkit.errors import InputRejected
+from graftkit.errors import InputRejected, printable
 from graftkit.verify.outputs import OutputsReport, compare_outputs
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
 from graftkit.verify.vocabulary import VocabularyChange
@@ -44,7 +44,10 @@ def diff(before: str, after: str) -> Difference:
     Raises:
         InputRejected: one of them cannot be opened.
     """
-    old, new = Checkpoint.open(before), Checkpoint.open(after)
+    return _diff(Checkpoint.open(before), Checkpoint.open(after))
+
+
+def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
     tensors, equal = [], 0
     for name in dict.fromkeys([*old.tensors, *new.tensors]):
         found = _difference(name, old.tensors.get(name), new.tensors.get(name))
@@ -107,21 +110,15 @@ class Verification:
     difference: Difference
     tokenization: TokenizationReport | None
     outputs: OutputsReport | None
+    changed: tuple[str, ...]
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each check that failed; empty when the second checkpoint does what the first did."""
-        found = [*self._unexplained()]
+        found = [*self.changed]
         for report in (self.tokenization, self.outputs):
             found += report.failures if report is not None else ()
         return tuple(found)
-
-    def _unexplained(self) -> Iterator[str]:
-        for item in self.difference.tensors:
-            if item.kind == "dropped":
-                yield f"structure: tensor {item.name!r} is missing"
-            elif item.rows:
-                yield f"structure: tensor {item.name!r}: {item.rows} old rows changed, max |Δ| {item.largest}"
 
 
 def verify(before: str, after: str, *, outputs: bool = True) -> Verification:
@@ -147,7 +144,49 @@ def verify(before: str, after: str, *, outputs: bool = True) -> Verification:
         new.directory,
         new={token: index for token, index in new_ids.items() if token is not None},
         special=frozenset(),
-        chat_template_changed=True,
+        chat_template_changed=_chat_templates(old) != _chat_templates(new),
     )
     found = compare_outputs(old.directory, new.directory, vocabulary=change, kl=None) if outputs else None
-    return Verification(diff(before, after), tokenization, found)
+    axes = {item.name: item.axis for item in old_vocabulary.tensors}
+    changed = tuple(_changed(old, new, axes, frozenset(change.fresh)))
+    return Verification(_diff(old, new), tokenization, found, changed)
+
+
+def _chat_templates(checkpoint: Checkpoint) -> tuple[object, ...]:
+    documents = checkpoint.documents
+    inside = documents.get("tokenizer_config.json", {}).get("chat_template")
+    return documents.get("chat_template.jinja"), documents.get("chat_template.json"), inside
+
+
+def _changed(old: Checkpoint, new: Checkpoint, axes: Mapping[str, int], fresh: frozenset[int]) -> Iterator[str]:
+    """Yield a sentence for each tensor of ``old`` whose bytes are not in ``new``; rows of fresh ids may change."""
+    for name, before in old.tensors.items():
+        after = new.tensors.get(name)
+        if after is None:
+            yield f"structure: tensor {printable(name)!r} is missing"
+            continue
+        found = _difference(name, before, after)
+        if found is None:
+            continue
+        if name not in axes or not (isinstance(before, Stored) and isinstance(after, Stored)):
+            yield f"structure: tensor {printable(name)!r}: {found.rows} rows changed, max |Δ| {found.largest}"
+            continue
+        rows = _changed_rows(before, after, axes[name], fresh)
+        if rows:
+            yield f"structure: tensor {printable(name)!r}: {rows} rows of old ids changed"
+
+
+def _changed_rows(old: Stored, new: Stored, axis: int, fresh: frozenset[int]) -> int:
+    pairs = zip(row_chunks(old, axis, old.shape[axis]), row_chunks(new, axis, old.shape[axis]), strict=True)
+    changed = 0
+    for (start, a), (_, b) in pairs:
+        rows = (a.view(_words(a)) != b.view(_words(b))).any(1).nonzero().flatten() + start
+        changed += sum(row not in fresh for row in rows.tolist())
+    return changed
+
+
+def _words(rows: Any) -> Any:
+    """The integer dtype of the same width, so that bits are compared and not values."""
+    import torch
+
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[rows.element_size()]

@@ -12,7 +12,7 @@ from graftkit.checkpoint.inventory import inventory
 from graftkit.checkpoint.location import Location, locate
 from graftkit.checkpoint.trust import check_config, check_root, quantization, remote_code
 from graftkit.checkpoint.weights import read_weights
-from graftkit.errors import StorageFault, printable
+from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,8 +64,11 @@ class Checkpoint:
             InputRejected: there is no such checkpoint, or it is malformed, unsafe, or has no safetensors weights.
             StorageFault: reading or downloading failed.
         """
+        location = locate(base_model, revision)
         try:
-            return cls._open(locate(base_model, revision), trust_remote_code=trust_remote_code)
+            return cls._open(location, trust_remote_code=trust_remote_code)
+        except InputRejected as error:
+            raise InputRejected(f"{printable(base_model)}: {error}") from error
         except OSError as error:
             raise StorageFault(f"{printable(base_model)}: cannot be read: {error.strerror or error}") from error
 

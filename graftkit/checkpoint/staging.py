@@ -99,7 +99,7 @@ class Staging:
         self._pool.shutdown(cancel_futures=True)
         if not self._committed:
             with contextlib.suppress(OSError):
-                shutil.rmtree(self.path)
+                self._delete()
                 for parent in reversed(self._made):
                     parent.rmdir()
         self._release()
@@ -125,7 +125,7 @@ class Staging:
         self._committed = True
         try:
             if self.path.exists():
-                shutil.rmtree(self.path)
+                self._delete()
             _sync(self.output.parent)
         except OSError as error:
             raise CommittedWithWarning(
@@ -171,6 +171,12 @@ class Staging:
         """A marked directory, an empty one (killed before the mark), or an old output that was exchanged here."""
         names = set(os.listdir(self.path))
         return not names or MARK in names or "graft_report.json" in names
+
+    def _delete(self) -> None:
+        """Delete what stands at the staging path; the mark goes last, so that a run after a kill may go on with it."""
+        self._empty()
+        (self.path / MARK).unlink()
+        self.path.rmdir()
 
     def _empty(self) -> None:
         (self.path / MARK).touch()

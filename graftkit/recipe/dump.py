@@ -1,7 +1,6 @@
 """A recipe as YAML, with its defaults written out."""
 
 import re
-from typing import ClassVar
 
 import yaml
 
@@ -12,7 +11,7 @@ from graftkit.recipe.yaml_scalars import FLOAT, add_resolvers
 class _Writer(yaml.SafeDumper):
     """Quotes whatever any reader of YAML 1.1 or 1.2 would not take for text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - added to below
         first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
 

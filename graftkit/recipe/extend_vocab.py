@@ -72,7 +72,7 @@ class ExtendVocab(Spec):
         Scheme | None, Field(description="Output rows (and bias) of an untied model; null means mean.")
     ] = None
     pad_to_multiple_of: Annotated[
-        int | None, Field(ge=1, description="Grow the tables to a multiple of this; they never shrink.")
+        int | None, Field(ge=1, le=2**20, description="Grow the tables to a multiple of this; they never shrink.")
     ] = None
     chat_template: Annotated[
         ChatTemplate | None, Field(description="Inline Jinja text, or {file: path}; null keeps the old one.")

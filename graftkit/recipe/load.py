@@ -11,6 +11,7 @@ from graftkit.recipe.messages import note_errors
 from graftkit.recipe.overrides import apply_overrides
 from graftkit.recipe.problems import Document, Place
 from graftkit.recipe.recipe import Recipe
+from graftkit.recipe.wording import encodable
 from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, parse_yaml
 
 
@@ -22,7 +23,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     document = parse_yaml(_read(path), lambda line: Place(f"{path}:{line}", (0, line)))
     if document.data is None:
-        raise RecipeError(f"{printable(path)}: is empty; a recipe begins with version: 1")
+        raise RecipeError(document.lines() or f"{printable(path)}: is empty; a recipe begins with version: 1")
     apply_overrides(list(overrides), document)
     return _validated(document)
 
@@ -54,7 +55,10 @@ def _plain_containers(value: object, depth: int) -> object:
     if not depth:
         raise RecipeError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        return {key: _plain_containers(item, depth - 1) for key, item in value.items()}
+        return {
+            encodable(key) if isinstance(key, str) else key: _plain_containers(item, depth - 1)
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_plain_containers(item, depth - 1) for item in value]
     return value

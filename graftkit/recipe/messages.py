@@ -14,7 +14,8 @@ from graftkit.recipe.wording import found, shown, unknown
 #: Turns an error and the plain scalar that was written (None for all else) into a sentence.
 Sentence = Callable[[ErrorDetails, str | None], str]
 
-_SCIENTIFIC = re.compile(r"([-+]?[0-9]+)(\.[0-9]*)?[eE]([-+]?)([0-9]+)")
+#: A number that YAML 1.1 takes for text, since it has no point.
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]+)[eE]([-+]?)([0-9]+)")
 
 
 def note_errors(error: ValidationError, document: Document) -> None:
@@ -33,13 +34,10 @@ def _written_path(location: Path, data: object) -> Path:
         if isinstance(step, str) and step.startswith(BRANCH):
             continue
         if isinstance(data, dict):
-            data, known = data.get(step), step in data
-        elif isinstance(data, list | tuple) and isinstance(step, int) and step < len(data):
-            data, known = data[step], True
+            path, data = (*path, step), data.get(step)
+        elif isinstance(data, list) and isinstance(step, int):
+            path, data = (*path, step), data[step]
         else:
-            break
-        path = (*path, step)
-        if not known:
             break
     return path
 
@@ -55,16 +53,19 @@ def _text(error: ErrorDetails, written: str | None) -> str:
     return f"must be text, found {found(value)}"
 
 
-def _number(kind: str) -> Sentence:
-    def sentence(error: ErrorDetails, _: str | None) -> str:
-        value = error["input"]
-        if isinstance(value, str) and (match := _SCIENTIFIC.fullmatch(value)):
-            mantissa, fraction, sign, exponent = match.groups()
-            fraction = fraction if fraction and fraction != "." else ".0"
-            return f"must be {kind}, but YAML reads {value} as text; write {mantissa}{fraction}e{sign or '+'}{exponent}"
-        return f"must be {kind}, found {found(value)}{_unquote(value, _is_number)}"
+def _number(error: ErrorDetails, _: str | None) -> str:
+    value = error["input"]
+    if isinstance(value, str) and (match := _SCIENTIFIC.fullmatch(value)):
+        whole, sign, exponent = match.groups()
+        return f"must be a number, but YAML reads {value} as text; write {whole}.0e{sign or '+'}{exponent}"
+    return f"must be a number, found {found(value)}{_unquote(value, _is_number)}"
 
-    return sentence
+
+def _whole_number(error: ErrorDetails, _: str | None) -> str:
+    value = error["input"]
+    if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) and float(value).is_integer():
+        return f"must be a whole number, found {found(value)}; write out its digits"
+    return f"must be a whole number, found {found(value)}{_unquote(value, str.isdecimal)}"
 
 
 def _boolean(error: ErrorDetails, _: str | None) -> str:
@@ -77,22 +78,26 @@ def _unquote(value: object, would_do: Callable[[str], bool]) -> str:
 
 
 def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[-+]?(0|[1-9][0-9]*)(\.[0-9]+)?", text) is not None
+    return re.fullmatch(r"[-+]?(0|[1-9][0-9]*|[0-9]*\.[0-9]+)", text) is not None
 
 
 def _limit(words: str, key: str) -> Sentence:
-    return lambda error, _: f"must be {words} {error['ctx'][key]}, found {found(error['input'])}"
+    def sentence(error: ErrorDetails, _: str | None) -> str:
+        limit = error["ctx"][key]
+        shortest = int(limit) if limit == int(limit) else limit
+        return f"must be {words} {shortest}, found {found(error['input'])}"
+
+    return sentence
 
 
 def _literal(error: ErrorDetails, _: str | None) -> str:
-    known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+    value, expected = error["input"], str(error["ctx"]["expected"])
+    known = re.findall(r"'([^']*)'", expected)
     if error["loc"][-1] == "[key]":
-        return unknown("unknown field", error["input"], known, all_called="the fields here are")
-    if not known:
-        return f"must be {error['ctx']['expected']}, found {found(error['input'])}"
-    if not isinstance(error["input"], str):
-        return f"must be {error['ctx']['expected']}, found {found(error['input'])}"
-    return unknown(f"unknown value {shown(error['input'])}", error["input"], known, all_called="it is one of")
+        return unknown("unknown field", value, known, all_called="the fields here are")
+    if known and isinstance(value, str):
+        return unknown(f"unknown value {shown(value)}", value, known, all_called="it is one of")
+    return f"must be {expected}, found {found(value)}{_unquote(value, expected.__eq__)}"
 
 
 def _at_least(error: ErrorDetails, _: str | None) -> str:
@@ -109,8 +114,8 @@ SENTENCES: dict[str, Sentence] = {
     OWN: lambda error, _: error["msg"],
     "missing": lambda *_: "required field is missing",
     "string_type": _text,
-    "int_type": _number("a whole number"),
-    "float_type": _number("a number"),
+    "int_type": _whole_number,
+    "float_type": _number,
     "bool_type": _boolean,
     "finite_number": _found("a finite number"),
     "tuple_type": _found("a list"),

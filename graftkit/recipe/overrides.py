@@ -1,6 +1,7 @@
 """``operations.0.init=mean``: values from the command line that replace those of the recipe."""
 
 import itertools
+from dataclasses import replace
 
 from graftkit.recipe.problems import Document, Place
 from graftkit.recipe.spec import Path
@@ -9,11 +10,7 @@ from graftkit.recipe.yaml_source import parse_yaml
 
 
 def apply_overrides(overrides: list[str], document: Document) -> None:
-    """Put the values into ``document`` one after the other; a mapping that is missing on the way is made.
-
-    Raises:
-        RecipeError: a value is no YAML.
-    """
+    """Put the values into ``document`` one after the other; a mapping that is missing on the way is made."""
     given: set[str] = set()
     for number, text in enumerate(overrides):
         place = Place(f"override {shown(text)}", (1, number))
@@ -30,13 +27,15 @@ def apply_overrides(overrides: list[str], document: Document) -> None:
 
 def _apply(keys: list[str], text: str, place: Place, document: Document) -> None:
     value = parse_yaml(text, lambda _: place)
-    document.problems += value.problems
     path, holder = _holder_of(keys, place, document)
     step = _step(holder, keys[-1]) if len(path) == len(keys) - 1 else None
     if step is None:
         document.add(path, _refusal(holder, keys[len(path)]), place)
         return
     path = (*path, step)
+    document.problems += [replace(problem, path=(*path, *problem.path)) for problem in value.problems]
+    if value.problems and value.data is None:
+        return
     holder[step] = value.data  # type: ignore[index]
     document.places = {old: kept for old, kept in document.places.items() if old[: len(path)] != path}
     document.places |= {(*path, *inner): there for inner, there in value.places.items()}

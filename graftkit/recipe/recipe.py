@@ -2,11 +2,19 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.fields import ListOf, PathText, Text
 from graftkit.recipe.operations import Operation
-from graftkit.recipe.spec import Spec
+from graftkit.recipe.spec import Spec, problem
+from graftkit.recipe.wording import found
+
+
+def _exactly_1(value: object) -> object:
+    """Refuse all but the integer 1; a literal of pydantic also takes true and 1.0, strict or not."""
+    if type(value) is not int or value != 1:
+        raise problem(f"must be 1, found {found(value)}")
+    return value
 
 
 class VerifyOptions(Spec):
@@ -20,7 +28,7 @@ class VerifyOptions(Spec):
 class Recipe(Spec):
     """A graftkit recipe: operations on a pretrained checkpoint, in order."""
 
-    version: Annotated[Literal[1], Field(description="The version of the recipe format.")]
+    version: Annotated[Literal[1], BeforeValidator(_exactly_1), Field(description="The version of the recipe format.")]
     base_model: Annotated[PathText, Field(description="The source checkpoint: a hub id or a local folder.")]
     revision: Annotated[Text | None, Field(description="Branch, tag or commit of a hub id.")] = None
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Seeds everything that is sampled.")] = 0

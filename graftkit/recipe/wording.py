@@ -10,8 +10,14 @@ SHOWN_CHARACTERS = 60
 MAX_SHOWN_BITS = 200
 
 
+def encodable(text: str) -> str:
+    """Escape lone surrogates, which pydantic takes in neither keys nor messages."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def shown(text: str) -> str:
     """Put ``text`` in single quotes, cut to a length that fits a line."""
+    text = encodable(text)
     return f"'{text}'" if len(text) <= SHOWN_CHARACTERS else f"'{text[: SHOWN_CHARACTERS - 1]}…'"
 
 

@@ -4,17 +4,14 @@ A single bounded document of mappings with text keys, lists and scalars. Anchors
 refused; :mod:`graftkit.recipe.yaml_scalars` says what a plain scalar means.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar
 
 import yaml
 
-from graftkit.errors import RecipeError, printable
 from graftkit.recipe.problems import Document, Place
 from graftkit.recipe.spec import Path
-from graftkit.recipe.wording import found, shown
+from graftkit.recipe.wording import encodable, found, shown
 from graftkit.recipe.yaml_scalars import MEANINGS, add_resolvers
 
 MAX_BYTES = 1 << 20
@@ -36,14 +33,14 @@ class _Refused(Exception):
 class _Reader(yaml.SafeLoader):
     """Composes nodes; nothing is ever constructed from a tag."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - filled by add_resolvers
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._nodes = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         self._nodes += 1
         self._depth += 1
         if refusal := self._refusal(event):
@@ -52,7 +49,7 @@ class _Reader(yaml.SafeLoader):
         self._depth -= 1
         return node
 
-    def _refusal(self, event: Any) -> str | None:
+    def _refusal(self, event: yaml.AliasEvent | yaml.ScalarEvent | yaml.CollectionStartEvent) -> str | None:
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             return "anchors and aliases (&name, *name) are not allowed; write the value out, or quote it if it is text"
         if event.tag is not None:
@@ -66,20 +63,17 @@ add_resolvers(_Reader)
 
 
 def parse_yaml(text: str, place_of: PlaceOfLine) -> Document:
-    """Read ``text``; duplicate and non-text keys are among the problems of the document that is returned.
-
-    Raises:
-        RecipeError: one problem, where the text is no such document at all.
-    """
+    """Read ``text``. What is wrong with it is among the problems of the document, which is None where nothing is left."""
+    document = Document(None)
+    node = None
     try:
         _check_characters(text)
         node = _Reader(text).get_single_node()
     except _Refused as refused:
-        raise _error(place_of(refused.line), str(refused)) from refused
+        document.add((), str(refused), place_of(refused.line))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise _error(place_of(mark.line + 1 if mark else 1), _in_words(error)) from error
-    document = Document(None)
+        document.add((), _in_words(error), place_of(mark.line + 1 if mark else 1))
     if node is not None:
         document.data = _build(node, (), place_of(node.start_mark.line + 1), document, place_of)
     return document
@@ -99,12 +93,8 @@ def _in_words(error: yaml.MarkedYAMLError) -> str:
     return ": ".join(part for part in ("not valid YAML", error.context, error.problem) if part)
 
 
-def _error(place: Place, message: str) -> RecipeError:
-    return RecipeError(printable(f"{place.origin}: {message}"))
-
-
 def _build(node: yaml.Node, path: Path, place: Place, document: Document, place_of: PlaceOfLine) -> object:
-    """The value of ``node``, whose place and all places inside it are noted."""
+    """Return the value of ``node``; its place and all places inside it are noted."""
     document.places[path] = place
     if isinstance(node, yaml.MappingNode):
         return _build_mapping(node, path, document, place_of)
@@ -113,23 +103,25 @@ def _build(node: yaml.Node, path: Path, place: Place, document: Document, place_
             _build(item, (*path, index), place_of(item.start_mark.line + 1), document, place_of)
             for index, item in enumerate(node.value)
         ]
-    if node.style is None:
+    if isinstance(node, yaml.ScalarNode) and node.style is None:
         document.places[path] = replace(place, text=node.value)
     return MEANINGS.get(node.tag, _joined_surrogates)(node.value)
 
 
 def _build_mapping(node: yaml.MappingNode, path: Path, document: Document, place_of: PlaceOfLine) -> dict[str, object]:
     mapping: dict[str, object] = {}
+    lines: dict[str, int] = {}
     for key_node, value_node in node.value:
-        place = place_of(key_node.start_mark.line + 1)
+        line = key_node.start_mark.line + 1
         if refusal := _key_refusal(key_node):
-            document.add(path, refusal, place)
+            document.add(path, refusal, place_of(line))
             continue
-        inner = (*path, key_node.value)
-        if inner in document.places:
-            document.add(inner, f"given a second time, first at {document.places[inner].origin}", place)
+        key = encodable(key_node.value)
+        if key in lines:
+            document.add((*path, key), f"given a second time, after line {lines[key]}", place_of(line))
         else:
-            mapping[key_node.value] = _build(value_node, inner, place, document, place_of)
+            lines[key] = line
+            mapping[key] = _build(value_node, (*path, key), place_of(line), document, place_of)
     return mapping
 
 

@@ -102,6 +102,8 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     for outcome in plan.outcomes:
         for note in outcome.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
+    for note in (*plan.source.notes, *plan.source.remote_code):
+        console.print(f"[dim]note:[/dim] {_text(note)}")
     for name, reason in plan.source.left_behind.items():
         console.print(f"[dim]left behind:[/dim] {_text(name)}: {_text(reason)}")
     console.print(f"promise    {_text(plan.promise.sentence())}")

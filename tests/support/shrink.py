@@ -29,6 +29,8 @@ class Scale:
     positions: int = 128
     window: int = 16
     patches: int = 4
+    codes: int = 256  # some codecs want a power of two
+    channels: int = 32  # convolutions with groups of 32
     derive: bool = True
     fill: bool = False
 
@@ -52,8 +54,13 @@ SCALES = tuple(replace(scale, derive=derive, fill=fill)
 MEANINGS = tuple(
     (re.compile(pattern), meaning)
     for pattern, meaning in (
-        (r"^type_vocab|task_type_vocab|_langs$|_epsilon|kernel|stride|_start_index|_end_index|insert_layer|num_labels", "as it is"),
-        (r"vocab_size$|vocab_size_per|codebook_size$|num_embeddings$|byte_group_vocab$|vocab_size_base$", "vocabulary"),
+        (r"^type_vocab|task_type_vocab|_langs$|_epsilon|kernel|stride|_start_index|_end_index|insert_layer|num_labels|acoustic_tok", "as it is"),
+        (r"kv_shared_layers$", "none"),
+        (r"codebook_size$|^num_codes$", "codes"),
+        (r"_feature_layers?$|_layer_indices$|_indexes$|_layer_ids$|target_layers$|_vision_layer$|_source_layers$", "layer"),
+        (r"base_channels$", "channels"),
+        (r"_d_ssm$", "inner"),
+        (r"vocab_size$|vocab_size_per|num_embeddings$|byte_group_vocab$|vocab_size_base$", "vocabulary"),
         (r"token_id$|token_index$|^(pad|bos|eos|unk|mask)_index$|^image_patch_id$|^im_\w+_id$", "token"),
         (r"key_value_heads|kv_n_heads|kv_heads|query_groups", "kv_heads"),
         (r"^n_heads?$|_heads$|attention_heads$|^attention_heads", "heads"),
@@ -61,17 +68,46 @@ MEANINGS = tuple(
         (r"lora_rank$|state_size$|d_state$|time_step_rank$|dt_rank$|_rank$|^d_rel$|lowrank$", "head"),
         (r"intermediate_size|ffn_dim$|ffn_hidden|feed_forward_size|^d_ff$|^dff$|dim_ff$|mlp_dim$|d_inner|expert_dim$", "ffn"),
         (r"^layers$|(num|encoder|decoder|n|speech|t2u|adapter|lstm|hidden|mtp)_layers?$|^depth$|_depth$|num_blocks$|n_layer", "layers"),
-        (r"experts_per_tok|moe_top_?k$|moe_k$|^top_k|topk_group$|^n_group$|expert_group$|index_topk|attention_topk", "few"),
+        (r"experts_per_tok|moe_top_?k$|moe_k$|^top_k|topk_group$|^n_group$|expert_group$", "few"),
+        (r"^num_filters$", "few"),
         (r"n_shared_experts|num_shared_experts|moe_num_shared", "few"),
         (r"num_experts$|local_experts$|routed_experts$|zero_expert_num", "experts"),
         (r"position_embeddings$|_positions$|max_(seq|source|target)_|^n_ctx$|model_max_length|context_length|rel_extent", "positions"),
-        (r"sliding_window$|sliding_window_size$|attention_window|chunk_size$|^window_size$|^local_attention$|attn_chunk_length", "window"),
+        (r"sliding_window$|sliding_window_size$|attention_window|chunk_size$|^window_size$|^local_attention$|attn_chunk_length|index_topk", "window"),
         (r"^image_size$|max_image_size|crop_size$|^resolution$|^img_size$|max_img_size", "image"),
         (r"hidden_size|^d_model$|^n_embd$|embed_dim$|embedding_size$|emb_dim$|embedding_dim$|emb_size$|^dim$|hidden_dim$"
          r"|_width$|proj_dim$|projection_dim|projection_size|out_dim$|output_dim$|input_dim$|in_dim$|input_size$"
-         r"|output_channels$|base_channels|latent_channels|adapter_input|mid_dim$|latents$|out_channels$|lru_width", "hidden"),
+         r"|output_channels$|base_channels|latent_channels|adapter_input|mid_dim$|latents$|out_channels$|lru_width|downsample_channels", "hidden"),
     )
 )  # fmt: skip
+
+
+#: Ids that every config gets, in step with the tokenizer.
+ROLES = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+#: What is given a size when the defaults leave it open and ``fill`` is on.
+FILLED = ("vocabulary", "experts", "few", "window", "kv_heads")
+
+#: What names cannot tell, by config class or model class, each with its reason.
+HINTS = {
+    "BambaConfig": {"attn_layer_indices": [1]},  # without an attention layer the cache cannot count tokens
+    "GraniteMoeHybridConfig": {"layer_types": ["linear_attention", "full_attention"]},  # the same
+    "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},  # no default
+    "DeepseekOcr2TextConfig": {"mlp_layer_types": ["dense", "sparse"]},  # no default
+    "Granite4VisionConfig": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "2/4"},  # no default
+    "GPTNeoConfig": {"attention_types": [[["global", "local"], 1]]},  # a nested pattern, times the layers
+    "CohereCompassTextConfig": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0}
+                                for kind in ("full_attention", "sliding_attention")}},  # no default
+    "DbrxConfig": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},  # no default
+    "ReformerConfig": {"axial_pos_shape": (8, 16), "axial_pos_embds_dim": (32, 32)},  # factors of positions and width
+    "ReformerModelWithLMHead": {"is_decoder": True},  # the class demands it
+    "Qwen4ExpTextConfig": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+                           "indexer_compress_ratio": 4},  # no default
+    "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96},  # no default
+    "XmodConfig": {"default_language": "en_XX"},  # no default, and the forward demands it
+    "ChameleonConfig": {"vocabulary_map": {"<image>": 8}},  # no default
+    "Emu3Config": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},  # no default
+}  # fmt: skip
 
 
 @dataclass
@@ -97,12 +133,13 @@ class _Walk:
         return self.tokens.setdefault(name, self.live - 1 - len(self.tokens))
 
 
-def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None):
+def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None, hints=None):
     """Return a small instance of ``config_class``; ids of special tokens are below ``live``, by default 8 under ``vocab_size``."""
     default = config_class()
     walk = _Walk(scale, vocab_size, live or vocab_size - 8)
     walk.vocabulary(getattr(default.get_text_config(), "vocab_size", None))
-    return config_class(**_merged(_shrunk(default, walk), overrides or {}))
+    arguments = _merged(_shrunk(default, walk), hints or {})
+    return config_class(**_merged(arguments, overrides or {}))
 
 
 def _merged(arguments, overrides):
@@ -114,8 +151,12 @@ def _merged(arguments, overrides):
 def _shrunk(config, walk):
     """The arguments that make ``config`` anew, small."""
     arguments = {"model_type": config.model_type}
-    for name, default in _defaults(config).items():
-        value = getattr(config, name, None)
+    defaults = _defaults(config)
+    for name, default in defaults.items():
+        stored = config.attribute_map.get(name, name)
+        if stored not in vars(config) or (stored != name and stored in defaults):  # another name of an argument
+            continue
+        value = vars(config)[stored]  # getattr refuses what differs between layers
         if hasattr(value, "model_type"):
             arguments[name] = _shrunk(value, walk)
         elif default is None and value is not None and walk.scale.derive and not _is_token(name):
@@ -124,7 +165,7 @@ def _shrunk(config, walk):
             small = _small(name, value, config, walk)
             if small != default:
                 arguments[name] = small
-    return arguments
+    return _merged(arguments, HINTS.get(type(config).__name__, {}))
 
 
 def _defaults(config):
@@ -143,7 +184,7 @@ def _is_token(name):
 
 def _small(name, value, config, walk):
     meaning = _meaning(name)
-    if value is None and walk.scale.fill and (name == "head_dim" or meaning in ("vocabulary", "experts", "few", "window")):
+    if value is None and (name in ROLES or walk.scale.fill and (name == "head_dim" or meaning in FILLED)):
         value = 1 << 20
     if isinstance(value, int) and not isinstance(value, bool):
         return _number(name, value, meaning, config, walk)
@@ -173,7 +214,7 @@ def _one_of_each(items, count):
 def _rope(value, config, walk):
     """Rotary parameters whose sections of frequencies add up to half of the rotated part of a head."""
     nested = {key: _rope(item, config, walk) for key, item in value.items() if isinstance(item, dict)}
-    section = value.get("mrope_section", [2, 3, 3] if walk.scale.fill and not nested else None)
+    section = value.get("mrope_section", [3, 3, 2] if walk.scale.fill and not nested else None)
     if section is None:
         return {**value, **nested}
     half = int(walk.scale.head * value.get("partial_rotary_factor", 1)) // 2
@@ -194,4 +235,10 @@ def _number(name, value, meaning, config, walk):
         return (patch if isinstance(patch, int) else 8) * walk.scale.patches
     if meaning == "heads" and "attention" not in name:
         return walk.scale.heads * getattr(config, "expand", getattr(config, "mamba_expand", 1))
+    if meaning == "none":
+        return 0
+    if meaning == "inner":
+        return _number("", 1 << 20, "heads", config, walk) * min(getattr(config, "mamba_d_head", 1 << 20), walk.scale.head)
+    if meaning == "layer":
+        return min(value, walk.scale.layers - 1)
     return min(value, 2 if meaning == "few" else getattr(walk.scale, meaning))

@@ -19,14 +19,16 @@ _ROLE = re.compile(r"[a-z][a-z0-9_]*_token")
 
 def check_additions(documents: Mapping[str, Any], files: TokenizerFiles, contents: Sequence[str]) -> None:
     """Raise InputRejected if a token exists, is empty or named twice, or would be loaded with another id."""
-    for place, content in enumerate(contents):
+    seen: set[str] = set()
+    for content in contents:
         shown = printable(content)
         if not content.strip():
             raise InputRejected(f"the new token {shown!r} is empty or nothing but whitespace")
         if content in files.ids:
             raise InputRejected(f"tokenizer.json: the token {shown!r} exists already, with id {files.ids[content]}")
-        if content in contents[:place]:
+        if content in seen:
             raise InputRejected(f"the new token {shown!r} is named twice")
+        seen.add(content)
     if not contents:
         return
     _check_dense(files)

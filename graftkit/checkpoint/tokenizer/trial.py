@@ -60,9 +60,7 @@ class Trial:
         from tokenizers import AddedToken
 
         new = list(new)
-        for entry in (*old, *new):
-            flags = {key: value for key, value in entry.for_config().items() if key != "content"}
-            self.backend.add_tokens([AddedToken(entry.content, **flags)])
+        self.backend.add_tokens([AddedToken(**entry.for_config()) for entry in (*old, *new)])
         for entry in new:
             self._check_one(entry)
 
