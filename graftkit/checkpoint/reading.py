@@ -39,7 +39,7 @@ def read_range(path: os.PathLike[str], offset: int, nbytes: int) -> np.ndarray[A
 
 
 def _read_fd(fd: int, offset: int, buffer: np.ndarray[Any, Any], path: object) -> np.ndarray[Any, Any]:
-    view, done = memoryview(buffer), 0
+    view, done = memoryview(buffer.data), 0
     while done < len(view):
         count = os.preadv(fd, [view[done:]], offset + done)
         if count == 0:
@@ -65,7 +65,7 @@ def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
         if isinstance(segment, FileRange):
             for start in range(0, segment.nbytes, size):
                 count = min(size, segment.nbytes - start)
-                yield memoryview(read_range(segment.path, segment.offset + start, count))
+                yield read_range(segment.path, segment.offset + start, count).data
         else:
             yield segment.produce()
 

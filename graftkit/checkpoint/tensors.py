@@ -121,6 +121,9 @@ class Patched:
     def produced_nbytes(self) -> int:
         return len(self.rows) * self.row_nbytes
 
+    def _part(self, start: int, stop: int) -> Callable[[], memoryview]:
+        return lambda: self.produce()[start:stop]
+
     def segments(self) -> Iterator[Segment]:
         width, old = self.row_nbytes, self.base.shape[self.axis]
         position, index = 0, 0
@@ -131,7 +134,7 @@ class Patched:
             stop = index + 1
             while stop < len(self.rows) and self.rows[stop] == self.rows[stop - 1] + 1:
                 stop += 1
-            yield Produced((stop - index) * width, lambda a=index, b=stop: self.produce()[a * width : b * width])
+            yield Produced((stop - index) * width, self._part(index * width, stop * width))
             position, index = self.rows[stop - 1] + 1, stop
         if position < old:
             yield FileRange(self.base.path, self.base.offset + position * width, (old - position) * width)

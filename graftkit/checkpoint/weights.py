@@ -119,12 +119,11 @@ def _header(directory: Path, name: str) -> Header:
 
 
 def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
-    where = printable(directory)
     pickles = sorted(path.name for path in directory.iterdir() if path.name.lower().endswith(PICKLES))
     if not pickles:
-        return f"{where}: has neither {SINGLE} nor {INDEX}; pickle weights are not read, and must be converted first"
+        return f"has neither {SINGLE} nor {INDEX}; pickle weights are not read, and must be converted first"
     loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"
     return (
         f"{printable(pickles[0])}: is a pickle, which can run code when read, and there are no safetensors files; "
-        f"if you trust it, convert it: {loader}.from_pretrained('{where}').save_pretrained(...)"
+        f"if you trust it, convert it: {loader}.from_pretrained('{printable(directory)}').save_pretrained(...)"
     )

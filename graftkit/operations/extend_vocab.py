@@ -10,10 +10,10 @@ from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor, Stored, patch_rows
 from graftkit.checkpoint.tokenizer import NewToken, TokenizerFiles, add_tokens, read_tokenizer, set_chat_template
-from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
+from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary_rows import NewRow, RowMaker
-from graftkit.recipe import ExtendVocab, Mean
+from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verify.promises import Promise, PromiseClass
 from graftkit.verify.vocabulary import VocabularyChange
 
@@ -39,9 +39,9 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place:
         )
     _check_output_init(spec, vocabulary)
     wanted = _wanted_tokens(spec, tokenizer)
-    documents, ids = add_tokens(checkpoint.documents, wanted, dict(spec.roles))
+    documents, ids = add_tokens(checkpoint.documents, wanted, {str(role): token for role, token in spec.roles.items()})
     if spec.chat_template is not None:
-        documents = documents | set_chat_template({**checkpoint.documents, **documents}, _template_text(spec))
+        documents = documents | set_chat_template({**checkpoint.documents, **documents}, _template_text(spec.chat_template))
     needed = max([vocabulary.rows, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
@@ -99,17 +99,16 @@ def _check_output_init(spec: ExtendVocab, vocabulary: Vocabulary) -> None:
         raise RecipeError(f"operations: extend_vocab: output_init has no meaning for this checkpoint: {why}")
 
 
-def _template_text(spec: ExtendVocab) -> str:
-    template = spec.chat_template
+def _template_text(template: str | ChatTemplateFile) -> str:
     if isinstance(template, str):
         return template
     try:
-        with open(template.file, encoding="utf-8") as file:  # type: ignore[union-attr]
+        with open(template.file, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        raise StorageFault(f"{printable(template.file)}: {error.strerror}") from error  # type: ignore[union-attr]
+        raise RecipeError(f"chat_template: {printable(template.file)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{printable(template.file)}: is not UTF-8 text") from error  # type: ignore[union-attr]
+        raise RecipeError(f"chat_template: {printable(template.file)}: is not UTF-8 text") from error
 
 
 def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int]) -> None:

@@ -167,7 +167,7 @@ class RowMaker:
         for scheme, positions in groups.items():
             made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
         raw = made.to(torch_dtype(stored.dtype)).contiguous().view(torch.uint8)
-        return memoryview(raw.numpy().reshape(-1)).cast("B")
+        return raw.numpy().reshape(-1).data
 
     def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
         import torch

@@ -108,7 +108,7 @@ def _check_tensor(
                 f" in bytes {done}..{done + len(expected)}"
             )
         _check_finite(name, planned.dtype, found, done, from_source=from_source, allow=allow_nonfinite)
-        digest.update(found)
+        digest.update(found.data)
         done += len(expected)
         taken += len(expected) * from_source
         if progress is not None:

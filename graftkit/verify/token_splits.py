@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 #: Texts are derived from so many new tokens of each kind; more would only repeat what they show.
 MAX_DERIVED = 500
-#: So many differences are shown for one token.
+#: So many differences are shown for one token, and of all together.
 MAX_SHOWN = 4
+MAX_SHOWN_IN_ALL = 100
 #: So many longer words of the old vocabulary are tried for one token.
 _MAX_WORDS = 4
 _MARKS = re.compile(r"^(?:Ġ|▁|##)|</w>$")
@@ -68,8 +69,8 @@ def compare_splits(
     texts: Sequence[str],
     new: Mapping[str, int],
     special: Collection[str],
-) -> tuple[list[str], tuple[SplitDifference, ...]]:
-    """Compare how ``texts`` split. Return the failures, and the differences that may be, at most a few for each token.
+) -> tuple[list[str], tuple[SplitDifference, ...], int]:
+    """Compare how ``texts`` split. Return the failures, some of the differences that may be, and how many those are.
 
     It is a failure when no new token explains a difference, or when a special one does in text that does not hold it.
     """
@@ -87,10 +88,11 @@ def compare_splits(
             failures.append(f"the special token stands where it is not written: {difference}")
         elif not responsible:
             failures.append(f"old text splits in another way, and no new token explains it: {difference}")
-        elif shown[difference.token] < MAX_SHOWN:
+        else:
             shown[difference.token] += 1
-            differences.append(difference)
-    return failures, tuple(differences)
+            if shown[difference.token] <= MAX_SHOWN and len(differences) < MAX_SHOWN_IN_ALL:
+                differences.append(difference)
+    return failures, tuple(differences), shown.total()
 
 
 def _difference(

@@ -46,7 +46,7 @@ class TokenizationReport:
 
     Attributes:
         failures: one sentence for each check that did not hold.
-        differences: old text that a plain new token splits in another way.
+        differences: old text that a new token in it splits in another way, at most 4 for a token and 100 in all.
         covered: how many of what were checked.
         notes: what changed on purpose, or disagrees in the source already.
         seconds: how long loading and checking took.
@@ -91,7 +91,7 @@ def check_tokenization(
         return TokenizationReport((f"tokenizer: {error}",), (), {}, (), time.perf_counter() - start)
     every_special = {*special, *(content for content, index in new.items() if _is_special(after, index))}
     texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, new, every_special)]
-    split_failures, differences = compare_splits(before, after, texts, new, every_special)
+    split_failures, differences, differing = compare_splits(before, after, texts, new, every_special)
     role_failures, notes = check_roles(before, after)
     failures = chain(
         _check_ids(before, after, new),
@@ -108,6 +108,7 @@ def check_tokenization(
         "new_tokens": len(new),
         "placements": len(new) * len(PLACEMENTS),
         "probe_texts": len(texts),
+        "texts_split_differently": differing,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
     return TokenizationReport(found, differences, covered, notes, time.perf_counter() - start)

@@ -25,7 +25,8 @@ def rejected(folder):
     assert digest(folder) == before
     message = str(caught.value)
     assert message.isprintable(), "an error is one line without control characters"
-    return message
+    assert message.startswith(f"{folder}: "), "an error names the checkpoint"
+    return message.removeprefix(f"{folder}: ")
 
 
 @pytest.fixture
@@ -216,7 +217,7 @@ def test_pickle_weights_say_how_to_convert(single):
 
 def test_no_weights_at_all(single):
     (single / "model.safetensors").unlink()
-    assert rejected(single).startswith(f"{single}: has neither model.safetensors nor {INDEX}")
+    assert rejected(single).startswith(f"has neither model.safetensors nor {INDEX}")
 
 
 def test_weights_under_a_name_of_their_own(single):

@@ -74,6 +74,13 @@ class Trial:
                 f"tokenizer.json: the new token {shown!r} {instead} in text, because of the tokenizer's normalizer or"
                 " of another added token; drop it or give it normalized: false"
             )
+        if entry.special and entry.normalized:
+            for other in {entry.content.lower(), entry.content.upper()} - {entry.content}:
+                if self.normalize(other) == self.normalize(entry.content):
+                    raise InputRejected(
+                        f"tokenizer.json: the new special token {shown!r} would be found in {printable(other)!r} too, because"
+                        " the normalizer makes them equal; give it normalized: false"
+                    )
         if entry.special and self.backend.decode([index], skip_special_tokens=True).strip():
             raise InputRejected(
                 f"tokenizer.json: the new special token {shown!r} would be written although special tokens are to be"

@@ -1,0 +1,41 @@
+"""Reading a recipe loads pydantic and yaml, and nothing that is slow to load."""
+
+import json
+import subprocess
+import sys
+
+RECIPE = {"version": 1, "base_model": "a", "operations": [{"op": "extend_vocab", "tokens": ["x"]}], "output": "o"}
+
+PROGRAM = f"""
+import json, sys, time
+start = time.perf_counter()
+import pydantic, yaml
+from pydantic import BaseModel
+class Small(BaseModel):
+    text: str
+floor = time.perf_counter() - start
+start = time.perf_counter()
+from graftkit.recipe import dump_recipe, json_schema, load_recipe, parse_recipe
+parse_recipe({RECIPE!r})
+ours = time.perf_counter() - start
+print(json.dumps([sorted(sys.modules), floor, ours]))
+"""
+
+
+def run():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def test_no_slow_library_is_loaded():
+    modules, _, _ = run()
+    roots = {name.partition(".")[0] for name in modules}
+    assert "pydantic" in roots
+    assert not roots & {"torch", "transformers", "numpy", "rich", "safetensors", "tokenizers", "huggingface_hub"}
+    assert "pydantic.networks" not in modules
+    assert "pydantic.v1" not in modules
+
+
+def test_the_models_cost_no_more_than_pydantic_itself():
+    runs = [run()[1:] for _ in range(3)]
+    assert min(ours for _, ours in runs) < 1.5 * min(floor for floor, _ in runs), runs
