@@ -28,8 +28,15 @@ add_resolvers(_Writer)
 _Writer.add_implicit_resolver(FLOAT, re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+\Z|0o[0-7]+\Z"), [*"-+0123456789"])
 
 
+#: Besides the printable characters, these may stand in a block as they are.
+_BLOCK_CHARACTERS = dict.fromkeys(map(ord, "\n\t"))
+
+
 def _represent_text(writer: _Writer, text: str) -> yaml.ScalarNode:
+    """Lines as a block; but PyYAML changes the line breaks that only Unicode knows unless they are escapes."""
     style = "|" if "\n" in text.strip("\n") else None
+    if not text.translate(_BLOCK_CHARACTERS).isprintable():
+        style = '"'
     return writer.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 

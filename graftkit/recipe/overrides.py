@@ -38,6 +38,7 @@ def _apply(keys: list[str], text: str, place: Place, document: Document) -> None
         return
     holder[step] = value.data  # type: ignore[index]
     document.places = {old: kept for old, kept in document.places.items() if old[: len(path)] != path}
+    document.places[path] = place
     document.places |= {(*path, *inner): there for inner, there in value.places.items()}
 
 

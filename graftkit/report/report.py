@@ -47,7 +47,13 @@ class Report:
     @property
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs."""
-        return trainer_snippets(self.plan.recipe.output, list(self.plan.new_tokens))
+        from graftkit.architecture.vocabulary import account
+
+        structure = account(self.plan.result)
+        grown = [structure.memory[change.name][0] for change in self.plan.tensors if len(change.new_shape or ()) == 2]
+        modules = [name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes]
+        ids = sorted(self.plan.new_tokens.values())
+        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 
 
-def trainer_snippets(output: str, new_tokens: list[str]) -> str:
-    """Return what transformers/TRL, axolotl, LLaMA-Factory and ms-swift need to train from ``output``."""
+def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int]) -> str:
+    """Return what the trainers need to train from ``output``.
+
+    ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes.
+    """
     path = json.dumps(output)
     lines = [
         "# transformers Trainer, TRL",
-        f"model = AutoModelForCausalLM.from_pretrained({path})  # tokenizer: AutoTokenizer.from_pretrained({path})",
+        f"model = {architecture}.from_pretrained({path})",
+        f"tokenizer = AutoTokenizer.from_pretrained({path})",
         "# axolotl",
         f"base_model: {path}",
         "# LLaMA-Factory",
@@ -18,10 +22,7 @@ def trainer_snippets(output: str, new_tokens: list[str]) -> str:
         "# ms-swift",
         f"swift sft --model {path}",
     ]
-    if new_tokens:
-        shown = json.dumps(new_tokens, ensure_ascii=False)
-        lines += [
-            "# LoRA (peft): let the new rows learn, both tables where the head is untied",
-            f'trainable_token_indices={{"embed_tokens": tokenizer.convert_tokens_to_ids({shown})}}',
-        ]
+    if new_ids and modules:
+        rows = dict.fromkeys(sorted(set(modules)), new_ids)
+        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={json.dumps(rows)}"]
     return "\n".join(lines)

@@ -159,6 +159,8 @@ def print_report(report: Report) -> None:
     for found in report.tokenization:
         for difference in found.differences:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
+        for note in found.notes:
+            console.print(f"[dim]note:[/dim] {_text(note)}")
     console.print(f"[green]{_text(report.verdict)}[/green]")
     console.print(f"written to {_text(report.plan.recipe.output)}\n")
     console.print(f"[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
@@ -170,7 +172,7 @@ def _text_lines(text: str) -> str:
 
 def _tokenization_figure(found: Any) -> str:
     covered = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in dict(found.covered).items())
-    return f"{covered}; {len(found.differences)} differences shown" if found.differences else covered
+    return covered
 
 
 def _output_rows(add: Callable[..., None], outputs: OutputsReport | None) -> None:
@@ -228,9 +230,9 @@ def print_verification(found: Verification) -> None:
     """Print the checks between two checkpoints."""
     console = _console()
     table = _table("verification", "check", "result", "figure")
-    table.add_row(
-        "bytes", "equal" if not found.difference.tensors else "changed", f"{found.difference.equal} tensors equal"
-    )
+    grown = len(found.difference.tensors)
+    figure = f"{found.difference.equal} tensors equal" + (f", {grown} more with new rows" if grown else "")
+    table.add_row("bytes", "changed" if found.changed else "equal", figure)
     if found.tokenization is not None:
         result = "failed" if found.tokenization.failures else "passed"
         table.add_row("tokenizer", result, _text(_tokenization_figure(found.tokenization)))

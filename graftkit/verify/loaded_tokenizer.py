@@ -46,8 +46,8 @@ class LoadedTokenizer:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The id of each token, added ones too."""
-        return dict(self.tokenizer.get_vocab())
+        """The id of each token, added ones too, in the order of the ids."""
+        return dict(sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]))
 
     @cached_property
     def tokens(self) -> dict[int, str]:

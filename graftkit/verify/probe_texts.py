@@ -4,8 +4,6 @@ They are fed to tokenizers (does old text still split as it did?) and to models 
 is one to three sentences, so that a forward pass over all of them stays cheap.
 """
 
-
-
 from __future__ import annotations
 
 ENGLISH = (

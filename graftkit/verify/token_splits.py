@@ -33,19 +33,24 @@ class SplitDifference:
         probe: the whole text.
         before: the pieces that stood there.
         after: the pieces that stand there now.
-        token: the new token that did it.
+        token: the new token that did it, or None if none of them did.
 
     """
 
     probe: str
     before: tuple[str, ...]
     after: tuple[str, ...]
-    token: str
+    token: str | None
 
     def __str__(self) -> str:
         probe = self.probe if len(self.probe) <= 60 else f"{self.probe[:57]}..."
-        old, now = ("|".join(pieces) for pieces in (self.before, self.after))
-        return printable(f"in {probe!r}, {old} became {now}, because of {self.token!r}")
+        old, now = (_joined(pieces) for pieces in (self.before, self.after))
+        cause = "" if self.token is None else f", because of {self.token!r}"
+        return printable(f"in {probe!r}, {old} became {now}{cause}")
+
+
+def _joined(pieces: tuple[str, ...]) -> str:
+    return "|".join(pieces[:12]) + ("|..." if len(pieces) > 12 else "")
 
 
 def derived_texts(before: LoadedTokenizer, new: Mapping[str, int], special: Collection[str]) -> list[str]:
@@ -76,7 +81,7 @@ def compare_splits(
     """
     failures: list[str] = []
     differences: list[SplitDifference] = []
-    shown: Counter[str] = Counter()
+    shown: Counter[str | None] = Counter()
     contents = {index: content for content, index in new.items()}
     for text, old, now in zip(texts, before.encode(texts), after.encode(texts), strict=True):
         if old == now:
@@ -107,7 +112,7 @@ def _difference(
         tuple(map(str, side.tokenizer.convert_ids_to_tokens(pieces[head : len(pieces) - tail])))
         for side, pieces in zip(loaded, ids, strict=True)
     )
-    return SplitDifference(text, before, after, tokens[0] if tokens else "nothing that is known")
+    return SplitDifference(text, before, after, tokens[0] if tokens else None)
 
 
 def _words(before: LoadedTokenizer) -> Iterator[str]:

@@ -150,7 +150,13 @@ def test_what_the_library_cannot_read_is_one_line():
         (bpe, special("<|x|>", "<|x|>"), "is named twice"),
         (bpe, special(" "), "nothing but whitespace"),
         (wordpiece, plain("bioRxiv", "BIORXIV"), "is read as 'biorxiv'"),
-        (wordpiece, [NewToken("[X]", special=True, normalized=True)], r"'\[X\]' would be written although"),
+        (wordpiece, [NewToken("[X]", special=True, normalized=True)], r"'\[X\]' is special, but '\[x\]' would be read"),
+        (
+            bpe,
+            [NewToken("a<s>b", special=False, single_word=True, normalized=False)],
+            "would hide '<s>' inside longer words",
+        ),
+        (unigram, special("▁\u00a0"), "would be decoded as ''"),
         (bpe, plain("naïve"), "would be decoded as 'na�ve'"),
         (bpe, special("\x1b[31m\x1b[31m", "\x1b[31m\x1b[31m"), r"\\x1b\[31m.* is named twice"),
     ],
@@ -175,12 +181,13 @@ def test_a_special_token_is_its_own_whatever_the_normalizer_makes_of_plain_text(
     [
         ({"pad": "<s>"}, "'pad' is not the name of a role"),
         ({"pad_token": "<|none|>"}, "pad_token: the tokenizer has no token '<|none|>'".replace("|", r"\|")),
+        ({"cls_token": "Ġa b"}, "has a space, which a template cannot name"),
         ({"unk_token": "<s>"}, "unk_token: is part of the tokenizer's model"),
     ],
 )
 def test_roles_that_cannot_be_given(roles, message):
     with pytest.raises(InputRejected, match=message):
-        add_tokens(bpe(), [], roles)
+        add_tokens(bpe(), special("Ġa b"), roles)
 
 
 def test_a_token_that_only_the_config_names_comes_first_or_is_refused():

@@ -1,6 +1,7 @@
 """A valid recipe becomes a frozen value, from a file and from a dict alike."""
 
 import copy
+import json
 import pickle
 from pathlib import Path
 
@@ -142,6 +143,12 @@ def test_a_recipe_is_frozen_hashable_and_copied_whole():
         FULL_VALUE.seed = 8
     with pytest.raises(TypeError):
         FULL_VALUE.operations[0].roles["pad_token"] = "x"
+
+
+@pytest.mark.filterwarnings("error")
+def test_pydantic_writes_it_too():
+    assert parse_recipe(FULL_VALUE.model_dump()) == FULL_VALUE
+    assert Recipe.model_validate(parse_recipe(json.loads(FULL_VALUE.model_dump_json()))) == FULL_VALUE
 
 
 def test_the_data_of_the_caller_stay_as_they_are():

@@ -54,7 +54,7 @@ ANCHORS = "anchors and aliases (&name, *name) are not allowed; write the value o
         (f"{VALID}1: x\n", "recipe.yaml:7: a key must be text, but YAML reads '1' as the number 1; quote it"),
         (f"{VALID}? [a]\n: x\n", "recipe.yaml:7: a key must be text, found a mapping or a list; quote it if it begins with"
          " { or ["),
-        (f'{VALID}verify: {{"\\ud800": 1}}\n', "recipe.yaml:7: verify.\\\\ud800: unknown field; the fields here are: outputs"),
+        (f'{VALID}verify: {{"\\ud800": 1}}\n', "recipe.yaml:7: verify.\\ud800: unknown field; the fields here are: outputs"),
         (f"{VALID}x: a\x00b\n", "recipe.yaml:7: holds the character U+0000; write it as an escape inside double quotes"),
         (f"{VALID}x: \x1b[31m\n", "recipe.yaml:7: holds the character U+001B; write it as an escape inside double quotes"),
         (VALID.encode() + b"x: \xff\xfe\n", "recipe.yaml:7: is not UTF-8 text (byte 0xFF)"),
@@ -92,7 +92,7 @@ def alias_bomb():
         ("x: " + "{a: " * 100_000, f"recipe.yaml:1: nested deeper than {MAX_DEPTH} levels"),
         (
             "".join(f"{' ' * depth}a:\n" for depth in range(500)),
-            f"recipe.yaml:65: nested deeper than {MAX_DEPTH} levels",
+            f"recipe.yaml:64: nested deeper than {MAX_DEPTH} levels",
         ),
         ("- " * 100_000, f"recipe.yaml:1: nested deeper than {MAX_DEPTH} levels"),
         ("x" * (MAX_BYTES + 1), f"recipe.yaml: larger than {MAX_BYTES} bytes"),
@@ -155,5 +155,5 @@ def test_several_bad_keys_are_reported_beside_other_problems(tmp_path, monkeypat
 
 
 def test_a_surrogate_in_a_key_from_a_dict():
-    with pytest.raises(RecipeError, match=r"verify\.\\\\ud800: unknown field"):
+    with pytest.raises(RecipeError, match=r"verify\.\\ud800: unknown field"):
         parse_recipe({**yaml.safe_load(VALID), "verify": {"\ud800": 1}})

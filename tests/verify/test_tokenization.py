@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import random
 import re
 
 import pytest
@@ -307,3 +308,29 @@ def test_a_source_that_cannot_be_loaded_is_rejected(tmp_path):
     documents = bpe()
     with pytest.raises(InputRejected, match="AutoTokenizer cannot load the tokenizer"):
         run(documents | {"tokenizer.json": "{"}, documents, tmp_path, {})
+
+
+LETTERS = [*"abcXYZ<|>[]_- .#▁Ġ/\\'\"éß東雨🎉ع\u00a0\nıİﬁ\u0301", "cat", "tool", "category", "</s>", "<s>"]
+
+
+def random_token(rng):
+    flags = {name: rng.random() < 0.15 for name in ("lstrip", "rstrip", "single_word")}
+    content = "".join(rng.choices(LETTERS, k=rng.randint(1, 6)))
+    return NewToken(content, special=rng.random() < 0.5, normalized=rng.choice([None, True, False]), **flags)
+
+
+def test_whatever_is_not_refused_passes(every):
+    documents, folder = every
+    rng = random.Random(folder.name)
+    passed = 0
+    for _ in range(25):
+        tokens = [random_token(rng) for _ in range(rng.randint(1, 3))]
+        try:
+            result, ids = grow(documents, *tokens)
+        except InputRejected:
+            continue
+        special = {token.content for token in tokens if token.special}
+        report = run(documents, result, folder, ids, special=special)
+        assert report.failures == (), tokens
+        passed += 1
+    assert passed > 5

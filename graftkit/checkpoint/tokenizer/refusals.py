@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.tokenizer.roles import FRAME_ROLES
 from graftkit.checkpoint.tokenizer.special import listed
 from graftkit.checkpoint.tokenizer.vocabulary import object_of
 from graftkit.errors import InputRejected, printable
@@ -65,6 +66,8 @@ def check_roles(files: TokenizerFiles, known: Mapping[str, int], roles: Mapping[
             raise InputRejected(f"roles: {shown!r} is not the name of a role, such as pad_token")
         if content not in known:
             raise InputRejected(f"roles: {shown}: the tokenizer has no token {printable(content)!r}")
+        if role in FRAME_ROLES and any(map(str.isspace, content)):
+            raise InputRejected(f"roles: {shown}: {printable(content)!r} has a space, which a template cannot name")
         if role == "unk_token" and files.special.get(role) != content:
             raise InputRejected(
                 "roles: unk_token: is part of the tokenizer's model and cannot be given to another token"

@@ -56,40 +56,48 @@ class Trial:
         return all(pattern in self.normalize(f"x{gap}{content}{gap}x") for gap in ("", " "))
 
     def check(self, old: Iterable[AddedEntry], new: Iterable[AddedEntry]) -> None:
-        """Raise InputRejected unless each new token is found in text as itself and decodes to itself."""
+        """Raise InputRejected unless each new token is found in text as itself, hides no old one, and decodes to itself."""
         from tokenizers import AddedToken
 
-        new = list(new)
+        old, new = list(old), list(new)
         self.backend.add_tokens([AddedToken(**entry.for_config()) for entry in (*old, *new)])
         for entry in new:
-            self._check_one(entry)
+            problem = self._unread(entry) or _hidden(entry, old) or self._also_read(entry) or self._miswritten(entry)
+            if problem:
+                raise InputRejected(f"tokenizer.json: the new token {printable(entry.content)!r} {problem}")
 
-    def _check_one(self, entry: AddedEntry) -> None:
-        index, shown = self.backend.token_to_id(entry.content), printable(entry.content)
+    def _unread(self, entry: AddedEntry) -> str:
         found = self.backend.encode(entry.content, add_special_tokens=False).ids
-        if index is None or found != [index]:
-            names = [printable(self.backend.id_to_token(other)) for other in found]
-            instead = f"is read as {', '.join(map(repr, names))}" if names else "is not found"
-            raise InputRejected(
-                f"tokenizer.json: the new token {shown!r} {instead} in text, because of the tokenizer's normalizer or"
-                " of another added token; drop it or give it normalized: false"
-            )
-        if entry.special and entry.normalized:
-            for other in {entry.content.lower(), entry.content.upper()} - {entry.content}:
-                if self.normalize(other) == self.normalize(entry.content):
-                    raise InputRejected(
-                        f"tokenizer.json: the new special token {shown!r} would be found in {printable(other)!r} too, because"
-                        " the normalizer makes them equal; give it normalized: false"
-                    )
-        if entry.special and self.backend.decode([index], skip_special_tokens=True).strip():
-            raise InputRejected(
-                f"tokenizer.json: the new special token {shown!r} would be written although special tokens are to be"
-                " skipped, because the normalizer changes it; give it normalized: false"
-            )
-        back = self.backend.decode([index], skip_special_tokens=False)
-        written = {entry.content.strip(), self.normalize(entry.content).strip() if entry.normalized else ""}
-        if back.strip() not in written:  # the library writes a normalized token as its normalizer left it
-            raise InputRejected(
-                f"tokenizer.json: the new token {shown!r} would be decoded as {printable(back)!r} (a byte-level decoder"
-                " reads accented letters of an added token as bytes); leave it to the old pieces, or spell it in ASCII"
-            )
+        if found == [self.backend.token_to_id(entry.content)]:
+            return ""
+        names = [repr(printable(self.backend.id_to_token(other))) for other in found]
+        instead = f"is read as {', '.join(names)}" if names else "is not found"
+        why = "because of the tokenizer's normalizer or of another added token"
+        return f"{instead} in text, {why}; drop it or give it normalized: false"
+
+    def _also_read(self, entry: AddedEntry) -> str:
+        if not (entry.special and entry.normalized):
+            return ""
+        for other in {entry.content.lower(), entry.content.upper()} - {entry.content}:
+            if self.normalize(other) == self.normalize(entry.content):
+                return f"is special, but {printable(other)!r} would be read as it too; give it normalized: false"
+        return ""
+
+    def _miswritten(self, entry: AddedEntry) -> str:
+        ids = self.backend.encode(entry.content, add_special_tokens=False).ids
+        if entry.special and self.backend.decode(ids, skip_special_tokens=True).strip():
+            return "would be written although special tokens are to be skipped; give it normalized: false"
+        back = self.backend.decode(ids, skip_special_tokens=False).strip()
+        # the library writes a normalized token as its normalizer left it
+        if back == entry.content.strip() or (entry.normalized and back == self.normalize(entry.content).strip()):
+            return ""
+        why = "a byte-level decoder reads accented letters of an added token as bytes"
+        return f"would be decoded as {printable(back)!r} ({why}); leave it to the old pieces, or spell it in ASCII"
+
+
+def _hidden(entry: AddedEntry, old: Iterable[AddedEntry]) -> str:
+    """Name an old token that is no longer found inside the new one where the new one is no word of its own."""
+    if not entry.single_word:
+        return ""
+    inside = next((other.content for other in old if other.content in entry.content), None)
+    return "" if inside is None else f"would hide {printable(inside)!r} inside longer words; give it single_word: false"
