@@ -48,7 +48,7 @@ class Verdict:
     seconds: float = 0.0
 
 
-class Wrong(Exception):  # noqa: N818 - it reads as the sentence that it is
+class Wrong(Exception):
     """A check failed; the message says which."""
 
 
@@ -245,7 +245,7 @@ def _compare(old: Any, new: Any, tokens: int) -> float | None:
     after = forward(new, ids)
     name = "logits" if getattr(before, "logits", None) is not None else next(iter(before))
     before, after = before[name], after[name]
-    if name == "logits" and after.shape[-1] != before.shape[-1] or before.shape[-1] == ROWS:
+    if (name == "logits" and after.shape[-1] != before.shape[-1]) or before.shape[-1] == ROWS:
         before, after = before[..., :tokens], after[..., :tokens]
     if not before.isfinite().all():
         raise Wrong("the source's own outputs are not finite")

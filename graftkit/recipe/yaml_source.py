@@ -16,7 +16,7 @@ from graftkit.recipe.yaml_scalars import MEANINGS, add_resolvers
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
-MAX_NODES = 200_000
+MAX_NODES = 100_000
 
 #: A line of the text, from 1 on -> the place that messages name.
 PlaceOfLine = Callable[[int], Place]
@@ -65,15 +65,19 @@ add_resolvers(_Reader)
 def parse_yaml(text: str, place_of: PlaceOfLine) -> Document:
     """Read ``text``. What is wrong with it is among the problems of the document, which is None where nothing is left."""
     document = Document(None)
-    node = None
+    node = reader = None
     try:
         _check_characters(text)
-        node = _Reader(text).get_single_node()
+        reader = _Reader(text)
+        node = reader.get_single_node()
     except _Refused as refused:
         document.add((), str(refused), place_of(refused.line))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         document.add((), _in_words(error), place_of(mark.line + 1 if mark else 1))
+    except (ValueError, OverflowError):  # PyYAML converts the digits of escapes and directives unchecked
+        line = reader.line + 1 if reader else 1
+        document.add((), "not valid YAML: a number in an escape or a directive is out of range", place_of(line))
     if node is not None:
         document.data = _build(node, (), place_of(node.start_mark.line + 1), document, place_of)
     return document

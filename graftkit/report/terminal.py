@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from graftkit.inspection import Inspection
     from graftkit.report.report import Report
     from graftkit.verify.outputs import OutputsReport
+    from graftkit.verify.tokenization import TokenizationReport
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
@@ -170,9 +171,8 @@ def _text_lines(text: str) -> str:
     return "\n".join(_text(line) for line in text.splitlines())
 
 
-def _tokenization_figure(found: Any) -> str:
-    covered = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in dict(found.covered).items())
-    return covered
+def _tokenization_figure(found: TokenizationReport) -> str:
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in found.covered.items())
 
 
 def _output_rows(add: Callable[..., None], outputs: OutputsReport | None) -> None:

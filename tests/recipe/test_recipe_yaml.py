@@ -48,6 +48,8 @@ ANCHORS = "anchors and aliases (&name, *name) are not allowed; write the value o
         (f"{VALID}---\nversion: 2\n", "recipe.yaml:7: a second document begins here; a recipe is a single document"),
         (f"{VALID}seed: [1\n", "recipe.yaml:8: not valid YAML: while parsing a flow sequence: expected ',' or ']', but got"
          " '<stream end>'"),
+        (f'{VALID}x: "\\UFFFFFFFF"', "recipe.yaml:7: not valid YAML: a number in an escape or a directive is out of range"),
+        (f"%YAML 1.{'9' * 5000}\n", "recipe.yaml:1: not valid YAML: a number in an escape or a directive is out of range"),
         ("version: 1\n\tseed: 2\n", "recipe.yaml:2: not valid YAML: while scanning for the next token: found character '\\t'"
          " that cannot start any token"),
         (f"{VALID}<<: {{seed: 1}}\n", "recipe.yaml:7: merge keys (<<) are not allowed; write the fields out"),

@@ -51,7 +51,7 @@ def build(family, directory, *, dtype="float32", rows=ROWS, tokens=TOKENS, shard
     return directory
 
 
-def _model(family, rows):  # noqa: PLR0911 - one line a family
+def _model(family, rows):
     import transformers as t
 
     ids = {"vocab_size": rows, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -31,7 +31,7 @@ class Scale:
     patches: int = 4
     codes: int = 256  # some codecs want a power of two
     channels: int = 32  # convolutions with groups of 32
-    derive: bool = True
+    derive: bool = False
     fill: bool = False
 
     @property
@@ -184,7 +184,7 @@ def _is_token(name):
 
 def _small(name, value, config, walk):
     meaning = _meaning(name)
-    if value is None and (name in ROLES or walk.scale.fill and (name == "head_dim" or meaning in FILLED)):
+    if value is None and (name in ROLES or (walk.scale.fill and (name == "head_dim" or meaning in FILLED))):
         value = 1 << 20
     if isinstance(value, int) and not isinstance(value, bool):
         return _number(name, value, meaning, config, walk)

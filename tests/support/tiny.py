@@ -35,7 +35,7 @@ NOISE = 0.05
 WANTS_MORE = re.compile(r"pixel_values|image_embeds|input_features|flattened_patches|missing \d+ required")
 
 
-class NotBuilt(Exception):  # noqa: N818 - it reads as the sentence that it is
+class NotBuilt(Exception):
     """No small checkpoint of this class can be made; the message says why."""
 
 
