@@ -11,6 +11,7 @@ a result is wrong.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -133,6 +134,7 @@ def _work(pipe: Connection, build_only: bool) -> None:
     torch.set_num_threads(1)
     logging.disable_progress_bar()
     while (name := pipe.recv()) is not None:
+        gc.freeze()  # the modules of many architectures are many objects, and each verification collects garbage
         place, started = Path(tempfile.mkdtemp(prefix="sweep-")), time.monotonic()
         try:
             verdict, reason, moved = _judge(name, place, build_only=build_only)
@@ -175,15 +177,16 @@ def _extend(source: Path, output: Path, tokens: int, multiple: int | None) -> tu
     recipe: dict[str, Any] = {
         "version": 1, "base_model": str(source), "operations": [operation], "output": str(output),
     }  # fmt: skip
+    apply: Any = graftkit.apply
     verdict, reason = "works", ""
     try:
         try:
-            graftkit.apply(recipe)
+            apply(recipe)
         except VerificationFailed as error:
             if "needs other inputs" not in str(error):
                 raise
             verdict, reason = "works, outputs not run", _line(error).split(";")[0]
-            graftkit.apply({**recipe, "verify": {"outputs": False}})
+            apply({**recipe, "verify": {"outputs": False}})
         return verdict, reason, _check(source, output, tokens, multiple)
     except (InputRejected, RecipeError) as error:
         return "refused", _line(error).replace(str(source), "source"), None
@@ -279,7 +282,11 @@ def markdown(chosen: dict[str, list[str]], verdicts: dict[str, Verdict]) -> str:
     exact = [item.class_name for item in works if item.moved == 0]
     moved = [f"{item.class_name} ({item.moved:.1g})" for item in works if item.moved]
     blind = [item.class_name for item in works if item.moved is None]
-    for title, names in (("old logits bitwise", exact), ("old logits within rounding", moved), ("forward not run by the sweep itself", blind)):
+    for title, names in (
+        ("old logits bitwise", exact),
+        ("old logits within rounding", moved),
+        ("forward not run by the sweep itself", blind),
+    ):
         lines += ["", f"## works, {title}: {len(names)}", "", ", ".join(names) or "none"]
     return "\n".join(lines) + "\n"
 

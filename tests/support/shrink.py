@@ -196,7 +196,9 @@ def _small(name, value, config, walk):
 
 
 def _sequence(name, value, meaning, config, walk):
-    depths = {getattr(config, n) for n in vars(config) if _meaning(n) == "layers" and isinstance(getattr(config, n), int)}
+    depths = {
+        getattr(config, n) for n in vars(config) if _meaning(n) == "layers" and isinstance(getattr(config, n), int)
+    }
     if len(value) in depths and len(value) > walk.scale.layers:
         value = type(value)(_one_of_each(value, walk.scale.layers))
     if all(type(item) is int for item in value):
@@ -238,7 +240,9 @@ def _number(name, value, meaning, config, walk):
     if meaning == "none":
         return 0
     if meaning == "inner":
-        return _number("", 1 << 20, "heads", config, walk) * min(getattr(config, "mamba_d_head", 1 << 20), walk.scale.head)
+        return _number("", 1 << 20, "heads", config, walk) * min(
+            getattr(config, "mamba_d_head", 1 << 20), walk.scale.head
+        )
     if meaning == "layer":
         return min(value, walk.scale.layers - 1)
     return min(value, 2 if meaning == "few" else getattr(walk.scale, meaning))

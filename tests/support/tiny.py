@@ -32,7 +32,7 @@ MOST_PARAMETERS = 6_000_000
 NOISE = 0.05
 
 #: What a forward says that wants more than token ids; no other scale will change its mind.
-WANTS_MORE = re.compile(r"pixel_values|image_embeds|input_features|flattened_patches|missing \d+ required")
+WANTS_MORE = re.compile(r"pixel_values|bbox|Bbox|image_embeds|input_features|flattened_patches|missing \d+ required")
 
 
 class NotBuilt(Exception):
@@ -70,19 +70,19 @@ def build(class_name, directory, *, vocab_size=331, tokenizer_size=None, dtype="
     try:
         model_class = getattr(transformers, class_name)
         with _quiet(), _reproducible(seed):
-            model, error = _first_that_runs(model_class, vocab_size, live, tie, config_overrides)
+            model = _first_that_runs(model_class, vocab_size, live, tie, config_overrides)
             _add_noise(model, seed)
             model.to(getattr(torch, dtype))
             model.save_pretrained(directory, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
     except ImportError as missing:
         raise NotBuilt(_one_line(missing)) from missing
     write_tokenizer(directory, live)
-    _check_reload(model_class, directory)
+    error = _check_reload(model_class, directory)
     return Built(class_name, sum(p.numel() for p in model.parameters()), error)
 
 
 def _first_that_runs(model_class, vocab_size, live, tie, overrides):
-    """The model of the first scale whose forward runs; else of the first that is built, with what its forward said."""
+    """The model of the first scale that runs on token ids alone, else of the first that can be made."""
     import torch
 
     failures, fallback = [], None
@@ -102,15 +102,16 @@ def _first_that_runs(model_class, vocab_size, live, tie, overrides):
         except Exception as error:  # noqa: BLE001 - a config that a class cannot live with fails in any way
             failures.append(_one_line(error))
             continue
+        _make_whole(model)
         try:
-            _make_whole(model)
-            forward(model, torch.arange(8, 24)[None])
+            with torch.no_grad():
+                model(**next(_inputs(model, _probe())))
         except Exception as error:  # noqa: BLE001 - as above
-            fallback = fallback or (model, _one_line(error))
+            fallback = fallback or model
             if WANTS_MORE.search(str(error)):
                 break
         else:
-            return model, None
+            return model
     if fallback is None:
         raise NotBuilt(failures[0])
     return fallback
@@ -133,6 +134,12 @@ def forward(model, ids):
     raise first
 
 
+def _probe():
+    import torch
+
+    return torch.arange(8, 24)[None]
+
+
 def _inputs(model, ids):
     import torch
 
@@ -147,7 +154,9 @@ def _inputs(model, ids):
         yield {**base, "input_ids": ids.repeat(model.config.num_codebooks, 1)}
     size = getattr(getattr(model.config, "vision_config", getattr(model.config, "encoder", None)), "image_size", None)
     if "pixel_values" in names and isinstance(size, int):
-        pixels = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size).to(model.dtype).expand(len(ids), -1, -1, -1)
+        pixels = (
+            torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size).to(model.dtype).expand(len(ids), -1, -1, -1)
+        )
         yield {**base, "pixel_values": pixels}
         yield {"pixel_values": pixels, "qformer_input_ids": ids}
         yield {"pixel_values": pixels, "decoder_input_ids": ids, "input_ids": None}
@@ -178,14 +187,26 @@ def _add_noise(model, seed):
 
 
 def _check_reload(model_class, directory):
+    """Load what was written; return what the forward says, or None when it runs."""
     with _quiet():
         try:
-            _, info = model_class.from_pretrained(directory, output_loading_info=True)
+            model, info = model_class.from_pretrained(directory, output_loading_info=True)
         except Exception as error:
             raise NotBuilt(f"what save_pretrained wrote does not load: {_one_line(error)}") from error
-    left = {kind: sorted(map(str, info[kind]))[:3] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    left = {
+        kind: sorted(map(str, info[kind]))[:3]
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[kind]
+    }
     if left:
         raise NotBuilt(f"what save_pretrained wrote does not load whole: {left}")
+    try:
+        output = forward(model.eval(), _probe())
+    except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
+        return _one_line(error)
+    if not all(value.isfinite().all() for value in output.values() if hasattr(value, "isfinite")):
+        raise NotBuilt("the outputs are not finite")
+    return None
 
 
 @contextmanager

@@ -321,7 +321,7 @@ def random_token(rng):
 
 def test_whatever_is_not_refused_passes(every):
     documents, folder = every
-    rng = random.Random(folder.name)
+    rng = random.Random(11)
     passed = 0
     for _ in range(25):
         tokens = [random_token(rng) for _ in range(rng.randint(1, 3))]
