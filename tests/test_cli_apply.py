@@ -92,9 +92,21 @@ def test_overwrite_replaces_it_whole(tmp_path):
     output = tmp_path / "out"
     output.mkdir()
     (output / "old.txt").write_text("old")
+    (output / "config.json").write_text("{}")
     assert run("apply", "recipes/quickstart.yaml", "--output", output, "--overwrite", "-q").returncode == 0
     assert "old.txt" not in tree(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_overwrite_refuses_a_directory_that_is_no_checkpoint(tmp_path):
+    thesis = tmp_path / "documents" / "thesis.tex"
+    thesis.parent.mkdir()
+    thesis.write_text("ten years")
+    done = run("apply", "recipes/quickstart.yaml", "--output", thesis.parent, "--overwrite", "-q")
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert thesis.read_text() == "ten years"
+    assert [path.name for path in tmp_path.iterdir()] == ["documents"]
 
 
 def test_dry_run_and_plan_write_nothing(tmp_path):

@@ -1,237 +1,253 @@
 """An output directory that appears whole or not at all.
 
-Everything is written into a sibling of the output, which is its own lock. Files and directories are made durable,
-then one rename (or, when an output is replaced, one exchange) makes it the output.
+Beside ``out`` stands, while it is being written::
+
+    .out.graftkit-staging/         removed at the end, whatever the end is
+        .graftkit-staging          the mark that it is ours, and the lock of the run that writes
+        checkpoint/                what becomes ``out`` by one rename, or by one exchange with the old ``out``
+
+The lock is on a file, since a network file system does not lock directories, and nothing that is renamed is locked,
+so that there is no moment at which another run could take what this one still needs. After an exchange the old output
+stands where the new one stood: inside a marked and locked directory, from which any later run may delete it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import stat
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from graftkit.errors import CommittedWithWarning, Locked, RecipeError, StorageFault, printable
+from graftkit.checkpoint.durable import exchange, rename_to_new, sync, sync_tree
+from graftkit.checkpoint.output_place import absolute, nearest_existing, refuse_output, require_space
+from graftkit.errors import CommittedWithWarning, Locked, StorageFault, printable
 
-#: Stands in every staging directory from its first moment, so that a directory of somebody else's is never emptied.
-MARK = ".graftkit-staging"
+__all__ = ["Staging", "refuse_output", "require_space", "staging_path"]
 
-RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
-_AT_FDCWD = -100
+#: Names inside the staging directory. The third exists for an instant, to try an exchange before hours of work.
+MARK, TREE, TRIAL = ".graftkit-staging", "checkpoint", "trial"
+
+_NAME_MAX = 255
+
+#: How often another run may remove the staging directory between two system calls of this one.
+_ATTEMPTS = 100
 
 
 def staging_path(output: Path) -> Path:
     """The staging directory that belongs to ``output``: a hidden sibling with a fixed name."""
-    return output.parent / f".{output.name[:200]}.graftkit-staging"
-
-
-def refuse_output(output: Path, *, source: Path | None, overwrite: bool) -> None:
-    """Refuse an output that must not be written. Touches nothing.
-
-    Raises:
-        RecipeError: the output exists and is not to be replaced, is no directory, or is, holds or lies in the source.
-    """
-    shown = printable(output)
-    if output.is_symlink() or (output.exists() and not output.is_dir()):
-        raise RecipeError(f"output: {shown} exists and is not a directory; name another output")
-    if source is not None:
-        real, origin = output.resolve(), source.resolve()
-        if real == origin or origin in real.parents or real in origin.parents:
-            raise RecipeError(
-                f"output: {shown} is, holds or lies in the source {printable(source)}; name another output"
-            )
-    if output.exists() and not overwrite:
-        raise RecipeError(f"output: {shown} exists; name another output, or replace it with --overwrite")
-
-
-def require_space(directory: Path, nbytes: int) -> None:
-    """Check that ``nbytes`` are free where ``directory`` will be.
-
-    Raises:
-        StorageFault: they are not.
-    """
-    place = directory.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < nbytes:
-        raise StorageFault(f"{printable(directory)}: needs {nbytes:,} bytes, {free:,} are free; nothing was written")
+    output = absolute(output)
+    name = f".{output.name}.graftkit-staging"
+    if len(os.fsencode(name)) > _NAME_MAX:
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.graftkit-staging"
+    return output.parent / name
 
 
 class Staging:
     """The staging directory of an output, locked while it is open; see the module's docstring.
 
+    ``path`` is the directory to write into, valid inside the ``with`` block and until :meth:`commit`. Leaving the
+    block without a commit removes it, and the parents that were made for it.
+
     Raises:
+        RecipeError: see :func:`refuse_output`.
         Locked: another run holds it.
-        StorageFault: it cannot be made, or an operating system error happened while it was open.
+        StorageFault: it cannot be made, or the operating system reported an error while it was open.
         CommittedWithWarning: the output is in place, but making it durable or cleaning up failed.
     """
 
     def __init__(self, output: Path, *, source: Path | None = None, overwrite: bool = False) -> None:
-        self.output = Path(os.path.abspath(output))
-        self.path = staging_path(self.output)
+        self.output = absolute(output)
+        self._root = staging_path(output)
+        self.path = self._root / TREE
         self._source, self._overwrite = source, overwrite
-        self._fd, self._committed = -1, False
+        self._lock, self._committed = -1, False
         self._made: list[Path] = []
-        self._pool = ThreadPoolExecutor(1)
-        self._synced: dict[Path, Future[None]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="fsync")
+        self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Self:
         refuse_output(self.output, source=self._source, overwrite=self._overwrite)
         try:
-            self._make_parents()
-            self._lock()
-            self._empty()
+            self._acquire()
+            refuse_output(self.output, source=self._source, overwrite=self._overwrite)  # a run may just have ended
+            self._remove_trees()
+            self.path.mkdir()
+            if self.output.exists():
+                self._try_exchange()
         except OSError as error:
-            self._release()
-            raise _fault(error, self.path) from error
+            self._discard()
+            raise _fault(error, self._root) from error
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        if not self._committed:
-            with contextlib.suppress(OSError):
-                self._delete()
-                for parent in reversed(self._made):
-                    parent.rmdir()
-        self._release()
+        if self._committed:
+            self._release()
+            return
+        self._discard()
         if isinstance(error, OSError):
             raise _fault(error, self.path) from error
 
     def written(self, path: Path) -> None:
         """Say that a file is finished: it is made durable in the background while the next one is written."""
-        self._synced[path] = self._pool.submit(_sync, path)
+        self._pending.append(self._pool.submit(sync, path))
 
     def commit(self) -> None:
         """Make everything durable, then let the output appear at once."""
-        (self.path / MARK).unlink()
-        for future in self._synced.values():
-            future.result()
-        for directory, _, files in os.walk(self.path, topdown=False):
-            for name in files:
-                path = Path(directory, name)
-                if path not in self._synced:
-                    _sync(path)
-            _sync(Path(directory))
+        for pending in self._pending:
+            pending.result()  # a write error is reported to one fsync only, and must not be lost
+        sync_tree(self.path)
         self._rename()
         self._committed = True
         try:
-            if self.path.exists():
-                self._delete()
-            _sync(self.output.parent)
-        except OSError as error:
+            for parent in (self.output.parent, *(made.parent for made in self._made)):
+                sync(parent)
+            self._remove_trees()  # only now: until the exchange is durable, a crash may bring the old output back
+            self._remove_root()
+        except (OSError, KeyboardInterrupt) as error:
+            reason = _reason(error) if isinstance(error, OSError) else "interrupted"
             raise CommittedWithWarning(
-                f"{printable(self.output)}: in place and whole, but cleaning up behind it failed: {error.strerror}"
+                f"{printable(self.output)}: in place and whole, but making it durable or cleaning up behind it failed: "
+                f"{reason}; delete {printable(self._root)} if it is still there"
             ) from error
 
-    def _make_parents(self) -> None:
-        missing = []
-        parent = self.output.parent
-        while not parent.exists():
-            missing.append(parent)
-            parent = parent.parent
-        for directory in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                directory.mkdir()
-                self._made.append(directory)
-
-    def _lock(self) -> None:
-        """Make or take the staging directory; the lock is on the directory itself."""
-        while True:
-            fresh = True
+    def _acquire(self) -> None:
+        """Make or take over the staging directory, and lock it."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
             try:
-                self.path.mkdir()
-            except FileExistsError:
-                fresh = False
-            try:
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except FileNotFoundError:
-                continue
+                self._make_parents()
+                with contextlib.suppress(FileExistsError):
+                    self._root.mkdir()
+                self._refuse_foreign()
+                self._lock = self._locked_mark()
+            except FileNotFoundError:  # the run that held it has just removed it: begin again
+                if attempts_left == 0:
+                    raise
             except BlockingIOError as error:
                 raise Locked(
-                    f"{printable(self.output)}: another run is writing it; wait for that run to end"
+                    f"{printable(self.output)}: another run is writing it ({printable(self._root)}); wait for it to end"
                 ) from error
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(self._fd), self.path.stat()):
-                    if fresh or self._is_ours():
-                        return
-                    raise StorageFault(f"{printable(self.path)}: stands in the way and is not graftkit's; move it away")
-            self._release()
+            else:
+                return
 
-    def _is_ours(self) -> bool:
-        """A marked directory, an empty one (killed before the mark), or an old output that was exchanged here."""
-        names = set(os.listdir(self.path))
-        return not names or MARK in names or "graft_report.json" in names
+    def _locked_mark(self) -> int:
+        """Return a descriptor that holds the lock.
 
-    def _delete(self) -> None:
-        """Delete what stands at the staging path; the mark goes last, so that a run after a kill may go on with it."""
-        self._empty()
-        (self.path / MARK).unlink()
-        self.path.rmdir()
+        Raises:
+            BlockingIOError: another run holds it.
+            FileNotFoundError: the mark, or the whole directory, was removed meanwhile.
+        """
+        mark = self._root / MARK
+        fd = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _require_same_file(fd, mark)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
-    def _empty(self) -> None:
-        (self.path / MARK).touch()
-        for entry in os.scandir(self.path):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name != MARK:
-                os.unlink(entry.path)
+    def _make_parents(self) -> None:
+        nearest = nearest_existing(self.output.parent)
+        for name in self.output.parent.relative_to(nearest).parts:
+            nearest = nearest / name
+            try:
+                nearest.mkdir()
+            except FileExistsError:
+                if not nearest.is_dir():
+                    raise
+            else:
+                self._made.append(nearest)
+
+    def _refuse_foreign(self) -> None:
+        """Never empty what is somebody's: a staging directory holds nothing but what this module puts there."""
+        names = set(os.listdir(self._root)) if stat.S_ISDIR(os.lstat(self._root).st_mode) else {""}
+        if names and (MARK not in names or names - {MARK, TREE, TRIAL}):
+            raise StorageFault(f"{printable(self._root)}: stands in the way and is not graftkit's; move it away")
+
+    def _try_exchange(self) -> None:
+        trial = self._root / TRIAL
+        trial.mkdir()
+        exchange(self.path, trial)
+        trial.rmdir()
 
     def _rename(self) -> None:
-        if self._overwrite and self.output.exists():
-            old = os.open(self.output, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _renameat2(self.path, self.output, RENAME_EXCHANGE)
-                self._fd, old = old, self._fd
-            finally:
-                os.close(old)
-            return
         try:
-            _renameat2(self.path, self.output, RENAME_NOREPLACE)
+            if self._overwrite and stat.S_ISDIR(os.lstat(self.output).st_mode):
+                exchange(self.path, self.output)
+                return
+        except FileNotFoundError:
+            pass
+        try:
+            rename_to_new(self.path, self.output)
         except FileExistsError as error:
             raise StorageFault(
-                f"{printable(self.output)}: appeared while this run was writing; it was left alone"
+                f"{printable(self.output)}: appeared while this run was writing, and was left alone; nothing was written"
             ) from error
 
+    def _discard(self) -> None:
+        """Remove whatever can be removed of an attempt that failed; what cannot be is taken over by the next run."""
+        with contextlib.suppress(OSError):
+            if self._lock >= 0:
+                self._remove_trees()
+                self._remove_root()
+            else:
+                self._root.rmdir()  # only where not even the mark could be made
+        for parent in reversed(self._made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        self._release()
+
+    def _remove_trees(self) -> None:
+        for tree in (self.path, self._root / TRIAL):
+            if tree.exists():
+                shutil.rmtree(tree)
+
+    def _remove_root(self) -> None:
+        """Remove the empty staging directory: mark, lock, directory.
+
+        Without its mark a directory that holds anything would never be taken over, so trees go before. Without the mark the
+        lock means nothing, and a network file system keeps a file that is open: it goes before the directory.
+        """
+        (self._root / MARK).unlink()
+        self._release()
+        try:
+            self._root.rmdir()
+        except OSError as error:  # another run was quick to take it
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+
     def _release(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+def _require_same_file(fd: int, path: Path) -> None:
+    """Raise FileNotFoundError when the name no longer means the open file."""
+    if not os.path.samestat(os.fstat(fd), path.lstat()):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def _renameat2(old: Path, new: Path, flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags) == 0:
-        return
-    number = ctypes.get_errno()
-    if number in (errno.EINVAL, errno.ENOSYS):
-        if flags == RENAME_EXCHANGE:
-            raise StorageFault(f"{printable(new)}: this file system cannot exchange directories; name a new output")
-        if new.exists():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
-        os.rename(old, new)
-        return
-    raise OSError(number, os.strerror(number), str(new))
+def _reason(error: OSError) -> str:
+    where = " -> ".join(printable(name) for name in (error.filename, error.filename2) if name is not None)
+    what = printable(error.strerror or error)
+    return f"{where}: {what}" if where else what
 
 
 def _fault(error: OSError, path: Path) -> StorageFault:
-    where = error.filename if error.filename is not None else path
-    return StorageFault(f"{printable(where)}: {error.strerror or error}; nothing was written")
+    if error.filename is None:
+        error.filename = str(path)
+    return StorageFault(f"{_reason(error)}; nothing was written")
