@@ -7,16 +7,20 @@ exp(logit). Both are computed in float64 from the input of the output embedding,
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
 from graftkit.verify.vocabulary import KLPromise, VocabularyChange
 
-#: Positions at which the distribution is computed in float64.
-POSITIONS = 16
+#: Bytes of float64 logits at all captured positions together.
+POSITION_BYTES = 16 << 20
 
-#: Rows of the output table that are widened to float64 at a time.
-ROWS = 8_192
+#: Never more positions than this, however small the table is.
+MOST_POSITIONS = 256
+
+#: Elements of the output table that are widened to float64 at a time.
+CHUNK = 4 << 20
 
 UNIT_ROUNDOFF = {
     "torch.bfloat16": 2.0**-8,
@@ -24,6 +28,9 @@ UNIT_ROUNDOFF = {
     "torch.float32": 2.0**-24,
     "torch.float64": 2.0**-53,
 }
+
+#: A logit below this is a mask that the model puts on an id, not a value.
+MASKED = -1e5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +48,47 @@ class Distribution:
 
 
 class Capture:
-    """Keeps the input and the output of the output embedding during a forward. Use as a context manager."""
+    """Keeps inputs and outputs of the output embedding while the model runs. Use as a context manager."""
 
     def __init__(self, module: Any) -> None:
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
+        self.calls: list[tuple[Any, Any]] = []
         self._module, self._hook = module, None
 
     def __enter__(self) -> Self:
-        self._hook = self._module.register_forward_hook(self._keep)
+        if self._module is not None:
+            self._hook = self._module.register_forward_hook(self._keep)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hook.remove()  # type: ignore[attr-defined]
+        if self._hook is not None:
+            self._hook.remove()
 
     def _keep(self, _: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        self.inputs.append(inputs[0].detach())
-        self.outputs.append(output.detach())
+        self.calls.append((inputs[0], output))
+
+    def behind(self, logits: Any, name: str) -> tuple[Any, Any] | None:
+        """The call whose output became ``logits``: the only one, or that of the step which ``name`` begins with."""
+        words = name.split()
+        index = int(words[1]) if words[0] == "step" else 0
+        if len(self.calls) <= index or (words[0] != "step" and len(self.calls) != 1):
+            return None
+        hidden, raw = self.calls[index]
+        return (hidden, raw) if getattr(raw, "shape", None) == logits.shape else None
+
+
+def output_table(model: Any, rows: int) -> Any:
+    """The output embedding where it is a module with a table of ``rows`` rows, else None."""
+    try:
+        module = model.get_output_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    weight = getattr(module, "weight", None)
+    return module if weight is not None and weight.ndim == 2 and weight.shape[0] == rows else None
+
+
+def positions_for(rows: int) -> int:
+    """At how many positions the distribution of a table of ``rows`` rows is computed in float64."""
+    return max(min(POSITION_BYTES // (8 * rows), MOST_POSITIONS), 4)
 
 
 def measure(
@@ -65,32 +96,30 @@ def measure(
 ) -> Distribution:
     """Measure at the given positions.
 
-    *Shapes:* ``hidden`` ``(n, d)``, ``raw`` and ``logits`` ``(n, new_rows)``: the output embedding's input and output,
-    and the model's own logits.
+    *Shapes:* ``hidden`` ``(n, d)``, ``raw`` and ``logits`` ``(n, new_rows)``: the output embedding's input and output, and
+    the model's own logits. Where the logits are no affine function of ``raw`` (a soft cap), they are taken as they are, and
+    only the bound by the largest probability holds, since that needs no more than monotony. Ids that the model masks
+    are taken as they are before the mask, which no bound knows of. ``hidden`` and ``raw`` are None where the model has no
+    module for it: then, too, the logits are taken as they are.
     """
     import torch
 
-    scale = affine_scale(raw, logits)
+    fit = None if raw is None else _affine_fit(raw.double(), logits.double(), str(logits.dtype))
     fresh = torch.tensor(change.fresh)
     kept = torch.ones(change.new_rows, dtype=torch.bool)
     kept[fresh] = False
-    if scale is None:
+    if fit is None:
         z = logits.double()
-        slack = torch.full((len(z),), 4 * UNIT_ROUNDOFF[str(logits.dtype)] * float(z.abs().max()), dtype=torch.float64)
+        largest = torch.maximum(z[:, fresh].abs().max(1).values, z[:, kept].max(1).values.abs())
+        slack = 8 * UNIT_ROUNDOFF[str(logits.dtype)] * largest
+        if hidden is not None:
+            slack += _row_rounding(module, hidden.double(), fresh)
     else:
-        z, slack = _exact_logits(module, hidden, scale, change, promise)
+        z, slack = _exact_logits(module, hidden.double() * fit[0], fit, fresh)
     old = torch.logsumexp(z[:, kept], 1)
     ratio = torch.exp(torch.logsumexp(z[:, fresh], 1) - old)
+    bound, kind = _bound(z, old, slack, change, promise, exact=fit is not None)
     kl = torch.log1p(ratio)
-    bound, kind = None, "none promised"
-    if promise is not None:
-        if promise.kind == "mean" and scale is not None:
-            share = torch.full_like(slack, len(fresh) / promise.rows_averaged)
-            kind = "log(1 + k/m)"
-        else:
-            share = len(fresh) * torch.exp(z[:, kept].max(1).values - old)
-            kind = "log(1 + k max p)"
-        bound = torch.log1p(share * torch.exp(slack))
     excess = float((kl - bound).max()) if bound is not None else 0.0
     return Distribution(
         len(kl), float(kl.mean()), float(kl.max()), float((ratio / (1 + ratio)).max()),
@@ -98,44 +127,91 @@ def measure(
     )  # fmt: skip
 
 
-def affine_scale(raw: Any, logits: Any) -> float | None:
-    """The c for which the model's logits are c times the output embedding's output; None when they are not."""
-    if raw.shape != logits.shape:
-        return None
-    a, b = raw.double().flatten(), logits.double().flatten()
-    norm = float(a @ a)
-    if norm == 0:
-        return None
-    scale = float(a @ b) / norm
-    tolerance = 8 * UNIT_ROUNDOFF[str(logits.dtype)] * float(b.abs().max())
-    return scale if float((scale * a - b).abs().max()) <= tolerance and scale > 0 else None
-
-
-def _exact_logits(
-    module: Any, hidden: Any, scale: float, change: VocabularyChange, promise: KLPromise | None
-) -> tuple[Any, Any]:
-    """Logits in float64 ``(n, new_rows)``, and ``(n,)`` the largest effect of rounding the fresh rows."""
+def _bound(
+    z: Any, old: Any, slack: Any, change: VocabularyChange, promise: KLPromise | None, *, exact: bool
+) -> tuple[Any, str]:
+    """``(n,)`` the promised bound at each position, and its formula. ``slack`` is what rounding the rows can explain."""
     import torch
 
-    weight, bias = module.weight, getattr(module, "bias", None)
-    wide = hidden.double() * scale
-    z = torch.empty(len(wide), change.new_rows, dtype=torch.float64)
-    for start in range(0, change.new_rows, ROWS):
-        z[:, start : start + ROWS] = wide @ weight[start : start + ROWS].double().T
+    if promise is None:
+        return None, "none promised"
+    fresh, count = torch.tensor(change.fresh), len(change.fresh)
+    if promise.kind == "mean" and exact:
+        averaged = slice(change.live) if promise.averaged is None else torch.tensor(promise.averaged)
+        # The exact mean row's logit is the mean of the averaged rows' logits: no need to form the row.
+        gap = (z[:, fresh] - z[:, averaged].mean(1, keepdim=True)).abs().max(1).values
+        return torch.log1p(count / promise.rows_averaged * torch.exp(torch.minimum(gap, slack))), "log(1 + k/m)"
+    kept = torch.ones(change.new_rows, dtype=torch.bool)
+    kept[fresh] = False
+    return torch.log1p(count * torch.exp(z[:, kept].max(1).values - old + slack)), "log(1 + k max p)"
+
+
+def _affine_fit(raw: Any, logits: Any, dtype: str) -> tuple[float, Any, float] | None:
+    """``(c, offset, error)`` for which logits = c·raw + offset within the rounding of the logits; None when there is none.
+
+    The offset is one value for each id (`final_logits_bias`), or 0.0; ids that the model masks are left out.
+    """
+    import torch
+
+    seen = ~(logits < MASKED).any(0)
+    a, b = raw[:, seen], logits[:, seen]
+    error = 8 * UNIT_ROUNDOFF[dtype] * float(b.abs().max())
+    plain = _slope(a, b)
+    if plain is not None and float((plain * a - b).abs().max()) <= error:
+        return plain, 0.0, error
+    slope = _slope(a - a.mean(0), b - b.mean(0)) if len(a) > 1 else None
+    if slope is None:
+        return None
+    rest = b - slope * a
+    offset = torch.zeros(raw.shape[1], dtype=torch.float64)
+    offset[seen] = rest.mean(0)
+    return (slope, offset, error) if float((rest - rest.mean(0)).abs().max()) <= error else None
+
+
+def _slope(a: Any, b: Any) -> float | None:
+    norm = float((a * a).sum())
+    slope = float((a * b).sum()) / norm if norm else 0.0
+    return slope if slope > 0 else None
+
+
+def _exact_logits(module: Any, hidden: Any, fit: tuple[float, Any, float], fresh: Any) -> tuple[Any, Any]:
+    """Logits in float64 ``(n, new_rows)``, and ``(n,)`` how far rounding can have moved those of the fresh rows."""
+    scale, offset, error = fit
+    bias = getattr(module, "bias", None)
+    z = _products(module.weight, hidden)
+    slack = _row_rounding(module, hidden, fresh) + 1e-9
     if bias is not None:
         z += bias.double() * scale
-    fresh = torch.tensor(change.fresh)
-    if promise is not None and promise.kind == "mean":
-        averaged = torch.arange(change.live) if promise.averaged is None else torch.tensor(promise.averaged)
-        # The exact mean row's logit is the mean of the averaged rows' logits: no need to form the row.
-        slack = (z[:, fresh] - z[:, averaged].mean(1, keepdim=True)).abs().max(1).values
-        unit = UNIT_ROUNDOFF[str(weight.dtype)] * 2
-        allowed = unit * (wide.abs() @ weight[fresh].double().abs().T).max(1).values + 1e-9
-        if bias is not None:
-            allowed += unit * float((bias[fresh].double() * scale).abs().max())
-        return z, torch.minimum(slack, allowed)
-    unit = UNIT_ROUNDOFF[str(weight.dtype)]
-    return z, unit * (wide.abs() @ weight[fresh].double().abs().T).max(1).values
+        slack += UNIT_ROUNDOFF[str(bias.dtype)] * float((bias[fresh].double() * scale).abs().max())
+    if not isinstance(offset, float):
+        z += offset
+        slack += error
+    return z, slack
+
+
+def _row_rounding(module: Any, hidden: Any, fresh: Any) -> Any:
+    """``(n,)`` the largest |h|·|row| over fresh rows times the unit roundoff: what storing a row can move its logit by."""
+    weight = module.weight
+    unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
+    return unit * (hidden.abs() @ weight[fresh].double().abs().T).max(1).values
+
+
+def _products(weight: Any, hidden: Any) -> Any:
+    """Product of hidden and weightᵀ in float64 ``(n, rows)``, a piece of the table at a time."""
+    import torch
+
+    step = max(CHUNK // weight.shape[1], 1)
+    found = torch.empty(len(weight), len(hidden), dtype=torch.float64)
+    wide = hidden.T.contiguous()
+    for start in range(0, len(weight), step):
+        torch.mm(weight[start : start + step].double(), wide, out=found[start : start + step])
+    return found.T
+
+
+def largest_row_norm(weight: Any) -> float:
+    """The largest Euclidean norm of a row of ``weight``, a piece of the table at a time."""
+    step = max(CHUNK // weight.shape[1], 1)
+    return max(float(rows.float().norm(dim=1).max()) for rows in weight.split(step))
 
 
 def native_mass(logits: Any, change: VocabularyChange) -> tuple[float, float]:
@@ -143,9 +219,14 @@ def native_mass(logits: Any, change: VocabularyChange) -> tuple[float, float]:
     import torch
 
     fresh = torch.tensor(change.fresh)
-    total, largest = 0.0, 0.0
-    for rows in logits.split(64):
-        wide = rows.double()
-        mass = torch.exp(torch.logsumexp(wide[:, fresh], 1) - torch.logsumexp(wide, 1))
-        total, largest = total + float(mass.sum()), max(largest, float(mass.max()))
-    return total / max(len(logits), 1), min(largest, 1.0) if math.isfinite(largest) else largest
+    masses = torch.cat(
+        [torch.exp(torch.logsumexp(rows[:, fresh], 1) - torch.logsumexp(rows, 1)) for rows in _widened(logits)]
+    )
+    largest = float(masses.max())
+    return float(masses.mean()), min(largest, 1.0) if math.isfinite(largest) else largest
+
+
+def _widened(logits: Any) -> Iterator[Any]:
+    step = max(CHUNK // logits.shape[-1], 1)
+    for rows in logits.split(step):
+        yield rows.double()

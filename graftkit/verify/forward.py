@@ -2,112 +2,159 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
-from graftkit.errors import VerificationFailed
+from graftkit.errors import InputRejected, VerificationFailed, printable
+from graftkit.verify.inputs import feed
 from graftkit.verify.probes import Probe
 
-#: Outputs that are state for a next call, not results.
-STATE = ("past_key_values", "cache_params", "attentions", "cross_attentions", "rope_deltas", "loss")
+#: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
+STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
 
-#: Tokens that are fed one at a time in cached decoding.
-DECODED = 4
+#: Names under which a forward returns its cache and takes it back.
+CACHES = ("past_key_values", "cache_params")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in eval mode, the loader's words about it, and what its forward takes beside token ids."""
+    """A model in eval mode, and the loader's words about it: names in memory."""
 
     model: Any
     missing: frozenset[str]
     unexpected: frozenset[str]
     mismatched: frozenset[str]
-    extra: Mapping[str, Any]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the model, such as ``bfloat16``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Nothing reaches the terminal, and the random generator, default dtype and log levels are left as they were."""
+    import torch
+
+    with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def load(directory: Path) -> Loaded:
-    """Load the class that config.json names with a plain `from_pretrained`.
+    """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
 
-    Parameters and buffers of float32 models are copied into fresh aligned memory: mapped tensors start anywhere in
-    their file, and float32 kernels take another path at 8-byte than at 16-byte alignment.
+    float32 tensors are copied into fresh aligned memory: mapped ones start anywhere in their file, and float32
+    matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
+
+    Raises:
+        InputRejected: config.json names no class of transformers.
+        VerificationFailed: the loader refuses the directory; tensors whose shapes do not fit are named.
     """
     import torch
     import transformers
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    model_class = getattr(transformers, architecture_of(config))
-    with quiet():
-        try:
-            model, info = model_class.from_pretrained(directory, output_loading_info=True)
-        except Exception as error:  # whatever loading runs into is the finding
-            raise VerificationFailed(f"outputs: {directory.name} does not load: {one_line(error)}") from error
+    name = architecture_of(config)
+    model_class: Any = getattr(transformers, name, None)
+    if not hasattr(model_class, "from_pretrained"):
+        raise InputRejected(
+            f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
+        )
+    try:
+        model, info = model_class.from_pretrained(directory, output_loading_info=True)
+    except Exception as error:  # whatever loading runs into is the finding
+        shapes = _misfits(model_class, directory)
+        why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)
+        raise VerificationFailed(f"outputs: {directory.name} does not load: {why}") from error
     model.eval()
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.float32:
             tensor.data = tensor.data.clone()
-    mismatched = frozenset(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"])
-    missing, unexpected = frozenset(info["missing_keys"]), frozenset(info["unexpected_keys"])
-    return Loaded(model, missing, unexpected, mismatched, {})
+    return Loaded(model, *(_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched")))
+
+
+def _misfits(model_class: Any, directory: Path) -> str:
+    """Ask the loader once more which shapes do not fit; empty where that was not the trouble."""
+    try:
+        _, info = model_class.from_pretrained(directory, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception:  # noqa: BLE001 - the first error stands
+        return ""
+    return few(_names(info["mismatched_keys"]))
+
+
+def _names(entries: Collection[Any]) -> frozenset[str]:
+    return frozenset(str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
+
+
+def few(names: Collection[str]) -> str:
+    """The first names of many, fit for a terminal."""
+    ordered = sorted(names)
+    return printable(", ".join(ordered[:4]) + (f", … ({len(ordered)} in all)" if len(ordered) > 4 else ""))
 
 
 def largest_position(model: Any) -> int | None:
     """The number of positions that the config names, less a few that some models keep for offsets."""
-    config = model.config.get_text_config()
-    for source in (config, model.config):
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
+    names = (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "max_sequence_length",
+        "max_encoder_position_embeddings",
+    )
+    for source in (model.config.get_text_config(), model.config):
+        for name in names:
             value = getattr(source, name, None)
             if isinstance(value, int) and value > 0:
                 return max(value - 4, 1)
     return None
 
 
-def run(model: Any, probe: Probe, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """One forward. Returns each floating output by name, such as ``logits`` or ``hidden_states.3``."""
+def run(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """One forward, or cached decoding. Returns each floating output by name, such as ``logits`` or ``hidden_states.3``.
+
+    ``made`` names the inputs beside token ids. A forward that draws random numbers draws the same each time.
+    """
     import torch
 
-    inputs = {"input_ids": probe.ids, "attention_mask": probe.mask, **_for_batch(extra, len(probe.ids))}
-    parameters = inspect.signature(model.forward).parameters
-    if "decoder_input_ids" in parameters:
-        inputs["decoder_input_ids"] = probe.ids[:, :16]
-    if "attention_mask" not in parameters:
-        del inputs["attention_mask"]
-    with torch.inference_mode():
-        if probe.cached:
-            return _decode(model, probe)
-        return flatten(model(**inputs, output_hidden_states=True, return_dict=True))
+    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
 
 
-def _for_batch(extra: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    return {name: value.expand(batch, *value.shape[1:]) for name, value in extra.items()}
-
-
-def can_cache(model: Any) -> str | None:
+def can_cache(model: Any, made: Collection[str]) -> str | None:
     """None when cached decoding can be probed, else the reason why not."""
-    if model.config.is_encoder_decoder:
-        return "encoder-decoder"
     if not model.can_generate():
         return "the class does not generate"
+    if made:
+        return f"the forward needs {', '.join(sorted(made))}"
     parameters = inspect.signature(model.forward).parameters
-    return None if "past_key_values" in parameters else "the forward takes no past_key_values"
+    return None if any(name in parameters for name in CACHES) else "the forward takes no cache"
 
 
 def _decode(model: Any, probe: Probe) -> dict[str, Any]:
-    """Run all but the last tokens at once, then feed those one at a time with the cache."""
-    steps = min(DECODED, probe.ids.shape[1] - 1)
-    output = model(input_ids=probe.ids[:, :-steps], use_cache=True, return_dict=True)
+    """Feed all but the last ids at once, then those one at a time with the cache; to the decoder where there is one."""
+    two_sided = bool(model.config.is_encoder_decoder)
+    first = probe.ids.shape[1] - probe.steps
+    ids = "decoder_input_ids" if two_sided else "input_ids"
+    constant: dict[str, Any] = {"use_cache": True, "return_dict": True}
+    output = model(**{"input_ids": probe.ids, ids: probe.ids[:, :first]}, **constant)
     found = {f"step 0 {name}": value for name, value in flatten(output).items()}
-    for step in range(steps):
-        place = probe.ids.shape[1] - steps + step
-        output = model(
-            input_ids=probe.ids[:, place : place + 1], past_key_values=output.past_key_values, use_cache=True,
-            return_dict=True,
-        )  # fmt: skip
+    cache = next((name for name in CACHES if output.get(name) is not None), None)
+    if cache is None:
+        raise LookupError("the forward returns no cache")
+    if two_sided:
+        constant["encoder_outputs"] = (output.encoder_last_hidden_state,)
+    for step in range(probe.steps):
+        place = slice(first + step, first + step + 1)
+        output = model(**{ids: probe.ids[:, place], cache: output[cache]}, **constant)
         found |= {f"step {step + 1} {name}": value for name, value in flatten(output).items()}
     return found
 
@@ -118,50 +165,10 @@ def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, value in output.items():
-        if name in STATE or name.endswith("attentions"):
+        if name.endswith(STATE):
             continue
         items = enumerate(value) if isinstance(value, tuple | list) else [(None, value)]
         for index, item in items:
             if isinstance(item, torch.Tensor) and item.is_floating_point() and item.ndim:
-                found[name if index is None else f"{name}.{index}"] = item.clone()
+                found[name if index is None else f"{name}.{index}"] = item
     return found
-
-
-def extra_inputs(model: Any, probe: Probe, seed: int) -> dict[str, Any]:
-    """What the forward needs beside token ids: nothing, or boxes and pixels made from the signature and the config.
-
-    *Shapes:* each has a leading batch dimension of 1.
-
-    Raises:
-        VerificationFailed: the forward still refuses; the message names what it asks for.
-    """
-    first: Exception | None = None
-    for extra in _candidates(model, probe, seed):
-        try:
-            run(model, probe, extra)
-        except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
-            first = first or error
-        else:
-            return extra
-    raise VerificationFailed(
-        f"outputs: {type(model).__name__} needs other inputs than token ids ({one_line(first or ValueError())});"
-        " verify: {outputs: false} leaves the forward out"
-    )
-
-
-def _candidates(model: Any, probe: Probe, seed: int) -> list[dict[str, Any]]:
-    import torch
-
-    parameters = inspect.signature(model.forward).parameters
-    made: dict[str, Any] = {}
-    candidates: list[dict[str, Any]] = [{}]
-    if "bbox" in parameters:
-        made["bbox"] = torch.zeros(1, probe.ids.shape[1], 4, dtype=torch.int64)
-        candidates.append(dict(made))
-    vision = getattr(model.config, "vision_config", model.config)
-    size, channels = getattr(vision, "image_size", None), getattr(vision, "num_channels", 3)
-    if "pixel_values" in parameters and isinstance(size, int):
-        generator = torch.Generator().manual_seed(seed)
-        made["pixel_values"] = torch.randn(1, channels, size, size, generator=generator).to(model.dtype)
-        candidates += [{"pixel_values": made["pixel_values"]}, dict(made)]
-    return candidates

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graftkit.verify.probe_texts import PROBE_TEXTS
 
-#: Floating point operations that one pass over all probes may cost: a few seconds on two cores.
+#: Floating point operations that one pass over all probes may cost: about two seconds on two cores.
 OPERATIONS = 3e11
 
 #: Bytes of outputs that are kept of the source while the result runs.
 KEPT_BYTES = 256 << 20
 
-#: Never more tokens than this, however small the model is, unless every old id needs them.
-MOST_TOKENS = 6_000
+#: Bytes of logits that one forward may make, widened to float32.
+LOGIT_BYTES = 128 << 20
+
+#: Tokens in one forward, but where a single sequence is longer.
+FORWARD_TOKENS = 1_024
+
+#: Beside the probe of every old id, never more tokens than this: more of the same finds nothing new.
+MOST_TOKENS = 3_000
+
+#: Below this budget each forward is dear, since it reads every weight: both paddings share one batch.
+COMPACT = 512
 
 #: Positions taken where the config names no largest one.
 POSITIONS = 512
@@ -24,48 +33,94 @@ POSITIONS = 512
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One batch. *Shapes:* ``ids`` and ``mask`` int64 ``(batch, length)``; a mask of 0 is padding."""
+    """One batch. *Shapes:* ``ids`` and ``mask`` int64 ``(batch, length)``; a mask of 0 is padding.
+
+    ``steps`` ids at the end are fed one at a time with the cache. ``hidden_only`` leaves the logits out.
+    """
 
     name: str
     ids: Any
     mask: Any
-    cached: bool = False
+    steps: int = 0
+    hidden_only: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Unmasked tokens."""
+        return int(self.mask.sum())
 
 
-def token_budget(parameters: int, row_bytes: int) -> int:
-    """How many tokens to probe with, for a model of ``parameters`` whose outputs take ``row_bytes`` for each token."""
-    return int(max(min(OPERATIONS / (2 * parameters), KEPT_BYTES / max(row_bytes, 1), MOST_TOKENS), 64))
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many tokens a model may be probed with: in time, with all outputs kept, and with hidden states kept."""
+
+    tokens: int
+    kept: int
+    hidden: int
+    forward: int
+
+    @classmethod
+    def of(cls, parameters: int, rows: int, hidden_bytes: int, item_bytes: int, tokens: int | None = None) -> Budget:
+        """Scale with the model: ``rows`` of its table, ``hidden_bytes`` of hidden states of all layers for one token."""
+        timed = tokens or max(int(OPERATIONS / (2 * parameters)), 64)
+        kept = max(KEPT_BYTES // (rows * item_bytes + hidden_bytes), 32)
+        forward = min(max(LOGIT_BYTES // (4 * rows), 128), FORWARD_TOKENS)
+        return cls(timed, kept, KEPT_BYTES // hidden_bytes, forward)
 
 
-def make_probes(directory: Path, live: int, positions: int, budget: int, seed: int, pad: int) -> list[Probe]:
-    """Deterministic probes of about ``budget`` tokens over the ids ``0..live-1``."""
+def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed: int, pad: int) -> list[Probe]:
+    """Deterministic probes over the ids ``0..live-1``, within ``budget``; the first is a batch of texts where there are any."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    texts = _encoded_texts(directory, live)
-    width = max(min(positions, budget // 8), 4)
-    probes = []
-    if texts:
-        chosen = [text[:width] for text in texts]
-        count = max(min(len(chosen), budget * 3 // 10 // width), 1)
-        probes.append(_padded("texts, right padding", chosen[:count], pad, left=False))
-        probes.append(_padded("texts, left padding", chosen[-max(count // 2, 2) :], pad, left=True))
-        probes.append(_padded("cached decoding", [chosen[0][: min(width, 24)]], pad, left=False, cached=True))
-    length = max(min(positions, budget // 5), 4)
-    probes.append(_full("random ids to the longest position", torch.randint(live, (1, length), generator=generator)))
-    spent = sum(probe.ids.numel() for probe in probes)
-    left = max(budget - spent, 8)
-    order = torch.arange(live) if live <= max(left, MOST_TOKENS // 2) and live <= 4 * left else None
-    if order is None:
-        order = torch.randperm(live, generator=generator)[:left].sort().values
+    tokens = min(budget.tokens, budget.kept, MOST_TOKENS)
+    texts = _encoded_texts(directory, live) or [
+        row.tolist() for row in torch.randint(live, (8, 48), generator=generator)
+    ]
+    if tokens < COMPACT:
+        return _compact(texts, live, positions, tokens, generator, pad)
+    width = max(min(positions, tokens // 40, 64), 4)
+    longest = torch.randint(live, (1, max(min(positions, tokens // 4), 4)), generator=generator)
+    cut = [text[:width] for text in texts]
+    probes = [
+        _batch("texts, right padding", [(text, False) for text in cut], pad),
+        _batch("texts, left padding", [(text, True) for text in cut[1::2]], pad),
+        _batch("one text alone", [(texts[0][:width], False)], pad),
+        replace(_batch("cached decoding", [(texts[0][: min(width, 24)], False)], pad), steps=4),
+        _full("random ids to the longest position", longest),
+    ]
+    return [*probes, *_every_id(live, positions, budget, sum(probe.ids.numel() for probe in probes), generator)]
+
+
+def _compact(texts: list[list[int]], live: int, positions: int, tokens: int, generator: Any, pad: int) -> list[Probe]:
+    """Two forwards of a big model: one batch of texts and random ids with both paddings, and cached decoding."""
+    import torch
+
+    width = max(min(positions, tokens // 8), 4)
+    rows = [(text[: width - index % 3], index % 2 == 1) for index, text in enumerate(texts[:6])]
+    fresh = torch.randperm(live, generator=generator)[: 2 * width].tolist()
+    batch = _batch("texts and random ids, both paddings", [*rows, (fresh[:width], False), (fresh[-width:], False)], pad)
+    cached = _batch("cached decoding", [(texts[0][: min(width, 12)], False)], pad)
+    return [batch, replace(cached, steps=2)]
+
+
+def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: Any) -> Iterator[Probe]:
+    """Every old id once, with hidden states alone where the logits would not fit; else a sample, without replacement."""
+    import torch
+
+    room = max(budget.kept - spent, 64)
+    if live <= min(budget.tokens, budget.hidden // 2):
+        order, name = torch.arange(live), "every old id"
+    else:
+        count = min(room, budget.tokens, MOST_TOKENS)
+        order, name = torch.randperm(live, generator=generator)[:count].sort().values, "a sample of old ids"
     rows = min(positions, 128)
-    name = "every old id" if len(order) == live else "a sample of old ids"
     whole = len(order) // rows * rows
+    hidden_only = len(order) > room
     if whole:
-        probes.append(_full(name, order[:whole].view(-1, rows)))
+        yield replace(_full(name, order[:whole].view(-1, rows)), hidden_only=hidden_only)
     if len(order) > whole:
-        probes.append(_full(f"{name}, rest", order[whole:].view(1, -1)))
-    return probes
+        yield replace(_full(f"{name}, rest", order[whole:].view(1, -1)), hidden_only=hidden_only)
 
 
 def covered_ids(probes: list[Probe], live: int) -> int:
@@ -85,21 +140,24 @@ def _encoded_texts(directory: Path, live: int) -> list[list[int]]:
     if not path.exists():
         return []
     tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     encoded = [[i for i in tokenizer.encode(text).ids if i < live] for text in PROBE_TEXTS]
-    return [ids for ids in encoded if len(ids) >= 2]
+    return [ids for ids in encoded if len(ids) >= 4]
 
 
-def _padded(name: str, rows: list[list[int]], pad: int, *, left: bool, cached: bool = False) -> Probe:
+def _batch(name: str, rows: list[tuple[list[int], bool]], pad: int) -> Probe:
+    """Rows of ids, each padded on the left where its flag says so, else on the right."""
     import torch
 
-    length = max(map(len, rows))
+    length = max(len(row) for row, _ in rows)
     ids = torch.full((len(rows), length), pad)
     mask = torch.zeros(len(rows), length, dtype=torch.int64)
-    for index, row in enumerate(rows):
+    for index, (row, left) in enumerate(rows):
         place = slice(length - len(row), length) if left else slice(0, len(row))
         ids[index, place] = torch.tensor(row)
         mask[index, place] = 1
-    return Probe(name, ids, mask, cached)
+    return Probe(name, ids, mask)
 
 
 def _full(name: str, ids: Any) -> Probe:
@@ -114,4 +172,4 @@ def split(probe: Probe, tokens: int) -> Iterator[Probe]:
     for start in range(0, len(probe.ids), step):
         part = slice(start, start + step)
         name = probe.name if len(probe.ids) <= step else f"{probe.name} [{start}:{start + step}]"
-        yield Probe(name, probe.ids[part], probe.mask[part], probe.cached)
+        yield replace(probe, name=name, ids=probe.ids[part], mask=probe.mask[part])

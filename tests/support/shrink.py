@@ -104,6 +104,8 @@ HINTS = {
     "Qwen4ExpTextConfig": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
                            "indexer_compress_ratio": 4},  # no default
     "DiffusionGemmaTextConfig": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 96},  # no default
+    "Qwen2_5OmniThinkerConfig": {"vision_start_token_id": 8},  # no default
+    "Qwen3OmniMoeThinkerConfig": {"vision_start_token_id": 8},  # no default
     "XmodConfig": {"default_language": "en_XX"},  # no default, and the forward demands it
     "ChameleonConfig": {"vocabulary_map": {"<image>": 8}},  # no default
     "Emu3Config": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},  # no default
@@ -184,6 +186,8 @@ def _is_token(name):
 
 def _small(name, value, config, walk):
     meaning = _meaning(name)
+    if value is None and meaning == "vocabulary" and None in walk.vocabularies:
+        return walk.vocab_size
     if value is None and (name in ROLES or (walk.scale.fill and (name == "head_dim" or meaning in FILLED))):
         value = 1 << 20
     if isinstance(value, int) and not isinstance(value, bool):

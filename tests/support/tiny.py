@@ -128,7 +128,7 @@ def forward(model, ids):
     for extra in _inputs(model, ids):
         try:
             with torch.no_grad():
-                return model(**{"input_ids": ids, **extra})
+                return model(**extra)
         except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
             first = first or error
     raise first
@@ -144,23 +144,31 @@ def _inputs(model, ids):
     import torch
 
     names = inspect.signature(model.forward).parameters
-    base = {"decoder_input_ids": ids[:, :8]} if "decoder_input_ids" in names else {}
+    base = {"input_ids": ids}
+    if "attention_mask" in names:
+        base["attention_mask"] = torch.ones_like(ids)
+    if "decoder_input_ids" in names:
+        base["decoder_input_ids"] = ids[:, :8]
     yield base
     if "bbox" in names:
         yield {**base, "bbox": torch.zeros(*ids.shape, 4, dtype=torch.long)}
     if "use_cache" in names:
         yield {**base, "use_cache": False}
     if hasattr(model.config, "num_codebooks"):
-        yield {**base, "input_ids": ids.repeat(model.config.num_codebooks, 1)}
+        yield {"input_ids": ids.repeat(model.config.num_codebooks, 1)}
     size = getattr(getattr(model.config, "vision_config", getattr(model.config, "encoder", None)), "image_size", None)
     if "pixel_values" in names and isinstance(size, int):
         pixels = (
             torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size).to(model.dtype).expand(len(ids), -1, -1, -1)
         )
         yield {**base, "pixel_values": pixels}
-        yield {"pixel_values": pixels, "qformer_input_ids": ids}
-        yield {"pixel_values": pixels, "decoder_input_ids": ids, "input_ids": None}
-        yield {"pixel_values": pixels[:, None], "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long)}
+        yield {"pixel_values": pixels, "input_ids": ids, "qformer_input_ids": ids}
+        yield {"pixel_values": pixels, "decoder_input_ids": ids}
+        yield {
+            **base,
+            "pixel_values": pixels[:, None],
+            "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long),
+        }
 
 
 def _make_whole(model):
