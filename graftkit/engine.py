@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.vocabulary import account
+from graftkit.checkpoint.adapter import FOLDER, Adapter, write_adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import bytes_to_write, write_checkpoint
-from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.operations import IMPLEMENTATIONS, Outcome
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed
+from graftkit.operations import IMPLEMENTATIONS, Context, Outcome, Written
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.report.report import Report, write_report
+from graftkit.verify.checks import CheckReport
 from graftkit.verify.outputs import OutputsReport, compare_outputs
-from graftkit.verify.promises import Promise, weakest
-from graftkit.verify.structural import LedgerEntry, check_structure
+from graftkit.verify.promises import Promise, Scope, weakest
+from graftkit.verify.structural import LedgerEntry, check_adapter, check_structure
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
 
 #: ``(what is being done, bytes or share done, bytes or share in all)``.
@@ -51,12 +55,28 @@ class Plan:
     @property
     def bytes_taken_over(self) -> int:
         """Bytes of shards that are taken over whole."""
-        return bytes_to_write(self.source, self.result)[0]
+        return bytes_to_write(self.source, self.result)[0] if self.writes_base else 0
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of shards that are written anew; unchanged tensors in them are copied as byte ranges."""
-        return bytes_to_write(self.source, self.result)[1]
+        """Bytes of shards that are written anew, unchanged tensors in them copied as byte ranges; and of the adapter."""
+        base = bytes_to_write(self.source, self.result)[1] if self.writes_base else 0
+        return base + (self.adapter.nbytes if self.adapter else 0)
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that an operation makes, if one does."""
+        return next((outcome.adapter for outcome in self.outcomes if outcome.adapter), None)
+
+    @property
+    def writes_base(self) -> bool:
+        """Whether the base differs from the source, so that it is written beside the adapter."""
+        return self.result is not self.source
+
+    @property
+    def scope(self) -> Scope:
+        """What of the outputs is compared with the source's."""
+        return functools.reduce(operator.or_, (outcome.scope for outcome in self.outcomes), Scope.EVERYTHING)
 
     @property
     def new_tokens(self) -> Mapping[str, int]:
@@ -77,13 +97,30 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     """
     recipe = _as_recipe(recipe)
     source = result = Checkpoint.open(recipe.base_model, revision=recipe.revision)
-    outcomes = []
+    outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
-        outcome = IMPLEMENTATIONS[spec.op](spec, result, seed=recipe.seed, place=place)
+        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
+        outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
+        _check_order(place, spec.op, outcome, outcomes, changed=outcome.checkpoint is not result)
         result = outcome.checkpoint
-        outcomes.append(outcome)
-    _check_result(result)
-    return Plan(recipe, source, result, tuple(outcomes), weakest([outcome.promise for outcome in outcomes]))
+        outcomes += (outcome,)
+    if result is not source:
+        _check_result(result)
+    return Plan(recipe, source, result, outcomes, weakest([outcome.promise for outcome in outcomes]))
+
+
+def _check_order(place: int, op: str, outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
+    """An adapter is made for the base as it is then; nothing may change that base afterwards."""
+    if not any(before.adapter for before in earlier):
+        return
+    if outcome.adapter:
+        raise RecipeError(
+            f"operations.{place}: {op}: a recipe makes one adapter; put the second into a recipe of its own"
+        )
+    if changed:
+        raise RecipeError(
+            f"operations.{place}: {op}: changes the base of the adapter made before it; put it before that"
+        )
 
 
 def _check_result(result: Checkpoint) -> None:
@@ -117,22 +154,34 @@ def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progr
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
-        write_checkpoint(
-            planned.source, planned.result, staging.path, link=link, progress=_counter(progress, "write", total),
-            written=staging.written,
-        )  # fmt: skip
-        ledger = check_structure(
-            planned.result,
-            staging.path,
-            allow_nonfinite=planned.recipe.allow_nonfinite,
-            progress=_counter(progress, "compare with the source", total),
-        )
+        _write(planned, staging, link=link, progress=_counter(progress, "write", total))
+        ledger = _check_bytes(planned, staging.path, _counter(progress, "compare with the source", total))
         tokenization = _check_tokenization(planned, staging.path)
         outputs = _check_outputs(planned, staging.path, progress)
-        report = _report(planned, ledger, tokenization, outputs)
+        checks = _run_checks(planned, staging.path)
+        report = _report(planned, ledger, tokenization, outputs, checks)
         write_report(report, planned, staging.path)
         staging.commit()
     return report
+
+
+def _write(planned: Plan, staging: Staging, *, link: bool, progress: Callable[[int], None] | None) -> None:
+    if planned.writes_base:
+        write_checkpoint(
+            planned.source, planned.result, staging.path, link=link, progress=progress, written=staging.written
+        )
+    if planned.adapter is not None:
+        write_adapter(planned.adapter, staging.path / FOLDER, progress)
+
+
+def _check_bytes(planned: Plan, staged: Path, progress: Callable[[int], None] | None) -> tuple[LedgerEntry, ...]:
+    allow = planned.recipe.allow_nonfinite
+    ledger: tuple[LedgerEntry, ...] = ()
+    if planned.writes_base:
+        ledger = check_structure(planned.result, staged, allow_nonfinite=allow, progress=progress)
+    if planned.adapter is not None:
+        ledger += check_adapter(planned.adapter, staged / FOLDER, allow_nonfinite=allow, progress=progress)
+    return ledger
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
@@ -166,19 +215,34 @@ def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport
 
 
 def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
-    if not planned.recipe.verify.outputs:
+    if not planned.recipe.verify.outputs or not planned.writes_base or Scope.NOTHING in planned.scope:
         return None
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
     found = compare_outputs(
         planned.source.directory,
         staged,
         vocabulary=vocabulary.change if vocabulary else None,
-        kl=vocabulary.kl() if vocabulary else None,
+        kl=vocabulary.kl() if vocabulary and not planned.scope else None,
         seed=planned.recipe.seed,
+        scope=planned.scope,
         progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
     )
     _raise_first(found.failures)
     return found
+
+
+def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
+    """Run the operations' own checks, in their order."""
+    source = planned.source.directory
+    adapter = staged / FOLDER if planned.adapter else None
+    written = Written(source, staged if planned.writes_base else source, adapter, planned.recipe.seed)
+    found = []
+    for outcome in planned.outcomes:
+        for check in outcome.checks:
+            report = check(written)
+            _raise_first(report.failures)
+            found.append(report)
+    return tuple(found)
 
 
 def _raise_first(failures: Sequence[str]) -> None:
@@ -192,9 +256,10 @@ def _report(
     ledger: tuple[LedgerEntry, ...],
     tokenization: tuple[TokenizationReport, ...],
     outputs: OutputsReport | None,
+    checks: tuple[CheckReport, ...],
 ) -> Report:
     figures = {
         f"operations.{place}.{planned.recipe.operations[place].op}": dict(outcome.figures())
         for place, outcome in enumerate(planned.outcomes)
     }
-    return Report(planned, ledger, tokenization, outputs, figures)
+    return Report(planned, ledger, tokenization, outputs, checks, figures)

@@ -11,6 +11,7 @@ from typing import Any
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
 from graftkit.checkpoint.safetensors_header import encode_header
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.transfer import take_file, write_segments
 
 Progress = Callable[[int], None]
@@ -80,13 +81,23 @@ def _make_parent(path: Path) -> None:
 
 
 def _write_shard(result: Checkpoint, shard: str, path: Path, progress: Progress | None) -> None:
-    tensors = [(name, result.tensors[name]) for name in result.shards[shard]]
-    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors]
+    tensors = {name: result.tensors[name] for name in result.shards[shard]}
+    write_tensors(tensors, path, result.shard_metadata.get(shard, {}), progress)
+
+
+def write_tensors(
+    tensors: Mapping[str, LazyTensor], path: Path, metadata: Mapping[str, str], progress: Progress | None = None
+) -> None:
+    """Write the new safetensors file ``path``: byte ranges are copied, other bytes are made as they are needed.
+
+    Raises:
+        OSError: writing failed; the caller discards the file.
+    """
+    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        header = encode_header(entries, result.shard_metadata.get(shard, {}))
-        os.write(fd, header)
-        write_segments(fd, (segment for _, tensor in tensors for segment in tensor.segments()), progress)
+        os.write(fd, encode_header(entries, metadata))
+        write_segments(fd, (segment for tensor in tensors.values() for segment in tensor.segments()), progress)
     finally:
         os.close(fd)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
+from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.verify.promises import Promise
+from graftkit.verify.checks import CheckReport
+from graftkit.verify.promises import Promise, Scope
 from graftkit.verify.vocabulary import KLPromise, VocabularyChange
 
 
@@ -26,21 +29,67 @@ class VocabularyOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What lies on disk when an operation's own check runs: every path is a directory.
+
+    ``base`` is the written checkpoint, or the source where the recipe leaves the base as it is; ``adapter`` is the
+    written adapter, if there is one.
+    """
+
+    source: Path
+    base: Path
+    adapter: Path | None
+    seed: int
+
+
+#: A check of an operation's own, run on the written files after the general ones.
+Check = Callable[[Written], CheckReport]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """The new checkpoint, the promise, and what the plan and the report say about the operation.
 
-    ``notes`` are sentences for the plan; ``figures`` is called after writing and returns what was measured on the way.
+    Attributes:
+        checkpoint: the base after this operation; the identical object where it leaves the base as it is.
+        promise: what it preserves.
+        notes: sentences for the plan.
+        vocabulary: how it changed the vocabulary, if it did.
+        adapter: the adapter that it makes, if it does.
+        new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
+        scope: what of the outputs the general check compares.
+        checks: checks of its own.
+        figures: called after writing; returns what was measured on the way.
     """
 
     checkpoint: Checkpoint
     promise: Promise
     notes: tuple[str, ...] = ()
     vocabulary: VocabularyOutcome | None = None
+    adapter: Adapter | None = None
+    new_modules: tuple[str, ...] = ()
+    scope: Scope = Scope.EVERYTHING
+    checks: tuple[Check, ...] = ()
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
 
 
-class Operation(Protocol):
-    """The contract of every operation. ``place`` is its index in the recipe; sampling is seeded by seed and place."""
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What an operation may know beside its spec: the recipe's seed, its place in it, and what came before.
 
-    def __call__(self, spec: Any, checkpoint: Checkpoint, *, seed: int, place: int) -> Outcome:
+    Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
+    directory that the recipe names.
+    """
+
+    seed: int
+    place: int
+    source: Checkpoint
+    output: Path
+    earlier: tuple[Outcome, ...] = ()
+
+
+class Operation(Protocol):
+    """The contract of every operation."""
+
+    def __call__(self, spec: Any, checkpoint: Checkpoint, context: Context) -> Outcome:
         """Return the outcome of ``spec`` on ``checkpoint``, or raise InputRejected or RecipeError."""

@@ -11,14 +11,14 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor, Stored, patch_rows
 from graftkit.checkpoint.tokenizer import NewToken, TokenizerFiles, add_tokens, read_tokenizer, set_chat_template
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Outcome, VocabularyOutcome
+from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary_rows import NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verify.promises import Promise, PromiseClass
 from graftkit.verify.vocabulary import VocabularyChange
 
 
-def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place: int) -> Outcome:
+def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Add tokens to the tokenizer and rows to every tensor that is indexed by the vocabulary.
 
     Padding rows are taken first and initialised; the table never shrinks.
@@ -41,7 +41,9 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place:
     wanted = _wanted_tokens(spec, tokenizer)
     documents, ids = add_tokens(checkpoint.documents, wanted, {str(role): token for role, token in spec.roles.items()})
     if spec.chat_template is not None:
-        documents = documents | set_chat_template({**checkpoint.documents, **documents}, _template_text(spec.chat_template))
+        documents = documents | set_chat_template(
+            {**checkpoint.documents, **documents}, _template_text(spec.chat_template)
+        )
     needed = max([vocabulary.rows, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
@@ -51,7 +53,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place:
         documents["config.json"] = with_values(
             documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
         )
-    maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (seed, place))
+    maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (context.seed, context.place))
     result = checkpoint.with_documents(documents).with_tensors(dict(_patched(checkpoint, vocabulary, maker, size)))
     change = VocabularyChange(vocabulary.rows, size, tokenizer.size, maker.ids)
     outcome = VocabularyOutcome(
@@ -62,7 +64,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, *, seed: int, place:
         maker.kl_promise,
     )
     notes = (*vocabulary.notes, *_notes(vocabulary, tokenizer.size, size, ids))
-    return Outcome(result, _promise(vocabulary), notes, outcome, maker.figures)
+    return Outcome(result, _promise(vocabulary), notes, outcome, figures=maker.figures)
 
 
 def _patched(

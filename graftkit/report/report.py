@@ -16,6 +16,7 @@ from graftkit.report.snippets import trainer_snippets
 
 if TYPE_CHECKING:
     from graftkit.engine import Plan
+    from graftkit.verify.checks import CheckReport
     from graftkit.verify.outputs import OutputsReport
     from graftkit.verify.structural import LedgerEntry
     from graftkit.verify.tokenization import TokenizationReport
@@ -32,17 +33,25 @@ class Report:
     ledger: tuple[LedgerEntry, ...]
     tokenization: tuple[TokenizationReport, ...]
     outputs: OutputsReport | None
+    checks: tuple[CheckReport, ...]
     figures: Mapping[str, Any]
 
     @property
     def verdict(self) -> str:
         """One line: what was verified, and what was left out."""
         promise = self.plan.promise.sentence()
-        if self.outputs is None:
-            return (
-                f"verified: bytes and tokenizer; outputs were not compared (verify.outputs is off); promised {promise}"
-            )
+        if self.outputs is None and not self.checks:
+            return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise}"
         return f"verified: {promise}"
+
+    @property
+    def not_compared(self) -> str:
+        """Why the outputs of the base were not compared; empty where they were."""
+        if self.outputs is not None:
+            return ""
+        if not self.plan.recipe.verify.outputs:
+            return "verify.outputs is off"
+        return "the base is the source's" if not self.plan.writes_base else "the source is not what it is compared with"
 
     @property
     def snippets(self) -> str:
@@ -51,7 +60,9 @@ class Report:
 
         structure = account(self.plan.result)
         grown = [structure.memory[change.name][0] for change in self.plan.tensors if len(change.new_shape or ()) == 2]
-        modules = [name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes]
+        modules = [
+            name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
+        ]
         ids = sorted(self.plan.new_tokens.values())
         return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids)
 
@@ -78,8 +89,15 @@ class Report:
             },
             "ledger": [dataclasses.asdict(entry) for entry in self.ledger],
             "tokenization": [dataclasses.asdict(found) for found in self.tokenization],
-            "outputs": dataclasses.asdict(self.outputs) if self.outputs is not None else None,
+            "outputs": self.outputs.to_json() if self.outputs is not None else None,
+            "outputs_not_compared": self.not_compared,
+            "checks": {check.name: check.to_json() for check in self.checks},
+            "adapter": self._adapter_json(),
         }
+
+    def _adapter_json(self) -> dict[str, Any] | None:
+        adapter = self.plan.adapter
+        return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
 
 
 def _versions() -> dict[str, str]:

@@ -68,6 +68,9 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "tensors": [dataclasses.asdict(change) for change in plan.tensors],
         "values": [dataclasses.asdict(change) for change in plan.values],
         "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+        "adapter": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in plan.adapter.tensors.items()}
+        if plan.adapter
+        else None,
         "bytes_taken_over": plan.bytes_taken_over,
         "bytes_written": plan.bytes_written,
         "left_behind": dict(plan.source.left_behind),
@@ -78,16 +81,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     """Print every change that `apply` would make."""
     console = _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
-    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change")
-    for change in plan.tensors:
-        what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
-        tensors.add_row(
-            _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
-            size(change.produced), what,
-        )  # fmt: skip
-    kept = len(plan.result.tensors) - sum(change.new_shape is not None for change in plan.tensors)
-    console.print(tensors if plan.tensors else "[dim]no tensor changes[/dim]")
-    console.print(f"[dim]{kept} tensors are kept byte for byte[/dim]")
+    _print_tensors(console, plan)
     if plan.new_tokens:
         tokens = _table("new tokens", "id", "token")
         for token, index in _limited(dict(plan.new_tokens), verbose=verbose):
@@ -111,6 +105,22 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console.print(
         f"bytes      {size(plan.bytes_taken_over)} in shards taken over whole, {size(plan.bytes_written)} in shards written"
     )
+
+
+def _print_tensors(console: Console, plan: Plan) -> None:
+    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change")
+    for change in plan.tensors:
+        what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
+        tensors.add_row(
+            _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
+            size(change.produced), what,
+        )  # fmt: skip
+    if plan.adapter is not None:
+        tensors.add_row("adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made")
+    kept = len(plan.result.tensors) - sum(change.new_shape is not None for change in plan.tensors)
+    console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
+    kept_how = "are kept byte for byte" if plan.writes_base else "stay where they are: the base is not written again"
+    console.print(f"[dim]{kept} tensors {kept_how}[/dim]")
 
 
 def _limited(values: Mapping[str, int], *, verbose: bool) -> list[tuple[str, int]]:
@@ -155,7 +165,10 @@ def print_report(report: Report) -> None:
     table.add_row("bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed, all finite")
     for found in report.tokenization:
         table.add_row("tokenizer", "passed", _text(_tokenization_figure(found)))
-    _output_rows(table.add_row, report.outputs)
+    _output_rows(table.add_row, report.outputs, report.not_compared)
+    for check in report.checks:
+        for row in check.rows():
+            table.add_row(*map(_text, row))
     console.print(table)
     for found in report.tokenization:
         for difference in found.differences:
@@ -175,9 +188,9 @@ def _tokenization_figure(found: TokenizationReport) -> str:
     return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in found.covered.items())
 
 
-def _output_rows(add: Callable[..., None], outputs: OutputsReport | None) -> None:
+def _output_rows(add: Callable[..., None], outputs: OutputsReport | None, why_not: str) -> None:
     if outputs is None:
-        add("outputs", "not checked", "verify.outputs is off")
+        add("outputs", "not compared", why_not)
         return
     for check, result, figure in outputs.rows():
         add(_text(check), _text(result), _text(figure))
@@ -236,7 +249,7 @@ def print_verification(found: Verification) -> None:
     if found.tokenization is not None:
         result = "failed" if found.tokenization.failures else "passed"
         table.add_row("tokenizer", result, _text(_tokenization_figure(found.tokenization)))
-    _output_rows(table.add_row, found.outputs)
+    _output_rows(table.add_row, found.outputs, "--no-outputs")
     console.print(table)
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")

@@ -136,14 +136,17 @@ class Differences:
             else (None, None, torch.cat(logits))
         )
 
-    def failures(self) -> list[str]:
-        """A sentence for each output that differs beyond what is allowed, the earliest layer first."""
+    def failures(self, *, measured: bool = False) -> list[str]:
+        """A sentence for each output that differs beyond what is allowed, the earliest layer first.
+
+        Differences that are only ``measured`` are none; another shape or NaN always is.
+        """
         found = []
         for name, tally in sorted(self.tallies.items(), key=lambda item: depth(item[0])):
             promised = f"allowed {tally.allowed:.3g}" if tally.allowed else "promised bitwise"
             if tally.broken:
                 found.append(f"outputs: {name} {tally.broken}")
-            elif tally.beyond:
+            elif tally.beyond and not measured:
                 found.append(
                     f"outputs: {name} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
                 )

@@ -7,7 +7,7 @@ import inspect
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ class Loaded:
     def dtype(self) -> str:
         """The dtype of the model, such as ``bfloat16``."""
         return str(self.model.dtype).removeprefix("torch.")
+
+    def backbone(self) -> Loaded:
+        """The base model inside it, without its head; of what the loader missed, only the base model's own."""
+        inner = self.model.base_model
+        prefix = "" if inner is self.model else f"{self.model.base_model_prefix}."
+        return replace(self, model=inner, missing=frozenset(n for n in self.missing if n.startswith(prefix)))
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from graftkit.verify.differences import Differences, OutputComparison
 from graftkit.verify.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verify.forward import Loaded, few, load, run, undisturbed
 from graftkit.verify.probes import Probe, covered_ids
+from graftkit.verify.promises import Scope
 from graftkit.verify.reference import Reference, Step, run_source, timed
 from graftkit.verify.vocabulary import KLPromise, VocabularyChange
 
@@ -26,7 +27,8 @@ class OutputsReport:
     """What was run, covered and measured. ``failures`` is empty when the promise holds on every probe.
 
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
-    ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared.
+    ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
+    ``measured`` says that differences were expected and are figures only.
     """
 
     architecture: str
@@ -44,6 +46,7 @@ class OutputsReport:
     distribution: Distribution | None
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
+    measured: bool = False
 
     @property
     def passed(self) -> bool:
@@ -67,7 +70,7 @@ class OutputsReport:
         for group in ("hidden states", "logits", "other outputs"):
             items = [item for item in self.comparisons if _group(item.name) == group]
             if items:
-                yield group, _verdict(items), _figure(items)
+                yield group, _verdict(items, measured=self.measured), _figure(items)
         if self.mass_max is not None:
             yield "mass of new ids", "measured", f"mean {self.mass_mean:.3g}, max {self.mass_max:.3g}"
         if self.distribution is not None:
@@ -87,9 +90,11 @@ def _group(name: str) -> str:
     return "logits" if "logits" in name else "other outputs"
 
 
-def _verdict(items: list[OutputComparison]) -> str:
+def _verdict(items: list[OutputComparison], *, measured: bool) -> str:
     if all(item.bitwise for item in items):
         return "bitwise"
+    if measured:
+        return "measured"
     return "within tolerance" if all(item.bitwise or item.largest <= item.allowed for item in items) else "failed"
 
 
@@ -99,9 +104,9 @@ def _figure(items: list[OutputComparison]) -> str:
 
 def compare_outputs(
     source: Path, result: Path, *, vocabulary: VocabularyChange | None, kl: KLPromise | None, seed: int = 0,
-    token_budget: int | None = None, progress: Progress | None = None,
+    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
-    """Load both checkpoints one after the other, run the same probes, and compare every output.
+    """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size.
 
@@ -110,16 +115,20 @@ def compare_outputs(
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
     seconds: dict[str, float] = {}
+    backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
     with undisturbed():
-        before = run_source(source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"))
+        before = run_source(
+            source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone
+        )
         gc.collect()
         with timed(seconds, "load result"):
             new = load(result)
-        failures = _loading_failures(before, new)
+        failures = _loading_failures(before, new, backbone=backbone)
+        new = new.backbone() if backbone else new
         found = Differences(vocabulary, output_table(new.model, vocabulary.new_rows) if vocabulary else None)
         with timed(seconds, "run result"):
-            failures += _run_result(new, before, found, _step(progress, "run the result"))
-        failures += found.failures()
+            failures += _run_result(new, before, found, _step(progress, "run the result"), backbone=backbone)
+        failures += found.failures(measured=measured)
         with timed(seconds, "distribution"):
             distribution = _distribution(found, kl)
     failures += _bound_failures(distribution, found, kl)
@@ -140,6 +149,7 @@ def compare_outputs(
         distribution=distribution,
         seconds=seconds,
         failures=tuple(failures),
+        measured=measured,
     )
 
 
@@ -155,17 +165,17 @@ def _step(progress: Progress | None, what: str) -> Step:
     return (lambda share: progress(what, share)) if progress else (lambda _: None)
 
 
-def _loading_failures(before: Reference, new: Loaded) -> list[str]:
+def _loading_failures(before: Reference, new: Loaded, *, backbone: bool) -> list[str]:
     failures = [
         f"outputs: the result's load reports {what}: {few(names)}"
         for what, names in (
             ("missing tensors", new.missing),
-            ("unexpected tensors", new.unexpected - before.unexpected),
+            ("unexpected tensors", new.unexpected - (frozenset() if backbone else before.unexpected)),
             ("shapes that do not fit", new.mismatched - before.mismatched),
         )
         if names
     ]
-    found = (type(new.model).__name__, new.dtype)
+    found = (before.architecture if backbone else type(new.model).__name__, new.dtype)
     if found != (before.architecture, before.dtype):
         failures.append(
             f"outputs: the result loads as {' in '.join(found)}, the source as {before.architecture} in {before.dtype}"
@@ -173,8 +183,9 @@ def _loading_failures(before: Reference, new: Loaded) -> list[str]:
     return failures
 
 
-def _run_result(new: Loaded, before: Reference, found: Differences, step: Step) -> list[str]:
+def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, *, backbone: bool) -> list[str]:
     """Run the result on what the source ran on, comparing as it goes and dropping what was compared."""
+    compared = 0
     rows = found.change.new_rows if found.change else 0
     places = math.ceil(positions_for(rows) / len(before.parts)) if rows else 0
     with Capture(found.module) as capture:
@@ -186,14 +197,16 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step) 
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
             other = before.names[part.name] ^ outputs.keys()
-            if other:
+            if other and not backbone:
                 return [
                     f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
                 ]
             for name, value in old.items():
-                found.compare(part, name, value, outputs[name], capture, places)
+                if not backbone or ("hidden" in name and name in outputs):
+                    found.compare(part, name, value, outputs[name], capture, places)
+                    compared += 1
             step((index + 1) / len(before.parts))
-    return []
+    return [] if compared else ["outputs: source and result have no hidden state in common"]
 
 
 def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | None:

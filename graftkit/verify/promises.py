@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Flag, IntEnum, auto
 
 
 class PromiseClass(IntEnum):
@@ -19,6 +19,19 @@ class PromiseClass(IntEnum):
     def word(self) -> str:
         """The name as recipes and reports write it."""
         return self.name.lower()
+
+
+class Scope(Flag):
+    """What of the outputs is compared with the source: everything, less what an operation changes on purpose.
+
+    ``BACKBONE``: the hidden states of the base model, since the class or its head is another. ``MEASURE``: differences are
+    figures and no failure. ``NOTHING``: the source is not what the result is to be compared with.
+    """
+
+    EVERYTHING = 0
+    BACKBONE = auto()
+    MEASURE = auto()
+    NOTHING = auto()
 
 
 @dataclass(frozen=True, slots=True)

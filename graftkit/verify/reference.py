@@ -52,8 +52,10 @@ def run_source(
     tokens: int | None,
     seconds: dict[str, float],
     step: Step,
+    *,
+    backbone: bool = False,
 ) -> Reference:
-    """Load the source, run it on its probes, and let it go: only its outputs remain.
+    """Load the source, run it (or its ``backbone``) on its probes, and let it go: only its outputs remain.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
@@ -64,6 +66,7 @@ def run_source(
             old = load(source)
         except VerificationFailed as error:
             raise InputRejected(str(error)) from error
+    old = old.backbone() if backbone else old
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
     rows, width, item_bytes = _table(old.model)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import CHUNK, read_range
+from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FileRange, LazyTensor, Stored
 from graftkit.errors import InputRejected, VerificationFailed, printable
 
@@ -54,13 +57,37 @@ def check_structure(
         InputRejected: the source holds a value that is not finite, and ``allow_nonfinite`` is off.
     """
     written = Checkpoint.open(str(directory))
-    _check_names(planned, written)
+    _check_names(planned.tensors, written.tensors)
     _check_documents(planned, written)
     where = {name: shard for shard, names in written.shards.items() for name in names}
+    return _check_tensors(planned.tensors, written.tensors, where, allow_nonfinite, progress)
+
+
+def check_adapter(
+    planned: Adapter, directory: Path, *, allow_nonfinite: bool = False, progress: Callable[[int], None] | None = None
+) -> tuple[LedgerEntry, ...]:
+    """Read the written adapter back and compare it with the planned one, as :func:`check_structure` does for a base.
+
+    Raises:
+        VerificationFailed: config, a name, shape, dtype or byte is not what was planned, or a produced value not finite.
+        InputRejected: a value that was copied is not finite, and ``allow_nonfinite`` is off.
+    """
+    if json.loads((directory / CONFIG).read_bytes()) != json.loads(json.dumps(dict(planned.config))):
+        raise VerificationFailed(f"structure: {CONFIG} on disk is not the planned one")
+    written = read_header(directory / WEIGHTS).tensors
+    _check_names(planned.tensors, written)
+    where = dict.fromkeys(written, f"{FOLDER}/{WEIGHTS}")
+    return _check_tensors(planned.tensors, written, where, allow_nonfinite, progress)
+
+
+def _check_tensors(
+    planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor], where: Mapping[str, str],
+    allow_nonfinite: bool, progress: Callable[[int], None] | None,
+) -> tuple[LedgerEntry, ...]:  # fmt: skip
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         jobs = [
-            pool.submit(_check_tensor, name, tensor, written.tensors[name], where[name], allow_nonfinite, progress)
-            for name, tensor in planned.tensors.items()
+            pool.submit(_check_tensor, name, tensor, written[name], where[name], allow_nonfinite, progress)
+            for name, tensor in planned.items()
         ]
         try:
             return tuple(job.result() for job in jobs)
@@ -69,14 +96,14 @@ def check_structure(
             raise
 
 
-def _check_names(planned: Checkpoint, written: Checkpoint) -> None:
-    if planned.tensors.keys() != written.tensors.keys():
-        names = sorted(planned.tensors.keys() ^ written.tensors.keys())
+def _check_names(planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
+    if planned.keys() != written.keys():
+        names = sorted(planned.keys() ^ written.keys())
         raise VerificationFailed(
             f"structure: written tensors are not the planned ones: {printable(', '.join(names[:4]))}"
         )
-    for name, tensor in planned.tensors.items():
-        found = written.tensors[name]
+    for name, tensor in planned.items():
+        found = written[name]
         if (found.dtype, found.shape) != (tensor.dtype, tensor.shape):
             raise VerificationFailed(
                 f"structure: tensor {printable(name)!r} was written as {found.dtype} {list(found.shape)},"
