@@ -1,12 +1,11 @@
 """New rows of a table: pure functions from statistics, seeds and old rows to float32 or float64 rows.
 
-*Shapes:* every function returns ``(len(keys), d)``. Sampling is done in float32, one generator for each row, seeded by
-:func:`seed_of`, so that a row's bits never depend on which other rows are made, in what order or on which shard.
+*Shapes:* every function returns ``(len(keys), d)``. Sampling is done in float32, one generator for each row, seeded by its
+name (:mod:`graftkit.initializers.seeding`), so that a row's bits never depend on which other rows are made, or in what order.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,12 +15,6 @@ if TYPE_CHECKING:
 
 #: How many bytes of standard normal coefficients `mean_cov` holds at a time.
 COEFFICIENT_BYTES = 128 << 20
-
-
-def seed_of(*parts: object) -> int:
-    """A 63-bit seed from the recipe's seed, the operation's place, the role and the token id."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _gaussian(seed: int, size: int) -> Any:

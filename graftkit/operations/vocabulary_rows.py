@@ -13,6 +13,7 @@ from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers import rows as schemes
+from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.verify.vocabulary import KLPromise
@@ -173,7 +174,7 @@ class RowMaker:
         import torch
 
         source = _source(self._stored(item), item.axis, self.live_ids)
-        seeds = [schemes.seed_of(*self.seed, item.role, row.index) for row in rows]
+        seeds = [seed_of(*self.seed, item.role, row.index) for row in rows]
         sampled = not self._is_bias(item)
         match scheme:
             case Zeros():

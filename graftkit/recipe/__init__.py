@@ -11,6 +11,7 @@ from graftkit.recipe.recipe import Recipe, VerifyOptions
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
+from graftkit.recipe.weight_schemes import WeightScheme
 
 __all__ = [
     "ChatTemplateFile",
@@ -27,6 +28,7 @@ __all__ = [
     "SubwordMean",
     "TokenSpec",
     "VerifyOptions",
+    "WeightScheme",
     "Zeros",
     "dump_recipe",
     "json_schema",

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from graftkit.initializers import rows
+from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import row_hashes, table_statistics
 
 
@@ -71,7 +72,7 @@ def test_mean_cov_has_the_covariance_of_the_live_rows():
     generator = torch.Generator().manual_seed(3)
     table = torch.randn(400, 4, generator=generator) @ torch.diag(torch.tensor([1.0, 2.0, 0.5, 3.0])) + 5
     stats = table_statistics(source(table, 400, 64), 400)
-    made = rows.mean_cov(source(table, 400, 64), stats, [rows.seed_of(0, 0, "input", i) for i in range(3000)], eps=0.25)
+    made = rows.mean_cov(source(table, 400, 64), stats, [seed_of(0, 0, "input", i) for i in range(3000)], eps=0.25)
     wanted = 0.25 * torch.cov(table.double().T, correction=0)
     # 3000 samples: the standard error of a variance is sqrt(2/3000) = 2.6 %, so 5 of them.
     assert torch.allclose(made.var(0), wanted.diag(), rtol=0.13)
@@ -80,7 +81,7 @@ def test_mean_cov_has_the_covariance_of_the_live_rows():
 
 def test_a_row_does_not_depend_on_which_other_rows_are_made(table):
     stats = table_statistics(source(table, 50), 50)
-    seeds = [rows.seed_of(0, 1, "output", i) for i in range(5)]
+    seeds = [seed_of(0, 1, "output", i) for i in range(5)]
     for make in (
         lambda s: rows.normal(stats, s, None),
         lambda s: rows.normal(stats, s, 0.02),
