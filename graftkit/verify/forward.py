@@ -130,7 +130,15 @@ def run(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[st
     """
     import torch
 
-    with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode():
+        return outputs_of(model, probe, made)
+
+
+def outputs_of(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """As :func:`run`, in whichever grad mode the caller is."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
 
