@@ -21,6 +21,7 @@ from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.report.report import Report, write_report
 from graftkit.verify.checks import CheckReport
 from graftkit.verify.outputs import OutputsReport, compare_outputs
+from graftkit.verify.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verify.promises import Promise, Scope, weakest
 from graftkit.verify.structural import LedgerEntry, check_adapter, check_structure
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
@@ -30,6 +31,9 @@ Progress = Callable[[str, float, float], None]
 
 #: Room for tokenizer, config, report and file system overhead, beside the tensors.
 SPARE_BYTES = 32 << 20
+
+#: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
+WRITING_BYTES = 300 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,22 @@ class Plan:
         """Bytes of shards that are written anew, unchanged tensors in them copied as byte ranges; and of the adapter."""
         base = bytes_to_write(self.source, self.result)[1] if self.writes_base else 0
         return base + (self.adapter.nbytes if self.adapter else 0)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that `apply` needs beside the imports, about.
+
+        Verifying outputs holds one model at a time and what the source gave; writing holds pieces only.
+        """
+        if not self.compares_outputs:
+            return WRITING_BYTES
+        models = (sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result))
+        return max(models) + KEPT_BYTES + LOGIT_BYTES
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether the base's outputs are compared with the source's."""
+        return self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
 
     @property
     def adapter(self) -> Adapter | None:
@@ -215,7 +235,7 @@ def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport
 
 
 def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
-    if not planned.recipe.verify.outputs or not planned.writes_base or Scope.NOTHING in planned.scope:
+    if not planned.compares_outputs:
         return None
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
     found = compare_outputs(

@@ -9,7 +9,14 @@ from graftkit.architecture.skeleton import integer_paths, with_values
 from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor, Stored, patch_rows
-from graftkit.checkpoint.tokenizer import NewToken, TokenizerFiles, add_tokens, read_tokenizer, set_chat_template
+from graftkit.checkpoint.tokenizer import (
+    NewToken,
+    TokenizerFiles,
+    add_tokens,
+    read_tokenizer,
+    set_chat_template,
+    tokenizer_notes,
+)
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary_rows import NewRow, RowMaker
@@ -39,7 +46,8 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         )
     _check_output_init(spec, vocabulary)
     wanted = _wanted_tokens(spec, tokenizer)
-    documents, ids = add_tokens(checkpoint.documents, wanted, {str(role): token for role, token in spec.roles.items()})
+    roles = {str(role): content for role, content in spec.roles.items()}
+    documents, ids = add_tokens(checkpoint.documents, wanted, roles)
     if spec.chat_template is not None:
         documents = documents | set_chat_template(
             {**checkpoint.documents, **documents}, _template_text(spec.chat_template)
@@ -63,7 +71,11 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         spec.chat_template is not None,
         maker.kl_promise,
     )
-    notes = (*vocabulary.notes, *_notes(vocabulary, tokenizer.size, size, ids))
+    notes = (
+        *vocabulary.notes,
+        *_notes(vocabulary, tokenizer.size, size, ids),
+        *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
+    )
     return Outcome(result, _promise(vocabulary), notes, outcome, figures=maker.figures)
 
 

@@ -73,6 +73,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         else None,
         "bytes_taken_over": plan.bytes_taken_over,
         "bytes_written": plan.bytes_written,
+        "memory": plan.memory,
         "left_behind": dict(plan.source.left_behind),
     }
 
@@ -105,6 +106,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console.print(
         f"bytes      {size(plan.bytes_taken_over)} in shards taken over whole, {size(plan.bytes_written)} in shards written"
     )
+    console.print(f"memory     about {size(plan.memory)} beside the imports")
 
 
 def _print_tensors(console: Console, plan: Plan) -> None:

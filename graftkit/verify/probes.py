@@ -9,8 +9,8 @@ from typing import Any
 
 from graftkit.verify.probe_texts import PROBE_TEXTS
 
-#: Floating point operations that one pass over all probes may cost: about two seconds on two cores.
-OPERATIONS = 3e11
+#: Floating point operations that one pass over all probes may cost: some seconds on two cores.
+OPERATIONS = 1.2e12
 
 #: Bytes of outputs that are kept of the source while the result runs.
 KEPT_BYTES = 256 << 20
@@ -25,7 +25,7 @@ FORWARD_TOKENS = 1_024
 MOST_TOKENS = 3_000
 
 #: Below this budget each forward is dear, since it reads every weight: both paddings share one batch.
-COMPACT = 512
+COMPACT = 256
 
 #: Positions taken where the config names no largest one.
 POSITIONS = 512
