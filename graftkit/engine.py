@@ -23,7 +23,7 @@ from graftkit.verify.checks import CheckReport
 from graftkit.verify.outputs import OutputsReport, compare_outputs
 from graftkit.verify.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verify.promises import Promise, Scope, weakest
-from graftkit.verify.structural import LedgerEntry, check_adapter, check_structure
+from graftkit.verify.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
 
 #: ``(what is being done, bytes or share done, bytes or share in all)``.
@@ -174,8 +174,7 @@ def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progr
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
-        _write(planned, staging, link=link, progress=_counter(progress, "write", total))
-        ledger = _check_bytes(planned, staging.path, _counter(progress, "compare with the source", total))
+        ledger = _write(planned, staging, link=link, progress=progress)
         tokenization = _check_tokenization(planned, staging.path)
         outputs = _check_outputs(planned, staging.path, progress)
         checks = _run_checks(planned, staging.path)
@@ -185,22 +184,24 @@ def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progr
     return report
 
 
-def _write(planned: Plan, staging: Staging, *, link: bool, progress: Callable[[int], None] | None) -> None:
-    if planned.writes_base:
-        write_checkpoint(
-            planned.source, planned.result, staging.path, link=link, progress=progress, written=staging.written
-        )
-    if planned.adapter is not None:
-        write_adapter(planned.adapter, staging.path / FOLDER, progress)
-
-
-def _check_bytes(planned: Plan, staged: Path, progress: Callable[[int], None] | None) -> tuple[LedgerEntry, ...]:
+def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | None) -> tuple[LedgerEntry, ...]:
+    """Write base and adapter, each file being read back and compared while the next one is written."""
+    total = planned.bytes_taken_over + planned.bytes_written
     allow = planned.recipe.allow_nonfinite
+    write, compare = _counter(progress, "write", total), _counter(progress, "compare with the source", total)
     ledger: tuple[LedgerEntry, ...] = ()
     if planned.writes_base:
-        ledger = check_structure(planned.result, staged, allow_nonfinite=allow, progress=progress)
+        with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
+
+            def written(path: Path) -> None:
+                staging.written(path)
+                check.shard(path)
+
+            write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
+            ledger = check.finish()
     if planned.adapter is not None:
-        ledger += check_adapter(planned.adapter, staged / FOLDER, allow_nonfinite=allow, progress=progress)
+        write_adapter(planned.adapter, staging.path / FOLDER, write)
+        ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
     return ledger
 
 

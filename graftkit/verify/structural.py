@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -56,11 +56,50 @@ def check_structure(
         VerificationFailed: a name, shape, dtype or byte is not what was planned, or a produced value is not finite.
         InputRejected: the source holds a value that is not finite, and ``allow_nonfinite`` is off.
     """
-    written = Checkpoint.open(str(directory))
-    _check_names(planned.tensors, written.tensors)
-    _check_documents(planned, written)
-    where = {name: shard for shard, names in written.shards.items() for name in names}
-    return _check_tensors(planned.tensors, written.tensors, where, allow_nonfinite, progress)
+    with StructureCheck(planned, directory, allow_nonfinite=allow_nonfinite, progress=progress) as check:
+        for shard in planned.shards:
+            if (directory / shard).is_file():
+                check.shard(directory / shard)
+        return check.finish()
+
+
+class StructureCheck:
+    """:func:`check_structure` shard by shard, so that one is read back while the next is written."""
+
+    def __init__(
+        self,
+        planned: Checkpoint,
+        directory: Path,
+        *,
+        allow_nonfinite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self._planned, self._directory = planned, directory
+        self._allow, self._progress = allow_nonfinite, progress
+        self._jobs: dict[str, Future[LedgerEntry]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="check")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def shard(self, path: Path) -> None:
+        """Begin to read a finished weight file back; what is wrong with it is raised by :meth:`finish`."""
+        for name, tensor in read_header(path).tensors.items():
+            planned = self._planned.tensors.get(name)
+            if planned is not None and (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape):
+                self._jobs[name] = self._pool.submit(
+                    _check_tensor, name, planned, tensor, path.name, self._allow, self._progress
+                )
+
+    def finish(self) -> tuple[LedgerEntry, ...]:
+        """Check what only the whole directory shows, and return the ledger; raises as :func:`check_structure` does."""
+        written = Checkpoint.open(str(self._directory))
+        _check_names(self._planned.tensors, written.tensors)
+        _check_documents(self._planned, written)
+        return tuple(self._jobs[name].result() for name in self._planned.tensors)
 
 
 def check_adapter(
@@ -76,24 +115,11 @@ def check_adapter(
         raise VerificationFailed(f"structure: {CONFIG} on disk is not the planned one")
     written = read_header(directory / WEIGHTS).tensors
     _check_names(planned.tensors, written)
-    where = dict.fromkeys(written, f"{FOLDER}/{WEIGHTS}")
-    return _check_tensors(planned.tensors, written, where, allow_nonfinite, progress)
-
-
-def _check_tensors(
-    planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor], where: Mapping[str, str],
-    allow_nonfinite: bool, progress: Callable[[int], None] | None,
-) -> tuple[LedgerEntry, ...]:  # fmt: skip
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        jobs = [
-            pool.submit(_check_tensor, name, tensor, written[name], where[name], allow_nonfinite, progress)
-            for name, tensor in planned.items()
-        ]
-        try:
-            return tuple(job.result() for job in jobs)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    where = f"{FOLDER}/{WEIGHTS}"
+    return tuple(
+        _check_tensor(name, tensor, written[name], where, allow_nonfinite, progress)
+        for name, tensor in planned.tensors.items()
+    )
 
 
 def _check_names(planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
