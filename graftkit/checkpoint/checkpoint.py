@@ -37,7 +37,6 @@ class Checkpoint:
         carried: relative paths of the other files that come along byte for byte.
         left_behind: relative paths of what does not come along, each with the reason.
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
-        trust_remote_code: whether the command line allowed that code to run.
         notes: one line for each thing that is worth reporting and no error, such as a quantization config.
     """
 
@@ -52,11 +51,10 @@ class Checkpoint:
     carried: tuple[str, ...]
     left_behind: Mapping[str, str]
     remote_code: tuple[str, ...] = ()
-    trust_remote_code: bool = False
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(cls, base_model: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Checkpoint:
+    def open(cls, base_model: str, *, revision: str | None = None) -> Checkpoint:
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
 
         Raises:
@@ -66,14 +64,14 @@ class Checkpoint:
         """
         location = locate(base_model, revision)
         try:
-            return cls._open(location, trust_remote_code=trust_remote_code)
+            return cls._open(location)
         except InputRejected as error:
             raise InputRejected(f"{printable(base_model)}: {error}") from error
         except OSError as error:
             raise StorageFault(f"{printable(base_model)}: cannot be read: {error.strerror or error}") from error
 
     @classmethod
-    def _open(cls, location: Location, *, trust_remote_code: bool) -> Checkpoint:
+    def _open(cls, location: Location) -> Checkpoint:
         directory = location.directory.resolve()
         check_root(directory)
         config = check_config(read_document(directory, "config.json"))
@@ -92,7 +90,6 @@ class Checkpoint:
             carried=carried,
             left_behind=MappingProxyType(left_behind),
             remote_code=remote_code(documents),
-            trust_remote_code=trust_remote_code,
             notes=quantization(config),
         )
 

@@ -206,7 +206,8 @@ def print_inspection(found: Inspection) -> None:
     console.print(
         f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
     )
-    tied = "tied" if found.tied else "not tied"
+    untied = any(item.role == "output" for item in found.tables)
+    tied = "tied" if found.tied else "not tied" if untied else "no output table"
     console.print(
         f"vocabulary  {found.tokens} tokens, {found.rows} rows ({found.padding_rows} padding), {tied},"
         f" size in {', '.join(found.config_paths)}"

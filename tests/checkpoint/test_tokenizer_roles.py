@@ -174,5 +174,5 @@ def test_notes_name_forced_ids_and_slow_files():
     notes = list(tokenizer_notes(documents, {"eos_token": "<|old|>"}, carried=["vocab.json", "model.safetensors"]))
     assert notes[-2:] == [
         "generation_config.json: forced_eos_token_id still names id 1",
-        "vocab.json: kept as they are; whatever reads only them does not know the new tokens",
+        "vocab.json: kept unchanged; whatever reads nothing else does not know the new tokens",
     ]

@@ -41,4 +41,4 @@ def tokenizer_notes(
     slow = sorted(name for name in {*documents, *carried} if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
     if slow:
         names = ", ".join(map(printable, slow))
-        yield f"{names}: kept as they are; whatever reads only them does not know the new tokens"
+        yield f"{names}: kept unchanged; whatever reads nothing else does not know the new tokens"
