@@ -317,12 +317,11 @@ def test_remote_code_and_quantization_are_reported(single):
     quantized = {"quantization_config": {"quant_method": "gptq"}}
     write_json(single / "config.json", {**CONFIG, "auto_map": auto_map, "text_config": quantized})
     write_json(single / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["tok.Slow", "org/repo--tok.Fast"]}})
-    checkpoint = Checkpoint.open(str(single), trust_remote_code=True)
+    checkpoint = Checkpoint.open(str(single))
     assert checkpoint.remote_code == (
         "config.json: auto_map: modeling_x.X, tok.Slow",
         "tokenizer_config.json: auto_map: tok.Slow, org/repo--tok.Fast",
     )
-    assert checkpoint.trust_remote_code
     assert checkpoint.notes == ("config.json: text_config.quantization_config: gptq",)
 
 
