@@ -247,12 +247,16 @@ def print_verification(found: Verification) -> None:
     console = _console()
     table = _table("verification", "check", "result", "figure")
     grown = len(found.difference.tensors)
-    figure = f"{found.difference.equal} tensors equal" + (f", {grown} more with new rows" if grown else "")
-    table.add_row("bytes", "changed" if found.changed else "equal", figure)
-    if found.tokenization is not None:
-        result = "failed" if found.tokenization.failures else "passed"
-        table.add_row("tokenizer", result, _text(_tokenization_figure(found.tokenization)))
-    _output_rows(table.add_row, found.outputs, "--no-outputs")
+    figures = {
+        "bytes": f"{found.difference.equal} tensors equal" + (f", {grown} more differ" if grown else ""),
+        "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
+        "tokenizer": _tokenization_figure(found.tokenization) if found.tokenization else "",
+    }
+    for check, figure in figures.items():
+        result = "not run" if check not in found.found else "failed" if found.found[check] else "passed"
+        table.add_row(check, result, _text(figure))
+    failed = "outputs" in found.found and found.outputs is None
+    _output_rows(table.add_row, found.outputs, "they could not be made" if failed else "--no-outputs")
     console.print(table)
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
