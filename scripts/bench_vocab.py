@@ -1,14 +1,14 @@
 """Measure extend_vocab on a 1.5 B bf16 Llama-shaped checkpoint against the usual script and against `cp -r` and sync.
 
-Every figure is a ratio within one run, since machines are noisy. The checkpoint is built in a temporary directory and
-deleted. Run with ``--rounds N`` for more rounds, ``--layers N`` for another size, ``--markdown`` for the README's table.
+Every figure is a ratio within one run, since machines are noisy; imports are apart everywhere. The checkpoint is built in
+a temporary directory and deleted. ``--mergekit PYTHON`` names the interpreter of an environment that has mergekit, whose
+pinned dependencies want one of their own. ``--larger`` adds the peak memory of writing a model three times larger.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,8 +22,11 @@ ROWS, WIDTH, TOKENS = 128_256, 2_048, 16
 WRITING = """
 import json, resource, sys, time
 import torch, transformers, graftkit.engine as engine
+import transformers.conversion_mapping
+from transformers import LlamaForCausalLM
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.checkpoint.staging import Staging
+from graftkit.verify.structural import check_structure
 from pathlib import Path
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()
@@ -33,13 +36,18 @@ start = time.perf_counter()
 with Staging(Path(planned.recipe.output)) as staging:
     write_checkpoint(planned.source, planned.result, staging.path, link=sys.argv[2] == 'link', written=staging.written)
     staging.commit()
-print(json.dumps({'plan': plan_seconds, 'write': time.perf_counter() - start,
-                  'peak_mb': (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+written = time.perf_counter() - start
+peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+start = time.perf_counter()
+check_structure(planned.result, Path(planned.recipe.output))
+print(json.dumps({'plan': plan_seconds, 'write': written, 'peak_mb': peak, 'check': time.perf_counter() - start}))
 """
 
 APPLY = """
 import json, resource, sys, time
 import torch, transformers, graftkit.engine as engine
+import transformers.conversion_mapping
+from transformers import LlamaForCausalLM
 start = time.perf_counter()
 engine.apply(json.loads(sys.argv[1]))
 print(json.dumps({'seconds': time.perf_counter() - start}))
@@ -48,7 +56,7 @@ print(json.dumps({'seconds': time.perf_counter() - start}))
 USUAL = """
 import json, resource, sys, time
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 start = time.perf_counter()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
@@ -56,6 +64,21 @@ tokenizer.add_special_tokens({'extra_special_tokens': json.loads(sys.argv[3])})
 model.resize_token_embeddings(len(tokenizer))
 model.save_pretrained(sys.argv[2])
 tokenizer.save_pretrained(sys.argv[2])
+print(json.dumps({'seconds': time.perf_counter() - start,
+                  'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+"""
+
+
+MERGEKIT = """
+import json, resource, sys, time
+from mergekit.config import MergeConfiguration
+from mergekit.merge import run_merge
+from mergekit.options import MergeOptions
+source, target, tokenizer = sys.argv[1:]
+start = time.perf_counter()
+merge = {'models': [{'model': source}], 'merge_method': 'linear', 'parameters': {'weight': 1.0}, 'dtype': 'bfloat16',
+         'tokenizer': {'source': tokenizer}}
+run_merge(MergeConfiguration.model_validate(merge), target, MergeOptions(lazy_unpickle=True))
 print(json.dumps({'seconds': time.perf_counter() - start,
                   'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
@@ -89,12 +112,22 @@ def build(directory: Path, layers: int) -> None:
     wrapped.save_pretrained(directory)
 
 
-def child(program: str, *arguments: str) -> dict[str, float]:
+def child(program: str, *arguments: str, python: str = sys.executable) -> dict[str, float]:
     """Run a program in a fresh process and return what it measured."""
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run([python, "-c", program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def extended_tokenizer(source: Path, target: Path, tokens: list[str]) -> None:
+    """What mergekit takes new tokens from: a directory with the extended tokenizer, and no weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.add_special_tokens({"extra_special_tokens": tokens})
+    tokenizer.save_pretrained(target)
+    AutoConfig.from_pretrained(source).save_pretrained(target)
 
 
 def floor(source: Path, target: Path) -> float:
@@ -106,62 +139,113 @@ def floor(source: Path, target: Path) -> float:
     return time.perf_counter() - start
 
 
-def measure(place: Path, rounds: int, *, usual: bool) -> dict[str, list[float]]:
-    """Alternate the contenders, round by round, each into a fresh directory that is deleted at once."""
-    source = place / "source"
-    tokens = [f"<|new_{index}|>" for index in range(TOKENS)]
-    found: dict[str, list[float]] = {}
+class Bench:
+    """The contenders, each into a fresh directory that is deleted at once; figures are collected by name."""
 
-    def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
+    def __init__(self, place: Path) -> None:
+        self.source, self.target, self.tokenizer = place / "source", place / "target", place / "tokenizer"
+        self.found: dict[str, list[float]] = {}
+        self.tokens = [f"<|new_{index}|>" for index in range(TOKENS)]
+
+    def note(self, name: str, value: float) -> None:
+        """Collect one figure."""
+        self.found.setdefault(name, []).append(value)
         print(f"{name}: {value:.2f}", flush=True)
 
-    def recipe(output: Path) -> str:
-        operation = {"op": "extend_vocab", "special_tokens": tokens, "init": "mean"}
-        return json.dumps({"version": 1, "base_model": str(source), "operations": [operation], "output": str(output)})
+    def recipe(self) -> str:
+        """The recipe as JSON."""
+        operation = {"op": "extend_vocab", "special_tokens": self.tokens, "init": "mean"}
+        return json.dumps(
+            {"version": 1, "base_model": str(self.source), "operations": [operation], "output": str(self.target)}
+        )
 
-    for _ in range(rounds):
-        target = place / "target"
-        note("cp -r and sync, s", floor(source, target))
-        subprocess.run(["rm", "-rf", str(target)], check=True)
-        for mode in ("copy", "link"):
-            subprocess.run(["sync"], check=True)
-            done = child(WRITING, recipe(target), mode)
-            note(f"graftkit writing, {mode}, s", done["write"])
-            note("graftkit plan, s", done["plan"])
-            note(f"graftkit peak above imports, {mode}, MB", done["peak_mb"])
-            subprocess.run(["rm", "-rf", str(target)], check=True)
-        note("graftkit apply with full verification, s", child(APPLY, recipe(target))["seconds"])
-        subprocess.run(["rm", "-rf", str(target)], check=True)
-        if usual:
-            done = child(USUAL, str(source), str(target), json.dumps(tokens))
-            note("transformers script, s", done["seconds"])
-            note("transformers script peak, MB", done["peak_mb"])
-            subprocess.run(["rm", "-rf", str(target)], check=True)
-    return found
+    def clear(self) -> None:
+        """Delete the target, and let the disk come to rest."""
+        subprocess.run(["rm", "-rf", str(self.target)], check=True)
+        subprocess.run(["sync"], check=True)
+
+    def floor(self) -> None:
+        """`cp -r` and sync."""
+        self.note("cp -r and sync, s", floor(self.source, self.target))
+        self.clear()
+
+    def writing(self, mode: str) -> None:
+        """Planning, writing, and beside it the pass that compares, digests and looks for non-finite values."""
+        done = child(WRITING, self.recipe(), mode)
+        self.note(f"graftkit: write, {mode}, s", done["write"])
+        self.note("graftkit: plan, s", done["plan"])
+        self.note("graftkit: compare, digest, finite, s", done["check"])
+        self.note(f"graftkit: peak of plan and write, {mode}, MB above imports", done["peak_mb"])
+        self.clear()
+
+    def apply(self) -> None:
+        """All of apply."""
+        self.note("graftkit: apply with full verification, s", child(APPLY, self.recipe())["seconds"])
+        self.clear()
+
+    def usual(self) -> None:
+        """Load, resize, save."""
+        done = child(USUAL, str(self.source), str(self.target), json.dumps(self.tokens))
+        self.note("transformers script, no verification, s", done["seconds"])
+        self.note("transformers script: peak, MB", done["peak_mb"])
+        self.clear()
+
+    def mergekit(self, python: str) -> None:
+        """A merge of one model with another tokenizer; mergekit leaves the new rows zero."""
+        if not self.tokenizer.exists():
+            extended_tokenizer(self.source, self.tokenizer, self.tokens)
+        done = child(MERGEKIT, str(self.source), str(self.target), str(self.tokenizer), python=python)
+        self.note("mergekit, no verification, s", done["seconds"])
+        self.note("mergekit: peak, MB", done["peak_mb"])
+        self.clear()
+
+
+def build_apart(source: Path, layers: int) -> None:
+    """Build in a process of its own, so that its memory is not this one's."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import bench_vocab; from pathlib import Path;"
+        "bench_vocab.build(Path(sys.argv[2]), int(sys.argv[3]))"
+    )
+    arguments = [str(Path(__file__).parent), str(source), str(layers)]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True)
 
 
 def main() -> None:
     """Build, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--no-usual", action="store_true", help="leave out the transformers script")
-    parser.add_argument("--markdown", action="store_true")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="the interpreter of an environment that has mergekit")
+    parser.add_argument(
+        "--larger", action="store_true", help="also write a model with three times as many layers and more"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graftkit-bench-") as place:
-        subprocess.run(
-            [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import bench_vocab; from pathlib import Path;"
-             "bench_vocab.build(Path(sys.argv[2]), int(sys.argv[3]))",
-             str(Path(__file__).parent), f"{place}/source", str(options.layers)], check=True,
-        )  # fmt: skip
-        found = measure(Path(place), options.rounds, usual=not options.no_usual)
+        build_apart(Path(place, "source"), options.layers)
+        bench = Bench(Path(place))
+        for _ in range(options.rounds):
+            bench.floor()
+            bench.writing("copy")
+            bench.writing("link")
+            bench.apply()
+            if not options.no_usual:
+                bench.usual()
+            if options.mergekit:
+                bench.mergekit(options.mergekit)
+    found = bench.found
+    if options.larger:
+        with tempfile.TemporaryDirectory(prefix="graftkit-bench-") as place:
+            build_apart(Path(place, "source"), 3 * options.layers + 17)
+            larger = Bench(Path(place))
+            larger.writing("copy")
+        name = "graftkit: peak of plan and write, copy, MB above imports"
+        found[f"{name}, three times larger"] = larger.found[name]
     base = statistics.median(found["cp -r and sync, s"])
-    print("\n| what | median | ratio to cp -r and sync |\n|---|---|---|")
+    print("\n| what | median | ratio to `cp -r` and sync |\n|---|---|---|")
     for name, values in found.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:.2f} | {f'{middle / base:.2f}' if name.endswith(', s') else ''} |")
-    print(f"\npeak of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

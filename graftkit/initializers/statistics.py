@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-#: A row whose norm is below this share of the median norm was never trained (SCIENCE.md 2 of the design notes).
+#: A row whose norm is below this share of the median norm was never trained.
 NEVER_TRAINED = 1e-3
 
 #: How many rows of 16-bit floats are added in float32 before float64 takes over.
