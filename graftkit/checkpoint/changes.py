@@ -9,12 +9,15 @@ from typing import Any, Literal
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor, Patched, Stored
 
-Kind = Literal["equal", "patched", "computed", "added", "dropped"]
+Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
-    """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's."""
+    """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's.
+
+    ``old_name`` is the source's name of a renamed tensor, whose bytes are kept.
+    """
 
     name: str
     kind: Kind
@@ -23,6 +26,7 @@ class TensorChange:
     new_shape: tuple[int, ...] | None
     rows: int
     produced: int
+    old_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +45,26 @@ def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange
 
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
+    names = {id(tensor): name for name, tensor in old.items() if name not in new}
+    origins = {n: id(t.base if isinstance(t, Patched) else t) for n, t in new.items() if n not in old}
+    renamed = {name: names[origin] for name, origin in origins.items() if origin in names}
     for name, tensor in new.items():
         before = old.get(name)
         if before is tensor or before == tensor:
             continue
         if isinstance(tensor, Patched):
             yield TensorChange(
-                name, "patched", tensor.dtype, tensor.base.shape, tensor.shape, len(tensor.rows), tensor.produced_nbytes
-            )
+                name, "patched", tensor.dtype, tensor.base.shape, tensor.shape, len(tensor.rows), tensor.produced_nbytes,
+                renamed.get(name, ""),
+            )  # fmt: skip
+        elif name in renamed:
+            yield TensorChange(name, "renamed", tensor.dtype, tensor.shape, tensor.shape, 0, 0, renamed[name])
         else:
             kind: Kind = "added" if before is None else "computed"
             produced = 0 if isinstance(tensor, Stored) else tensor.nbytes
             yield TensorChange(name, kind, tensor.dtype, before.shape if before else None, tensor.shape, 0, produced)
     for name, tensor in old.items():
-        if name not in new:
+        if name not in new and name not in renamed.values():
             yield TensorChange(name, "dropped", tensor.dtype, tensor.shape, None, 0, 0)
 
 

@@ -147,3 +147,15 @@ class Checkpoint:
             shards=MappingProxyType(shards),
             shard_metadata=MappingProxyType(metadata),
         )
+
+    def with_names(self, names: Mapping[str, str]) -> Checkpoint:
+        """Return this checkpoint with tensors renamed, old name to new, each in its shard and its place.
+
+        Raises:
+            KeyError: a tensor to rename does not exist, or two would share a name.
+        """
+        renamed = {names.get(name, name): tensor for name, tensor in self.tensors.items()}
+        if len(renamed) != len(self.tensors) or not names.keys() <= self.tensors.keys():
+            raise KeyError(next(iter(names.keys() - self.tensors.keys()), "a name is given twice"))
+        shards = {file: tuple(names.get(name, name) for name in held) for file, held in self.shards.items()}
+        return replace(self, tensors=MappingProxyType(renamed), shards=MappingProxyType(shards))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from graftkit.operations.base import Context, Operation, Outcome, Written
 from graftkit.operations.extend_vocab import extend_vocab
+from graftkit.operations.replace_head import replace_head
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "replace_head": replace_head,
 }
 
 __all__ = ["IMPLEMENTATIONS", "Context", "Operation", "Outcome", "Written"]

@@ -8,5 +8,6 @@ from typing import Annotated
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
+from graftkit.recipe.replace_head import ReplaceHead
 
-Operation = Annotated[ExtendVocab, OneOf("op", "operation")]
+Operation = Annotated[ExtendVocab | ReplaceHead, OneOf("op", "operation")]

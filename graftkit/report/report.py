@@ -59,7 +59,11 @@ class Report:
         from graftkit.architecture.vocabulary import account
 
         structure = account(self.plan.result)
-        grown = [structure.memory[change.name][0] for change in self.plan.tensors if len(change.new_shape or ()) == 2]
+        grown = [
+            structure.memory[change.name][0]
+            for change in self.plan.tensors
+            if change.kind == "patched" and len(change.new_shape or ()) == 2
+        ]
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]

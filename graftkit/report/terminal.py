@@ -111,7 +111,10 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
 
 def _print_tensors(console: Console, plan: Plan) -> None:
     tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change")
+    renamed = [change for change in plan.tensors if change.kind == "renamed"]
     for change in plan.tensors:
+        if change.kind == "renamed":
+            continue
         what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
         tensors.add_row(
             _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
@@ -119,10 +122,15 @@ def _print_tensors(console: Console, plan: Plan) -> None:
         )  # fmt: skip
     if plan.adapter is not None:
         tensors.add_row("adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made")
-    kept = len(plan.result.tensors) - sum(change.new_shape is not None for change in plan.tensors)
+    kept = len(plan.result.tensors) - sum(
+        change.new_shape is not None for change in plan.tensors if change.kind != "renamed"
+    )
     console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
     kept_how = "are kept byte for byte" if plan.writes_base else "stay where they are: the base is not written again"
     console.print(f"[dim]{kept} tensors {kept_how}[/dim]")
+    if renamed:
+        shown = f"{_text(renamed[0].old_name)} -> {_text(renamed[0].name)}"
+        console.print(f"[dim]{len(renamed)} of them get the name that the new class gives them, such as {shown}[/dim]")
 
 
 def _limited(values: Mapping[str, int], *, verbose: bool) -> list[tuple[str, int]]:

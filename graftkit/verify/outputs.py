@@ -170,7 +170,7 @@ def _loading_failures(before: Reference, new: Loaded, *, backbone: bool) -> list
         f"outputs: the result's load reports {what}: {few(names)}"
         for what, names in (
             ("missing tensors", new.missing),
-            ("unexpected tensors", new.unexpected - (frozenset() if backbone else before.unexpected)),
+            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected),
             ("shapes that do not fit", new.mismatched - before.mismatched),
         )
         if names
@@ -201,12 +201,22 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
                 return [
                     f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
                 ]
-            for name, value in old.items():
-                if not backbone or ("hidden" in name and name in outputs):
-                    found.compare(part, name, value, outputs[name], capture, places)
-                    compared += 1
+            pairs = hidden_states(old, outputs) if backbone else {name: name for name in old}
+            for name, other_name in pairs.items():
+                found.compare(part, name, old[name], outputs[other_name], capture, places)
+                compared += 1
             step((index + 1) / len(before.parts))
     return [] if compared else ["outputs: source and result have no hidden state in common"]
+
+
+def hidden_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the hidden states that two base models share, as the old calls them -> as the new does.
+
+    The encoder alone of an encoder-decoder gives without a prefix what the whole gives as ``encoder_...``.
+    """
+    halved = any(n.startswith("encoder_") for n in old) and not any(n.startswith("encoder_") for n in new)
+    names = {f"encoder_{name}" if halved else name: name for name in new}
+    return {name: other for name, other in names.items() if "hidden" in name and name in old}
 
 
 def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | None:

@@ -76,7 +76,7 @@ def run_source(
     pad = pad if isinstance(pad, int) and 0 <= pad < live else 0
     probes = make_probes(source, live, min(largest_position(old.model) or POSITIONS, budget.tokens), budget, seed, pad)
     with timed(seconds, "run source"):
-        return _collect(old, probes, budget, live, rows, step)
+        return _collect(old, probes, budget, live, rows, step, backbone=backbone)
 
 
 def _table(model: Any) -> tuple[int, int, int]:
@@ -98,13 +98,15 @@ def _budget(model: Any, rows: int, width: int, item_bytes: int, tokens: int | No
     return Budget.of(model.num_parameters(), rows, sides * (layers + 1) * hidden * item_bytes, item_bytes, tokens)
 
 
-def _collect(old: Loaded, probes: list[Probe], budget: Budget, live: int, rows: int, step: Step) -> Reference:
+def _collect(
+    old: Loaded, probes: list[Probe], budget: Budget, live: int, rows: int, step: Step, *, backbone: bool
+) -> Reference:
     """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
     first, *others = [part for probe in probes for part in split(probe, budget.forward)]
     made, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
     names, kept, skipped = {}, {}, {}
     room, not_kept = KEPT_BYTES, 0
-    reason = can_cache(old.model, made)
+    reason = "a base model alone does not generate" if backbone else can_cache(old.model, made)
     parts = [first, *(part for part in others if not part.steps or reason is None)]
     for index, part in enumerate(parts):
         try:

@@ -1,0 +1,116 @@
+"""replace_head: a new head for a task, every tensor of it written, on a backbone that stays as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from graftkit.architecture.head import Head, backbone_names, find_head, task_architecture
+from graftkit.architecture.skeleton import Skeleton
+from graftkit.architecture.vocabulary import OUTPUT, Structure, account
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING, Computed
+from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.head_documents import head_config, with_pad_token
+from graftkit.operations.head_values import HeadMaker
+from graftkit.recipe import ReplaceHead
+from graftkit.recipe.head_schemes import HeadZeros
+from graftkit.recipe.replace_head import LABELLED, LANGUAGE
+from graftkit.verify.promises import Promise, PromiseClass, Scope
+
+#: Tasks whose head turns a whole text into one row of logits.
+POOLING = ("sequence_classification", "reward")
+
+
+def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Give the checkpoint the class and the head of a task; the backbone's bytes are kept.
+
+    Raises:
+        InputRejected: transformers has no class for the task on this model type, or the checkpoint lacks part of its
+            backbone.
+        RecipeError: the recipe asks for something that this class has no place for.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise InputRejected(
+            f"{checkpoint.name}: config.json has a quantization_config; replace_head needs plain weights"
+        )
+    structure = account(checkpoint)
+    config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
+    head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
+    _check_head(spec, head, checkpoint)
+    kept = _lm_head(structure, head) if spec.keep_lm_head else ()
+    result = with_pad_token(spec, checkpoint, needed=head.pools_at_pad and spec.task in POOLING)
+    result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
+    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place))
+    dropped = tuple(name for name in head.dropped if name not in kept)
+    integers = head.skeleton.model.state_dict()
+    new = {
+        t.name: Computed(maker.dtype if integers[t.name].is_floating_point() else "I64", t.shape, maker.producer(t))
+        for t in head.tensors
+    }
+    result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
+    return Outcome(
+        result,
+        _promise(),
+        tuple(_notes(head, dropped, kept)),
+        new_modules=head.modules,
+        scope=Scope.BACKBONE,
+        figures=maker.figures,
+    )
+
+
+def source_dtype(checkpoint: Checkpoint) -> str:
+    """The floating dtype that most of the checkpoint's bytes have."""
+    nbytes: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        if tensor.dtype in FLOATING:
+            nbytes[tensor.dtype] += tensor.nbytes
+    return nbytes.most_common(1)[0][0]
+
+
+def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
+    """Refuse what the class has no place for."""
+    name = head.skeleton.architecture
+    if not head.tensors and not head.dropped and checkpoint.config.get("architectures") == [name]:
+        raise RecipeError(f"operations: replace_head: the checkpoint is {name} already, with every tensor of its head")
+    if spec.task in LABELLED and not head.of("projection"):
+        raise InputRejected(f"{name}: no tensor of its head depends on the number of labels")
+    prior = isinstance(spec.init, HeadZeros) and spec.init.class_prior
+    if prior and not head.of("projection_bias"):
+        shown = printable(head.of("projection")[0].name)
+        raise RecipeError(
+            f"operations: replace_head: init: a class_prior is written into the bias, and the label projection"
+            f" {shown!r} of {name} has none"
+        )
+
+
+def _lm_head(structure: Structure, head: Head) -> tuple[str, ...]:
+    """Names on disk of the old language-model head, to keep."""
+    skeleton: Skeleton = structure.skeleton
+    outputs = skeleton.weight_names(OUTPUT)
+    if not outputs:
+        raise RecipeError(
+            f"operations: replace_head: keep_lm_head: {skeleton.architecture} has no language-model head to keep"
+        )
+    backbone = backbone_names(structure) - {d for d, (key, _) in structure.memory.items() if key in outputs}
+    return tuple(name for name in head.dropped if name not in backbone)
+
+
+def _promise() -> Promise:
+    return Promise(
+        PromiseClass.BITWISE,
+        "hidden states of the backbone",
+        "every input; the logits are those of a new head",
+    )
+
+
+def _notes(head: Head, dropped: tuple[str, ...], kept: tuple[str, ...]) -> Iterator[str]:
+    modules = ", ".join(head.modules) or "nothing"
+    yield f"{head.skeleton.architecture}: new are {modules}"
+    if dropped:
+        yield f"the old head is dropped: {', '.join(dropped)}"
+    if kept:
+        yield f"kept beside the new head, which does not load it: {', '.join(kept)}"
+    if head.pools_at_pad:
+        yield "the head reads the last token that is not padding"

@@ -1,0 +1,141 @@
+"""The spec of replace_head: a new task for a backbone."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
+
+from graftkit.recipe.fields import ListOf, Text
+from graftkit.recipe.head_schemes import HeadScheme, HeadZeros
+from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.weight_schemes import WeightNormal, WeightScheme
+from graftkit.recipe.wording import shown
+
+Task = Literal[
+    "sequence_classification", "token_classification", "question_answering", "multiple_choice", "image_classification",
+    "audio_classification", "reward", "masked_lm", "causal_lm",
+]  # fmt: skip
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+TASKS: tuple[str, ...] = get_args(Task)
+
+#: Tasks whose number of outputs is the user's, and those of them whose loss depends on the problem type.
+LABELLED = ("sequence_classification", "token_classification", "image_classification", "audio_classification")
+TYPED = ("sequence_classification", "image_classification")
+
+#: Tasks whose head gives a logit for each token of the vocabulary.
+LANGUAGE = ("masked_lm", "causal_lm")
+
+#: Schemes that are computed from texts.
+FITTED = ("ridge", "lda", "prototype")
+
+#: How far the shares of a class prior may miss 1: they are written with a few digits.
+PRIOR_SLACK = 1e-3
+
+
+class ReplaceHead(Spec):
+    """Put a new head for a task onto the backbone; the old head goes, and every tensor of the new one is written."""
+
+    op: Literal["replace_head"] = "replace_head"
+    task: Annotated[Task, Field(description="What the head is for; the class is transformers' own for this task.")]
+    labels: Annotated[ListOf[Text], Field(description="Names of the labels, in the order of the logits.")] = ()
+    num_labels: Annotated[int | None, Field(ge=1, description="Number of labels, where they have no names.")] = None
+    problem_type: Annotated[
+        ProblemType | None,
+        Field(description="Which loss trains it; null means regression for one label, else a single label."),
+    ] = None
+    init: Annotated[HeadScheme, Field(description="The label projection.")] = HeadZeros.model_construct()
+    inner_init: Annotated[
+        WeightScheme, Field(description="The head's matrices before the label projection; norms get 1, biases 0.")
+    ] = WeightNormal.model_construct()
+    pad_token: Annotated[
+        Text | None, Field(description="The token that pads a batch; the head of a causal backbone looks for it.")
+    ] = None
+    keep_lm_head: Annotated[bool, Field(description="Keep the old language-model head beside the new one.")] = False
+
+    @property
+    def count(self) -> int | None:
+        """Number of labels; None where the task fixes the number of outputs."""
+        if self.task == "reward":
+            return 1
+        if self.task not in LABELLED:
+            return None
+        return len(self.labels) or self.num_labels or 1
+
+    @property
+    def problem(self) -> ProblemType | None:
+        """The problem type to write; None for tasks whose loss does not depend on it."""
+        if self.task == "reward":
+            return "regression"
+        if self.task not in TYPED:
+            return None
+        return self.problem_type or ("regression" if self.count == 1 else "single_label_classification")
+
+    @classmethod
+    def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+        """Refuse labels where the task has none, a prior that does not fit them, and fields without an effect."""
+        task, labels = data.get("task"), data.get("labels")
+        names = [item for item in labels if isinstance(item, str)] if isinstance(labels, list | tuple) else []
+        number = data.get("num_labels")
+        count = len(names) or (number if isinstance(number, int) and not isinstance(number, bool) else 0)
+        if task in LABELLED:
+            yield from _label_problems(data, names, count)
+        elif task in TASKS:
+            why = "is one label" if task == "reward" else "has outputs of a fixed number"
+            for name in ("labels", "num_labels"):
+                if data.get(name):
+                    yield (name,), f"has no meaning for {task}, which {why}"
+        if data.get("problem_type") is not None and task not in TYPED and task in TASKS:
+            yield ("problem_type",), f"has no effect on {task}"
+        if data.get("keep_lm_head") is True and task in LANGUAGE:
+            yield ("keep_lm_head",), f"has no meaning for {task}, whose head is a language-model head"
+        yield from _scheme_problems(data, task, count)
+
+
+def _label_problems(data: Mapping[str, object], names: list[str], count: int) -> Iterator[tuple[Path, str]]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield ("labels", index), f"the label {shown(name)} is given a second time"
+    kind = data.get("problem_type")
+    if names and data.get("num_labels") is not None:
+        yield ("num_labels",), "says again what labels say; give one of them"
+    if not count and kind != "regression":
+        yield (), f"{data.get('task')} needs labels or num_labels"
+    if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):
+        yield ("labels" if names else "num_labels",), "a choice needs two labels or more"
+
+
+def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> Iterator[tuple[Path, str]]:
+    init = data.get("init")
+    scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
+    kind = data.get("problem_type")
+    single = task == "sequence_classification" and count > 1 and kind in (None, "single_label_classification")
+    if scheme in (*FITTED, "verbalizer") and not single and task in TASKS:
+        yield ("init",), f"{scheme} is for sequence_classification with a single label for each text"
+    elif scheme == "verbalizer" and not data.get("labels"):
+        yield ("init",), "verbalizer needs labels, whose words it looks up"
+    words = init.get("words") if isinstance(init, dict) else None
+    labels = data.get("labels")
+    if isinstance(words, dict) and isinstance(labels, list | tuple):
+        for name in words.keys() - set(map(str, labels)):
+            yield ("init", "words", name), "is none of the labels"
+    prior = init.get("class_prior") if isinstance(init, dict) else getattr(init, "class_prior", None)
+    if prior:
+        yield from (
+            (("init", "class_prior"), problem) for problem in _prior_problems(prior, task=task, kind=kind, count=count)
+        )
+
+
+def _prior_problems(prior: object, *, task: object, kind: object, count: int) -> Iterator[str]:
+    given = list(prior) if isinstance(prior, list | tuple) else [prior]
+    shares = [share for share in given if isinstance(share, int | float)]
+    if task not in LABELLED or kind == "regression" or count == 1:
+        yield "has a meaning for classification into labels only"
+    elif len(given) != len(shares):
+        return
+    elif len(shares) != count and not (kind == "multi_label_classification" and len(shares) == 1):
+        yield f"has {len(shares)} shares for {count} labels"
+    elif kind != "multi_label_classification" and not math.isclose(sum(shares), 1, abs_tol=PRIOR_SLACK):
+        yield f"adds up to {sum(shares):g}; the shares of all labels add up to 1"
