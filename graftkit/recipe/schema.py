@@ -17,9 +17,9 @@ class _Generator(GenerateJsonSchema):
         return False
 
     def field_is_required(self, field: Field, total: bool) -> bool:
-        """Require literal fields with a default: they tell specs apart."""
+        """Require literal fields of a single value: they tell specs apart."""
         inner = field["schema"].get("schema")
-        names_the_spec = isinstance(inner, dict) and inner.get("type") == "literal"
+        names_the_spec = isinstance(inner, dict) and inner.get("type") == "literal" and len(inner["expected"]) == 1
         return names_the_spec or super().field_is_required(field, total)
 
     def encode_default(self, dft: object) -> object:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
 import pytest
@@ -12,11 +12,13 @@ from graftkit.errors import RecipeError
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.messages import SENTENCES, note_errors
+from graftkit.recipe.operations import Operation
 from graftkit.recipe.problems import Document
 from graftkit.recipe.spec import Spec
 from graftkit.recipe.wording import did_you_mean
 
 HEAD = "version: 1\nbase_model: a\noutput: o\noperations:\n"
+OPERATIONS = ", ".join(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))
 SCHEMES = "mean, subword_mean, describe, copy, mean_cov, normal, zeros"
 FIELDS = (
     "op, tokens, special_tokens, roles, init, output_init, pad_to_multiple_of, chat_template"
@@ -84,7 +86,7 @@ on: 3
         " remove the quotes",
         "recipe.yaml:22: operations.2: adds nothing; give one of tokens, special_tokens, roles, pad_to_multiple_of,"
         " chat_template",
-        "recipe.yaml:23: operations.3.op: required field is missing; it is one of: extend_vocab",
+        f"recipe.yaml:23: operations.3.op: required field is missing; it is one of: {OPERATIONS}",
         "recipe.yaml:24: verify.outputs: must be true or false, found the text 'true'; remove the quotes",
         "recipe.yaml:25: seed: must be at least 0, found the number -1",
         "recipe.yaml:26: seed: given a second time, after line 25",
@@ -200,7 +202,7 @@ def test_one_problem_of_extend_vocab(tmp_path, monkeypatch, operation, expected)
         ),
         (
             f"{HEAD}  - op: [x]",
-            "recipe.yaml:5: operations.0.op: must be a word, found a list; it is one of: extend_vocab",
+            f"recipe.yaml:5: operations.0.op: must be a word, found a list; it is one of: {OPERATIONS}",
         ),
     ],
 )
@@ -232,7 +234,7 @@ def test_what_a_message_quotes_is_escaped_and_cut(tmp_path, monkeypatch):
     lines = problems_of(tmp_path, monkeypatch, f'{HEAD}  - op: "\\e[31m{"x" * 100}"\n"\\e]0;t\\a": 1\n')
     assert (
         lines[0]
-        == f"recipe.yaml:5: operations.0.op: unknown operation '\\x1b[31m{'x' * 54}…'; it is one of: extend_vocab"
+        == f"recipe.yaml:5: operations.0.op: unknown operation '\\x1b[31m{'x' * 54}…'; it is one of: {OPERATIONS}"
     )
     assert lines[1].startswith("recipe.yaml:6: \\x1b]0;t\\x07: unknown field")
 

@@ -1,0 +1,72 @@
+"""The spec of replace_head: what contradicts itself is refused at its line, all at once."""
+
+import pytest
+import yaml
+
+from graftkit.errors import RecipeError
+from graftkit.recipe import dump_recipe, json_schema, parse_recipe
+
+AB = {"task": "sequence_classification", "labels": ["a", "b"]}
+
+
+def recipe(**fields):
+    return {"version": 1, "base_model": "a", "operations": [{"op": "replace_head", **fields}], "output": "o"}
+
+
+GOOD = [
+    AB,
+    {**AB, "init": "zeros", "inner_init": "orthogonal", "pad_token": "<pad>", "keep_lm_head": True},
+    {**AB, "init": {"scheme": "zeros", "class_prior": [0.25, 0.75]}},
+    {**AB, "problem_type": "multi_label_classification", "init": {"scheme": "zeros", "class_prior": 0.01}},
+    {**AB, "init": {"scheme": "normal", "target_logit_std": 0.5}},
+    {**AB, "init": {"scheme": "verbalizer", "words": {"a": "awful, bad"}}},
+    {
+        **AB,
+        "init": {"scheme": "ridge", "examples": "a.jsonl", "text": "t", "label": "l", "held_out": 0.5, "max_length": 9},
+    },
+    {"task": "sequence_classification", "problem_type": "regression"},
+    {"task": "image_classification", "num_labels": 10, "init": {"scheme": "kaiming_normal", "nonlinearity": "relu"}},
+    {"task": "question_answering"},
+    {"task": "reward", "pad_token": "<pad>"},
+    {"task": "masked_lm", "init": {"scheme": "trunc_normal", "std": 0.02}},
+]
+
+
+@pytest.mark.parametrize("fields", GOOD)
+def test_what_is_written_is_read_back(fields):
+    read = parse_recipe(recipe(**fields))
+    assert parse_recipe(yaml.safe_load(dump_recipe(read))) == read
+    jsonschema = pytest.importorskip("jsonschema")
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(recipe(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({**AB, "num_labels": 2}, "num_labels: says again what labels say; give one of them"),
+        ({"task": "sequence_classification"}, "sequence_classification needs labels or num_labels"),
+        ({**AB, "labels": ["a", "b", "a"]}, "labels.2: the label 'a' is given a second time"),
+        ({**AB, "labels": ["a"], "problem_type": "single_label_classification"}, "labels: a choice needs two labels or more"),
+        ({"task": "token_classification", "num_labels": 1}, "num_labels: a choice needs two labels or more"),
+        ({"task": "question_answering", "labels": ["a", "b"]}, "labels: has no meaning for question_answering, which has outputs of a fixed number"),
+        ({"task": "reward", "num_labels": 1}, "num_labels: has no meaning for reward, which is one label"),
+        ({"task": "token_classification", "num_labels": 3, "problem_type": "regression"}, "problem_type: has no effect on token_classification"),
+        ({"task": "causal_lm", "keep_lm_head": True}, "keep_lm_head: has no meaning for causal_lm, whose head is a language-model head"),
+        ({**AB, "init": {"scheme": "zeros", "class_prior": [0.5, 0.2]}}, "class_prior: adds up to 0.7; the shares of all labels add up to 1"),
+        ({**AB, "init": {"scheme": "zeros", "class_prior": [0.5, 0.3, 0.2]}}, "class_prior: has 3 shares for 2 labels"),
+        ({**AB, "init": {"scheme": "zeros", "class_prior": [0.0, 0.9995]}}, "class_prior.0: must be greater than 0"),
+        ({"task": "multiple_choice", "init": {"scheme": "zeros", "class_prior": [0.5, 0.5]}}, "class_prior: has a meaning for classification into labels only"),
+        ({**AB, "init": {"scheme": "normal", "std": 1.0, "target_logit_std": 1.0}}, "target_logit_std: says again what std says"),
+        ({"task": "token_classification", "labels": ["a", "b"], "init": {"scheme": "lda", "examples": "x.csv"}}, "init: lda is for sequence_classification with a single label"),
+        ({**AB, "problem_type": "multi_label_classification", "init": {"scheme": "ridge", "examples": "x.csv"}}, "init: ridge is for sequence_classification with a single label"),
+        ({**AB, "init": "ridge"}, "'ridge' needs examples; write {scheme: ridge, examples: ...}"),
+        ({"task": "sequence_classification", "num_labels": 2, "init": "verbalizer"}, "verbalizer needs labels, whose words it looks up"),
+        ({**AB, "init": {"scheme": "verbalizer", "words": {"c": "x"}}}, "words.c: is none of the labels"),
+        ({**AB, "task": "sequence_clasification"}, "did you mean 'sequence_classification'?"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(fields, message):
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(recipe(**fields))
+    assert message in str(caught.value)
+    assert len(caught.value.problems) == 1
