@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.embeddings import embedding_of
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -51,13 +52,8 @@ class Skeleton:
         return frozenset(f"{name}.weight" for name, value in named if value is module)
 
     def embedding(self, getter: str) -> Any:
-        """The module of ``get_input_embeddings`` or ``get_output_embeddings`` if it has a table, else None."""
-        try:
-            module = getattr(self.model, getter)()
-        except (NotImplementedError, AttributeError):
-            return None
-        weight = getattr(module, "weight", None)
-        return module if weight is not None and weight.ndim == 2 else None
+        """The module of the input or output embedding; None where there is none with a table."""
+        return embedding_of(self.model, getter)
 
     def memory_names(self, disk_names: list[str]) -> dict[str, tuple[str, bool]]:
         """Map each name on disk to its name in memory, and whether a conversion (not only a renaming) is applied.

@@ -12,17 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.embeddings import INPUT, OUTPUT, named
+from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import chunks
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, printable
 
-Role = Literal["input", "output", "output_bias", "sibling"]
-
-INPUT, OUTPUT = "get_input_embeddings", "get_output_embeddings"
-
-#: How many rows the second build has more: a prime, so that no other size moves by it for another reason.
-STEP = 13
+Role = Literal["input", "further_input", "output", "output_bias", "sibling"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,23 +107,31 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
     skeleton = structure.skeleton
     table = skeleton.embedding(INPUT)
     if table is None:
-        raise InputRejected(f"{skeleton.architecture}: has no input embedding that belongs to a vocabulary")
+        raise InputRejected(
+            f"{skeleton.architecture}: transformers names no single table as its input embedding"
+            f" ({_kind(named(skeleton.model, INPUT))}), so which rows belong to the token ids is not known"
+        )
     rows = int(table.weight.shape[0])
-    paths, moved = _governing_paths(checkpoint.config, skeleton, rows)
-    groups, notes = _tied_groups(checkpoint, structure, moved)
-    roles = _roles(skeleton, moved, groups)
+    governing = find_governing(checkpoint.config, skeleton, rows)
+    groups, notes = _tied_groups(checkpoint, structure, governing.moved)
+    roles = _roles(skeleton, governing, groups)
+    if None in roles.values():
+        further = resized_by_transformers(checkpoint.config, skeleton, rows)
+        roles |= {name: "further_input" for name, role in roles.items() if role is None and name in further}
     tensors = [
-        VocabularyTensor(disk, moved[key], _role_on_disk(disk, roles[key], converted=converted))
+        VocabularyTensor(
+            disk, governing.moved[key], _role_on_disk(disk, key, roles[key], skeleton, governing, converted)
+        )
         for disk, (key, converted) in structure.memory.items()
-        if key in moved
+        if key in governing.moved
     ]
-    tensors += _other_tensors(checkpoint, structure, rows, {t.name: t for t in tensors})
+    tensors += _other_tensors(checkpoint, structure, (rows, governing), {t.name: t for t in tensors})
     _check_growable(checkpoint, tensors, rows)
     has_output = bool(skeleton.weight_names(OUTPUT))
     tied = has_output and not any(tensor.role == "output" for tensor in tensors)
     order = {name: index for index, name in enumerate(checkpoint.tensors)}
     tensors.sort(key=lambda tensor: order[tensor.name])
-    return Vocabulary(rows, paths, tuple(tensors), tied, has_output, tuple(notes))
+    return Vocabulary(rows, governing.paths, tuple(tensors), tied, has_output, tuple(notes))
 
 
 def _few(names: Any, limit: int = 4) -> str:
@@ -166,72 +171,6 @@ def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[st
     return found
 
 
-def _moved(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:
-    """Name -> the one axis that grew by STEP; None when tensors come and go or move otherwise."""
-    if before.keys() != after.keys():
-        return None
-    moved = {}
-    for name, old in before.items():
-        new = after[name]
-        if new == old:
-            continue
-        axes = [axis for axis, (a, b) in enumerate(zip(old, new, strict=False)) if a != b]
-        if len(old) != len(new) or len(axes) != 1 or new[axes[0]] - old[axes[0]] != STEP:
-            return None
-        moved[name] = axes[0]
-    return moved
-
-
-def _governing_paths(
-    config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int
-) -> tuple[tuple[sk.Path, ...], dict[str, int]]:
-    """The config paths that hold the vocabulary's size, and the tensors (name in memory -> axis) that they move."""
-    table = skeleton.weight_names(INPUT)
-    values = dict(sk.integer_paths(skeleton.model.config.to_dict())) | dict(sk.integer_paths(dict(config)))
-    candidates = sorted((path for path, value in values.items() if value == rows), key=_vocabulary_first)
-    effects: dict[sk.Path, dict[str, int]] = {}
-    for path in candidates:
-        moved = _effect(config, skeleton, (path,), rows)
-        if moved is not None:
-            effects[path] = moved
-            if (
-                table <= moved.keys()
-                and _vocabulary_first(path)[0] == 0
-                and skeleton.weight_names(OUTPUT) <= moved.keys()
-            ):
-                break
-    chosen = [path for path, moved in effects.items() if table & moved.keys()][:1]
-    needed = table | skeleton.weight_names(OUTPUT)
-    covered = set().union(*(effects[path].keys() for path in chosen)) if chosen else set()
-    chosen += [
-        path
-        for path, moved in effects.items()
-        if path not in chosen and needed & moved.keys() and not covered & moved.keys()
-    ]
-    named = [path for path in candidates if "vocab" in path[-1]]
-    for paths in (tuple(dict.fromkeys([*chosen, *named])), tuple(chosen), tuple(named)):
-        moved = _effect(config, skeleton, paths, rows) if paths else None
-        if moved is not None and needed <= moved.keys():
-            return paths, moved
-    raise InputRejected(
-        f"{skeleton.architecture}: no value of config.json governs the {rows} rows of its input and output embeddings"
-    )
-
-
-def _vocabulary_first(path: sk.Path) -> tuple[int, int, sk.Path]:
-    return (0 if "vocab" in path[-1] else 1, len(path), path)
-
-
-def _effect(
-    config: Mapping[str, Any], skeleton: sk.Skeleton, paths: tuple[sk.Path, ...], rows: int
-) -> dict[str, int] | None:
-    try:
-        other = sk.build_skeleton(sk.with_values(config, paths, rows + STEP), skeleton.architecture)
-    except InputRejected:
-        return None
-    return _moved(skeleton.shapes, other.shapes)
-
-
 def _tied_groups(
     checkpoint: Checkpoint, structure: Structure, moved: Mapping[str, int]
 ) -> tuple[dict[str, str], list[str]]:
@@ -268,48 +207,88 @@ def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
     return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
 
 
-def _roles(skeleton: sk.Skeleton, moved: Mapping[str, int], groups: Mapping[str, str]) -> dict[str, Role | None]:
+def _roles(skeleton: sk.Skeleton, governing: Governing, groups: Mapping[str, str]) -> dict[str, Role | None]:
     """Name in memory -> role. A tensor of the input's tied group is input, also where the output shares it."""
     inputs = {groups[name] for name in skeleton.weight_names(INPUT) if name in groups}
     outputs = {groups[name] for name in skeleton.weight_names(OUTPUT) if name in groups} - inputs
     roles: dict[str, Role | None] = {}
-    for name, axis in moved.items():
+    for name, axis in governing.moved.items():
         shape = skeleton.shapes[name]
         if groups[name] in inputs:
             roles[name] = "input"
         elif groups[name] in outputs:
             roles[name] = "output"
-        elif math.prod(shape) == shape[axis] and skeleton.model.state_dict()[name].is_floating_point():
+        elif math.prod(shape) == shape[axis] and name not in governing.doubtful:
             roles[name] = "output_bias"
         else:
             roles[name] = None
     return roles
 
 
-def _role_on_disk(disk: str, role: Role | None, *, converted: bool) -> Role:
-    if role is None:
+def _role_on_disk(
+    disk: str, key: str, role: Role | None, skeleton: sk.Skeleton, governing: Governing, converted: bool
+) -> Role:
+    """The role of one tensor, or the reason why a new token's values in it are not known."""
+    tensor = f"tensor {printable(disk)!r}"
+    if not skeleton.model.state_dict()[key].is_floating_point():
+        raise InputRejected(f"{tensor} is indexed by the vocabulary and is not floating point")
+    if role is not None and converted:
+        raise InputRejected(f"{tensor} is indexed by the vocabulary and stored in a converted form")
+    if role is not None:
+        return role
+    if key in governing.doubtful:
         raise InputRejected(
-            f"tensor {printable(disk)!r} is indexed by the vocabulary, but is neither input table, output table nor"
-            " output bias; what a new token's row in it should be is not known"
+            f"{tensor} has the size of the vocabulary by config.json's {'.'.join(governing.doubtful[key])}; whether that is"
+            " this vocabulary or another one of the same size cannot be told"
         )
-    if converted:
-        raise InputRejected(f"tensor {printable(disk)!r} is indexed by the vocabulary and stored in a converted form")
-    return role
+    raise InputRejected(
+        f"{tensor} of shape {list(skeleton.shapes[key])} is indexed by the vocabulary, but is neither input table, output"
+        " table nor output bias; what a new token's values in it should be is not known"
+    )
+
+
+def _kind(value: object) -> str:
+    return "it names none" if value is None else f"it names a {type(value).__name__}"
 
 
 def _other_tensors(
-    checkpoint: Checkpoint, structure: Structure, rows: int, known: Mapping[str, VocabularyTensor]
+    checkpoint: Checkpoint,
+    structure: Structure,
+    vocabulary: tuple[int, Governing],
+    known: Mapping[str, VocabularyTensor],
 ) -> list[VocabularyTensor]:
     """Ignored and sibling tensors with one row for each id: copies of a known table share its role, others are means."""
+    rows, governing = vocabulary
+    names = [name for name in structure.others if rows in checkpoint.tensors[name].shape]
+    axes = _axes_by_siblings(checkpoint, structure, rows, governing, names) if names else {}
     found = []
-    for name in structure.others:
+    for name in names:
         tensor = checkpoint.tensors[name]
-        if rows not in tensor.shape or tensor.dtype not in FLOATING:
+        axis = axes.get(name, tensor.shape.index(rows))
+        if axis is None:
             continue
-        axis = tensor.shape.index(rows)
         twins = [t.role for t in known.values() if equal_bytes(tensor, checkpoint.tensors[t.name])]
         found.append(VocabularyTensor(name, axis, twins[0] if twins else "sibling"))
     return found
+
+
+def _axes_by_siblings(
+    checkpoint: Checkpoint, structure: Structure, rows: int, governing: Governing, names: list[str]
+) -> dict[str, int | None]:
+    """Where another class of this config has a tensor, its axis of the vocabulary, None where it has none."""
+    axes: dict[str, int | None] = {}
+    for architecture in sk.sibling_architectures(checkpoint.config, structure.skeleton.architecture):
+        if len(axes) == len(names):
+            break
+        try:
+            sibling = sk.build_skeleton(checkpoint.config, architecture)
+        except InputRejected:
+            continue
+        moved = effect(checkpoint.config, sibling, governing.paths, rows)
+        for disk, (key, _) in sibling.memory_names(names).items():
+            if moved is not None and sibling.shapes.get(key) == checkpoint.tensors[disk].shape:
+                axes.setdefault(disk, moved.get(key))
+    return axes
 
 
 def _check_growable(checkpoint: Checkpoint, tensors: list[VocabularyTensor], rows: int) -> None:

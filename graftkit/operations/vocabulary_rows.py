@@ -152,7 +152,7 @@ class RowMaker:
         if item.role == "sibling":
             return Choice(Mean())
         tied = self.vocabulary.tied or not self.vocabulary.has_output
-        return row.input if item.role == "input" or tied else row.output
+        return row.input if item.role in ("input", "further_input") or tied else row.output
 
     def _make(self, item: VocabularyTensor) -> memoryview:
         """Rows in float64, cast once to the stored dtype. *Shape:* bytes of ``(len(rows), d)``."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.verify.vocabulary import KLPromise, VocabularyChange
 
 #: Bytes of float64 logits at all captured positions together.
@@ -78,12 +79,9 @@ class Capture:
 
 def output_table(model: Any, rows: int) -> Any:
     """The output embedding where it is a module with a table of ``rows`` rows, else None."""
-    try:
-        module = model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):
-        return None
-    weight = getattr(module, "weight", None)
-    return module if weight is not None and weight.ndim == 2 and weight.shape[0] == rows else None
+    module = embedding_of(model, OUTPUT)
+    return module if module is not None and module.weight.shape[0] == rows else None
+
 
 
 def positions_for(rows: int) -> int:

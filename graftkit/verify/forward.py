@@ -159,6 +159,8 @@ def _decode(model: Any, probe: Probe) -> dict[str, Any]:
     first = probe.ids.shape[1] - probe.steps
     ids = "decoder_input_ids" if two_sided else "input_ids"
     constant: dict[str, Any] = {"use_cache": True, "return_dict": True}
+    if not two_sided and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        constant["decoder_input_ids"] = probe.ids[:, :first]  # left out, some forwards draw them from the vocabulary
     output = model(**{"input_ids": probe.ids, ids: probe.ids[:, :first]}, **constant)
     found = {f"step 0 {name}": value for name, value in flatten(output).items()}
     cache = next((name for name in CACHES if output.get(name) is not None), None)

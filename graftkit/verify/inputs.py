@@ -21,14 +21,17 @@ DECODER_TOKENS = 16
 #: Not an input, but a switch that some forwards need off when they are run without generation.
 NO_CACHE = "use_cache=False"
 
+#: Not an input either: pixels get an axis of frames behind that of the batch.
+FRAMES = "a frame axis"
+
 
 def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
     parameters = inspect.signature(model.forward).parameters
     ids, mask = probe.ids, probe.mask
     wanted: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if "input_ids" not in parameters:
-        wanted |= {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    if "input_ids" not in parameters:  # then an attention_mask is that of the encoder's own input
+        wanted = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
     elif "decoder_input_ids" in parameters:
         wanted["decoder_input_ids"] = ids[:, :DECODER_TOKENS]
     found = {name: value for name, value in wanted.items() if name in parameters}
@@ -37,6 +40,8 @@ def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     if NO_CACHE in made:
         found["use_cache"] = False
     found |= {name: MAKERS[name](model, ids) for name in made if name in MAKERS}
+    if FRAMES in made and "pixel_values" in found:
+        found["pixel_values"] = found["pixel_values"].unsqueeze(1)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return found | {name: True for name in ("output_hidden_states", "return_dict") if open_ended or name in parameters}
 
@@ -80,11 +85,15 @@ def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[
         yield can
     if "pixel_values" in made and "image_attention_mask" in can - made:
         yield made | {"image_attention_mask"}
+    if "pixel_values" in made and "expected 5, got 4" in message:
+        yield made | {FRAMES}
 
 
 def _makeable(name: str, model: Any) -> bool:
     if name == "pixel_values":
         return _vision(model) is not None
+    if name == "encoder_inputs_embeds":
+        return hasattr(model.config, "downsample_factor") and hasattr(model.config, "audio_config")
     return name != "flattened_patches" or hasattr(
         getattr(model.config, "vision_config", None), "patch_embed_hidden_size"
     )
@@ -130,6 +139,25 @@ def _image_mask(model: Any, ids: Any) -> Any:
     return ids.new_ones(*ids.shape, 1)
 
 
+def _no_image(model: Any, ids: Any) -> Any:
+    table = model.get_input_embeddings().weight
+    return table.new_zeros(len(ids), 0, table.shape[1])
+
+
+def _nowhere(model: Any, ids: Any) -> Any:
+    del model
+    return ids.new_zeros(ids.shape)
+
+
+def _sound(model: Any, ids: Any) -> Any:
+    """As many frames as the tokens that they are added to ask for."""
+    import torch
+
+    frames, width = ids.shape[1] * model.config.downsample_factor, model.config.audio_config.hidden_size
+    values = torch.linspace(-1, 1, frames * width).view(1, frames, width)
+    return values.to(model.dtype).expand(len(ids), frames, width)
+
+
 def _same_ids(model: Any, ids: Any) -> Any:
     del model
     return ids
@@ -141,5 +169,8 @@ MAKERS: dict[str, Callable[[Any, Any], Any]] = {
     "pixel_values": _pixels,
     "flattened_patches": _patches,
     "image_attention_mask": _image_mask,
+    "image_embeds": _no_image,
+    "image_embeds_position_mask": _nowhere,
+    "encoder_inputs_embeds": _sound,
     "qformer_input_ids": _same_ids,
 }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.verify.forward import Loaded, can_cache, few, largest_position, load, run
@@ -81,12 +82,12 @@ def run_source(
 
 def _table(model: Any) -> tuple[int, int, int]:
     """Rows and columns of the input embedding, and bytes of one element of the model's outputs."""
-    try:
-        rows, width = model.get_input_embeddings().weight.shape
-    except (AttributeError, NotImplementedError, ValueError) as error:
+    table = embedding_of(model, INPUT)
+    if table is None:
         raise VerificationFailed(
             f"outputs: {type(model).__name__} has no input embedding; verify: {{outputs: false}} leaves the forward out"
-        ) from error
+        )
+    rows, width = table.weight.shape
     return rows, width, model.dtype.itemsize
 
 
