@@ -144,6 +144,7 @@ def _work(pipe: Connection, build_only: bool) -> None:
 
 
 def _judge(name: str, place: Path, *, build_only: bool) -> tuple[str, str, float | None]:
+    """The verdict over three variants: the table grows, spare rows are taken, and every sub-config has a size of its own."""
     from support.families import write_tokenizer
     from support.tiny import NotBuilt, build
 
@@ -162,9 +163,27 @@ def _judge(name: str, place: Path, *, build_only: bool) -> tuple[str, str, float
         found.append(_extend(source, place / f"out-{tokens}", tokens, multiple))
         if found[-1][0] in ("refused", "wrong"):
             return found[-1]
+    apart = _apart(name, source, place / "apart")
+    if apart and apart[0] == "wrong":
+        return apart
     verdict, reason, _ = next((item for item in found if item[0] != "works"), found[0])
     figures = [moved for *_, moved in found if moved is not None]
     return verdict, reason, max(figures) if figures else None
+
+
+def _apart(name: str, together: Path, place: Path) -> tuple[str, str, float | None] | None:
+    """The same with a vocabulary size of its own for each sub-config; None where that changes nothing or cannot be built."""
+    from support.tiny import NotBuilt, build
+
+    source = place / "source"
+    try:
+        build(name, source, vocab_size=ROWS, tokenizer_size=ROWS, distinct=True)
+    except Exception:  # noqa: BLE001 - many classes want two sub-configs to agree
+        return None
+    if (source / "config.json").read_text() == (together / "config.json").read_text():
+        return None
+    verdict, reason, moved = _extend(source, place / "out", ROWS, None)
+    return verdict, f"with a size for each sub-config: {reason}", moved
 
 
 def _extend(source: Path, output: Path, tokens: int, multiple: int | None) -> tuple[str, str, float | None]:
@@ -210,14 +229,14 @@ def _check(source: Path, output: Path, tokens: int, multiple: int | None) -> flo
             raise Wrong(f"{kind}: {sorted(map(str, new_info[kind]))[:3]}")
     size = max(ROWS, tokens + 4)
     size = -(-size // (multiple or 1)) * (multiple or 1)
-    tables = [new.get_input_embeddings(), new.get_output_embeddings()]
-    for table in (table.weight for table in tables if table is not None):
+    head = new.get_output_embeddings()
+    for table in (_input_table(new), *([] if head is None else [head.weight])):
         if table.shape[0] != size or new.config.get_text_config().vocab_size != size:
             raise Wrong(f"{table.shape[0]} rows, vocab_size {new.config.get_text_config().vocab_size}, wanted {size}")
         made = table[tokens : tokens + 4]
         if not (made.isfinite().all() and made.abs().sum(-1).all()):
             raise Wrong("a new row is zero or not finite")
-    if not torch.equal(tables[0].weight[:tokens], old.get_input_embeddings().weight[:tokens]):
+    if not torch.equal(_input_table(new)[:tokens], _input_table(old)[:tokens]):
         raise Wrong("old input rows changed")
     tokenizer = transformers.AutoTokenizer.from_pretrained(output)
     ids = tokenizer(f"a{''.join(SPECIAL)} {PLAIN}", add_special_tokens=False)["input_ids"]
@@ -234,6 +253,13 @@ def _load(directory: Path) -> tuple[Any, Any]:
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()  # mapped tensors are aligned as their file is, and kernels look at that
     return model.eval(), info
+
+
+def _input_table(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings().weight
+    except NotImplementedError:
+        return model.get_decoder().embed_tokens.weight
 
 
 def _compare(old: Any, new: Any, tokens: int) -> float | None:

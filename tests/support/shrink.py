@@ -108,25 +108,44 @@ HINTS = {
     "Qwen3OmniMoeThinkerConfig": {"vision_start_token_id": 8},  # no default
     "XmodConfig": {"default_language": "en_XX"},  # no default, and the forward demands it
     "ChameleonConfig": {"vocabulary_map": {"<image>": 8}},  # no default
+    "Blip2Config": {"image_token_index": 8},  # no default, and the forward compares ids with it
+    "InstructBlipConfig": {"image_token_index": 8},  # the same
+    "InstructBlipVideoConfig": {"video_token_index": 8},  # the same
+    "MobileBertConfig": {"embedding_size": 32},  # less than the hidden size, as in every checkpoint
+    "PPFormulaNetVisionConfig": {"post_conv_in_channels": 64, "post_conv_mid_channels": 64,
+                                 "post_conv_out_channels": 64},  # in step with output_channels
+    "Nemotron3_5TranscribeAsrAudioConfig": {"num_key_value_heads": 4},  # split from one tensor into three equal parts
+    "Nemotron3DiarizationAudioConfig": {"num_key_value_heads": 4},  # the same
+    "Nemotron3_5TranscribeWordTimestampConfig": {"num_key_value_heads": 4},  # the same
+    "Dots3NoteTextConfig": {"num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4,
+                            "swa_head_dim": 32, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16, "swa_q_lora_rank": 16,
+                            "swa_kv_lora_rank": 16},  # aliases that no default shows
+    "Gemma4UnifiedAssistantConfig": {"text_config": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}},
     "Emu3Config": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},  # no default
 }  # fmt: skip
 
 
 @dataclass
 class _Walk:
-    """What a walk over one config keeps in mind: equal vocabularies stay equal and different ones different."""
+    """What a walk over one config keeps in mind: equal vocabularies stay equal and different ones different.
+
+    With ``distinct``, equal ones stay equal only within one sub-config; ``text`` is the one that has ``vocab_size``.
+    """
 
     scale: Scale
     vocab_size: int
     live: int
+    text: object = None
+    distinct: bool = False
     vocabularies: dict = field(default_factory=dict)
     tokens: dict = field(default_factory=dict)
 
-    def vocabulary(self, size):
-        if size not in self.vocabularies:
+    def vocabulary(self, size, config):
+        key = (size, id(config)) if self.distinct else size
+        if key not in self.vocabularies:
             taken = len(self.vocabularies)
-            self.vocabularies[size] = OTHER_VOCABULARIES[taken - 1] if taken else self.vocab_size
-        return self.vocabularies[size]
+            self.vocabularies[key] = OTHER_VOCABULARIES[taken - 1] if taken else self.vocab_size
+        return self.vocabularies[key]
 
     def token(self, name):
         for role, index in (("pad", 0), ("bos", 1), ("eos", 2), ("unk", 3), ("decoder_start", 1)):
@@ -135,11 +154,15 @@ class _Walk:
         return self.tokens.setdefault(name, self.live - 1 - len(self.tokens))
 
 
-def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None, hints=None):
+def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None, hints=None, distinct=False):
     """Return a small instance of ``config_class``; ids of special tokens are below ``live``, by default 8 under ``vocab_size``."""
-    default = config_class()
-    walk = _Walk(scale, vocab_size, live or vocab_size - 8)
-    walk.vocabulary(getattr(default.get_text_config(), "vocab_size", None))
+    try:
+        default = config_class()
+    except Exception as error:
+        raise ValueError(f"transformers refuses the class's own default config: {error}") from error
+    text = default.get_text_config()
+    walk = _Walk(scale, vocab_size, live or vocab_size - 8, text, distinct)
+    walk.vocabulary(getattr(text, "vocab_size", None), text)
     arguments = _merged(_shrunk(default, walk), hints or {})
     return config_class(**_merged(arguments, overrides or {}))
 
@@ -186,7 +209,7 @@ def _is_token(name):
 
 def _small(name, value, config, walk):
     meaning = _meaning(name)
-    if value is None and meaning == "vocabulary" and None in walk.vocabularies:
+    if value is None and meaning == "vocabulary" and getattr(walk.text, "vocab_size", None) is None:
         return walk.vocab_size
     if value is None and (name in ROLES or (walk.scale.fill and (name == "head_dim" or meaning in FILLED))):
         value = 1 << 20
@@ -233,7 +256,7 @@ def _number(name, value, meaning, config, walk):
     if meaning == "as it is" or (value <= 0 and meaning != "token"):
         return value
     if meaning == "vocabulary":
-        return walk.vocabulary(value)
+        return walk.vocabulary(value, config)
     if meaning == "token":
         return walk.token(name)
     if meaning == "image":

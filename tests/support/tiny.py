@@ -6,7 +6,6 @@ The shape comes from :mod:`support.shrink`; every parameter is noise around what
 that gains stay near one, decays stay decays, and no row, bias or gate is zero or a twin of another.
 """
 
-import inspect
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,8 +56,10 @@ def classes(kind):
 
 
 def build(class_name, directory, *, vocab_size=331, tokenizer_size=None, dtype="float32", seed=0, tie=None,
-          max_shard_size=None, config_overrides=None):  # fmt: skip
+          max_shard_size=None, config_overrides=None, distinct=False):  # fmt: skip
     """Write a small checkpoint of ``class_name`` with a tokenizer of ``tokenizer_size`` ids (default 8 under the vocabulary).
+
+    ``distinct`` gives each sub-config a vocabulary size of its own, also where the defaults are equal.
 
     Raises:
         NotBuilt: with the reason of the first scale that came closest.
@@ -70,7 +71,7 @@ def build(class_name, directory, *, vocab_size=331, tokenizer_size=None, dtype="
     try:
         model_class = getattr(transformers, class_name)
         with _quiet(), _reproducible(seed):
-            model = _first_that_runs(model_class, vocab_size, live, tie, config_overrides)
+            model = _first_that_runs(model_class, vocab_size, live, tie, config_overrides, distinct)
             _add_noise(model, seed)
             model.to(getattr(torch, dtype))
             model.save_pretrained(directory, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
@@ -81,7 +82,7 @@ def build(class_name, directory, *, vocab_size=331, tokenizer_size=None, dtype="
     return Built(class_name, sum(p.numel() for p in model.parameters()), error)
 
 
-def _first_that_runs(model_class, vocab_size, live, tie, overrides):
+def _first_that_runs(model_class, vocab_size, live, tie, overrides, distinct):
     """The model of the first scale that runs on token ids alone, else of the first that can be made."""
     import torch
 
@@ -89,7 +90,7 @@ def _first_that_runs(model_class, vocab_size, live, tie, overrides):
     for scale in SCALES:
         try:
             config = tiny_config(model_class.config_class, vocab_size=vocab_size, live=live, scale=scale,
-                                 hints=HINTS.get(model_class.__name__), overrides=overrides)  # fmt: skip
+                                 hints=HINTS.get(model_class.__name__), overrides=overrides, distinct=distinct)  # fmt: skip
             if tie is not None:
                 config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = tie
             with torch.device("meta"):
@@ -104,8 +105,7 @@ def _first_that_runs(model_class, vocab_size, live, tie, overrides):
             continue
         _make_whole(model)
         try:
-            with torch.no_grad():
-                model(**next(_inputs(model, _probe())))
+            forward(model, _probe())
         except Exception as error:  # noqa: BLE001 - as above
             fallback = fallback or model
             if WANTS_MORE.search(str(error)):
@@ -118,57 +118,20 @@ def _first_that_runs(model_class, vocab_size, live, tie, overrides):
 
 
 def forward(model, ids):
-    """Run ``model`` on token ids of shape (batch, length) and return what it returns.
-
-    Classes that want pixels, boxes or several codebooks get the plainest that their signature and config name.
-    """
+    """Run ``model`` on token ids of shape (batch, length) and return what it returns; other inputs are made as verification does."""
     import torch
+    from graftkit.verify.inputs import feed, find_inputs
+    from graftkit.verify.probes import Probe
 
-    first = None
-    for extra in _inputs(model, ids):
-        try:
-            with torch.no_grad():
-                return model(**extra)
-        except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
-            first = first or error
-    raise first
+    probe = Probe("forward", ids, torch.ones_like(ids))
+    with torch.no_grad():
+        return find_inputs(model, lambda made: model(**feed(model, probe, made)))[1]
 
 
 def _probe():
     import torch
 
     return torch.arange(8, 24)[None]
-
-
-def _inputs(model, ids):
-    import torch
-
-    names = inspect.signature(model.forward).parameters
-    base = {"input_ids": ids}
-    if "attention_mask" in names:
-        base["attention_mask"] = torch.ones_like(ids)
-    if "decoder_input_ids" in names:
-        base["decoder_input_ids"] = ids[:, :8]
-    yield base
-    if "bbox" in names:
-        yield {**base, "bbox": torch.zeros(*ids.shape, 4, dtype=torch.long)}
-    if "use_cache" in names:
-        yield {**base, "use_cache": False}
-    if hasattr(model.config, "num_codebooks"):
-        yield {"input_ids": ids.repeat(model.config.num_codebooks, 1)}
-    size = getattr(getattr(model.config, "vision_config", getattr(model.config, "encoder", None)), "image_size", None)
-    if "pixel_values" in names and isinstance(size, int):
-        pixels = (
-            torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size).to(model.dtype).expand(len(ids), -1, -1, -1)
-        )
-        yield {**base, "pixel_values": pixels}
-        yield {"pixel_values": pixels, "input_ids": ids, "qformer_input_ids": ids}
-        yield {"pixel_values": pixels, "decoder_input_ids": ids}
-        yield {
-            **base,
-            "pixel_values": pixels[:, None],
-            "image_attention_mask": torch.ones(*ids.shape, 1, dtype=torch.long),
-        }
 
 
 def _make_whole(model):
