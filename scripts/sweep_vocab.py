@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,18 @@ ROUNDING = 2e-6
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one class. ``moved`` is the largest change of an old logit over both variants, 0.0 for bitwise."""
+    """What became of one class, or of one of its variants.
+
+    ``moved`` is the largest change of an old output as the sweep itself measures it, 0.0 for bitwise and None where it could
+    not run the class; ``promise`` is what graftkit's report measured, with the inputs that were made beside token ids.
+    """
 
     class_name: str
     verdict: str
     reason: str = ""
     moved: float | None = None
+    promise: str = ""
+    apart: str = ""
     seconds: float = 0.0
 
 
@@ -71,8 +77,12 @@ def main() -> int:
     print(f"{len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(markdown(chosen, verdicts), encoding="utf-8")
+        arguments.out.write_text(markdown(chosen, verdicts, _command()), encoding="utf-8")
     return 1 if counts["wrong"] else 0
+
+
+def _command() -> str:
+    return " ".join(["scripts/sweep_vocab.py", *sys.argv[1:]])
 
 
 def _arguments() -> argparse.Namespace:
@@ -137,43 +147,42 @@ def _work(pipe: Connection, build_only: bool) -> None:
         gc.freeze()  # the modules of many architectures are many objects, and each verification collects garbage
         place, started = Path(tempfile.mkdtemp(prefix="sweep-")), time.monotonic()
         try:
-            verdict, reason, moved = _judge(name, place, build_only=build_only)
+            verdict = _judge(name, place, build_only=build_only)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        pipe.send(Verdict(name, verdict, reason, moved, time.monotonic() - started))
+        pipe.send(replace(verdict, seconds=time.monotonic() - started))
 
 
-def _judge(name: str, place: Path, *, build_only: bool) -> tuple[str, str, float | None]:
+def _judge(name: str, place: Path, *, build_only: bool) -> Verdict:
     """The verdict over three variants: the table grows, spare rows are taken, and every sub-config has a size of its own."""
     from support.families import write_tokenizer
-    from support.tiny import NotBuilt, build
+    from support.tiny import build
 
     source = place / "source"
     try:
         built = build(name, source, vocab_size=ROWS, tokenizer_size=LIVE)
-    except NotBuilt as error:
-        return "not built", str(error), None
     except Exception as error:  # noqa: BLE001 - a class that cannot be built may fail in any way
-        return "not built", _line(error), None
+        return Verdict(name, "not built", _line(error))
     if build_only:
-        return "works", built.forward_error or "", None
+        return Verdict(name, "works", built.forward_error or "")
     found = []
     for tokens, multiple in ((ROWS, None), (LIVE, 8)):
         write_tokenizer(source, tokens)
-        found.append(_extend(source, place / f"out-{tokens}", tokens, multiple))
-        if found[-1][0] in ("refused", "wrong"):
+        found.append(extend(name, source, place / f"out-{tokens}", tokens, multiple))
+        if found[-1].verdict in ("refused", "wrong"):
             return found[-1]
     apart = _apart(name, source, place / "apart")
-    if apart and apart[0] == "wrong":
+    if apart and apart.verdict == "wrong":
         return apart
-    verdict, reason, _ = next((item for item in found if item[0] != "works"), found[0])
-    figures = [moved for *_, moved in found if moved is not None]
-    return verdict, reason, max(figures) if figures else None
+    worst = next((item for item in found if item.verdict != "works"), found[0])
+    figures = [item.moved for item in found if item.moved is not None]
+    promise = max((item.promise for item in found), key=len)
+    return replace(worst, moved=max(figures, default=None), promise=promise, apart=apart.verdict if apart else "")
 
 
-def _apart(name: str, together: Path, place: Path) -> tuple[str, str, float | None] | None:
+def _apart(name: str, together: Path, place: Path) -> Verdict | None:
     """The same with a vocabulary size of its own for each sub-config; None where that changes nothing or cannot be built."""
-    from support.tiny import NotBuilt, build
+    from support.tiny import build
 
     source = place / "source"
     try:
@@ -182,11 +191,12 @@ def _apart(name: str, together: Path, place: Path) -> tuple[str, str, float | No
         return None
     if (source / "config.json").read_text() == (together / "config.json").read_text():
         return None
-    verdict, reason, moved = _extend(source, place / "out", ROWS, None)
-    return verdict, f"with a size for each sub-config: {reason}", moved
+    found = extend(name, source, place / "out", ROWS, None)
+    return replace(found, reason=f"with a size for each sub-config: {found.reason}")
 
 
-def _extend(source: Path, output: Path, tokens: int, multiple: int | None) -> tuple[str, str, float | None]:
+def extend(name: str, source: Path, output: Path, tokens: int, multiple: int | None) -> Verdict:
+    """Run graftkit on one checkpoint, and judge what it wrote."""
     import graftkit
     from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 
@@ -200,21 +210,31 @@ def _extend(source: Path, output: Path, tokens: int, multiple: int | None) -> tu
     verdict, reason = "works", ""
     try:
         try:
-            apply(recipe)
+            report = apply(recipe)
         except VerificationFailed as error:
             if "needs other inputs" not in str(error):
                 raise
             verdict, reason = "works, outputs not run", _line(error).split(";")[0]
-            apply({**recipe, "verify": {"outputs": False}})
-        return verdict, reason, _check(source, output, tokens, multiple)
+            report = apply({**recipe, "verify": {"outputs": False}})
+        return Verdict(name, verdict, reason, check(source, output, tokens, multiple), _measured(report.outputs))
     except (InputRejected, RecipeError) as error:
-        return "refused", _line(error).replace(str(source), "source"), None
+        return Verdict(name, "refused", _line(error).replace(str(source), "source"))
     except Exception as error:  # noqa: BLE001 - anything else is what the sweep looks for
         kind = "" if isinstance(error, Wrong | VerificationFailed) else f"{type(error).__name__}: "
-        return "wrong", kind + _line(error), None
+        return Verdict(name, "wrong", kind + _line(error))
 
 
-def _check(source: Path, output: Path, tokens: int, multiple: int | None) -> float | None:
+def _measured(outputs: Any) -> str:
+    """What graftkit's own report says of the old outputs."""
+    if outputs is None:
+        return "not run"
+    moved = [item for item in outputs.comparisons if not item.bitwise]
+    share = f"{len(moved)} of {len(outputs.comparisons)} outputs"
+    text = f"{share} within {max(item.largest for item in moved):.1e}, the others bitwise" if moved else "bitwise"
+    return text + (f"; made: {', '.join(outputs.inputs)}" if outputs.inputs else "")
+
+
+def check(source: Path, output: Path, tokens: int, multiple: int | None) -> float | None:
     """Reload both with plain transformers and compare. Returns how far an old logit moved, None when nothing could be run.
 
     Raises:
@@ -267,10 +287,12 @@ def _compare(old: Any, new: Any, tokens: int) -> float | None:
     from support.tiny import forward
 
     ids = torch.randint(4, LIVE - 16, (2, 24), generator=torch.Generator().manual_seed(7))
+    torch.manual_seed(0)  # some classes hash at random
     try:
         before = forward(old, ids)
     except Exception:  # noqa: BLE001 - the class wants inputs that are not made up here
         return None
+    torch.manual_seed(0)
     after = forward(new, ids)
     name = "logits" if getattr(before, "logits", None) is not None else next(iter(before))
     before, after = before[name], after[name]
@@ -281,6 +303,9 @@ def _compare(old: Any, new: Any, tokens: int) -> float | None:
     moved = float((after - before).abs().max())
     if moved > ROUNDING * float(before.abs().max()):
         raise Wrong(f"an old logit moved by {moved:.3g} of {float(before.abs().max()):.3g}")
+    ids[:, 1:5] = torch.arange(tokens, tokens + 4)
+    if forward(new, ids)[name].isnan().any():
+        raise Wrong("new ids give NaN")
     return moved
 
 
@@ -288,40 +313,48 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def markdown(chosen: dict[str, list[str]], verdicts: dict[str, Verdict]) -> str:
-    """The table as a page: counts first, then what does not simply work, then every class."""
+def markdown(chosen: dict[str, list[str]], verdicts: dict[str, Verdict], command: str) -> str:
+    """The table as a page: how to repeat it, counts by kind, what does not simply work, then every class."""
     import torch
     import transformers
 
-    lines = ["# extend_vocab over every class", "", f"Written by `scripts/sweep_vocab.py` with transformers {transformers.__version__}",
-             f"and torch {torch.__version__}: each class is built small with random weights, given three special tokens and a plain",
-             "one (once where the table must grow, once with spare rows and `pad_to_multiple_of: 8`), reloaded with plain",
-             "transformers, and compared with its source by code that is not graftkit's.", "",
-             "| kind | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * len(VERDICTS)]  # fmt: skip
-    for kind, names in chosen.items():
+    apart = Counter(item.apart for item in verdicts.values() if item.apart)
+    lines = [
+        "# extend_vocab over every class", "",
+        f"Written by `{command}` with transformers {transformers.__version__} and torch {torch.__version__}.", "",
+        "Each class is built small with random weights and given three special tokens and a plain one: once where the table must",
+        "grow, once with spare rows and `pad_to_multiple_of: 8`, and, where it can be built so, once with a vocabulary size of its own",
+        f"for each sub-config ({sum(apart.values())} classes: {_counted(apart)}). graftkit verifies each result; then it is reloaded with plain",
+        "transformers and compared with its source by code that is not graftkit's. The last column is the largest change of an old",
+        "output found there; *bitwise* and *within* before it are what graftkit's own report measured over its probes, with the inputs",
+        "that it made beside token ids.", "",
+        "| kind | classes | " + " | ".join(VERDICTS) + " |", "|---|---:|" + "---:|" * len(VERDICTS),
+    ]  # fmt: skip
+    for kind, names in [*chosen.items(), ("all, each once", list(verdicts))]:
         counts = Counter(verdicts[name].verdict for name in names)
-        lines.append(f"| {kind} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
+        figures = " | ".join(str(counts[verdict]) for verdict in VERDICTS)
+        lines.append(f"| {kind} | {len(names)} | {figures} |")
     for verdict in reversed(VERDICTS[1:]):
         found = [item for item in verdicts.values() if item.verdict == verdict]
-        lines += ["", f"## {verdict}: {len(found)}", "", *_rows(found)]
-    works = [item for item in verdicts.values() if item.verdict == "works"]
-    exact = [item.class_name for item in works if item.moved == 0]
-    moved = [f"{item.class_name} ({item.moved:.1g})" for item in works if item.moved]
-    blind = [item.class_name for item in works if item.moved is None]
-    for title, names in (
-        ("old logits bitwise", exact),
-        ("old logits within rounding", moved),
-        ("forward not run by the sweep itself", blind),
-    ):
-        lines += ["", f"## works, {title}: {len(names)}", "", ", ".join(names) or "none"]
+        rows = [f"| {item.class_name} | {_cell(item.reason)} |" for item in found]
+        lines += ["", f"## {verdict}: {len(found)}", "", *(["| class | reason |", "|---|---|", *rows] if rows else ["none"])]
+    for kind, names in chosen.items():
+        lines += ["", f"## {kind}", "", "| class | verdict | measured by graftkit | measured again |", "|---|---|---|---|"]
+        lines += [_row(verdicts[name]) for name in names]
     return "\n".join(lines) + "\n"
 
 
-def _rows(found: list[Verdict]) -> list[str]:
-    if not found:
-        return ["none"]
-    rows = [f"| {item.class_name} | {item.reason.replace('|', chr(92) + '|')} |" for item in found]
-    return ["| class | reason |", "|---|---|", *rows]
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common()) or "none"
+
+
+def _row(item: Verdict) -> str:
+    again = "" if item.moved is None else "bitwise" if item.moved == 0 else f"{item.moved:.1e}"
+    return f"| {item.class_name} | {item.verdict} | {_cell(item.promise)} | {again} |"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from graftkit.architecture.skeleton import one_line
 from graftkit.verify.differences import Differences, OutputComparison
 from graftkit.verify.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verify.forward import Loaded, few, load, run, undisturbed
+from graftkit.verify.new_ids import run_new_ids
 from graftkit.verify.probes import Probe, covered_ids
 from graftkit.verify.promises import Scope
 from graftkit.verify.reference import Reference, Step, run_source, timed
@@ -28,7 +29,7 @@ class OutputsReport:
 
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
     ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
-    ``measured`` says that differences were expected and are figures only.
+    ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on.
     """
 
     architecture: str
@@ -47,6 +48,7 @@ class OutputsReport:
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     measured: bool = False
+    new_ids: int = 0
 
     @property
     def passed(self) -> bool:
@@ -65,6 +67,8 @@ class OutputsReport:
         for name, reason in self.skipped.items():
             yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield "cached decoding", self.cached_decoding, ""
+        if self.new_ids:
+            yield "new ids", "run", f"{self.new_ids} of them, no NaN"
         if self.not_kept:
             yield "outputs left out", "not compared", f"{self.not_kept}, for want of memory"
         for group in ("hidden states", "logits", "other outputs"):
@@ -150,6 +154,7 @@ def compare_outputs(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
+        new_ids=min(before.parts[0].ids.shape[1] // 2, len(vocabulary.fresh)) if vocabulary and not failures else 0,
     )
 
 
@@ -206,6 +211,10 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
                 found.compare(part, name, old[name], outputs[other_name], capture, places)
                 compared += 1
             step((index + 1) / len(before.parts))
+    if found.change and found.change.fresh:
+        broken = run_new_ids(new.model, before.parts[0], before.made, found.change.fresh)
+        if broken:
+            return broken
     return [] if compared else ["outputs: source and result have no hidden state in common"]
 
 

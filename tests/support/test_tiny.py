@@ -19,6 +19,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from graftkit.errors import VerificationFailed
 from support.shrink import _one_of_each, tiny_config
 from support.tiny import NotBuilt, _check_reload, _make_whole, build, classes, forward
 
@@ -169,9 +170,9 @@ def sweep():
 @pytest.fixture(scope="module")
 def extended(llama, sweep, tmp_path_factory):
     output = tmp_path_factory.mktemp("sweep") / "out"
-    verdict, reason, moved = sweep._extend(llama, output, sweep.LIVE, 8)
-    assert (verdict, reason) == ("works", "")
-    assert moved < 1e-5
+    found = sweep.extend("LlamaForCausalLM", llama, output, sweep.LIVE, 8)
+    assert (found.verdict, found.reason) == ("works", "")
+    assert found.moved < 1e-5
     return output
 
 
@@ -197,10 +198,10 @@ def test_the_sweep_sees_a_planted_fault(fault, message, llama, extended, sweep, 
         (tmp_path / "tokenizer.json").write_bytes((llama / "tokenizer.json").read_bytes())
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(sweep.Wrong, match=message):
-        sweep._check(llama, tmp_path, sweep.LIVE, multiple)
+        sweep.check(llama, tmp_path, sweep.LIVE, multiple)
 
 
 def test_forward_says_what_the_class_wanted(llama):
     model = LlamaForCausalLM.from_pretrained(llama)
-    with pytest.raises(IndexError):
+    with pytest.raises(VerificationFailed, match="IndexError: index out of range"):
         forward(model, torch.tensor([[400]]))

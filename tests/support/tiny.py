@@ -120,6 +120,7 @@ def _first_that_runs(model_class, vocab_size, live, tie, overrides, distinct):
 def forward(model, ids):
     """Run ``model`` on token ids of shape (batch, length) and return what it returns; other inputs are made as verification does."""
     import torch
+
     from graftkit.verify.inputs import feed, find_inputs
     from graftkit.verify.probes import Probe
 
