@@ -25,6 +25,7 @@ DOCUMENTS = (
     "preprocessor_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    "lr_multipliers.json",
     "README.md",
 )
 

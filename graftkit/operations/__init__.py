@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from graftkit.operations.base import Context, Operation, Outcome, Written
 from graftkit.operations.extend_vocab import extend_vocab
+from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "reinit": reinit,
     "replace_head": replace_head,
 }
 

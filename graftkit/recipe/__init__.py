@@ -8,6 +8,7 @@ from graftkit.recipe.extend_vocab import ChatTemplateFile, ExtendVocab, TokenSpe
 from graftkit.recipe.load import load_recipe, parse_recipe
 from graftkit.recipe.operations import Operation
 from graftkit.recipe.recipe import Recipe, VerifyOptions
+from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
@@ -24,6 +25,7 @@ __all__ = [
     "Normal",
     "Operation",
     "Recipe",
+    "Reinit",
     "ReplaceHead",
     "Scheme",
     "Spec",

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
+from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 
-Operation = Annotated[ExtendVocab | ReplaceHead, OneOf("op", "operation")]
+Operation = Annotated[ExtendVocab | Reinit | ReplaceHead, OneOf("op", "operation")]

@@ -16,7 +16,8 @@ from graftkit.verify.vocabulary import VocabularyChange
 class OutputComparison:
     """One output over all probes. ``largest`` is max |Δ| over unmasked places and kept ids; ``allowed`` is 0 for bitwise.
 
-    ``first`` is the first probe on which it differs, empty where it is bitwise everywhere.
+    ``first`` is the first probe on which it differs, empty where it is bitwise everywhere. ``kl_mean`` and ``kl_max`` are
+    KL(old ‖ new) of the distributions that logits are, in nats, where differences are only measured.
     """
 
     name: str
@@ -25,6 +26,8 @@ class OutputComparison:
     largest: float
     allowed: float
     first: str = ""
+    kl_mean: float | None = None
+    kl_max: float | None = None
 
 
 @dataclass(slots=True)
@@ -38,14 +41,21 @@ class Tally:
     beyond: bool = False
     first: str = ""
     broken: str = ""
+    kl_places: int = 0
+    kl_sum: float = 0.0
+    kl_max: float = 0.0
 
 
 @dataclass(slots=True)
 class Differences:
-    """What has been found of the result so far, its output embedding being ``module``."""
+    """What has been found of the result so far, its output embedding being ``module``.
+
+    Where differences are expected and only ``measured``, the KL between the two distributions is measured as well.
+    """
 
     change: VocabularyChange | None
     module: Any = None
+    measured: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     masses: list[tuple[float, float, int]] = field(default_factory=list)
     seen: list[tuple[Any, ...]] = field(default_factory=list)
@@ -70,6 +80,8 @@ class Differences:
         if not _comparable(tally, probe, old, new):
             return
         tally.places += old.numel()
+        distributions = self.measured and "logits" in name and old.ndim > 1 and old.shape[-1] > 1
+        tally.kl_places += old[..., 0].numel() if distributions else 0
         if old.equal(new):
             return
         tally.bitwise, tally.first = False, tally.first or probe.name
@@ -77,6 +89,8 @@ class Differences:
         for start in range(0, len(old), 64):
             part = slice(start, start + 64)
             _tally_gap(tally, old[part], new[part], self._reordering(call, part, whole) if reordered else None)
+            if distributions:
+                _tally_kl(tally, old[part], new[part])
 
     @property
     def _rows(self) -> int:
@@ -136,17 +150,17 @@ class Differences:
             else (None, None, torch.cat(logits))
         )
 
-    def failures(self, *, measured: bool = False) -> list[str]:
+    def failures(self) -> list[str]:
         """A sentence for each output that differs beyond what is allowed, the earliest layer first.
 
-        Differences that are only ``measured`` are none; another shape or NaN always is.
+        Differences that are only measured are none; another shape or NaN always is.
         """
         found = []
         for name, tally in sorted(self.tallies.items(), key=lambda item: depth(item[0])):
             promised = f"allowed {tally.allowed:.3g}" if tally.allowed else "promised bitwise"
             if tally.broken:
                 found.append(f"outputs: {name} {tally.broken}")
-            elif tally.beyond and not measured:
+            elif tally.beyond and not self.measured:
                 found.append(
                     f"outputs: {name} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
                 )
@@ -155,7 +169,11 @@ class Differences:
     def comparisons(self) -> Iterator[OutputComparison]:
         """What was measured of each output."""
         for name, tally in self.tallies.items():
-            yield OutputComparison(name, tally.places, tally.bitwise, tally.largest, tally.allowed, tally.first)
+            mean = tally.kl_sum / tally.kl_places if tally.kl_places else None
+            yield OutputComparison(
+                name, tally.places, tally.bitwise, tally.largest, tally.allowed, tally.first,
+                mean, tally.kl_max if tally.kl_places else None,
+            )  # fmt: skip
 
 
 def _comparable(tally: Tally, probe: Probe, old: Any, new: Any) -> bool:
@@ -188,6 +206,15 @@ def _tally_gap(tally: Tally, old: Any, new: Any, margin: Any) -> None:
     allowed = (margin + 6 * unit * a.abs().maximum(b.abs()))[different]
     tally.allowed = max(tally.allowed, float(allowed.max()))
     tally.beyond = tally.beyond or bool((gap > allowed).any())
+
+
+def _tally_kl(tally: Tally, old: Any, new: Any) -> None:
+    """KL(old ‖ new) over the last axis, in float64; a mask of minus infinity on both sides counts for nothing."""
+    before, after = old.double().log_softmax(-1), new.double().log_softmax(-1)
+    terms = before.exp() * (before - after)
+    kl = terms.nan_to_num(nan=0.0).sum(-1).clamp(min=0)
+    tally.kl_sum += float(kl.sum())
+    tally.kl_max = max(tally.kl_max, float(kl.max()))
 
 
 def depth(name: str) -> tuple[bool, bool, bool, int]:

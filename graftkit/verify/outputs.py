@@ -103,7 +103,11 @@ def _verdict(items: list[OutputComparison], *, measured: bool) -> str:
 
 
 def _figure(items: list[OutputComparison]) -> str:
-    return f"max |Δ| {max(item.largest for item in items):.3g} over {sum(item.places for item in items):,} values"
+    text = f"max |Δ| {max(item.largest for item in items):.3g} over {sum(item.places for item in items):,} values"
+    worst = max(items, key=lambda item: item.kl_max or 0.0)
+    if worst.kl_max is None:
+        return text
+    return f"{text}, KL(old, new) of {worst.name} mean {worst.kl_mean:.3g}, max {worst.kl_max:.3g}"
 
 
 def compare_outputs(
@@ -129,10 +133,11 @@ def compare_outputs(
             new = load(result)
         failures = _loading_failures(before, new, backbone=backbone)
         new = new.backbone() if backbone else new
-        found = Differences(vocabulary, output_table(new.model, vocabulary.new_rows) if vocabulary else None)
+        table = output_table(new.model, vocabulary.new_rows) if vocabulary else None
+        found = Differences(vocabulary, table, measured=measured)
         with timed(seconds, "run result"):
             failures += _run_result(new, before, found, _step(progress, "run the result"), backbone=backbone)
-        failures += found.failures(measured=measured)
+        failures += found.failures()
         with timed(seconds, "distribution"):
             distribution = _distribution(found, kl)
     failures += _bound_failures(distribution, found, kl)

@@ -1,0 +1,66 @@
+"""The main stack of layers, found from the class itself: the list of equal modules that its config counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture.skeleton import Skeleton
+from graftkit.errors import InputRejected
+
+
+@dataclass(frozen=True, slots=True)
+class LayerList:
+    """A list of modules: ``path`` is its name in memory, so that layer 3 is the module ``<path>.3``."""
+
+    path: str
+    count: int
+
+    def prefix(self, index: int) -> str:
+        """What the names in memory of all parameters of one layer begin with."""
+        return f"{self.path}.{index}."
+
+
+def layer_list(skeleton: Skeleton) -> LayerList:
+    """Find the layers that make the last hidden states: of two stacks, the decoder's.
+
+    It is the one outermost module list of the decoder whose length the config counts as layers.
+
+    Raises:
+        InputRejected: no list has that length (layers that share their weights are no list), or several have.
+    """
+    model = skeleton.model
+    counts = _layer_counts(model.config)
+    lists = {name: module for name, module in model.named_modules() if _is_list(module)}
+    outer = {name: m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    counted = {name: module for name, module in outer.items() if len(module) in counts}
+    inside = {id(module) for module in _decoder(model).modules()}
+    found = {name: module for name, module in counted.items() if id(module) in inside} or counted
+    if len(found) == 1:
+        return next(LayerList(name, len(module)) for name, module in found.items())
+    what = f"{len(found)} lists of layers: {', '.join(found)}" if found else "no list of layers"
+    raise InputRejected(f"{skeleton.architecture}: has {what}; leave out 'layers' and name the parameters")
+
+
+def _decoder(model: Any) -> Any:
+    try:
+        decoder = model.get_decoder()
+    except (AttributeError, NotImplementedError):
+        return model
+    return decoder if hasattr(decoder, "modules") else model
+
+
+def _layer_counts(config: Any) -> set[int]:
+    """Every number of layers that the config (of the text decoder, where there are several) names."""
+    try:
+        config = config.get_text_config(decoder=True)
+    except ValueError:
+        config = config.get_text_config()
+    names = ("num_hidden_layers", "num_decoder_layers", "decoder_layers", "num_layers", "n_layers")
+    return {value for name in names if isinstance(value := getattr(config, name, None), int)}
+
+
+def _is_list(module: Any) -> bool:
+    import torch
+
+    return isinstance(module, torch.nn.ModuleList) and any(True for _ in module.parameters())

@@ -1,0 +1,210 @@
+"""reinit: fresh values for chosen tensors, such as the top layers of an encoder before few-sample fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from graftkit.architecture import skeleton as sk
+from graftkit.architecture.layers import LayerList, layer_list
+from graftkit.architecture.parameters import is_parameter, own_values, text_value
+from graftkit.architecture.vocabulary import OUTPUT, Structure, account, equal_bytes
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.initializers.fans import LINEAR
+from graftkit.initializers.making import STD, Surroundings
+from graftkit.initializers.mup import learning_rate_multiplier
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.fresh_tensors import FreshTensors, Target
+from graftkit.operations.learning_rates import FILE, with_multipliers
+from graftkit.recipe.reinit import Reinit
+from graftkit.recipe.weight_schemes import Mup, WeightNormal
+from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.verify.promises import Promise, PromiseClass, Scope
+
+
+def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Give the selected tensors the values of a model that was never trained.
+
+    Raises:
+        InputRejected: the weights are quantized, a selected tensor is stored in a form that is not understood, or the
+            class has no list of layers.
+        RecipeError: a pattern or a layer that is not there, or an ``init`` that no selected tensor would get.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise InputRejected(f"{checkpoint.name}: config.json has a quantization_config; reinit needs plain weights")
+    structure = account(checkpoint)
+    where = f"operations.{context.place}"
+    layers = layer_list(structure.skeleton) if spec.layers is not None else None
+    targets = _targets(spec, checkpoint, structure, layers, where)
+    _check_ties(checkpoint, structure, targets)
+    matrices = [target for target in targets if target.layout is not None]
+    if spec.init is not None and not matrices:
+        raise RecipeError(
+            f"{where}.init: no matrix is selected; gains and biases get what their class gives a new model"
+        )
+    scheme = spec.init or WeightNormal()
+    around = _surroundings(structure.skeleton)
+    fresh = FreshTensors(scheme, around, (context.seed, context.place))
+    readouts = structure.skeleton.weight_names(OUTPUT)
+    changes = {t.disk: fresh.computed(t, checkpoint.tensors[t.disk], readout=t.name in readouts) for t in targets}
+    result = checkpoint.with_tensors(changes)
+    if isinstance(scheme, Mup):
+        result = with_multipliers(result, _multipliers(scheme, targets, changes, around))
+    promise = Promise(PromiseClass.INTENTIONAL, f"{len(targets)} tensors are made anew", "every input")
+    notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, around, structure.skeleton))
+    return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
+
+
+def _targets(
+    spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers: LayerList | None, where: str
+) -> list[Target]:
+    candidates = dict(_candidates(checkpoint, structure))
+    if layers is not None:
+        prefixes = _prefixes(spec, layers, where)
+        candidates = {disk: item for disk, item in candidates.items() if item[0].startswith(prefixes)}
+    names = {disk: (disk, name) for disk, (name, _, _) in candidates.items()}
+    chosen = _matching(spec.parameters, names, where)
+    found = [_target(checkpoint, disk, *candidates[disk]) for disk in chosen]
+    targets = [target for target in found if target.layout is not None or _is_told(checkpoint, target)]
+    told = {target.disk for target in targets}
+    unknown = [t for t in found if t.disk not in told and is_parameter(t.skeleton, t.name)]
+    if unknown:
+        leaves = dict.fromkeys(f"!*.{printable(target.disk.rpartition('.')[2])}" for target in unknown)
+        remedy = ", ".join(f'"{pattern}"' for pattern in [*(spec.parameters or ["*"]), *leaves])
+        raise RecipeError(
+            f"{where}: {unknown[0].skeleton.architecture} does not say what {printable(unknown[0].disk)!r} holds in a new"
+            f" model; leave it out: parameters: [{remedy}]"
+        )
+    return targets
+
+
+def _candidates(checkpoint: Checkpoint, structure: Structure) -> Iterator[tuple[str, tuple[str, bool, sk.Skeleton]]]:
+    """Every tensor on disk that a class knows: name on disk -> (name in memory, whether it is converted, its class)."""
+    siblings: dict[str, sk.Skeleton] = {}
+    for disk, (name, converted) in structure.memory.items():
+        if name in structure.skeleton.shapes:
+            yield disk, (name, converted, structure.skeleton)
+        elif structure.others.get(disk, "").startswith("belongs to "):
+            architecture = structure.others[disk].removeprefix("belongs to ")
+            if architecture not in siblings:
+                siblings[architecture] = sk.build_skeleton(checkpoint.config, architecture)
+            sibling = siblings[architecture]
+            yield disk, (*sibling.memory_names([disk])[disk], sibling)
+
+
+def _prefixes(spec: Reinit, layers: LayerList, where: str) -> tuple[str, ...]:
+    numbers = spec.layer_numbers(layers.count)
+    missing = [number for number in numbers if not 0 <= number < layers.count]
+    if missing:
+        raise RecipeError(
+            f"{where}.layers: {layers.path} has {layers.count} layers, numbered from 0 to {layers.count - 1}"
+        )
+    return tuple(layers.prefix(number) for number in numbers)
+
+
+def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]], where: str) -> list[str]:
+    """The tensors of which one name matches a pattern and none a pattern that begins with ``!``."""
+    hits = {
+        pattern: {disk for disk, both in names.items() if any(fnmatchcase(n, pattern.removeprefix("!")) for n in both)}
+        for pattern in patterns
+    }
+    problems = [
+        f"{where}.parameters.{index}: {_unmatched(pattern, names)}"
+        for index, (pattern, found) in enumerate(hits.items())
+        if not found
+    ]
+    if problems:
+        raise RecipeError(problems)
+    taken = [found for pattern, found in hits.items() if not pattern.startswith("!")]
+    left_out = set().union(*(found for pattern, found in hits.items() if pattern.startswith("!")))
+    chosen = set().union(*taken) if taken else set(names)
+    found = [disk for disk in names if disk in chosen - left_out]
+    if not found:
+        raise RecipeError(f"{where}: selects nothing: the patterns with ! leave out all that the others take")
+    return found
+
+
+def _unmatched(pattern: str, names: Mapping[str, tuple[str, ...]]) -> str:
+    known = {step for both in names.values() for name in both for step in name.split(".")}
+    steps = pattern.removeprefix("!").split(".")
+    mended = [step if "*" in step or step in known else did_you_mean(step, known) or step for step in steps]
+    if len(steps) == 1 and (near := did_you_mean(pattern.strip("!*"), known)):
+        mended = [pattern.removeprefix("!").replace(pattern.strip("!*"), near)]
+    text = f"the pattern {shown(printable(pattern))} matches no parameter"
+    if mended != steps:
+        return f"{text}; did you mean {shown('.'.join(mended))}?"
+    return f"{text}; a name here is {shown(printable(next(iter(names.values()))[1]))}"
+
+
+def _target(checkpoint: Checkpoint, disk: str, name: str, converted: bool, skeleton: sk.Skeleton) -> Target:
+    tensor, quoted = checkpoint.tensors[disk], repr(printable(disk))
+    if converted and not (len(tensor.shape) == 2 and len(skeleton.shapes[name]) == 3):
+        raise InputRejected(f"tensor {quoted} is stored in a converted form that reinit does not understand")
+    if tensor.dtype not in FLOATING and is_parameter(skeleton, name):
+        raise InputRejected(f"tensor {quoted} is of dtype {tensor.dtype}, not floating point")
+    return Target.of(disk, name, skeleton, converted=converted)
+
+
+def _is_told(checkpoint: Checkpoint, target: Target) -> bool:
+    """Whether the class says what a new model holds there; a buffer of which it says nothing is no weight and stays."""
+    floating = checkpoint.tensors[target.disk].dtype in FLOATING
+    return floating and own_values(target.skeleton, target.name, 0) is not None
+
+
+def _check_ties(checkpoint: Checkpoint, structure: Structure, targets: list[Target]) -> None:
+    """A tensor that is stored twice would be untied by new values on one side."""
+    on_disk = {name: disk for disk, (name, _) in structure.memory.items()}
+    partners = [*structure.skeleton.tied.items(), *((b, a) for a, b in structure.skeleton.tied.items())]
+    chosen = {target.name: target.disk for target in targets}
+    for name, other in partners:
+        if name in chosen and other in on_disk:
+            here, there = chosen[name], on_disk[other]
+            if equal_bytes(checkpoint.tensors[here], checkpoint.tensors[there]):
+                raise InputRejected(
+                    f"tensor {printable(here)!r} is tied to {printable(there)!r}, and both are stored;"
+                    " save the checkpoint once with transformers, which stores one"
+                )
+
+
+def _surroundings(skeleton: sk.Skeleton) -> Surroundings:
+    std = text_value(skeleton, "initializer_range", "init_std")
+    layers = text_value(skeleton, "num_hidden_layers", "num_layers")
+    width = text_value(skeleton, "hidden_size")
+    return Surroundings(
+        std=float(std) if isinstance(std, int | float) and std > 0 else STD,
+        layers=layers if isinstance(layers, int) else None,
+        width=width if isinstance(width, int) else None,
+    )
+
+
+def _multipliers(
+    scheme: Mup, targets: list[Target], changes: Mapping[str, LazyTensor], around: Surroundings
+) -> dict[str, float]:
+    if around.width is None:
+        raise InputRejected("config.json names no hidden_size, which mup scales by")
+    ratio = around.width / scheme.base_width
+    return {
+        target.name: learning_rate_multiplier(changes[target.disk].shape, target.layout or LINEAR, width_ratio=ratio)
+        if target.layout is not None
+        else 1.0
+        for target in targets
+    }
+
+
+def _notes(
+    spec: Reinit, scheme: str, targets: list[Target], matrices: list[Target], layers: LayerList | None,
+    around: Surroundings, skeleton: sk.Skeleton,
+) -> Iterator[str]:  # fmt: skip
+    if layers is not None:
+        numbers = ", ".join(map(str, spec.layer_numbers(layers.count)))
+        yield f"layers {numbers} of the {layers.count} in {layers.path}"
+    rest = len(targets) - len(matrices)
+    as_class = f"{rest} gains, biases and the like as a new {skeleton.architecture} has them"
+    yield f"{len(matrices)} matrices by {scheme}, {as_class}" if matrices else as_class
+    if spec.init is None or getattr(spec.init, "std", 0) is None:
+        found = text_value(skeleton, "initializer_range", "init_std")
+        yield f"std {around.std:g}, {'from the config' if found else 'since the config names no initializer_range'}"
+    if scheme == "mup":
+        yield f"{FILE} holds the learning-rate multipliers for the trainer"
