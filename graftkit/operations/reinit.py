@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.layers import LayerList, layer_list
 from graftkit.architecture.parameters import is_parameter, own_values, text_value
-from graftkit.architecture.vocabulary import OUTPUT, Structure, account, equal_bytes
+from graftkit.architecture.vocabulary import Structure, account, equal_bytes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
