@@ -39,7 +39,7 @@ def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
         found["logits_to_keep"] = 1
     if NO_CACHE in made:
         found["use_cache"] = False
-    found |= {name: MAKERS[name](model, ids) for name in made if name in MAKERS}
+    found |= {name: MAKERS[name](model, ids).to(ids.device) for name in made if name in MAKERS}
     if FRAMES in made and "pixel_values" in found:
         found["pixel_values"] = found["pixel_values"].unsqueeze(1)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

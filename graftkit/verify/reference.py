@@ -70,14 +70,22 @@ def run_source(
     old = old.backbone() if backbone else old
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
-    rows, width, item_bytes = _table(old.model)
-    live = vocabulary.live if vocabulary else rows
-    budget = _budget(old.model, rows, width, item_bytes, tokens)
-    pad = getattr(old.model.config.get_text_config(), "pad_token_id", None)
-    pad = pad if isinstance(pad, int) and 0 <= pad < live else 0
-    probes = make_probes(source, live, min(largest_position(old.model) or POSITIONS, budget.tokens), budget, seed, pad)
+    probes, budget, live, rows = plan_probes(old.model, source, vocabulary, seed, tokens)
     with timed(seconds, "run source"):
         return _collect(old, probes, budget, live, rows, step, backbone=backbone)
+
+
+def plan_probes(
+    model: Any, source: Path, vocabulary: VocabularyChange | None, seed: int, tokens: int | None
+) -> tuple[list[Probe], Budget, int, int]:
+    """The probes of a model, their budget, how many old ids there are, and the rows of its table."""
+    rows, width, item_bytes = _table(model)
+    live = vocabulary.live if vocabulary else rows
+    budget = _budget(model, rows, width, item_bytes, tokens)
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    pad = pad if isinstance(pad, int) and 0 <= pad < live else 0
+    positions = min(largest_position(model) or POSITIONS, budget.tokens)
+    return make_probes(source, live, positions, budget, seed, pad), budget, live, rows
 
 
 def _table(model: Any) -> tuple[int, int, int]:

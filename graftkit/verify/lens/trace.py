@@ -149,14 +149,14 @@ def _compare_call(
         trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
         return
     for one, two in zip(old, new, strict=True):
-        a, b = _common(one, two, change)
+        a, b = kept_columns(one, two, change)
         if a.shape != b.shape:
             trace.calls[key].unlike = f"gives {list(b.shape)}, gave {list(a.shape)}"
             return
         trace.note(key, gap(a, b), probe)
 
 
-def _common(old: Any, new: Any, change: VocabularyChange | None) -> tuple[Any, Any]:
+def kept_columns(old: Any, new: Any, change: VocabularyChange | None) -> tuple[Any, Any]:
     """The columns of kept ids, where the last axis is the vocabulary."""
     if change is None or old.shape[-1] != change.old_rows or new.shape[-1] != change.new_rows:
         return old, new
