@@ -87,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
     add("diff", _diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
     verify = add("verify", _verify, "check that B does what A did", "A", "B")
     verify.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
+    verify.add_argument(
+        "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
+    )
+    for sub in (apply, verify):
+        sub.add_argument("--device", help="where the lens runs: cpu, cuda or cuda:N")
     return parser
 
 
@@ -169,7 +174,9 @@ def _apply(options: argparse.Namespace) -> int:
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
     with terminal.progress(silent=silent) as progress:
-        report = engine.execute(planned, overwrite=options.overwrite, link=options.link, progress=progress)
+        report = engine.execute(
+            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress
+        )
     if options.json:
         return _print_json(report.to_json())
     if not silent:
@@ -213,9 +220,18 @@ def _verify(options: argparse.Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    found = verify(options.a, options.b, outputs=not options.no_outputs)
+    if options.device and not options.lens:
+        raise RecipeError("--device: only the lens runs on it; add --lens")
+    with terminal.progress(silent=options.json) as progress:
+        found = verify(
+            options.a, options.b, outputs=not options.no_outputs, lens=options.lens, device=options.device,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )  # fmt: skip
     if options.json:
-        _print_json({**dataclasses.asdict(found), "failures": found.failures})
+        lens = found.lens.to_json() if found.lens else None
+        _print_json(
+            {**dataclasses.asdict(dataclasses.replace(found, lens=None)), "lens": lens, "failures": found.failures}
+        )
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.changes import ValueChange, document_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -14,6 +15,9 @@ from graftkit.verify.outputs import OutputsReport, compare_outputs
 from graftkit.verify.tensors import TensorDifference, changed_tensors, tensor_difference
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
 from graftkit.verify.vocabulary import VocabularyChange
+
+if TYPE_CHECKING:
+    from graftkit.verify.lens.report import LensReport
 
 #: The checks between two checkpoints, in the order in which they run.
 CHECKS = ("bytes", "config", "tokenizer", "outputs")
@@ -53,13 +57,14 @@ class Verification:
     """What :func:`verify` measured between two checkpoints.
 
     ``found`` gives one sentence for each thing that each check of :data:`CHECKS` found wrong; a check that was left out
-    is not in it. ``outputs`` is None where they were left out or the second checkpoint does not run.
+    is not in it. ``outputs`` and ``lens`` are None where they were left out or the second checkpoint does not run.
     """
 
     difference: Difference
     tokenization: TokenizationReport | None
     outputs: OutputsReport | None
     found: Mapping[str, tuple[str, ...]]
+    lens: LensReport | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -67,16 +72,31 @@ class Verification:
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
 
 
-def verify(before: str, after: str, *, outputs: bool = True, leave_out: Collection[str] = ()) -> Verification:
+def verify(
+    before: str,
+    after: str,
+    *,
+    outputs: bool = True,
+    leave_out: Collection[str] = (),
+    lens: bool = False,
+    device: str | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Verification:
     """Check that ``after`` does what ``before`` did, for the old vocabulary, without a recipe.
 
     ``leave_out`` names checks of :data:`CHECKS` that are not run; ``outputs=False`` leaves that one out.
+    ``lens`` adds the comparison in float64, on ``device``.
 
     Raises:
         InputRejected: one of them cannot be opened.
+        RecipeError: there is no such device.
     """
     from graftkit.architecture.vocabulary import find_vocabulary
 
+    if lens:
+        from graftkit.verify.lens.setting import device_of
+
+        device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
     old, new = Checkpoint.open(before), Checkpoint.open(after)
     old_vocabulary, new_vocabulary = find_vocabulary(old), find_vocabulary(new)
@@ -106,7 +126,23 @@ def verify(before: str, after: str, *, outputs: bool = True, leave_out: Collecti
         found["tokenizer"] = tokenization.failures
     if "outputs" not in left_out:
         measured, found["outputs"] = _outputs(old, new, change)
-    return Verification(_diff(old, new), tokenization, measured, found)
+    seen = None
+    if lens:
+        seen, found["lens"] = _lens(old, new, change, device, progress)
+    return Verification(_diff(old, new), tokenization, measured, found, seen)
+
+
+def _lens(
+    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None,
+    progress: Callable[[str, float], None] | None,
+) -> tuple[LensReport | None, tuple[str, ...]]:  # fmt: skip
+    from graftkit.verify.lens.lens import compare_lens
+
+    try:
+        seen = compare_lens(old.directory, new.directory, vocabulary=change, device=device, progress=progress)
+    except VerificationFailed as error:
+        return None, (str(error),)
+    return seen, seen.failures
 
 
 def _outputs(

@@ -167,8 +167,21 @@ def apply(
     return execute(plan(recipe), overwrite=overwrite, link=link, progress=progress)
 
 
-def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progress: Progress | None = None) -> Report:
+def execute(
+    planned: Plan,
+    *,
+    overwrite: bool = False,
+    link: bool = False,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Write exactly ``planned``; see :func:`apply`."""
+    if device is not None and not planned.recipe.verify.lens:
+        raise RecipeError("--device: only the lens runs on it; add verify: {lens: true}")
+    if device is not None:
+        from graftkit.verify.lens.setting import device_of
+
+        device_of(device)
     output = Path(planned.recipe.output)
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
@@ -177,7 +190,7 @@ def execute(planned: Plan, *, overwrite: bool = False, link: bool = False, progr
         ledger = _write(planned, staging, link=link, progress=progress)
         tokenization = _check_tokenization(planned, staging.path)
         outputs = _check_outputs(planned, staging.path, progress)
-        checks = _run_checks(planned, staging.path)
+        checks = (*_run_checks(planned, staging.path), *_look(planned, staging.path, device, progress))
         report = _report(planned, ledger, tokenization, outputs, checks)
         write_report(report, planned, staging.path)
         staging.commit()
@@ -264,6 +277,27 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
             _raise_first(report.failures)
             found.append(report)
     return tuple(found)
+
+
+def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
+    """Look through the lens, where the recipe asks for it and the source is what the result is to be compared with."""
+    if not planned.recipe.verify.lens or Scope.NOTHING in planned.scope:
+        return ()
+    from graftkit.verify.lens.lens import compare_lens
+
+    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    found = compare_lens(
+        planned.source.directory,
+        staged if planned.writes_base else planned.source.directory,
+        vocabulary=vocabulary.change if vocabulary else None,
+        seed=planned.recipe.seed,
+        device=device,
+        scope=planned.scope,
+        adapter=staged / FOLDER if planned.adapter else None,
+        progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+    )
+    _raise_first(found.failures)
+    return (found,)
 
 
 def _raise_first(failures: Sequence[str]) -> None:

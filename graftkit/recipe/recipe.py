@@ -23,6 +23,12 @@ class VerifyOptions(Spec):
     outputs: Annotated[
         bool, Field(description="Reload the result and compare its outputs; one model in memory at a time.")
     ] = True
+    lens: Annotated[
+        bool,
+        Field(
+            description="Compare in float64, module by module, and beside the noise of the own dtype; two models in memory."
+        ),
+    ] = False
 
 
 class Recipe(Spec):

@@ -265,6 +265,8 @@ def print_verification(found: Verification) -> None:
         table.add_row(check, result, _text(figure))
     failed = "outputs" in found.found and found.outputs is None
     _output_rows(table.add_row, found.outputs, "they could not be made" if failed else "--no-outputs")
+    for row in found.lens.rows() if found.lens else ():
+        table.add_row(*map(_text, row))
     console.print(table)
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")

@@ -18,10 +18,14 @@ Outputs = Mapping[str, Any]
 class Beside:
     """What the source gave on ``probe``.
 
-    ``rows`` is the size of its vocabulary, ``kept`` the ids that are compared, None for all.
+    ``rows`` is the size of its vocabulary, ``kept`` the ids that are compared, None for all. With ``wide`` a run's distribution is
+    compared with that in float64, else with that in the own dtype.
     """
 
-    def __init__(self, probe: Probe, exact: Outputs, native: Outputs, rows: int, kept: Any = None) -> None:
+    def __init__(
+        self, probe: Probe, exact: Outputs, native: Outputs, rows: int, kept: Any = None, *, wide: bool = False
+    ) -> None:
+        self.wide = wide
         self.probe, self.native, self._exact, self._kept = probe, native, exact, kept
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}

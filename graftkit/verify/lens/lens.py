@@ -42,12 +42,14 @@ class _Found:
 
 def compare_lens(
     source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, progress: Progress | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None,
+    progress: Progress | None = None,
 ) -> LensReport:  # fmt: skip
     """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
 
     Both models are in memory at once, in their own dtype; tensors that the loader maps from their file need none.
-    ``token_budget`` overrides the number of tokens that is taken from the model's size.
+    The result runs with the PEFT ``adapter`` where one is given. ``token_budget`` overrides the number of tokens that is
+    taken from the model's size.
 
     Raises:
         InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
@@ -57,7 +59,7 @@ def compare_lens(
     place, seconds = device_of(device), dict[str, float]()
     with undisturbed():
         with timed(seconds, "load"):
-            old, new = load_both(source, result, place, backbone=Scope.BACKBONE in scope)
+            old, new = load_both(source, result, place, backbone=Scope.BACKBONE in scope, adapter=adapter)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
             setting = prepare(source, old, new, vocabulary, seed, tokens)
@@ -70,7 +72,7 @@ def compare_lens(
     return LensReport(
         architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
         floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
-        noise=noise.report(SOURCE, RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
+        noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
     )  # fmt: skip
 
 
@@ -108,7 +110,7 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
     kept_ids = None if change is None else torch.tensor(change.kept, device=part.ids.device)
     beside = Beside(part, exact, native, setting.rows, kept_ids)
     noise.add(SOURCE, beside, native)
-    noise.add(EXACT, Beside(part, exact, exact, setting.rows, kept_ids), other)
+    noise.add(EXACT, Beside(part, exact, native, setting.rows, kept_ids, wide=True), other)
     noise.add(RESULT, beside, ours)
     for name, outputs in null_runs(old, part, made):
         noise.add(name, beside, outputs, null=True)

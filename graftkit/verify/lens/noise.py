@@ -41,7 +41,10 @@ class Divergence:
 
 @dataclass(frozen=True, slots=True)
 class RunNoise:
-    """One run. ``error`` is its relative RMS error against the source in float64, ``rho`` that over the source's own."""
+    """One run. ``error`` is its relative RMS error against the source in float64, ``rho`` that over the source's own.
+
+    ``rho`` is taken over the probes that the run was made on, and None where the source's own error is 0 and its own is not.
+    """
 
     run: str
     error: float
@@ -75,6 +78,7 @@ class Noise:
 @dataclass(slots=True)
 class _Tally:
     squares: float = 0.0
+    own: float = 0.0
     reference: float = 0.0
     largest: float = 0.0
     kl: list[Any] = field(default_factory=list)
@@ -83,6 +87,11 @@ class _Tally:
 
     def error(self) -> float:
         return (self.squares / self.reference) ** 0.5 if self.reference else 0.0
+
+    def rho(self) -> float | None:
+        if self.squares == self.own:
+            return 1.0
+        return (self.squares / self.own) ** 0.5 if self.own else None
 
 
 class NoiseTally:
@@ -94,32 +103,33 @@ class NoiseTally:
 
     def add(self, run: str, beside: Beside, found: Outputs, *, null: bool = False) -> None:
         """Take up one run's outputs. ``null`` runs change nothing over the real numbers."""
-        tally = self._tallies.setdefault(run, _Tally())
-        if null:
-            self._nulls.add(run)
         for name in beside.names:
             values = beside.pair(name, found)
             if values is None:
                 continue
             truth, old, new = values
-            for a, c in zip(pieces(truth), pieces(new), strict=True):
+            tally = self._tallies.setdefault(run, _Tally())
+            if null:
+                self._nulls.add(run)
+            for a, b, c in zip(pieces(truth), pieces(old), pieces(new), strict=True):
                 if (c.isnan() & ~a.isnan()).any():
                     tally.squares = math.inf
                 tally.squares += float(finite(c - a).square().sum())
+                tally.own += float(finite(b - a).square().sum())
                 tally.reference += float(finite(a).square().sum())
             if beside.has_ids[name]:
-                _diverge(tally, beside.summary(name, old), old, new)
+                reference = truth if beside.wide else old
+                _diverge(tally, beside.summary(name, reference), reference, new)
                 tally.where.append((beside.probe.name, *beside.positions(name)))
 
-    def report(self, source: str, result: str) -> Noise:
-        """Everything collected; ``source`` and ``result`` are the names of their runs in their own dtype."""
-        own = self._tallies[source].error()
+    def report(self, result: str) -> Noise:
+        """Everything collected; ``result`` is the name of the result's run in its own dtype."""
         floor = max((self._tallies[name].largest for name in self._nulls), default=0.0)
         runs = tuple(
-            RunNoise(name, tally.error(), tally.error() / own if own else None, _divergence(tally, floor))
+            RunNoise(name, tally.error(), tally.rho(), _divergence(tally, floor))
             for name, tally in self._tallies.items()
         )
-        places = list(_by_position(self._tallies[result]))
+        places = list(_by_position(self._tallies.get(result, _Tally())))
         return Noise(runs, tuple(_by_probe(places)), tuple(_by_place(places)), tuple(_worst(places)))
 
 

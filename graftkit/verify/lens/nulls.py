@@ -71,6 +71,6 @@ def _padded(model: Any, probe: Probe, made: frozenset[str]) -> Outputs:
     ids = torch.nn.functional.pad(probe.ids, (0, PADDING), value=pad if isinstance(pad, int) and pad >= 0 else 0)
     found = run(model, replace(probe, ids=ids, mask=torch.nn.functional.pad(probe.mask, (0, PADDING))), made)
     return {
-        name: value[:, :length] if value.ndim > 2 and value.shape[1] == length + PADDING else value
+        name: value[:, :length] if value.ndim > 2 else value  # a decoder may have been fed fewer columns than that
         for name, value in found.items()
     }

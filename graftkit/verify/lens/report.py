@@ -112,6 +112,8 @@ class LensReport:
 
 def _noise_rows(noise: Noise, dtype: str) -> Iterator[tuple[str, str, str]]:
     runs = {run.run: run for run in noise.runs}
+    if RESULT not in runs:
+        return
     nulls = [run for run in noise.runs if run.run not in (SOURCE, RESULT, EXACT)]
     beside = ", ".join(f"{run.run} {_rho(run)}" for run in nulls)
     yield (

@@ -57,8 +57,10 @@ def device_of(name: str | None) -> torch.device:
     return device
 
 
-def load_both(source: Path, result: Path, device: torch.device, *, backbone: bool) -> tuple[Loaded, Loaded]:
-    """Load both checkpoints onto ``device``, whole or without their heads."""
+def load_both(
+    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None
+) -> tuple[Loaded, Loaded]:
+    """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one."""
     try:
         old = load(source)
     except VerificationFailed as error:
@@ -67,6 +69,9 @@ def load_both(source: Path, result: Path, device: torch.device, *, backbone: boo
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
     new = load(result)
+    if adapter is not None:
+        new.model.load_adapter(str(adapter))
+        new.model.eval()
     new = new.backbone() if backbone else new
     for loaded in (old, new):
         loaded.model.to(device)
