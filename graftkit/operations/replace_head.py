@@ -12,12 +12,14 @@ from graftkit.architecture.vocabulary import Structure, account
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Context, Outcome
+from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.head_documents import head_config, with_pad_token
 from graftkit.operations.head_values import HeadMaker
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadZeros
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
+from graftkit.verify.heads.check import HeadPromise, HeadReport, check_head
+from graftkit.verify.heads.media import takes_text
 from graftkit.verify.promises import Promise, PromiseClass, Scope
 
 #: Tasks whose head turns a whole text into one row of logits.
@@ -41,7 +43,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
     _check_head(spec, head, checkpoint)
     kept = _lm_head(structure, head) if spec.keep_lm_head else ()
-    result = with_pad_token(spec, checkpoint, needed=head.pools_at_pad and spec.task in POOLING)
+    result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
     result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
     maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place))
     dropped = tuple(name for name in head.dropped if name not in kept)
@@ -54,11 +56,47 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     return Outcome(
         result,
         _promise(),
-        tuple(_notes(head, dropped, kept)),
+        tuple(_notes(head, dropped, kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
-        scope=Scope.BACKBONE,
+        scope=Scope.BACKBONE if takes_text(type(head.skeleton.model)) else Scope.NOTHING,
+        checks=(_check(_head_promise(spec, head)),),
         figures=maker.figures,
     )
+
+
+def _check(promise: HeadPromise) -> Check:
+    def check(written: Written) -> HeadReport:
+        return check_head(written.source, written.base, promise)
+
+    return check
+
+
+def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:
+    """Both paddings where the head itself finds the last token; encoders change with left padding by their nature."""
+    return HeadPromise(
+        projection=tuple(tensor.name for tensor in head.of("projection")),
+        sides=("right", "left") if _finds_last_token(spec, head) else ("right",),
+        pools_at_eos=head.pools_at_eos,
+        choices=spec.task == "multiple_choice",
+        prior=_prior(spec),
+        multi_label=spec.problem == "multi_label_classification",
+    )
+
+
+def _finds_last_token(spec: ReplaceHead, head: Head) -> bool:
+    return head.pools_at_pad and not head.pools_at_eos and spec.task in POOLING
+
+
+def _prior(spec: ReplaceHead) -> tuple[float, ...]:
+    """What zeros and their bias say of each label: the class prior, or that all are equally likely."""
+    count = spec.count or 1
+    if not isinstance(spec.init, HeadZeros) or count == 1 or spec.problem == "regression":
+        return ()
+    if spec.problem == "multi_label_classification":
+        return (
+            spec.init.class_prior * (count // len(spec.init.class_prior)) if spec.init.class_prior else (0.5,) * count
+        )
+    return spec.init.class_prior or (1 / count,) * count
 
 
 def source_dtype(checkpoint: Checkpoint) -> str:
@@ -106,12 +144,12 @@ def _promise() -> Promise:
     )
 
 
-def _notes(head: Head, dropped: tuple[str, ...], kept: tuple[str, ...]) -> Iterator[str]:
+def _notes(head: Head, dropped: tuple[str, ...], kept: tuple[str, ...], *, finds_last_token: bool) -> Iterator[str]:
     modules = ", ".join(head.modules) or "nothing"
     yield f"{head.skeleton.architecture}: new are {modules}"
     if dropped:
         yield f"the old head is dropped: {', '.join(dropped)}"
     if kept:
         yield f"kept beside the new head, which does not load it: {', '.join(kept)}"
-    if head.pools_at_pad:
+    if finds_last_token:
         yield "the head reads the last token that is not padding"

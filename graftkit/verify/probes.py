@@ -74,7 +74,7 @@ def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed
 
     generator = torch.Generator().manual_seed(seed)
     tokens = min(budget.tokens, budget.kept, MOST_TOKENS)
-    texts = _encoded_texts(directory, live) or [
+    texts = encoded_texts(directory, live) or [
         row.tolist() for row in torch.randint(live, (8, 48), generator=generator)
     ]
     if tokens < COMPACT:
@@ -133,7 +133,8 @@ def covered_ids(probes: list[Probe], live: int) -> int:
     return int(seen.sum())
 
 
-def _encoded_texts(directory: Path, live: int) -> list[list[int]]:
+def encoded_texts(directory: Path, live: int) -> list[list[int]]:
+    """Ids of the probe texts as the tokenizer in ``directory`` splits them, those below ``live``; empty without one."""
     from tokenizers import Tokenizer
 
     path = directory / "tokenizer.json"
