@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for sub in (apply, verify):
         sub.add_argument("--device", help="where the lens runs: cpu, cuda or cuda:N")
+    add("report", _report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
     return parser
 
 
@@ -235,3 +236,15 @@ def _verify(options: argparse.Namespace) -> int:
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from graftkit.report.page import write_page
+
+    page = str(write_page(Path(options.dir)))
+    if options.json:
+        return _print_json({"page": page})
+    sys.stdout.write(f"{printable(page)}\n")
+    return 0

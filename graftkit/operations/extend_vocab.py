@@ -19,6 +19,7 @@ from graftkit.checkpoint.tokenizer import (
 )
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
+from graftkit.operations.row_figures import row_figures
 from graftkit.operations.vocabulary_rows import NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verify.promises import Promise, PromiseClass
@@ -76,7 +77,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         *_notes(vocabulary, tokenizer.size, size, ids),
         *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
     )
-    return Outcome(result, _promise(vocabulary), notes, outcome, figures=maker.figures)
+    return Outcome(result, _promise(vocabulary), notes, outcome, figures=lambda: row_figures(maker, tokenizer.token_of))
 
 
 def _patched(

@@ -105,8 +105,8 @@ class RowMaker:
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
         if item.name not in self._statistics:
-            source = _source(self._stored(item), item.axis, self.live_ids)
-            if self._is_bias(item):
+            source = _source(self.stored(item), item.axis, self.live_ids)
+            if self.is_bias(item):
                 self._statistics[item.name] = _bias_statistics(source, self.statistics(self._output_table()))
             else:
                 self._statistics[item.name] = table_statistics(source, self.live_ids)
@@ -136,14 +136,27 @@ class RowMaker:
             for name, s in self._statistics.items()
         }  # fmt: skip
 
-    def _stored(self, item: VocabularyTensor) -> Stored:
+    def made(self, item: VocabularyTensor) -> Any:
+        """The new rows of ``item`` as they are stored. *Shape:* ``(len(rows), d)``."""
+        import torch
+
+        raw = torch.frombuffer(bytearray(self.producer(item)()), dtype=torch_dtype(self.stored(item).dtype))
+        return raw.view(len(self.rows), -1)
+
+    def stored(self, item: VocabularyTensor) -> Stored:
+        """The source's tensor of ``item``.
+
+        Raises:
+            RecipeError: an operation before this one has changed it.
+        """
         tensor = self.checkpoint.tensors[item.name]
         if not isinstance(tensor, Stored):
             raise RecipeError("operations: only one extend_vocab in a recipe; put all tokens into it")
         return tensor
 
-    def _is_bias(self, item: VocabularyTensor) -> bool:
-        return self._stored(item).nbytes == self.vocabulary.rows * _item_bytes(self._stored(item))
+    def is_bias(self, item: VocabularyTensor) -> bool:
+        """Whether it holds one value for each id."""
+        return self.stored(item).nbytes == self.vocabulary.rows * _item_bytes(self.stored(item))
 
     def _output_table(self) -> VocabularyTensor:
         return (self.vocabulary.of_role("output") or self.vocabulary.of_role("input"))[0]
@@ -158,7 +171,7 @@ class RowMaker:
         """Rows in float64, cast once to the stored dtype. *Shape:* bytes of ``(len(rows), d)``."""
         import torch
 
-        stored = self._stored(item)
+        stored = self.stored(item)
         made = torch.empty(
             len(self.rows), stored.nbytes // stored.shape[item.axis] // _item_bytes(stored), dtype=torch.float64
         )
@@ -173,9 +186,9 @@ class RowMaker:
     def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
         import torch
 
-        source = _source(self._stored(item), item.axis, self.live_ids)
+        source = _source(self.stored(item), item.axis, self.live_ids)
         seeds = [seed_of(*self.seed, item.role, row.index) for row in rows]
-        sampled = not self._is_bias(item)
+        sampled = not self.is_bias(item)
         match scheme:
             case Zeros():
                 return schemes.zeros(self.statistics(item), len(rows))
@@ -189,7 +202,7 @@ class RowMaker:
                 return schemes.mean(self.statistics(item), len(rows))
 
     def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Any:
-        stored = self._stored(item)
+        stored = self.stored(item)
         total = sum(read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces)
         return total / len(pieces)
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.recipe import dump_recipe
 from graftkit.report.model_card import model_card
+from graftkit.report.page import REPORT, write_page
+from graftkit.report.size import size
 from graftkit.report.snippets import trainer_snippets
+from graftkit.report.unchecked import unchecked
 
 if TYPE_CHECKING:
     from graftkit.engine import Plan
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from graftkit.verify.structural import LedgerEntry
     from graftkit.verify.tokenization import TokenizationReport
 
-REPORT = "graft_report.json"
 RECIPE = "graft_recipe.yaml"
 
 
@@ -53,6 +55,21 @@ class Report:
             return "verify.outputs is off"
         return "the base is the source's" if not self.plan.writes_base else "the source is not what it is compared with"
 
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yield ``(check, result, figure)`` for everything that was checked, in order."""
+        produced = sum(entry.produced_bytes for entry in self.ledger)
+        kept = sum(entry.source_bytes for entry in self.ledger)
+        finite = "" if self.plan.recipe.allow_nonfinite else ", all finite"
+        yield "bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}"
+        for found in self.tokenization:
+            yield "tokenizer", "passed", found.figure()
+        if self.outputs is None:
+            yield "outputs", "not compared", self.not_compared
+        else:
+            yield from self.outputs.rows()
+        for check in self.checks:
+            yield from check.rows()
+
     @property
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs."""
@@ -73,7 +90,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
         plan = self.plan
-        return {
+        found = {
             "graftkit": 1,
             "verdict": self.verdict,
             "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
@@ -97,7 +114,9 @@ class Report:
             "outputs_not_compared": self.not_compared,
             "checks": {check.name: check.to_json() for check in self.checks},
             "adapter": self._adapter_json(),
+            "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in self.rows()],
         }
+        return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}
 
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
@@ -110,8 +129,9 @@ def _versions() -> dict[str, str]:
 
 
 def write_report(report: Report, plan: Plan, directory: Path) -> None:
-    """Write the model card, the resolved recipe, and last of all the report, which is the manifest."""
+    """Write the model card, the resolved recipe, the report, which is the manifest, and the page made from it."""
     (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8")
     (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8")
     text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str)
     (directory / REPORT).write_text(text + "\n", encoding="utf-8")
+    write_page(directory)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from graftkit.errors import printable
+from graftkit.report.size import size
 
 if TYPE_CHECKING:
     from graftkit.compare import Difference, Verification
@@ -19,21 +20,9 @@ if TYPE_CHECKING:
     from graftkit.inspection import Inspection
     from graftkit.report.report import Report
     from graftkit.verify.outputs import OutputsReport
-    from graftkit.verify.tokenization import TokenizationReport
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
-
-_UNITS = ("B", "kB", "MB", "GB", "TB")
-
-
-def size(nbytes: float) -> str:
-    """Bytes as people read them, in powers of 1000."""
-    for unit in _UNITS[:-1]:
-        if nbytes < 1000:
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} {_UNITS[-1]}"
 
 
 def _console() -> Console:
@@ -170,15 +159,8 @@ def print_report(report: Report) -> None:
     """Print what was verified, with the figures, and the lines to paste into a trainer's config."""
     console = _console()
     table = _table("verification", "check", "result", "figure")
-    produced = sum(entry.produced_bytes for entry in report.ledger)
-    kept = sum(entry.source_bytes for entry in report.ledger)
-    table.add_row("bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed, all finite")
-    for found in report.tokenization:
-        table.add_row("tokenizer", "passed", _text(_tokenization_figure(found)))
-    _output_rows(table.add_row, report.outputs, report.not_compared)
-    for check in report.checks:
-        for row in check.rows():
-            table.add_row(*map(_text, row))
+    for row in report.rows():
+        table.add_row(*map(_text, row))
     console.print(table)
     for found in report.tokenization:
         for difference in found.differences:
@@ -192,10 +174,6 @@ def print_report(report: Report) -> None:
 
 def _text_lines(text: str) -> str:
     return "\n".join(_text(line) for line in text.splitlines())
-
-
-def _tokenization_figure(found: TokenizationReport) -> str:
-    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in found.covered.items())
 
 
 def _output_rows(add: Callable[..., None], outputs: OutputsReport | None, why_not: str) -> None:
@@ -258,7 +236,7 @@ def print_verification(found: Verification) -> None:
     figures = {
         "bytes": f"{found.difference.equal} tensors equal" + (f", {grown} more differ" if grown else ""),
         "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
-        "tokenizer": _tokenization_figure(found.tokenization) if found.tokenization else "",
+        "tokenizer": found.tokenization.figure() if found.tokenization else "",
     }
     for check, figure in figures.items():
         result = "not run" if check not in found.found else "failed" if found.found[check] else "passed"

@@ -20,6 +20,9 @@ POSITION_BYTES = 16 << 20
 #: Never more positions than this, however small the table is.
 MOST_POSITIONS = 256
 
+#: So many fresh ids are named with the mass that each takes.
+SHARES = 64
+
 #: Elements of the output table that are widened to float64 at a time.
 CHUNK = 4 << 20
 
@@ -36,7 +39,11 @@ MASKED = -1e5
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """KL in nats and mass of the fresh ids over the float64 positions; ``bound`` is None where none was promised."""
+    """KL in nats and mass of the fresh ids over the float64 positions; ``bound`` is None where none was promised.
+
+    ``kl`` is the KL at each position; the mass of all fresh ids there is 1 - exp(-KL). ``shares`` gives ``(id, mean mass, largest
+    mass)`` of the fresh ids that take most.
+    """
 
     positions: int
     kl_mean: float
@@ -46,6 +53,8 @@ class Distribution:
     bound_kind: str
     #: How far the worst position is above its own bound; 0 or less when it holds.
     excess: float
+    kl: tuple[float, ...] = ()
+    shares: tuple[tuple[int, float, float], ...] = ()
 
 
 class Capture:
@@ -121,8 +130,19 @@ def measure(
     excess = float((kl - bound).max()) if bound is not None else 0.0
     return Distribution(
         len(kl), float(kl.mean()), float(kl.max()), float((ratio / (1 + ratio)).max()),
-        float(bound.max()) if bound is not None else None, kind, excess,
+        float(bound.max()) if bound is not None else None, kind, excess, tuple(kl.tolist()), _shares(z, fresh),
     )  # fmt: skip
+
+
+def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
+    """The fresh ids of the largest mean mass, at most SHARES of them. *Shape:* ``z`` ``(n, new_rows)``."""
+    import torch
+
+    mass = torch.exp(z[:, fresh] - torch.logsumexp(z, 1, keepdim=True))
+    mean, largest = mass.mean(0), mass.max(0).values
+    order = mean.argsort(descending=True, stable=True)[:SHARES]
+    columns = (fresh[order].tolist(), mean[order].tolist(), largest[order].tolist())
+    return tuple(zip(*columns, strict=True))
 
 
 def _bound(

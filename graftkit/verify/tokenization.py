@@ -64,6 +64,10 @@ class TokenizationReport:
         """Whether every check held."""
         return not self.failures
 
+    def figure(self) -> str:
+        """What was covered, in one line."""
+        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.covered.items())
+
 
 def check_tokenization(
     source: Path,

@@ -1,0 +1,50 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A measured number with ``digits`` significant digits; very large and very small ones as powers of ten."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if -4 < exponent < 6:
+        return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace("-", "−")
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPT)}".replace("-", "−", 1 if value < 0 else 0)
+
+
+def power(exponent: int) -> str:
+    """Ten to a whole power, as an axis shows it."""
+    return {0: "1", 1: "10", 2: "100"}.get(exponent, f"10{str(exponent).translate(_SUPERSCRIPT)}")
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{value:,.0f}"
+
+
+def short_count(value: float) -> str:
+    """A count in at most four characters: 8.4 M."""
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if value >= scale:
+            return f"{value / (1e3 if unit == 'k' else scale):.3g} {unit}"
+    return count(value)
+
+
+def shape(sizes: list[int] | None) -> str:
+    """A tensor's shape."""
+    return "–" if sizes is None else " × ".join(map(str, sizes)) or "scalar"
+
+
+def plural(value: int, word: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{count(value)} {word}{'' if value == 1 else 's'}"

@@ -1,0 +1,100 @@
+"""The whole page: one self-contained file, made from the report's JSON and from nothing else."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import InputRejected, printable
+from graftkit.report.page.foot import not_checked, provenance
+from graftkit.report.page.head import head
+from graftkit.report.page.markup import Markup, joined, tag
+from graftkit.report.page.sections import SECTIONS
+
+REPORT = "graft_report.json"
+PAGE = "graft_report.html"
+
+#: The two halves of a disc, for the button that turns the theme over.
+_DISC = '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="6.25"/><path d="M8 1.75a6.25 6.25 0 0 1 0 12.5z"/></svg>'
+
+
+def render_page(report: Mapping[str, Any]) -> str:
+    """Return the page as HTML.
+
+    It asks nothing of the network, and its content security policy forbids that too: only the script and the style whose
+    digests stand there may run.
+
+    Raises:
+        InputRejected: the mapping is no report of graftkit.
+    """
+    try:
+        sections = [section for render in SECTIONS.values() if (section := render(report)) is not None]
+        parts = [*sections, not_checked(report), provenance(report)]
+        body = joined(_bar(), tag("main", head(report), _contents(parts), *(part.html() for part in parts)))
+        title = f"{str(report['source']['name']).rpartition('/')[2]}, grafted"
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputRejected(
+            f"{REPORT}: is not a report of graftkit: {type(error).__name__} {printable(error)}"
+        ) from error
+    return f"<!doctype html>\n{tag('html', _head(title), tag('body', body), lang='en')}\n"
+
+
+def write_page(directory: Path) -> Path:
+    """Make the page in ``directory`` again from the report that lies there, and return its path.
+
+    Raises:
+        InputRejected: there is no report, or it cannot be read as one.
+    """
+    source = directory / REPORT
+    try:
+        report = json.loads(source.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputRejected(f"{printable(directory)}: has no {REPORT}; graftkit apply writes one") from error
+    except (ValueError, RecursionError) as error:
+        raise InputRejected(f"{printable(source)}: is not JSON: {printable(error)}") from error
+    text = render_page(report)
+    page = directory / PAGE
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+@functools.cache
+def _asset(name: str) -> Markup:
+    return Markup(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _head(title: str) -> Markup:
+    style, script = _asset("page.css"), _asset("page.js")
+    policy = f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", style),
+        tag("script", script),
+    )
+
+
+def _bar() -> Markup:
+    toggle = tag(
+        "button", Markup(_DISC), type="button", id="theme", aria_label="turn the theme over", title="light or dark"
+    )
+    return tag("div", tag("span", "graftkit report"), toggle, class_="bar")
+
+
+def _contents(parts: list[Any]) -> Markup:
+    links = [tag("a", part.key.replace("-", " "), href=f"#{part.key}") for part in parts]
+    return tag("nav", *links, aria_label="sections")

@@ -1,0 +1,73 @@
+"""What a report does not show: everything that was not run, not covered or not promised, with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def unchecked(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """``(what, why)`` for a report's JSON; the page, the terminal and the model card list the same."""
+    return [*_outputs(report), *_figures(report), *_always(report)]
+
+
+def _outputs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    outputs = report.get("outputs")
+    if outputs is None:
+        yield "Outputs", f"not compared: {report.get('outputs_not_compared') or 'no figures in the report'}"
+        return
+    for name, reason in (outputs.get("skipped") or {}).items():
+        yield f"Probe {name!r}", f"the source refuses it: {reason}"
+    if outputs.get("not_kept"):
+        yield f"{outputs['not_kept']} outputs", "left out of the comparison for want of memory"
+    cached = outputs.get("cached_decoding") or "covered"
+    if cached != "covered":
+        yield "Cached decoding", cached.removeprefix("not covered: ")
+    if outputs.get("ids_covered", 0) < outputs.get("ids", 0):
+        yield (
+            "Old token ids",
+            f"{outputs['ids_covered']:,} of {outputs['ids']:,} stood in a probe; the others were not run",
+        )
+
+
+def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    outputs = report.get("outputs") or {}
+    if not report.get("checked"):
+        yield "Checks", "the report has no table of them"
+    if outputs and not any("hidden_states" in item["name"] for item in outputs.get("comparisons") or ()):
+        yield "Difference by layer", "the forward gives no hidden states"
+    if not (report.get("checks") or {}).get("signal"):
+        yield "Signal before and after", "verify: {signal: true} measures it"
+    distribution = outputs.get("distribution")
+    if not distribution or not distribution.get("kl"):
+        yield "Next-token distribution", "no new ids in the outputs"
+    elif distribution.get("bound") is None:
+        yield "Bound on the KL", "no bound is known for the chosen initializers; the KL was measured only"
+    if not any("new_rows" in found for item in (report.get("figures") or {}).values() for found in _tables(item)):
+        yield "New rows against old rows", "no operation adds rows to a vocabulary"
+    if not report.get("tokenization"):
+        yield "Tokenization", "no operation changes the tokenizer; its files are the source's"
+    if not (report.get("changes") or {}).get("values"):
+        yield "Config and tokenizer", "no value changed"
+    if not report.get("ledger"):
+        yield "Tensors", "no tensor was written"
+
+
+def _tables(operation: Any) -> Iterator[Mapping[str, Any]]:
+    for found in operation.values() if isinstance(operation, Mapping) else ():
+        if isinstance(found, Mapping):
+            yield found
+
+
+def _always(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    outputs = report.get("outputs")
+    if outputs:
+        yield (
+            "Other hardware",
+            f"everything ran on a CPU in {outputs['dtype']}; kernels of a GPU may round in another order",
+        )
+        tokens = sum(outputs.get("probes", {}).values())
+        yield (
+            "Other inputs",
+            f"{tokens:,} tokens were run, and what equal bytes compute on others is inferred from them",
+        )
