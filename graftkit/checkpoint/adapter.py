@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.files import read_bounded, resolve_member
+from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
+from graftkit.errors import InputRejected, printable
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
 FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
+#: What peft would load instead of WEIGHTS: a pickle.
+PICKLE = "adapter_model.bin"
+
+_MAX_CONFIG_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,41 @@ def write_adapter(adapter: Adapter, directory: Path, progress: Callable[[int], N
     config = json.dumps(dict(adapter.config), indent=2, sort_keys=True, ensure_ascii=False)
     (directory / CONFIG).write_text(config, encoding="utf-8")
     write_tensors(adapter.tensors, directory / WEIGHTS, {"format": "pt"}, progress)
+
+
+def open_adapter(path: str) -> Adapter:
+    """Open the folder of a peft adapter: its config and the header of its weights are read, no weight.
+
+    Raises:
+        InputRejected: there is no such folder, a file is missing or malformed, the weights are a pickle, or a tensor
+            is not floating point; the file is named.
+        StorageFault: the file system failed.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise InputRejected(f"{printable(path)}: is not the folder of an adapter, which holds {CONFIG} and {WEIGHTS}")
+    try:
+        return _open(directory)
+    except InputRejected as error:
+        raise InputRejected(f"{printable(path)}: {error}") from error
+
+
+def _open(directory: Path) -> Adapter:
+    config = decode_json(read_bounded(directory, CONFIG, _MAX_CONFIG_BYTES), CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise InputRejected(f"{CONFIG}: is not an object that names its peft_type")
+    if not os.path.lexists(directory / WEIGHTS) and os.path.lexists(directory / PICKLE):
+        raise InputRejected(
+            f"{PICKLE}: is a pickle, which can run code when read; load the adapter with peft if you trust it, and"
+            f" save it again: save_pretrained writes {WEIGHTS}"
+        )
+    header = read_header(resolve_member(directory, WEIGHTS), shown=WEIGHTS)
+    if not header.tensors:
+        raise InputRejected(f"{WEIGHTS}: holds no tensors")
+    for name, tensor in header.tensors.items():
+        if tensor.dtype not in FLOATING:
+            raise InputRejected(f"{WEIGHTS}: tensor {printable(name)!r} is {tensor.dtype}, not floating point")
+    return Adapter(config, header.tensors)
 
 
 def adapter_digests(directory: Path) -> dict[str, str]:

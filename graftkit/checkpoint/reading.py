@@ -70,6 +70,21 @@ def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
             yield segment.produce()
 
 
+def read_tensor(tensor: LazyTensor) -> Any:
+    """A whole tensor in fresh memory, whatever its segments are: a torch tensor of its shape and dtype."""
+    import numpy as np
+    import torch
+
+    if isinstance(tensor, Stored):
+        raw = read_range(tensor.path, tensor.offset, tensor.nbytes)
+    else:
+        raw, position = np.empty(tensor.nbytes, np.uint8), 0
+        for piece in _pieces(tensor, CHUNK):
+            raw[position : position + piece.nbytes] = np.frombuffer(piece, np.uint8)
+            position += piece.nbytes
+    return torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(tensor.shape)
+
+
 def read_rows(tensor: Stored, axis: int, start: int, stop: int) -> Any:
     """Rows ``start..stop`` of a stored tensor along ``axis`` (all dimensions before it are 1).
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from graftkit.operations.base import Context, Operation, Outcome, Written
 from graftkit.operations.extend_vocab import extend_vocab
+from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
 }

@@ -6,6 +6,7 @@
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.extend_vocab import ChatTemplateFile, ExtendVocab, TokenSpec
 from graftkit.recipe.load import load_recipe, parse_recipe
+from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.operations import Operation
 from graftkit.recipe.recipe import Recipe, VerifyOptions
 from graftkit.recipe.reinit import Reinit
@@ -22,6 +23,7 @@ __all__ = [
     "ExtendVocab",
     "Mean",
     "MeanCov",
+    "MergeAdapter",
     "Normal",
     "Operation",
     "Recipe",

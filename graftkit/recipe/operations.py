@@ -8,7 +8,8 @@ from typing import Annotated
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
+from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 
-Operation = Annotated[ExtendVocab | Reinit | ReplaceHead, OneOf("op", "operation")]
+Operation = Annotated[ExtendVocab | MergeAdapter | Reinit | ReplaceHead, OneOf("op", "operation")]

@@ -70,7 +70,26 @@ def run_source(
     old = old.backbone() if backbone else old
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
-    probes, budget, live, rows = plan_probes(old.model, source, vocabulary, seed, tokens)
+    return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
+
+
+def run_loaded(
+    old: Loaded,
+    directory: Path,
+    vocabulary: VocabularyChange | None,
+    seed: int,
+    tokens: int | None,
+    seconds: dict[str, float],
+    step: Step,
+    *,
+    backbone: bool = False,
+) -> Reference:
+    """Run a loaded model on its probes, with texts of the tokenizer in ``directory`` where there is one.
+
+    Raises:
+        VerificationFailed: the forward needs inputs that cannot be made.
+    """
+    probes, budget, live, rows = plan_probes(old.model, directory, vocabulary, seed, tokens)
     with timed(seconds, "run source"):
         return _collect(old, probes, budget, live, rows, step, backbone=backbone)
 

@@ -1,0 +1,131 @@
+"""The arithmetic of an adapter: its edits applied to one weight at a time, when the weight is written.
+
+In float32 and float64 the expressions, and so the bits, are those of peft's ``merge``. In half precision the sum is formed in
+float32 and rounded once; peft rounds the product of embeddings and experts beforehand.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.architecture.fused import Slice
+from graftkit.checkpoint.reading import read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import Computed, LazyTensor, Stored, patch_rows
+
+#: How many weights are computed at a time: the threads that write and check would otherwise hold one each.
+AT_ONCE = threading.BoundedSemaphore(2)
+
+#: Elements that are widened to float32 at a time, so that they stay in the caches.
+WIDENED = 1 << 19
+
+
+def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None) -> LazyTensor:
+    """``base`` with ``edits`` applied in their order, in its own dtype; ``part`` says what of the edited weight it is."""
+    rows = edits[0]
+    if len(edits) == 1 and isinstance(rows, TokenRows) and isinstance(base, Stored):
+        return _with_rows(base, rows)
+    return Computed(base.dtype, base.shape, lambda: _produce(base, edits, part))
+
+
+def as_bytes(tensor: Any) -> memoryview:
+    """The bytes of a torch tensor of any dtype."""
+    import torch
+
+    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _with_rows(base: Stored, edit: TokenRows) -> LazyTensor:
+    order = sorted(range(len(edit.rows)), key=edit.rows.__getitem__)
+
+    def produce() -> memoryview:
+        return as_bytes(read_tensor(edit.values)[order].to(torch_dtype(base.dtype)))
+
+    return patch_rows(base, axis=0, rows=tuple(sorted(edit.rows)), size=base.shape[0], produce=produce)
+
+
+def _produce(base: LazyTensor, edits: Iterable[Edit], part: Slice | None) -> memoryview:
+    import torch
+
+    with AT_ONCE, torch.inference_mode():
+        weight = None
+        for edit in edits:
+            if isinstance(edit, Replaced):
+                weight = read_tensor(edit.values).to(torch_dtype(base.dtype))
+                continue
+            weight = read_tensor(base) if weight is None else weight
+            weight = _apply(weight, edit, part)
+        return as_bytes(weight)
+
+
+def _apply(weight: Any, edit: Edit, part: Slice | None) -> Any:
+    import torch
+
+    match edit:
+        case TokenRows():
+            return weight.index_copy(0, torch.tensor(edit.rows), read_tensor(edit.values).to(weight.dtype))
+        case BiasShift():
+            weight += _wide(edit.values, weight) * edit.scaling
+            return weight
+        case Factors(magnitude=None) if edit.layout in {"linear", "transposed"}:
+            return _fold(weight, _wide(edit.a, weight), _wide(edit.b, weight), edit)
+        case Factors(magnitude=None):
+            return _fold_experts(weight, edit, part)
+        case Factors():
+            return _fold_dora(weight, edit)
+    raise TypeError(type(edit).__name__)
+
+
+def _wide(tensor: LazyTensor, weight: Any) -> Any:
+    """A factor in the dtype that the sum is formed in: float32, or float64 for a float64 weight."""
+    import torch
+
+    return read_tensor(tensor).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+
+
+def _product(a: Any, b: Any, *, transposed: bool) -> Any:
+    product = b @ a
+    return product.T if transposed else product
+
+
+def _fold(weight: Any, a: Any, b: Any, edit: Factors) -> Any:
+    """``weight`` ``(out, in)``, or ``(in, out)`` where transposed, plus ``scaling·b·a``, in place."""
+    transposed = edit.layout.endswith("transposed")
+    if weight.dtype == a.dtype:
+        weight += _product(a, b, transposed=transposed).mul_(edit.scaling)
+        return weight
+    step = max(WIDENED // weight.shape[1], 1)
+    for start in range(0, weight.shape[0], step):
+        rows = slice(start, start + step)
+        left, right = (a[:, rows], b) if transposed else (a, b[rows])
+        weight[rows] += _product(left, right, transposed=transposed).mul_(edit.scaling)
+    return weight
+
+
+def _fold_experts(weight: Any, edit: Factors, part: Slice | None) -> Any:
+    """All experts of ``weight`` ``(experts, ., .)``, or the slice of one expert that ``weight`` is."""
+    a, b = _wide(edit.a, weight), _wide(edit.b, weight)
+    a = a.reshape(edit.experts, -1, a.shape[-1])
+    b = b.reshape(b.shape[0], -1, edit.experts)
+    if part is None:
+        for expert in range(edit.experts):
+            _fold(weight[expert], a[expert], b[..., expert], edit)
+        return weight
+    product = _product(a[part.expert], b[..., part.expert], transposed=edit.layout.endswith("transposed"))
+    weight += product.narrow(part.axis, part.start, weight.shape[part.axis]).mul_(edit.scaling)
+    return weight
+
+
+def _fold_dora(weight: Any, edit: Factors) -> Any:
+    import torch
+
+    if edit.magnitude is None:
+        raise ValueError("DoRA has a magnitude")
+    transposed = edit.layout == "transposed"
+    delta = _product(_wide(edit.a, weight), _wide(edit.b, weight), transposed=transposed).mul_(edit.scaling)
+    total = weight + delta
+    norm = torch.linalg.norm(total.T if transposed else total, dim=1)
+    factor = _wide(edit.magnitude, weight) / norm
+    return (factor.view(1, -1) if transposed else factor.view(-1, 1)).mul(total).to(weight.dtype)

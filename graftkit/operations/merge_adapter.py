@@ -1,0 +1,162 @@
+"""merge_adapter: a LoRA adapter, with its head and token rows, folded into the base one matrix at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.adapted import find_edits
+from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.architecture.fused import slices
+from graftkit.architecture.skeleton import Skeleton, build_skeleton
+from graftkit.architecture.tying import tied_group, untied
+from graftkit.architecture.vocabulary import Structure, account
+from graftkit.checkpoint.adapter import adapter_digests, open_adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.errors import InputRejected, printable
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.low_rank import edited
+from graftkit.recipe import MergeAdapter
+from graftkit.verify.adapted import compare_with_adapted
+from graftkit.verify.forward import few
+from graftkit.verify.promises import Promise, PromiseClass, Scope
+
+Edits = dict[str, tuple[Edit, ...]]
+
+
+def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Return the base with the adapter folded in. A target on one side of a tied pair unties it by copy.
+
+    Raises:
+        InputRejected: base and adapter do not fit, or what the adapter does cannot be folded into a weight.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise InputRejected(
+            f"{checkpoint.name}: config.json has a quantization_config; merge into the plain weights it was made from"
+        )
+    adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
+    structure = account(checkpoint)
+    found = find_edits(build_skeleton(checkpoint.config), adapter, shown)
+    by_weight: Edits = {}
+    for edit in sorted(found, key=_order):
+        by_weight[edit.weight] = (*by_weight.get(edit.weight, ()), edit)
+    unknown = sorted(by_weight.keys() - structure.skeleton.shapes.keys())
+    if unknown:
+        raise InputRejected(f"{shown}: {structure.skeleton.architecture} has no weight {printable(unknown[0])!r}")
+    result, copied = _untie(checkpoint, structure, by_weight)
+    result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
+    folder = Path(spec.adapter).expanduser().resolve()
+    base = None if checkpoint is context.source else checkpoint
+    return Outcome(
+        result,
+        _promise(),
+        tuple(_notes(found, copied)),
+        scope=Scope.NOTHING,
+        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, seed=at.seed),),
+        figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
+    )
+
+
+def _order(edit: Edit) -> int:
+    """A weight is replaced first, then what lies on top of it is folded in, and rows of tokens win over both."""
+    return (Replaced, Factors, BiasShift, TokenRows).index(type(edit))
+
+
+def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tuple[Checkpoint, dict[str, str]]:
+    """Spread edits over tied weights; where they change one side only, store a copy of its own for each side.
+
+    Returns the checkpoint with those copies, and their names on disk by name in memory. ``by_weight`` is completed.
+    """
+    copied: dict[str, str] = {}
+    disk = _disk_names(structure)
+    for name in list(by_weight):
+        group = tied_group(name, checkpoint, structure)
+        if len(group) == 1:
+            continue
+        shared = tuple(e for m in sorted(group) for e in by_weight.get(m, ()) if isinstance(e, Replaced) and e.shared)
+        own = {m: tuple(e for e in by_weight.get(m, ()) if e not in shared) for m in group}
+        for member in group:
+            by_weight[member] = (*shared[:1], *own[member])
+        if len({_unnamed(edits) for edits in own.values()}) == 1:
+            continue
+        config, skeleton = untied(checkpoint.config, group)
+        checkpoint = checkpoint.with_documents({"config.json": config})
+        stored = next(disk[member][0] for member in sorted(group) if member in disk)
+        for member in sorted(group - disk.keys()):
+            _check_name(skeleton, member)
+            copied[member] = member
+            shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
+            checkpoint = checkpoint.with_tensors({member: checkpoint.tensors[stored]}, shard=shard)
+    return checkpoint, copied
+
+
+def _unnamed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    return tuple(dataclasses.replace(edit, weight="") for edit in edits)
+
+
+def _check_name(skeleton: Skeleton, name: str) -> None:
+    if skeleton.memory_names([name])[name][0] != name:
+        raise InputRejected(
+            f"the adapter changes only one side of tied weights, and {printable(name)!r} is stored under another name;"
+            " save the base once with a current transformers"
+        )
+
+
+def _disk_names(structure: Structure) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for stored, (name, _) in structure.memory.items():
+        if stored not in structure.others:
+            names.setdefault(name, []).append(stored)
+    return names
+
+
+def _merged(
+    checkpoint: Checkpoint, structure: Structure, by_weight: Edits, copied: Mapping[str, str]
+) -> Iterator[tuple[str, LazyTensor]]:
+    disk = _disk_names(structure) | {name: [stored] for name, stored in copied.items()}
+    for name, edits in by_weight.items():
+        if not edits:
+            continue
+        stored = disk.get(name, [])
+        fused = any(structure.memory[n][1] for n in stored if n in structure.memory)
+        if fused and not all(isinstance(edit, Factors) for edit in edits):
+            raise InputRejected(
+                f"{printable(name)}: is fused on loading, and the adapter replaces it; merge it with peft"
+            )
+        parts = slices(structure.skeleton, name, stored, checkpoint.tensors) if fused else {}
+        for one in stored:
+            base = checkpoint.tensors[one]
+            if base.dtype not in FLOATING:
+                raise InputRejected(
+                    f"tensor {printable(one)!r} is {base.dtype}; only floating point can be merged into"
+                )
+            yield one, edited(base, edits, parts.get(one))
+
+
+def _promise() -> Promise:
+    return Promise(
+        PromiseClass.ROUNDED,
+        "all outputs, compared with the base and the adapter as peft loads them",
+        "sequences of token ids",
+        ("each merged weight is rounded once to its stored dtype",),
+    )
+
+
+def _notes(edits: tuple[Edit, ...], copied: Mapping[str, Any]) -> Iterator[str]:
+    factors = [edit for edit in edits if isinstance(edit, Factors)]
+    if factors:
+        ranks = sorted({edit.rank for edit in factors})
+        shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+        dora = ", with magnitudes (DoRA)" if any(edit.magnitude is not None for edit in factors) else ""
+        yield f"{len(factors)} weights get a product of rank {shown} folded in{dora}"
+    whole = [edit.weight for edit in edits if isinstance(edit, Replaced)]
+    if whole:
+        yield f"{len(whole)} tensors are the adapter's: {few(whole)}"
+    for edit in edits:
+        if isinstance(edit, TokenRows):
+            yield f"{len(edit.rows)} rows of {printable(edit.weight)} are the adapter's"
+    for name in copied:
+        yield f"{printable(name)} was tied and gets a copy of its own: the adapter changes one side only"

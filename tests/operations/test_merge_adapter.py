@@ -1,0 +1,209 @@
+"""merge_adapter beside peft's own merge, on small bases of several families."""
+
+import json
+import shutil
+
+import pytest
+from support.adapters import edit_adapter, load_adapted, make_adapter, merged_by_peft
+
+from graftkit import engine
+from graftkit.errors import InputRejected, VerificationFailed
+
+CAUSAL = "CAUSAL_LM"
+LLAMA, GPT2, MIXTRAL = "LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"
+CONV1D = {"fan_in_fan_out": True, "task_type": CAUSAL}
+EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"], "task_type": CAUSAL}
+
+#: Class, keywords of the base, and the adapter's config.
+FAMILIES = {
+    "llama, rsLoRA, patterns": (LLAMA, {}, {"target_modules": "all-linear", "task_type": CAUSAL, "use_rslora": True,
+                                            "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"k_proj": 3}}),
+    "llama, DoRA, embedding": (LLAMA, {}, {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True}),
+    "llama, token rows of both tables": (LLAMA, {}, {"target_modules": ["q_proj"], "trainable_token_indices":
+                                                     {"embed_tokens": [7, 3, 300], "lm_head": [5]}}),
+    "llama, whole tables": (LLAMA, {}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]}),
+    "tied llama, token rows": (LLAMA, {"tie": True}, {"target_modules": ["q_proj"], "trainable_token_indices": [9, 2]}),
+    "tied llama, own head": (LLAMA, {"tie": True}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "gpt2, Conv1D, biases": (GPT2, {}, {"target_modules": ["c_attn", "c_proj"], "lora_bias": True, **CONV1D}),
+    "gpt2, Conv1D, DoRA": (GPT2, {}, {"target_modules": ["c_fc"], "use_dora": True, **CONV1D}),
+    "gpt2, trained biases": (GPT2, {}, {"target_modules": ["c_attn"], "bias": "all", **CONV1D}),
+    "bert, head": ("BertForSequenceClassification", {}, {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
+    "t5": ("T5ForConditionalGeneration", {}, {"target_modules": ["q", "wo"], "task_type": "SEQ_2_SEQ_LM"}),
+    "mixtral, experts": (MIXTRAL, {}, EXPERTS),
+    "gpt-oss, transposed experts": ("GptOssForCausalLM", {}, EXPERTS),
+}  # fmt: skip
+
+
+def merge(base, adapter, output, **recipe):
+    operation = {"op": "merge_adapter", "adapter": str(adapter)}
+    return engine.apply(
+        {"version": 1, "base_model": str(base), "operations": [operation], "output": str(output), **recipe}
+    )
+
+
+def state(directory, class_name):
+    import transformers
+
+    model, info = getattr(transformers, class_name).from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    return model.state_dict()
+
+
+SLOW = ("llama, whole tables", "gpt2, Conv1D, DoRA", "t5", "tied llama, own head")
+
+
+@pytest.mark.parametrize(
+    ("class_name", "base", "config"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in FAMILIES.items()],
+)
+def test_fp32_equals_peft_to_the_last_bit(tmp_path, class_name, base, config):
+    source, adapter = make_adapter(tmp_path, class_name, **base, **config)
+    report = merge(source, adapter, tmp_path / "out")
+    wanted, found = merged_by_peft(source, adapter, class_name), state(tmp_path / "out", class_name)
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not wanted[name].equal(found[name])] == []
+    (check,) = report.checks
+    assert not check.skipped
+    assert max(output.ratio for output in check.outputs) < 2
+
+
+@pytest.mark.parametrize("config", [{"target_modules": ["q_proj", "embed_tokens"]}, EXPERTS], ids=["tables", "experts"])
+def test_bf16_is_rounded_once_and_never_worse_than_peft(tmp_path, config):
+    import torch
+
+    source, adapter = make_adapter(tmp_path, MIXTRAL, dtype="bfloat16", **config)
+    merge(source, adapter, tmp_path / "out")
+    by_peft, found = merged_by_peft(source, adapter, MIXTRAL), state(tmp_path / "out", MIXTRAL)
+    model = load_adapted(source, adapter, MIXTRAL).double()
+    exact = model.merge_and_unload().state_dict()
+    changed = [name for name in exact if not exact[name].to(torch.bfloat16).equal(state(source, MIXTRAL)[name])]
+    assert changed
+    better = 0
+    for name in changed:
+        ours, theirs = ((values[name].double() - exact[name]).norm() for values in (found, by_peft))
+        assert ours <= theirs
+        better += bool(ours < theirs)
+        assert (found[name] != exact[name].float().to(torch.bfloat16)).float().mean() < 1e-3
+    assert better
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_one_side_of_a_tied_pair_is_untied_and_compared_unmerged(tmp_path, target):
+    import torch
+    import transformers
+
+    source, adapter = make_adapter(tmp_path, LLAMA, tie=True, target_modules=["q_proj", target])
+    report = merge(source, adapter, tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    assert any("was tied" in note for note in report.plan.outcomes[0].notes)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        adapted = load_adapted(source, adapter, LLAMA)(ids).logits
+        by_peft = load_adapted(source, adapter, LLAMA).merge_and_unload()(ids).logits
+        merged = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    assert (merged - adapted).abs().max() < 1e-5
+    assert (by_peft - adapted).abs().max() > 1e-2
+
+
+def test_an_adapter_with_one_pair_for_each_expert_is_converted_as_peft_does(tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    source, adapter = make_adapter(tmp_path, MIXTRAL, target_modules=["q_proj"], task_type=CAUSAL)
+    base, torch_state = load_file(source / "model.safetensors"), {}
+    generator = torch.Generator().manual_seed(1)
+    experts = [name for name in base if ".experts." in name]
+    for name in experts:
+        out, wide = base[name].shape
+        key = "base_model.model." + name.removesuffix(".weight")
+        torch_state[f"{key}.lora_A.weight"] = torch.randn(4, wide, generator=generator)
+        torch_state[f"{key}.lora_B.weight"] = torch.randn(out, 4, generator=generator)
+    old = edit_adapter(
+        adapter, tmp_path / "old", lambda tensors: tensors | torch_state, target_modules=["q_proj", "w1", "w2", "w3"]
+    )
+    merge(source, old, tmp_path / "out")
+    wanted, found = merged_by_peft(source, old, MIXTRAL), state(tmp_path / "out", MIXTRAL)
+    assert all(wanted[name].equal(found[name]) for name in wanted)
+    name = experts[0]
+    a, b = (torch_state[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB")
+    written = load_file(tmp_path / "out/model.safetensors")[name]
+    assert torch.allclose(written, base[name] + 2 * b @ a, atol=1e-5)
+
+
+def test_an_adapter_trained_on_new_rows_merges_behind_extend_vocab(tmp_path):
+    from support.tiny import build
+
+    build(LLAMA, tmp_path / "base")
+    extend = {"op": "extend_vocab", "special_tokens": [f"<new{i}>" for i in range(12)]}
+    recipe = {"version": 1, "base_model": str(tmp_path / "base"), "operations": [extend]}
+    engine.apply(recipe | {"output": str(tmp_path / "extended")})
+    config = {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [330, 334], "lm_head": [334]}}
+    _, adapter = make_adapter(tmp_path, LLAMA, base=tmp_path / "extended", **config)
+    both = [extend, {"op": "merge_adapter", "adapter": str(adapter)}]
+    engine.apply(recipe | {"operations": both, "output": str(tmp_path / "out")})
+    wanted = merged_by_peft(tmp_path / "extended", adapter, LLAMA)
+    found = state(tmp_path / "out", LLAMA)
+    assert all(wanted[name].equal(found[name]) for name in wanted)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("llama")
+    return make_adapter(directory, LLAMA, target_modules=["q_proj", "down_proj"], task_type=CAUSAL)
+
+
+def drop(fragment):
+    return lambda tensors: {name: value for name, value in tensors.items() if fragment not in name}
+
+
+REFUSED = {
+    "missing tensor": ({"tensors": drop("1.mlp.down_proj.lora_B")}, "layers.1.mlp.down_proj.lora_B.weight' is missing"),
+    "left over": ({"target_modules": ["q_proj"]}, "has no place for tensor"),
+    "another rank": ({"r": 8}, "size mismatch"),
+    "no such target": ({"target_modules": ["c_attn"]}, "peft cannot put it on LlamaForCausalLM"),
+    "a field of another peft": ({"use_warp": True}, "'use_warp' is not a field"),
+    "pissa on the pristine base": ({"init_lora_weights": "pissa_niter_4"}, "makes peft change the base's weights"),
+    "another tuner": ({"peft_type": "IA3"}, "peft_type 'IA3' is not LORA"),
+    "routed variant": ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    "head that the base lacks": (
+        {"tensors": lambda t: t | {"base_model.model.score.weight": next(iter(t.values())).clone()}},
+        "replace_head goes before merge_adapter",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_does_not_fit_is_refused_by_name_before_anything_is_written(tmp_path, llama, change, message):
+    source, adapter = llama
+    changed = edit_adapter(adapter, tmp_path / "changed", **change)
+    with pytest.raises(InputRejected, match=message):
+        merge(source, changed, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pickle_and_missing_files_are_refused(tmp_path, llama):
+    source, adapter = llama
+    pickled = shutil.copytree(adapter, tmp_path / "pickled")
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    with pytest.raises(InputRejected, match="adapter_model.bin: is a pickle"):
+        merge(source, pickled, tmp_path / "out")
+    (pickled / "adapter_model.bin").unlink()
+    with pytest.raises(InputRejected, match="adapter_model.safetensors: is missing"):
+        merge(source, pickled, tmp_path / "out")
+    (pickled / "adapter_config.json").unlink()
+    with pytest.raises(InputRejected, match="adapter_config.json: is missing"):
+        merge(source, pickled, tmp_path / "out")
+    with pytest.raises(InputRejected, match="is not the folder of an adapter"):
+        merge(source, tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_value_that_is_not_finite_is_not_merged(tmp_path, llama):
+    source, adapter = llama
+
+    def poison(tensors):
+        tensors[next(iter(tensors))][0, 0] = float("nan")
+        return tensors
+
+    with pytest.raises(VerificationFailed, match="not finite"):
+        merge(source, edit_adapter(adapter, tmp_path / "nan", poison), tmp_path / "out")
