@@ -29,8 +29,8 @@ NAME = "default"
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
 
-#: A model whose weights in float64 are larger than this gives no reference in float64.
-MODEL_BYTES = 4 << 30
+#: Experts with adapters on them are held in float64 while the reference is made, up to this size.
+FUSED_BYTES = 4 << 30
 
 #: How far the error of a merged weight may exceed rounding to nearest, where the sum itself is formed in that dtype.
 SUMMED = 8.0
@@ -235,16 +235,23 @@ def _compare(name: str, exact: Any, before: Any, found: Any) -> WeightComparison
 
 
 def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, dict[str, Any]]:
-    """The outputs of every probe with all weights in float64; empty where that is too large or not possible."""
-    if 8 * model.num_parameters() > MODEL_BYTES:
-        skipped.append(f"outputs in float64: {model.num_parameters():,} parameters are too many")
+    """The outputs of every probe in true float64; empty where the class cannot be run so."""
+    from peft.tuners.lora.layer import ParamWrapper
+
+    from graftkit.verify.lens.float64 import float64
+
+    # peft registers what it adds to a parameter of experts as a parametrization, which must keep the parameter's dtype.
+    fused = [module for module in model.modules() if isinstance(module, ParamWrapper)]
+    size = sum(parameter.numel() for module in fused for parameter in module.parameters())
+    if 8 * size > FUSED_BYTES:
+        skipped.append(f"outputs in float64: adapted experts of {size:,} elements are too many to be held in float64")
         return {}
-    model.double()
-    if hasattr(model, "set_experts_implementation"):
-        model.set_experts_implementation("eager")  # fused kernels for experts take no float64
     try:
-        return {part.name: run(model, part, native.made) for part in native.parts}
-    except Exception as error:  # noqa: BLE001 - a class that casts to another dtype inside
+        for module in fused:
+            module.double()
+        with float64(model):
+            return {part.name: run(model, part, native.made) for part in native.parts}
+    except Exception as error:  # noqa: BLE001 - a class with kernels that know no float64
         skipped.append(f"outputs in float64: {one_line(error)}")
         return {}
 

@@ -82,7 +82,7 @@ class Float64(TorchFunctionMode):
             return args[0].to(CASTS[name])
         if name in GATHERS:
             return widened(func(*args, **kwargs))
-        if name == "linear" and _is_large(args[1]):
+        if name == "linear" and len(args) > 1 and _is_large(args[1]):
             return _linear_by_pieces(*(widened(a) for a in args[:1]), *args[1:], **kwargs)
         if _writes(name, kwargs) and args and _is_narrow(args[0]):
             return func(*args, **kwargs)  # into a tensor made outside of the mode, which keeps its dtype
