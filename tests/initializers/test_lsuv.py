@@ -83,10 +83,17 @@ def test_what_no_scale_can_mend_is_an_error():
         lsuv(deep(depth=2), torch.zeros(8, 64))
     with pytest.raises(ValueError, match="variance nan"):
         lsuv(deep(depth=2), torch.full((8, 64), float("nan")))
-    unused = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 8))
-    unused.forward = nn.Sequential.__getitem__(unused, 0)
-    with pytest.raises(ValueError, match="the forward does not reach 1"):
-        lsuv(unused, torch.randn(8, 64))
+
+    class Unused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.first(x)
+
+    with pytest.raises(ValueError, match="the forward does not reach second"):
+        lsuv(Unused(), torch.randn(8, 64))
 
 
 def test_a_layer_that_does_not_settle_is_an_error(batch):
