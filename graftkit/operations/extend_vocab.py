@@ -20,7 +20,7 @@ from graftkit.checkpoint.tokenizer import (
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.row_figures import row_figures
-from graftkit.operations.vocabulary_rows import NewRow, RowMaker
+from graftkit.operations.vocabulary_rows import NOT_STORED, NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verify.promises import Promise, PromiseClass
 from graftkit.verify.vocabulary import VocabularyChange
@@ -88,7 +88,7 @@ def _patched(
     for item in vocabulary.tensors:
         base = checkpoint.tensors[item.name]
         if not isinstance(base, Stored):
-            raise RecipeError("operations: only one extend_vocab in a recipe; put all tokens into it")
+            raise RecipeError(NOT_STORED)
         produce = maker.producer(item)
         yield item.name, patch_rows(base, axis=item.axis, rows=maker.ids, size=size, produce=produce)
 

@@ -11,16 +11,14 @@ from graftkit.architecture.layers import LayerList, layer_list
 from graftkit.architecture.parameters import is_parameter, own_values, text_value
 from graftkit.architecture.vocabulary import Structure, account, equal_bytes
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.initializers.fans import LINEAR
 from graftkit.initializers.making import STD, Surroundings
-from graftkit.initializers.mup import learning_rate_multiplier
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.fresh_tensors import FreshTensors, Target
-from graftkit.operations.learning_rates import FILE, with_multipliers
+from graftkit.operations.learning_rates import FILE, mup_multipliers, with_multipliers
 from graftkit.recipe.reinit import Reinit
-from graftkit.recipe.weight_schemes import Mup, WeightNormal
+from graftkit.recipe.weight_schemes import WeightNormal
 from graftkit.recipe.wording import did_you_mean, shown
 from graftkit.verify.promises import Promise, PromiseClass, Scope
 
@@ -50,10 +48,11 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     fresh = FreshTensors(scheme, around, (context.seed, context.place))
     readouts = structure.skeleton.weight_names(OUTPUT)
     changes = {t.disk: fresh.computed(t, checkpoint.tensors[t.disk], readout=t.name in readouts) for t in targets}
-    result = checkpoint.with_tensors(changes)
-    if isinstance(scheme, Mup):
-        result = with_multipliers(result, _multipliers(scheme, targets, changes, around))
-    promise = Promise(PromiseClass.INTENTIONAL, f"{len(targets)} tensors are made anew", "every input")
+    shapes = [(target.name, changes[target.disk].shape, target.layout) for target in targets]
+    multipliers = mup_multipliers(scheme, shapes, structure.skeleton)
+    result = with_multipliers(checkpoint.with_tensors(changes), multipliers)
+    many = f"{len(targets)} tensors are" if len(targets) > 1 else "one tensor is"
+    promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", "every input")
     notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, around, structure.skeleton))
     return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
 
@@ -178,20 +177,6 @@ def _surroundings(skeleton: sk.Skeleton) -> Surroundings:
         layers=layers if isinstance(layers, int) else None,
         width=width if isinstance(width, int) else None,
     )
-
-
-def _multipliers(
-    scheme: Mup, targets: list[Target], changes: Mapping[str, LazyTensor], around: Surroundings
-) -> dict[str, float]:
-    if around.width is None:
-        raise InputRejected("config.json names no hidden_size, which mup scales by")
-    ratio = around.width / scheme.base_width
-    return {
-        target.name: learning_rate_multiplier(changes[target.disk].shape, target.layout or LINEAR, width_ratio=ratio)
-        if target.layout is not None
-        else 1.0
-        for target in targets
-    }
 
 
 def _notes(

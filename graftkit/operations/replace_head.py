@@ -15,6 +15,7 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.head_documents import head_config, with_pad_token
 from graftkit.operations.head_values import HeadMaker
+from graftkit.operations.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadZeros
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
@@ -45,6 +46,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     kept = _lm_head(structure, head) if spec.keep_lm_head else ()
     result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
     result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
+    result = with_multipliers(result, head_multipliers(spec, head))
     maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place))
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()

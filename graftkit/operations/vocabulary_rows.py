@@ -18,6 +18,12 @@ from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.verify.vocabulary import KLPromise
 
+#: Rows are made from the source's rows, so nothing may have changed these before.
+NOT_STORED = (
+    "operations: extend_vocab: an earlier operation changes the embeddings; put all tokens into one extend_vocab,"
+    " before the others"
+)
+
 CONVEX = (Mean, SubwordMean, Describe, Copy)
 
 
@@ -151,7 +157,7 @@ class RowMaker:
         """
         tensor = self.checkpoint.tensors[item.name]
         if not isinstance(tensor, Stored):
-            raise RecipeError("operations: only one extend_vocab in a recipe; put all tokens into it")
+            raise RecipeError(NOT_STORED)
         return tensor
 
     def is_bias(self, item: VocabularyTensor) -> bool:
