@@ -176,8 +176,8 @@ def execute(
     progress: Progress | None = None,
 ) -> Report:
     """Write exactly ``planned``; see :func:`apply`."""
-    if device is not None and not planned.recipe.verify.lens:
-        raise RecipeError("--device: only the lens runs on it; add verify: {lens: true}")
+    if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
+        raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
         from graftkit.verify.lens.setting import device_of
 
@@ -282,24 +282,29 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
 
 
 def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
-    """Look through the lens, where the recipe asks for it and the source is what the result is to be compared with."""
-    if not planned.recipe.verify.lens or Scope.NOTHING in planned.scope:
+    """Look through the lens and at the signal, where the recipe asks and the source is what the result is compared with."""
+    wanted = planned.recipe.verify
+    if not (wanted.lens or wanted.signal) or Scope.NOTHING in planned.scope:
         return ()
     from graftkit.verify.lens.lens import compare_lens
+    from graftkit.verify.signal import compare_signal
 
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
-    found = compare_lens(
-        planned.source.directory,
-        staged if planned.writes_base else planned.source.directory,
-        vocabulary=vocabulary.change if vocabulary else None,
-        seed=planned.recipe.seed,
-        device=device,
-        scope=planned.scope,
-        adapter=staged / FOLDER if planned.adapter else None,
-        progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
-    )
-    _raise_first(found.failures)
-    return (found,)
+    found: list[CheckReport] = []
+    for compare in ([compare_lens] if wanted.lens else []) + ([compare_signal] if wanted.signal else []):
+        report = compare(
+            planned.source.directory,
+            staged if planned.writes_base else planned.source.directory,
+            vocabulary=vocabulary.change if vocabulary else None,
+            seed=planned.recipe.seed,
+            device=device,
+            scope=planned.scope,
+            adapter=staged / FOLDER if planned.adapter else None,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )
+        _raise_first(report.failures)
+        found.append(report)
+    return tuple(found)
 
 
 def _raise_first(failures: Sequence[str]) -> None:

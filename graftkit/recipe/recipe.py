@@ -29,6 +29,10 @@ class VerifyOptions(Spec):
             description="Compare in float64, module by module, and beside the noise of the own dtype; two models in memory."
         ),
     ] = False
+    signal: Annotated[
+        bool,
+        Field(description="Measure how the signal travels through the blocks, before and after; two models in memory."),
+    ] = False
 
 
 class Recipe(Spec):

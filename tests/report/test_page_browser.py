@@ -67,7 +67,8 @@ def output(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     source, place = build("llama", folder / "source"), folder / "out"
     operation = {"op": "extend_vocab", "tokens": ["coroutine"], "special_tokens": TOKENS}
-    graftkit.apply({"version": 1, "base_model": str(source), "operations": [operation], "output": str(place)})
+    recipe = {"version": 1, "base_model": str(source), "operations": [operation], "output": str(place)}
+    graftkit.apply({**recipe, "verify": {"signal": True, "lens": True}})
     return place
 
 
@@ -94,7 +95,7 @@ def test_it_looks_right_in_both_themes_and_sizes(browser, full, size, dark, tmp_
     assert browser.run("document.documentElement.scrollWidth") == SIZES[size]
     assert browser.run(CONTRAST) == {}
     assert browser.run(STRAY) == []
-    assert browser.run("document.querySelectorAll('svg.plot').length") >= 4
+    assert browser.run("document.querySelectorAll('svg.plot').length") >= 10
     browser.screenshot(tmp_path / "page.png")
     assert darkness(tmp_path / "page.png") == dark
 

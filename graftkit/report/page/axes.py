@@ -14,13 +14,17 @@ TICKS = 6
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """Values ``low..high`` over the places ``start..end``; ``log`` in powers of ten, where what is not positive has no place."""
+    """Values ``low..high`` over the places ``start..end``.
+
+    ``log`` is in powers of ten, where what is not positive has no place; ``whole`` has ticks at whole numbers alone.
+    """
 
     low: float
     high: float
     start: float
     end: float
     log: bool = False
+    whole: bool = False
 
     def at(self, value: float) -> float:
         """The place of a value, never outside the axis."""
@@ -39,6 +43,7 @@ class Axis:
 
     def _steps(self) -> list[tuple[float, str]]:
         step = _round_step((self.high - self.low) / (TICKS - 1))
+        step = max(step, 1.0) if self.whole else step
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         digits = max(-math.floor(math.log10(step)), 0)
         return [(i * step, _label(i * step, digits)) for i in range(first, last + 1)]
@@ -68,7 +73,7 @@ def linear(values: Iterable[float], start: float, end: float, *, zero: bool = Fa
 
 def whole(last: int, start: float, end: float) -> Axis:
     """An axis of the whole numbers ``0..last``, for layers."""
-    return Axis(0, max(last, 1), start, end)
+    return Axis(0, max(last, 1), start, end, whole=True)
 
 
 def logarithmic(values: Iterable[float], start: float, end: float) -> Axis:

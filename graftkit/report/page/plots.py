@@ -26,31 +26,72 @@ class Series:
     values: Sequence[float | None]
 
 
-def figure(title: str, picture: Markup, caption: str = "", keys: Sequence[tuple[str, str]] = ()) -> Markup:
-    """A plot with its title above, its ``(class, label)`` keys beside that, and a caption below."""
-    legend = [tag("span", tag("i", class_=f"key {side}"), label) for side, label in keys]
-    head = tag("div", tag("h3", title), tag("div", *legend, class_="legend") if legend else None, class_="plot-head")
-    return tag("figure", head, picture, tag("figcaption", caption) if caption else None)
+def figure(title: object, picture: Markup, caption: str = "") -> Markup:
+    """A plot with its title above and a caption below."""
+    return tag("figure", tag("h3", title), picture, tag("figcaption", caption) if caption else None)
 
 
-def by_layer(series: Sequence[Series], *, log: bool = False, marked: Sequence[int] = (), unit: str = "") -> Markup:
-    """Lines over the layers. On a logarithmic axis a zero lies on the ground line; ``marked`` layers get a ring."""
-    values = [v for line in series for v in line.values if v is not None]
+def legend(keys: Sequence[tuple[str, str]]) -> Markup:
+    """What the colours mean: ``(class, label)``."""
+    return tag("p", *(tag("span", tag("i", class_=f"key {side}"), label) for side, label in keys), class_="legend")
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """What the source's own texts span at each layer."""
+
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
+def by_layer(
+    series: Sequence[Series],
+    *,
+    log: bool = False,
+    marked: Sequence[int] = (),
+    band: Band | None = None,
+    limits: Sequence[tuple[float, str]] = (),
+) -> Markup:
+    """Lines over the layers. On a logarithmic axis a zero lies on the ground line; ``marked`` layers get a ring.
+
+    A ``band`` is shaded; each of the ``limits`` is a dashed line across, with its name.
+    """
+    values = [v for line in series for v in line.values if v is not None] + [value for value, _ in limits]
+    values += [v for side in (band.low, band.high) for v in side if v is not None] if band else []
     y = logarithmic(values, BOTTOM - 14, TOP) if log else linear(values, BOTTOM, TOP)
     x = whole(max(len(line.values) for line in series) - 1, LEFT + 8, RIGHT - 8)
-    drawn = [part for line in series for part in _line(line, x, y, marked, unit)]
+    drawn = [_shade(band, x, y)] if band else []
+    drawn += [part for value, name in limits for part in _limit(value, name, y)]
+    drawn += [part for line in series for part in _line(line, x, y, marked)]
     ground = [tag("text", "0", x=LEFT - 8, y=BOTTOM + 4, text_anchor="end")] if log and 0 in values else []
     label = ", ".join(line.label for line in series)
     return _paper(f"{label} by layer", _grid(y), *ground, _bottom(x, "layer"), *drawn)
 
 
-def _line(line: Series, x: Axis, y: Axis, marked: Sequence[int], unit: str) -> list[Markup]:
+def _shade(band: Band, x: Axis, y: Axis) -> Markup:
+    places = [
+        (i, a, b) for i, (a, b) in enumerate(zip(band.low, band.high, strict=True)) if a is not None and b is not None
+    ]
+    there = [f"{x.at(i):.1f},{_height(y, b):.1f}" for i, _, b in places if b is not None]
+    back = [f"{x.at(i):.1f},{_height(y, a):.1f}" for i, a, _ in reversed(places) if a is not None]
+    return tag("polygon", points=" ".join(there + back), class_="band")
+
+
+def _limit(value: float, name: str, y: Axis) -> list[Markup]:
+    place = _height(y, value)
+    line = tag(
+        "line", tag("title", f"{name}: {number(value)}"), x1=LEFT, x2=RIGHT, y1=place, y2=place, class_="mark bound"
+    )
+    return [line, tag("text", name, x=RIGHT, y=place - 5, text_anchor="end", class_="word bound")]
+
+
+def _line(line: Series, x: Axis, y: Axis, marked: Sequence[int]) -> list[Markup]:
     places = [(i, x.at(i), _height(y, v), v) for i, v in enumerate(line.values) if v is not None and math.isfinite(v)]
     path = " ".join(f"{a:.1f},{b:.1f}" for _, a, b, _ in places)
     parts = [tag("polyline", points=path, class_=f"line {line.side}")]
     small = len(places) > 40
     for index, a, b, value in places:
-        note = tag("title", f"layer {index}, {line.label}: {number(value)}{unit}")
+        note = tag("title", f"layer {index}, {line.label}: {number(value)}")
         kind = f"dot {line.side}" + (" marked" if index in marked and line.side == AFTER else "")
         parts.append(tag("circle", note, cx=a, cy=b, r=1.8 if small and "marked" not in kind else 3.0, class_=kind))
     return parts
@@ -144,8 +185,6 @@ def _grid(y: Axis) -> Markup:
 def _bottom(x: Axis, name: str) -> Markup:
     parts = [tag("line", x1=min(x.start, LEFT), x2=RIGHT, y1=BOTTOM, y2=BOTTOM, class_="ground")]
     for value, label in x.ticks():
-        if name == "layer" and value != int(value):
-            continue
         parts.append(tag("text", label, x=x.at(value), y=BOTTOM + 16, text_anchor="middle"))
     middle = (x.start + x.end) / 2
     parts.append(tag("text", name, x=middle, y=BOTTOM + 32, text_anchor="middle", class_="name"))

@@ -36,7 +36,9 @@ class Section:
 Render = Callable[[Mapping[str, Any]], Section | None]
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], kind: str = "") -> Markup:
+def table(
+    columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], kind: str = "", shown: int = OPEN
+) -> Markup:
     """A table of ``(heading, class)`` columns; class ``n`` aligns numbers, ``m`` is monospaced. Long ones fold away.
 
     On a phone the rows of a table of the ``kind`` stack become blocks, each value behind its heading.
@@ -52,11 +54,11 @@ def table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[object]], 
         )
         for row in rows[:MOST]
     ]
-    first = tag("div", tag("table", head, tag("tbody", *made[:OPEN]), class_=kind or None), class_="scroll")
-    if len(made) <= OPEN:
+    first = tag("div", tag("table", head, tag("tbody", *made[:shown]), class_=kind or None), class_="scroll")
+    if len(made) <= shown:
         return first
-    rest = tag("div", tag("table", head, tag("tbody", *made[OPEN:]), class_=kind or None), class_="scroll")
-    more = f"{count(len(rows) - OPEN)} more"
+    rest = tag("div", tag("table", head, tag("tbody", *made[shown:]), class_=kind or None), class_="scroll")
+    more = f"{count(len(rows) - shown)} more"
     missing = (
         tag("p", f"{count(len(rows) - MOST)} more in graft_report.json", class_="note") if len(rows) > MOST else None
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftkit.report.page.markup import joined, tag
-from graftkit.report.page.section import Section, table
+from graftkit.report.page.section import MOST, Section, table
 
 #: Words of a result that ask for a second look.
 _DOUBT = ("not ", "failed", "outside")
@@ -20,7 +20,9 @@ def checks(report: Mapping[str, Any]) -> Section | None:
     shown = [(row["check"], _result(row["result"]), row["figure"]) for row in rows]
     failed = any(row["result"] == "failed" for row in rows)
     lead = "A check failed." if failed else "Everything that was looked at, in order. Nothing failed."
-    return Section("checks", "Checks", lead, table([("check", ""), ("result", ""), ("figure", "")], shown, "checks"))
+    return Section(
+        "checks", "Checks", lead, table([("check", ""), ("result", ""), ("figure", "")], shown, "checks", MOST)
+    )
 
 
 def _result(word: str) -> object:

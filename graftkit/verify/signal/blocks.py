@@ -1,0 +1,47 @@
+"""The stacks of blocks of a model, and which block of the result is which of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def stacks(model: Any) -> dict[str, list[Any]]:
+    """The outermost lists of modules that hold parameters, by name: the blocks of each stack in their order."""
+    import torch
+
+    lists = {
+        name: list(module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and any(True for _ in module.parameters())
+    }
+    return {n: found for n, found in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
+
+
+def counterparts(before: Sequence[Any], after: Sequence[Any]) -> list[int | None]:
+    """For each block of the result the index of the source's block that it is; None for a new one.
+
+    Stacks of the same length match place by place. Otherwise a block is one of the source's, taken in their order, when
+    its parameters look the same.
+    """
+    if len(before) == len(after):
+        return list(range(len(after)))
+    marks = [_mark(block) for block in before]
+    found: list[int | None] = []
+    start = 0
+    for block in after:
+        mark = _mark(block)
+        place = next((i for i in range(start, len(marks)) if marks[i] == mark), None)
+        found.append(place)
+        start = start if place is None else place + 1
+    return found
+
+
+def _mark(block: Any) -> tuple[Any, ...]:
+    """Name, shape and the sum of the first and the last row of each parameter, in float64."""
+    return tuple(
+        (name, tuple(p.shape), float(p.detach()[0].double().sum()), float(p.detach()[-1].double().sum()))
+        if p.ndim and p.numel()
+        else (name, tuple(p.shape))
+        for name, p in block.named_parameters()
+    )

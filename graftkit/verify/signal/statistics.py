@@ -1,0 +1,35 @@
+"""Figures of the residual stream, of one sequence at a time. *Shapes:* ``(tokens, width)``, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def rms(values: Any) -> float:
+    """Root mean square of all entries."""
+    return float(values.square().mean().sqrt())
+
+
+def kurtosis(values: Any) -> float:
+    """The fourth central moment over the squared second: 3 for a normal distribution, more where few entries stand out."""
+    centred = values - values.mean()
+    variance = centred.square().mean()
+    return float(centred.pow(4).mean() / variance.square()) if variance > 0 else 0.0
+
+
+def token_cosine(values: Any) -> float:
+    """The mean cosine between two different tokens: 1 where all tokens have become the same direction."""
+    import torch
+
+    units = torch.nn.functional.normalize(values, dim=1)
+    count = len(units)
+    if count < 2:
+        return 1.0
+    return float((units.sum(0).square().sum() - units.square().sum()) / (count * (count - 1)))
+
+
+def entropy(weights: Any) -> float:
+    """Mean entropy in nats of rows of attention weights. *Shape:* ``(heads, queries, keys)``."""
+    import torch
+
+    return float(torch.special.entr(weights).sum(-1).mean())
