@@ -7,12 +7,14 @@ from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
+from graftkit.operations.resize_adapter import resize_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
+    "resize_adapter": resize_adapter,
 }
 
 __all__ = ["IMPLEMENTATIONS", "Context", "Operation", "Outcome", "Written"]

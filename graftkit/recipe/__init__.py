@@ -11,6 +11,7 @@ from graftkit.recipe.operations import Operation
 from graftkit.recipe.recipe import Recipe, VerifyOptions
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
+from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "Reinit",
     "ReplaceHead",
+    "ResizeAdapter",
     "Scheme",
     "Spec",
     "SubwordMean",

@@ -11,5 +11,6 @@ from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
+from graftkit.recipe.resize_adapter import ResizeAdapter
 
-Operation = Annotated[ExtendVocab | MergeAdapter | Reinit | ReplaceHead, OneOf("op", "operation")]
+Operation = Annotated[ExtendVocab | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter, OneOf("op", "operation")]

@@ -117,14 +117,24 @@ def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> 
     Raises:
         VerificationFailed: base or adapter do not load.
     """
+    loaded = load(source) if base is None else _assembled(base)
+    return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
+
+
+def adapt(model: Any, folder: Path) -> Any:
+    """The peft model of ``model`` and the adapter of ``folder``.
+
+    Raises:
+        VerificationFailed: peft does not load it.
+    """
     from peft import PeftModel
 
-    loaded = load(source) if base is None else _assembled(base)
     try:
-        adapted = PeftModel.from_pretrained(loaded.model, str(folder), adapter_name=NAME)
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=NAME)
     except Exception as error:  # peft raises whatever it runs into
-        raise VerificationFailed(f"adapter: peft does not load it on {source.name}: {one_line(error)}") from error
-    return dataclasses.replace(loaded, model=adapted.get_base_model().eval())
+        raise VerificationFailed(
+            f"adapter: peft does not load it on {type(model).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _assembled(base: Checkpoint) -> Loaded:

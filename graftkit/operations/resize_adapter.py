@@ -1,0 +1,162 @@
+"""resize_adapter: a LoRA adapter with another rank for every weight, and the same scaling."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.adapted import find_edits
+from graftkit.architecture.edits import Factors
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.initializers.seeding import generator_for
+from graftkit.operations.adapter_base import base_fields
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.factoring import pad, truncate
+from graftkit.operations.low_rank import as_bytes
+from graftkit.recipe import ResizeAdapter
+from graftkit.verify.promises import Promise, PromiseClass
+from graftkit.verify.resized import compare_resized
+
+
+def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Return the adapter with rank ``spec.r`` everywhere; the base is left as it is.
+
+    Raises:
+        InputRejected: base and adapter do not fit, or peft converts the adapter when it loads it.
+        RecipeError: every weight has that rank already.
+    """
+    adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
+    edits = find_edits(build_skeleton(checkpoint.config), adapter, shown)
+    pairs = [edit for edit in edits if isinstance(edit, Factors)]
+    names = {id(tensor): name for name, tensor in adapter.tensors.items()}
+    if any(id(pair.a) not in names for pair in pairs):
+        raise InputRejected(f"{shown}: peft converts it when it loads it; load and save it once with peft")
+    ranks = Counter(pair.rank for pair in pairs)
+    if ranks.keys() <= {spec.r}:
+        raise RecipeError(
+            f"operations.{context.place}: resize_adapter: r: every weight of the adapter has rank {spec.r} already"
+        )
+    resizer = Resizer(spec.r, (context.seed, context.place))
+    tensors: dict[str, LazyTensor] = dict(adapter.tensors)
+    for pair in pairs:
+        if pair.rank != spec.r:
+            tensors[names[id(pair.a)]], tensors[names[id(pair.b)]] = resizer.resized(pair)
+    config = {**adapter.config, **_fields(pairs, spec.r, adapter.config), **base_fields(checkpoint, context)}
+    resized = Adapter(config, tensors)
+    _check_scaling(pairs, find_edits(build_skeleton(checkpoint.config), resized, shown), shown)
+    folder = Path(spec.adapter).expanduser().resolve()
+    shrinks = max(ranks) > spec.r
+    return Outcome(
+        checkpoint,
+        _promise(shrinks=shrinks),
+        tuple(_notes(ranks, spec.r)),
+        adapter=resized,
+        checks=(lambda at: compare_resized(at.base, folder, at.adapter or folder, seed=at.seed),),
+        figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder), "lost_energy": dict(resizer.lost)},
+    )
+
+
+@dataclass
+class Resizer:
+    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight."""
+
+    rank: int
+    seed: tuple[int, int]
+    lost: dict[str, float] = field(default_factory=dict)
+    _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def resized(self, pair: Factors) -> tuple[LazyTensor, LazyTensor]:
+        """Lazy factors of the new rank in the dtypes of the old ones."""
+        a = (self.rank * pair.experts, pair.a.shape[1])
+        b = (pair.b.shape[0], self.rank * pair.experts)
+        return (
+            Computed(pair.a.dtype, a, self._producer(pair, 0, pair.a.dtype)),
+            Computed(pair.b.dtype, b, self._producer(pair, 1, pair.b.dtype)),
+        )
+
+    def _producer(self, pair: Factors, side: int, tag: str) -> Callable[[], memoryview]:
+        def produce() -> memoryview:
+            with self._lock:
+                if pair.weight not in self._held:
+                    self._held.clear()
+                    self._held[pair.weight] = self._make(pair)
+                return as_bytes(self._held[pair.weight][side].to(torch_dtype(tag)))
+
+        return produce
+
+    def _make(self, pair: Factors) -> tuple[Any, Any]:
+        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them."""
+        import torch
+
+        generator = generator_for(*self.seed, pair.weight)
+        a = read_tensor(pair.a).double().reshape(pair.experts, pair.rank, -1)
+        b = read_tensor(pair.b).double().reshape(-1, pair.rank, pair.experts)
+        made, losses = [], []
+        for expert in range(pair.experts):
+            one, lost = (a[expert], b[..., expert]), 0.0
+            if self.rank < pair.rank:
+                *shorter, lost = truncate(*one, self.rank)
+                one = (shorter[0], shorter[1])
+            if one[0].shape[0] < self.rank:
+                one = pad(*one, self.rank, generator)
+            made.append(one)
+            losses.append(lost)
+        if self.rank < pair.rank:
+            self.lost[pair.weight] = max(losses)
+        return torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+
+
+def _fields(pairs: list[Factors], rank: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rank for all, and the alphas that leave every scaling as it is: the most common for all, others by module."""
+    divisor = math.sqrt(rank) if config.get("use_rslora") else rank
+    alphas = {pair.weight: _alpha(pair.scaling, divisor) for pair in pairs}
+    common = Counter(alphas.values()).most_common(1)[0][0]
+    pattern = {weight.removesuffix(".weight"): alpha for weight, alpha in alphas.items() if alpha != common}
+    return {"r": rank, "rank_pattern": {}, "lora_alpha": common, "alpha_pattern": pattern}
+
+
+def _alpha(scaling: float, divisor: float) -> float:
+    """The alpha with ``alpha / divisor == scaling`` to the last bit, where there is one; an integer where it is whole."""
+    alpha = scaling * divisor
+    near = (round(alpha), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0.0))
+    return next((value for value in near if value / divisor == scaling), alpha)
+
+
+def _check_scaling(before: list[Factors], edits: tuple[Any, ...], shown: str) -> None:
+    after = {edit.weight: edit.scaling for edit in edits if isinstance(edit, Factors)}
+    for pair in before:
+        if not math.isclose(after[pair.weight], pair.scaling, rel_tol=1e-15):
+            raise InputRejected(
+                f"{shown}: {printable(pair.weight)}: alpha_pattern cannot keep its scaling {pair.scaling:g} at the new rank"
+            )
+
+
+def _promise(*, shrinks: bool) -> Promise:
+    domain = "sequences of token ids, with the adapter loaded by peft"
+    if shrinks:
+        return Promise(PromiseClass.ROUNDED, "the product of every weight, to the best of the new rank", domain)
+    return Promise(
+        PromiseClass.BITWISE,
+        "the product of every weight, and all outputs",
+        domain,
+        ("a kernel may sum in another order when the rank changed: then within rounding",),
+    )
+
+
+def _notes(ranks: Counter[int], rank: int) -> Iterator[str]:
+    for old, count in sorted(ranks.items()):
+        if old < rank:
+            yield f"{count} weights grow from rank {old} to {rank}: new rows of A as peft draws them, new columns of B zero"
+        elif old > rank:
+            yield f"{count} weights shrink from rank {old} to {rank}: the nearest product, by singular values"

@@ -1,0 +1,114 @@
+"""resize_adapter: larger ranks leave every product as it was, smaller ones lose what they must and no more."""
+
+import json
+import shutil
+
+import pytest
+from support.adapters import edit_adapter, load_adapted, make_adapter
+
+from graftkit import engine
+from graftkit.errors import RecipeError
+from graftkit.verify.resized import compare_resized
+
+LLAMA = "LlamaForCausalLM"
+CONFIGS = {
+    "llama, rsLoRA, patterns": (LLAMA, {"target_modules": "all-linear", "task_type": "CAUSAL_LM", "use_rslora": True,
+                                        "rank_pattern": {"q_proj": 6}, "alpha_pattern": {"k_proj": 3}}),
+    "llama, embedding, DoRA, head": (LLAMA, {"target_modules": ["v_proj", "embed_tokens"], "use_dora": True,
+                                             "modules_to_save": ["lm_head"]}),
+    "mixtral, experts": ("MixtralForCausalLM", {"target_modules": ["q_proj"],
+                                                "target_parameters": ["gate_up_proj", "down_proj"]}),
+}  # fmt: skip
+
+
+def resize(base, adapter, rank, output):
+    operation = {"op": "resize_adapter", "adapter": str(adapter), "r": rank}
+    return engine.apply({"version": 1, "base_model": str(base), "operations": [operation], "output": str(output)})
+
+
+@pytest.mark.parametrize(("class_name", "config"), CONFIGS.values(), ids=CONFIGS)
+def test_a_larger_rank_keeps_every_product(tmp_path, class_name, config):
+    import torch
+
+    base, adapter = make_adapter(tmp_path, class_name, **config)
+    report = resize(base, adapter, 9, tmp_path / "out")
+    (check,) = report.checks
+    assert max(product.lost for product in check.products) < 1e-20
+    assert check.effect > 1e-3
+    written = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert (written["r"], written["rank_pattern"]) == (9, {})
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        old, new = (
+            load_adapted(base, folder, class_name)(ids).logits for folder in (adapter, tmp_path / "out/adapter")
+        )
+    assert (old - new).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("class_name", "config"), CONFIGS.values(), ids=CONFIGS)
+def test_a_smaller_rank_loses_no_more_than_it_must(tmp_path, class_name, config):
+    base, adapter = make_adapter(tmp_path, class_name, **config)
+    report = resize(base, adapter, 2, tmp_path / "out")
+    (check,) = report.checks
+    assert all(0 < product.lost <= product.least * 1.001 + 1e-9 for product in check.products)
+    lost = report.figures["operations.0.resize_adapter"]["lost_energy"]
+    assert len(lost) == len(check.products)
+    assert max(lost.values()) == pytest.approx(max(product.least for product in check.products), rel=1e-4)
+
+
+def test_new_and_empty_directions_have_one_zero_factor(tmp_path):
+    from safetensors.torch import load_file
+
+    base, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj"])
+
+    def thin(tensors):  # rank 1 within rank 4
+        return {
+            name: value * (1 if "lora_A" in name else 0) + ("lora_B" in name) * 0.1 for name, value in tensors.items()
+        }
+
+    thinned = edit_adapter(adapter, tmp_path / "thin", thin)
+    for rank in (3, 8):
+        resize(base, thinned, rank, tmp_path / f"out{rank}")
+        tensors = load_file(tmp_path / f"out{rank}/adapter/adapter_model.safetensors")
+        for name, a in tensors.items():
+            if "lora_A" in name:
+                b = tensors[name.replace("lora_A", "lora_B")]
+                assert a.shape[0] == b.shape[1] == rank
+                assert (a.norm(dim=1) > 0).all()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return make_adapter(tmp_path_factory.mktemp("llama"), LLAMA, target_modules=["q_proj", "o_proj"])
+
+
+def test_the_same_rank_is_an_error(tmp_path, llama):
+    with pytest.raises(RecipeError, match="has rank 4 already"):
+        resize(*llama, 4, tmp_path / "out")
+
+
+FAULTS = {
+    "alpha changed": ({"lora_alpha": 9}, None),
+    "a sign": ({}, lambda name, value: -value if "0.self_attn.q_proj.lora_B" in name else value),
+    "rows swapped": (
+        {},
+        lambda name, value: value[[1, 0, *range(2, 8)]] if "1.self_attn.o_proj.lora_A" in name else value,
+    ),
+    "a column that is not zero": (
+        {},
+        lambda name, value: value + 1e-4 if "1.self_attn.o_proj.lora_B" in name else value,
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "change"), FAULTS.values(), ids=FAULTS)
+def test_planted_faults_are_caught(tmp_path, llama, fields, change):
+    base, adapter = llama
+    resize(base, adapter, 8, tmp_path / "out")
+    tensors = (
+        (lambda held: {name: change(name, value).contiguous() for name, value in held.items()}) if change else None
+    )
+    wrong = edit_adapter(tmp_path / "out/adapter", tmp_path / "wrong", tensors, **fields)
+    assert compare_resized(base, adapter, tmp_path / "out/adapter").failures == ()
+    assert "loses" in compare_resized(base, adapter, wrong).failures[0]
+    shutil.rmtree(wrong)
