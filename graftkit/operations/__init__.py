@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graftkit.operations.base import Context, Operation, Outcome, Written
 from graftkit.operations.extend_vocab import extend_vocab
+from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
@@ -11,6 +12,7 @@ from graftkit.operations.resize_adapter import resize_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "extract_lora": extract_lora,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,

@@ -5,6 +5,7 @@
 
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.extend_vocab import ChatTemplateFile, ExtendVocab, TokenSpec
+from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.load import load_recipe, parse_recipe
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.operations import Operation
@@ -22,6 +23,7 @@ __all__ = [
     "Copy",
     "Describe",
     "ExtendVocab",
+    "ExtractLora",
     "Mean",
     "MeanCov",
     "MergeAdapter",

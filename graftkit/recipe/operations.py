@@ -8,9 +8,12 @@ from typing import Annotated
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
+from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 
-Operation = Annotated[ExtendVocab | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter, OneOf("op", "operation")]
+Operation = Annotated[
+    ExtendVocab | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter, OneOf("op", "operation")
+]

@@ -1,0 +1,87 @@
+"""The difference of two stored weights as low-rank factors, one matrix in memory at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.checkpoint.reading import read_tensor
+from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.operations.low_rank import as_bytes
+
+
+@dataclass
+class WeightDifference:
+    """``tuned - base`` of one linear's weight; ``transposed`` where it lies as ``(in, out)``.
+
+    The factors are made once and held in float32: together they are as large as the adapter. From then on ``lost`` is the
+    share of energy that they lack, and ``least`` what any factors of their rank lack, by the singular values.
+    """
+
+    base: LazyTensor
+    tuned: LazyTensor
+    transposed: bool
+    lost: float = 0.0
+    least: float = 0.0
+    _factors: tuple[Any, Any] | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def largest_rank(self) -> int:
+        """The smaller dimension."""
+        return min(self.base.shape)
+
+    def rank_for(self, energy: float) -> int:
+        """The smallest rank whose best product keeps the share ``energy``; reads both weights."""
+        import torch
+
+        squares = torch.linalg.eigvalsh(_gram(self._difference())).flip(0).clamp(min=0)
+        kept = squares.cumsum(0) / squares.sum()
+        return int((kept < energy).sum()) + 1
+
+    def tensors(self, rank: int) -> tuple[LazyTensor, LazyTensor]:
+        """``a`` ``(rank, in)`` and ``b`` ``(out, rank)``, in float32."""
+        rows, columns = self.base.shape
+        out, wide = (columns, rows) if self.transposed else (rows, columns)
+        return Computed("F32", (rank, wide), self._producer(rank, 0)), Computed(
+            "F32", (out, rank), self._producer(rank, 1)
+        )
+
+    def _producer(self, rank: int, side: int) -> Callable[[], memoryview]:
+        def produce() -> memoryview:
+            with self._lock:
+                if self._factors is None:
+                    self._factors = self._make(rank)
+                return as_bytes(self._factors[side])
+
+        return produce
+
+    def _difference(self) -> Any:
+        """``(out, in)`` in float64."""
+        difference = read_tensor(self.tuned).double().sub_(read_tensor(self.base))
+        return difference.T if self.transposed else difference
+
+    def _make(self, rank: int) -> tuple[Any, Any]:
+        """The nearest product of that rank (Eckart and Young, 1936), from the eigenvectors of the smaller Gram matrix."""
+        import torch
+
+        difference = self._difference()
+        wide = difference.shape[0] <= difference.shape[1]
+        squares, vectors = torch.linalg.eigh(_gram(difference))
+        self.least = float(squares[:-rank].clamp(min=0).sum() / squares.clamp(min=0).sum())
+        vectors = vectors[:, -rank:].flip(1)
+        root = squares[-rank:].flip(0).clamp(min=0).sqrt().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        if wide:
+            a, b = (vectors.T @ difference) / root[:, None], vectors * root
+        else:
+            a, b = vectors.T * root[:, None], (difference @ vectors) / root
+        a, b = a.float(), b.float()
+        energy = float(difference.square().sum())
+        self.lost = float(difference.sub_(b.double() @ a.double()).square().sum()) / energy
+        return a.contiguous(), b.contiguous()
+
+
+def _gram(difference: Any) -> Any:
+    return difference @ difference.T if difference.shape[0] <= difference.shape[1] else difference.T @ difference
