@@ -11,6 +11,9 @@ from graftkit.report.page.numbers import number, power
 #: No axis has more ticks than this.
 TICKS = 6
 
+#: A linear axis spans no less than this share of its largest value: what differs by less is shown as flat.
+_LEAST = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -64,9 +67,9 @@ def linear(values: Iterable[float], start: float, end: float, *, zero: bool = Fa
     """An axis that holds the finite ``values``, widened to round ends; with ``zero`` it begins there."""
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     low, high = (min(0.0, *finite) if zero else min(finite)), max(finite)
-    if high <= low:
-        gap = abs(high) * 0.1 or 1.0
-        low, high = (low if zero else low - gap), high + gap
+    least = _LEAST * max(abs(low), abs(high)) or 1.0
+    if high - low < least:
+        low, high = (low if zero else low - least / 2), high + least / 2
     step = _round_step((high - low) / (TICKS - 1))
     return Axis(math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, start, end)
 

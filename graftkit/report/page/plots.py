@@ -11,7 +11,7 @@ from graftkit.report.page.markup import Markup, joined, tag
 from graftkit.report.page.numbers import count, number, plural
 
 WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 410, 12, 184
+LEFT, RIGHT, TOP, BOTTOM = 54, 410, 12, 184
 
 #: The two sides of every comparison, by the class that colours them.
 BEFORE, AFTER = "before", "after"
@@ -127,7 +127,7 @@ def histogram(bars: Bars, marks: Sequence[Mark] = (), *, log: bool = False, name
     largest = max(bars.counts, default=0) or 1
     ends = (10.0**bars.low, 10.0**bars.high) if log else (bars.low, bars.high)
     values = [*ends, *(mark.value for mark in marks)]
-    x = logarithmic(values, LEFT - 30, RIGHT - 2) if log else linear(values, LEFT - 30, RIGHT - 2)
+    x = logarithmic(values, LEFT - 38, RIGHT - 2) if log else linear(values, LEFT - 38, RIGHT - 2)
     width = (bars.high - bars.low) / max(len(bars.counts), 1)
     drawn: list[Markup] = []
     worded = [mark for mark in marks if mark.word]
