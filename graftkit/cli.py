@@ -93,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (apply, verify):
         sub.add_argument("--device", help="where the lens runs: cpu, cuda or cuda:N")
     add("report", _report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
+    test = add("selftest", _selftest, "plant faults into copies of a model and see that verify catches every one")
+    test.add_argument("model", nargs="?", metavar="MODEL", help="by default the small one that ships with the project")
+    test.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
+    test.add_argument(
+        "--without", action="append", default=[], metavar="CHECK", help="switch a check off, and see it fail"
+    )
+    test.add_argument("-q", "--quiet", action="store_true", help="print failures and the verdict only")
+    test.add_argument("-v", "--verbose", action="store_true", help="print what each check said, and the clean copies")
     return parser
 
 
@@ -248,3 +256,18 @@ def _report(options: argparse.Namespace) -> int:
         return _print_json({"page": page})
     sys.stdout.write(f"{printable(page)}\n")
     return 0
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    _quiet_libraries()
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import selftest_table, terminal
+    from graftkit.selftest.run import selftest
+
+    with terminal.progress(silent=options.quiet or options.json) as progress:
+        found = selftest(options.model, leave_out=options.without, outputs=not options.no_outputs, progress=progress)
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        selftest_table.print_selftest(found, verbose=options.verbose, quiet=options.quiet)
+    return VerificationFailed.exit_code if found.failures else 0

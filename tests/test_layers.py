@@ -19,6 +19,7 @@ LAYERS = [
     {"operations"},
     {"report"},
     {"engine", "compare", "inspection"},
+    {"selftest"},
     {"cli"},
 ]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from graftkit.errors import printable
 from graftkit.report.size import size
+from graftkit.report.tables import open_console as _console
+from graftkit.report.tables import table as _table
+from graftkit.report.tables import text as _text
 
 if TYPE_CHECKING:
     from graftkit.compare import Difference, Verification
@@ -23,21 +23,6 @@ if TYPE_CHECKING:
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
-
-
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
-
-
-def _text(value: object) -> str:
-    return escape(printable(value))
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

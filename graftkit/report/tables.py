@@ -1,0 +1,29 @@
+"""Tables and texts for a terminal: plain where nobody watches, and with nothing in them that a file could make act."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from graftkit.errors import printable
+
+
+def open_console() -> Console:
+    """A console that wraps at the terminal's width, or at 120 columns where there is none."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+def text(value: object) -> str:
+    """``value`` with control characters and markup escaped."""
+    return escape(printable(value))
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table without lines."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
