@@ -1,18 +1,13 @@
-"""What the class says of one parameter: how a linear map is laid out, and what a fresh model holds in everything else."""
+"""What the class says of one parameter: whether it is a linear map, and how that is laid out."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
-import threading
 from dataclasses import replace
 from typing import Any
 
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts
-
-#: torch's global generator is shared; a class's own initialisation knows no other.
-_SAMPLING = threading.Lock()
 
 
 def module_of(skeleton: Skeleton, name: str) -> Any:
@@ -54,55 +49,6 @@ def layout_of(skeleton: Skeleton, name: str) -> Layout | None:
 def is_parameter(skeleton: Skeleton, name: str) -> bool:
     """Whether the state dict's entry ``name`` is a parameter and no buffer."""
     return name.rpartition(".")[2] in module_of(skeleton, name)._parameters  # noqa: SLF001 - the one place that tells
-
-
-def own_values(skeleton: Skeleton, name: str, seed: int) -> Any:
-    """What a freshly made model holds in this parameter: a float32 tensor on the CPU, or None where its class leaves it open.
-
-    The class's own initialisation runs on a copy of the one module, on the CPU, from ``seed``. Norm gains become what means
-    a gain of one there (zero in Gemma), biases and state-space parameters what their paper says.
-    """
-    import torch
-
-    module, leaf = module_of(skeleton, name), name.rpartition(".")[2]
-    with _SAMPLING, torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        try:
-            fresh = _emptied(module)
-            _model_of(skeleton, name)._init_weights(fresh)  # noqa: SLF001 - the only place where a class says it
-        except Exception:  # noqa: BLE001 - a class may ask for anything here; then it has said nothing
-            return None
-    values = {**fresh._buffers, **fresh._parameters}[leaf].data  # noqa: SLF001
-    if bool(values.isfinite().all()):
-        return values
-    return torch.zeros_like(values) if leaf == "bias" else None
-
-
-def _model_of(skeleton: Skeleton, name: str) -> Any:
-    """The innermost model that holds the parameter: its class knows its modules."""
-    from transformers import PreTrainedModel
-
-    model, path = skeleton.model, skeleton.model
-    for step in name.split(".")[:-1]:
-        path = getattr(path, step)
-        model = path if isinstance(path, PreTrainedModel) else model
-    return model
-
-
-def _emptied(module: Any) -> Any:
-    """A copy of one module whose own floating parameters and buffers are NaN on the CPU; its children are the same."""
-    import torch
-
-    def emptied(value: Any) -> Any:
-        if value is None or not value.is_floating_point():
-            return value
-        empty = torch.full(value.shape, float("nan"))
-        return torch.nn.Parameter(empty, requires_grad=False) if isinstance(value, torch.nn.Parameter) else empty
-
-    fresh = copy.copy(module)
-    fresh._parameters = {key: emptied(value) for key, value in module._parameters.items()}  # noqa: SLF001
-    fresh._buffers = {key: emptied(value) for key, value in module._buffers.items()}  # noqa: SLF001
-    return fresh
 
 
 def text_value(skeleton: Skeleton, *names: str) -> Any:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.parameters import layout_of, own_values
+from graftkit.architecture.fresh_values import own_values
+from graftkit.architecture.parameters import layout_of
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.reading import chunks, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
