@@ -31,19 +31,23 @@ def own_values(skeleton: Skeleton, name: str, seed: int) -> Any:
         torch.manual_seed(seed)
         try:
             owner = fresh = _emptied(around[-1])
+            for depth in reversed(range(len(around))):
+                with contextlib.suppress(Exception):  # a class may ask for anything here; then it has said nothing
+                    _model_of(around[: depth + 1])._init_weights(fresh)  # noqa: SLF001 - the only place where it is said
+                fresh = _around(around[depth - 1], steps[depth - 1], fresh) if depth else fresh
         except RuntimeError:  # torch refuses copies of parametrised modules
             return None
-        for depth in reversed(range(len(around))):
-            with contextlib.suppress(Exception):  # a class may ask for anything here; then it has said nothing
-                _model_of(around[: depth + 1])._init_weights(fresh)  # noqa: SLF001 - the only place where it is said
-            if depth:
-                outer = copy.copy(around[depth - 1])
-                outer._modules = {**outer._modules, steps[depth - 1]: fresh}  # noqa: SLF001 - as in _emptied
-                fresh = outer
     values = {**owner._buffers, **owner._parameters}[leaf].data  # noqa: SLF001
     if bool(values.isfinite().all()):
         return values
     return torch.zeros_like(values) if leaf == "bias" else None
+
+
+def _around(outer: Any, name: str, inner: Any) -> Any:
+    """A copy of ``outer`` in which the child ``name`` is ``inner``."""
+    fresh = copy.copy(outer)
+    fresh._modules = {**outer._modules, name: inner}  # noqa: SLF001 - as in _emptied
+    return fresh
 
 
 def _model_of(around: list[Any]) -> Any:
