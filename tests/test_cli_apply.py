@@ -39,6 +39,7 @@ def test_apply_shows_plan_verification_and_what_to_paste(applied):
         "bitwise",
         "KL(old, new)",
         "verified",
+        "not checked: ",
         "axolotl",
     ):
         assert words in text

@@ -29,9 +29,17 @@ def model_card(report: Report, plan: Plan) -> str:
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(plan.source.name)}`. {report.verdict}.\n{grafted}\n"
+        f"{_checks(report)}\n"
         f"Every tensor with its digest and every measured figure stand in `graft_report.json`;"
         f" `graft_recipe.yaml` makes this checkpoint again.\n\n{body}"
     )
+
+
+def _checks(report: Report) -> str:
+    """What was checked, as a table, and what was not, as a list."""
+    rows = "\n".join(f"| {' | '.join(_plain(cell) for cell in row)} |" for row in report.rows())
+    missing = "\n".join(f"- {_plain(item['what'])}: {_plain(item['why'])}" for item in report.to_json()["not_checked"])
+    return f"| check | result | figure |\n|---|---|---|\n{rows}\n\nNot checked:\n\n{missing}\n"
 
 
 def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
@@ -48,3 +56,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
 
 def _cell(text: str) -> str:
     return printable(text).replace("|", "\\|").replace("`", "'")
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup: neither of Markdown nor of HTML."""
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", printable(text).replace("&", "&amp;").replace("<", "&lt;"))

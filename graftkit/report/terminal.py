@@ -152,6 +152,8 @@ def print_report(report: Report) -> None:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
+    missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
+    console.print(f"[dim]not checked:[/dim] {_text(missing)} [dim](why: graft_report.html)[/dim]")
     console.print(f"[green]{_text(report.verdict)}[/green]")
     console.print(f"written to {_text(report.plan.recipe.output)}\n")
     console.print(f"[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")

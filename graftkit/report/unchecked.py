@@ -8,7 +8,7 @@ from typing import Any
 
 def unchecked(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """``(what, why)`` for a report's JSON; the page, the terminal and the model card list the same."""
-    return [*_outputs(report), *_figures(report), *_always(report)]
+    return [*_outputs(report), *_asked_for(report), *_figures(report), *_always(report)]
 
 
 def _outputs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -30,14 +30,21 @@ def _outputs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
+def _asked_for(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    checks = report.get("checks") or {}
+    if not checks.get("lens"):
+        yield "True float64", "verify: {lens: true} compares module by module in float64"
+        yield "Noise of the arithmetic", "verify: {lens: true} measures it beside runs that change nothing"
+    if not checks.get("signal"):
+        yield "Signal before and after", "verify: {signal: true} measures it"
+
+
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     outputs = report.get("outputs") or {}
     if not report.get("checked"):
         yield "Checks", "the report has no table of them"
     if outputs and not any("hidden_states" in item["name"] for item in outputs.get("comparisons") or ()):
         yield "Difference by layer", "the forward gives no hidden states"
-    if not (report.get("checks") or {}).get("signal"):
-        yield "Signal before and after", "verify: {signal: true} measures it"
     distribution = outputs.get("distribution")
     if not distribution or not distribution.get("kl"):
         yield "Next-token distribution", "no new ids in the outputs"

@@ -161,6 +161,37 @@ def test_the_first_layer_that_differs_is_named_and_drawn(report):
     assert "layer 2, max |Δ|: 0.250" in page
 
 
+LENS = {
+    "dtype": "bfloat16", "first": None, "largest": 0.0, "floor": {"height": 1e-14, "threshold": 1e-12}, "outputs": {"logits": 0.0},
+    "modules": {"model.layers.0.mlp": 0.0, "model.layers.1": 0.0, "model.norm": 0.0},
+    "noise": {"runs": [{"run": "result", "error": 0.01, "rho": 1.0, "divergence": None}], "probes": []},
+}  # fmt: skip
+
+
+def test_the_lens_has_its_sections_and_names_the_first_difference(report):
+    report["checks"]["lens"] = copy.deepcopy(LENS)
+    texts = Outline(render_page(report)).texts
+    assert "to the last bit" in texts["float64"]
+    assert "rho is 1.00" in texts["noise"]
+    first = {"module": "model.layers.1", "gap": 3e-9, "tensors": ["model.layers.1.w"], "unlike": ""}
+    report["checks"]["lens"].update(first=first, largest="inf")
+    report["checks"]["lens"]["modules"]["model.layers.1"] = 3e-9
+    page = render_page(report)
+    assert "first difference is at model.layers.1" in Outline(page).texts["float64"]
+    assert "layer 1, max |Δ| over RMS: 3.00 × 10⁻⁹" in page
+    assert {"True float64", "Noise of the arithmetic"}.isdisjoint(dict(unchecked(report)))
+
+
+def test_the_model_card_has_the_same_table_and_what_was_not_checked(output, report):
+    card = (output / "README.md").read_text()
+    assert card.count("\n| ") >= len(report["checked"])
+    for row in report["checked"]:
+        assert f"| {row['check'].split('(')[0]}" in card
+    for item in report["not_checked"]:
+        assert f"- {item['what']}: " in card
+    assert "<script" not in card.partition("| check |")[2]
+
+
 def big(report, tensors):
     """The report of a model of so many tensors, with names and shards as the hub has them."""
     report = copy.deepcopy(report)
@@ -204,7 +235,7 @@ def test_what_is_no_report_is_refused_in_one_line(content, words, tmp_path):
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0, "0"), (None, "–"), (1.18e-4, "1.18 × 10⁻⁴"), (-1.18e-4, "−1.18 × 10⁻⁴"), (0.00246, "0.00246"), (0.5, "0.500"),
-     (12.345, "12.3"), (-2.5, "−2.50"), (123456.0, "123,456"), (4e9, "4.00 × 10⁹"), (float("inf"), "inf")],
+     (0.99984, "1.00"), (12.345, "12.3"), (-2.5, "−2.50"), (123456.0, "123,456"), (4e9, "4.00 × 10⁹"), (float("inf"), "inf")],
 )  # fmt: skip
 def test_numbers_read_well(value, shown):
     assert number(value) == shown

@@ -15,7 +15,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return str(value)
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     if -4 < exponent < 6:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace("-", "−")
     mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")

@@ -26,5 +26,7 @@ def checks(report: Mapping[str, Any]) -> Section | None:
 
 
 def _result(word: str) -> object:
-    kind = "doubt" if word.startswith(_DOUBT) else "plain" if word in ("measured", "run", "") else "good"
+    doubtful = word.startswith(_DOUBT) or word.endswith("outside")
+    plain = word in ("measured", "run", "") or word.startswith(("rho ", "max ")) or word[:1].isdigit()
+    kind = "doubt" if doubtful else "plain" if plain else "good"
     return tag("span", joined(word), class_=f"result {kind}")
