@@ -145,6 +145,14 @@ def test_a_report_without_outputs_is_verified_in_part(report):
     assert not {"layers", "distribution"} & texts.keys()
 
 
+def test_what_is_changed_on_purpose_is_not_called_preserved(report):
+    assert "Preserves" in Outline(render_page(report)).texts[None]
+    report["promise"].update(strength="intentional", observable="two tensors are made anew", domain="every input")
+    text = Outline(render_page(report)).texts[None]
+    assert "Changed on purpose: two tensors are made anew, for every input." in text
+    assert "Preserves" not in text
+
+
 def test_what_the_probes_left_out_is_said(report):
     report["outputs"].update(skipped={"long": "no"}, not_kept=3, cached_decoding="not covered: no cache", ids_covered=7)
     found = dict(unchecked(report))

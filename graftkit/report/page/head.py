@@ -47,7 +47,8 @@ def head(report: Mapping[str, Any]) -> Markup:
 
 
 def _sentence(promise: Mapping[str, Any]) -> str:
-    return f"Preserves {promise['observable']}, for {promise['domain']}."
+    lead = "Changed on purpose:" if promise["strength"] == "intentional" else "Preserves"
+    return f"{lead} {promise['observable']}, for {promise['domain']}."
 
 
 def _title(report: Mapping[str, Any]) -> Markup:
