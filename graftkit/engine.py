@@ -71,12 +71,14 @@ class Plan:
     def memory(self) -> int:
         """Bytes of memory that `apply` needs beside the imports, about.
 
-        Verifying outputs holds one model at a time and what the source gave; writing holds pieces only.
+        Verifying outputs holds one model at a time and what the source gave, lens and signal hold both; writing holds pieces.
         """
-        if not self.compares_outputs:
+        wanted = self.recipe.verify
+        both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
+        if not (both or self.compares_outputs):
             return WRITING_BYTES
-        models = (sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result))
-        return max(models) + KEPT_BYTES + LOGIT_BYTES
+        models = [sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result)]
+        return (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
 
     @property
     def compares_outputs(self) -> bool:

@@ -183,3 +183,21 @@ def test_a_recipe_asks_for_it_and_the_report_and_page_hold_it(sources, tmp_path)
     page = (tmp_path / "out" / "graft_report.html").read_text()
     assert page.count('class="band"') == len(signal.figures)
     assert html.escape(signal.verdict) in page
+
+
+def test_an_adapter_is_measured_on_its_base(sources, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(sources("llama"))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path / "zero")
+    for name, parameter in adapted.named_parameters():
+        if "layers.1.mlp" in name and "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=2.0)
+    adapted.save_pretrained(tmp_path / "loud")
+    found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "zero")
+    assert all(figure.change < 1e-5 for figure in found.figures)
+    found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "loud")
+    outside = {figure.key: figure.outside for figure in found.figures}
+    assert 1 in outside["ratio"]
+    assert 0 not in outside["ratio"]
