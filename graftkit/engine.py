@@ -20,9 +20,10 @@ from graftkit.operations import IMPLEMENTATIONS, Context, Outcome, Written
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.report.report import Report, write_report
 from graftkit.verify.checks import CheckReport
+from graftkit.verify.composition import check_measured, compose
 from graftkit.verify.outputs import OutputsReport, compare_outputs
 from graftkit.verify.probes import KEPT_BYTES, LOGIT_BYTES
-from graftkit.verify.promises import Promise, Scope, weakest
+from graftkit.verify.promises import Promise, Scope
 from graftkit.verify.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
 
@@ -128,7 +129,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         outcomes += (outcome,)
     if result is not source:
         _check_result(result)
-    return Plan(recipe, source, result, outcomes, weakest([outcome.promise for outcome in outcomes]))
+    return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
 
 
 def _check_order(place: int, op: str, outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
@@ -264,6 +265,7 @@ def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> Ou
         progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
     )
     _raise_first(found.failures)
+    check_measured(planned.promise, found)
     return found
 
 

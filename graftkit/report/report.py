@@ -16,6 +16,7 @@ from graftkit.report.page import REPORT, write_page
 from graftkit.report.size import size
 from graftkit.report.snippets import trainer_snippets
 from graftkit.report.unchecked import unchecked
+from graftkit.verify.composition import measured_class
 
 if TYPE_CHECKING:
     from graftkit.engine import Plan
@@ -61,12 +62,14 @@ class Report:
         kept = sum(entry.source_bytes for entry in self.ledger)
         finite = "" if self.plan.recipe.allow_nonfinite else ", all finite"
         yield "bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}"
-        for found in self.tokenization:
-            yield "tokenizer", "passed", found.figure()
+        for tokens in self.tokenization:
+            yield "tokenizer", "passed", tokens.figure()
         if self.outputs is None:
             yield "outputs", "not compared", self.not_compared
         else:
             yield from self.outputs.rows()
+        if (found := measured_class(self.outputs)) is not None:
+            yield "promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised"
         for check in self.checks:
             yield from check.rows()
 
@@ -93,7 +96,11 @@ class Report:
         found = {
             "graftkit": 1,
             "verdict": self.verdict,
-            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
+            "promise": {
+                **dataclasses.asdict(plan.promise),
+                "strength": plan.promise.strength.word,
+                "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
+            },
             "source": {
                 "name": plan.source.name,
                 "revision": plan.source.revision,

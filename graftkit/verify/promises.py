@@ -47,10 +47,3 @@ class Promise:
         """The promise in one line."""
         text = f"{self.strength.word}: {self.observable}, for {self.domain}"
         return f"{text}; assuming {'; '.join(self.assumptions)}" if self.assumptions else text
-
-
-def weakest(promises: list[Promise]) -> Promise:
-    """The promise of a recipe: the weakest of its operations', with the assumptions of all."""
-    worst = max(promises, key=lambda promise: promise.strength)
-    assumptions = tuple(dict.fromkeys(a for promise in promises for a in promise.assumptions))
-    return Promise(worst.strength, worst.observable, worst.domain, assumptions)
