@@ -190,6 +190,7 @@ def execute(
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
+        _prepare(planned, progress)
         ledger = _write(planned, staging, link=link, progress=progress)
         tokenization = _check_tokenization(planned, staging.path)
         outputs = _check_outputs(planned, staging.path, progress)
@@ -198,6 +199,14 @@ def execute(
         write_report(report, planned, staging.path)
         staging.commit()
     return report
+
+
+def _prepare(planned: Plan, progress: Progress | None) -> None:
+    """Let operations compute what takes long, before a byte is written."""
+    for spec, outcome in zip(planned.recipe.operations, planned.outcomes, strict=True):
+        if outcome.prepare is not None:
+            what = f"prepare {spec.op}"
+            outcome.prepare((lambda share, what=what: progress(what, share, 1.0)) if progress else lambda _: None)  # type: ignore[misc]
 
 
 def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | None) -> tuple[LedgerEntry, ...]:

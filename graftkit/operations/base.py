@@ -59,6 +59,7 @@ class Outcome:
         new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
         scope: what of the outputs the general check compares.
         checks: checks of its own.
+        prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
     """
 
@@ -70,6 +71,7 @@ class Outcome:
     new_modules: tuple[str, ...] = ()
     scope: Scope = Scope.EVERYTHING
     checks: tuple[Check, ...] = ()
+    prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
 
 

@@ -23,14 +23,16 @@ class HeadMaker:
     """Makes each tensor of a head on demand, once; ``dtype`` is the safetensors tag that all of them get.
 
     ``seed`` is the recipe's seed and the operation's place: with the tensor's name it decides whatever is sampled.
+    ``fitted`` holds tensors that were computed from texts, and ``feature_norm`` what a target for the logits is over.
     """
 
     spec: ReplaceHead
     head: Head
     dtype: str
     seed: tuple[int, int]
+    fitted: Mapping[str, Any] = field(default_factory=dict)
+    feature_norm: float | None = None
     _bytes: dict[str, memoryview] = field(default_factory=dict)
-    _figures: dict[str, Any] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def producer(self, tensor: HeadTensor) -> Callable[[], memoryview]:
@@ -50,6 +52,8 @@ class HeadMaker:
     def value(self, tensor: HeadTensor) -> Any:
         """The tensor in its dtype. *Shape:* ``tensor.shape``."""
         dtype = torch_dtype(self.dtype)
+        if tensor.name in self.fitted:
+            return self.fitted[tensor.name]
         if tensor.part == "projection":
             return self._projection(tensor, dtype)
         if tensor.part == "projection_bias":
@@ -60,10 +64,6 @@ class HeadMaker:
             return make(scheme, tensor.shape, dtype, layout_of(module), self._generator(tensor), self._around())
         own = constant_of(self.head.skeleton.model, module, tensor)
         return own.to(dtype) if own.is_floating_point() else own
-
-    def figures(self) -> Mapping[str, Any]:
-        """What was measured on the way."""
-        return self._figures
 
     def _generator(self, tensor: HeadTensor) -> Any:
         return generator_for(*self.seed, tensor.name)
@@ -84,7 +84,9 @@ class HeadMaker:
         match self.spec.init:
             case HeadZeros():
                 return torch.zeros(tensor.shape, dtype=dtype)
-            case HeadNormal(std=std):
+            case HeadNormal(std=std, target_logit_std=target):
+                if target is not None and self.feature_norm is not None:
+                    std = target / self.feature_norm
                 return make(WeightNormal(std=std), tensor.shape, dtype, layout_of(module), generator, around)
             case scheme:
                 return make(scheme, tensor.shape, dtype, layout_of(module), generator, around)  # type: ignore[arg-type]

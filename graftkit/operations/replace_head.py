@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import Head, backbone_names, find_head, task_architecture
@@ -14,12 +15,14 @@ from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.head_documents import head_config, with_pad_token
+from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
 from graftkit.operations.head_values import HeadMaker
 from graftkit.operations.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
-from graftkit.recipe.head_schemes import HeadZeros
+from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
 from graftkit.verify.heads.check import HeadPromise, HeadReport, check_head
+from graftkit.verify.heads.held_out import check_held_out
 from graftkit.verify.heads.media import takes_text
 from graftkit.verify.promises import Promise, PromiseClass, Scope
 
@@ -55,15 +58,34 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
         for t in head.tensors
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
+    fit = ExampleFit(spec, head, maker.seed) if is_fitted(spec) else None
+    figures: dict[str, Any] = {}
+
+    def prepare(step: Callable[[float], None]) -> None:
+        if fit is not None:
+            maker.fitted = fit.run(result, maker.dtype, step)
+            figures.update(fit.figures)
+        elif isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None:
+            figures.update(feature_norm(result, head, step))
+            maker.feature_norm = figures["feature_norm"]
+
     return Outcome(
         result,
         _promise(),
         tuple(_notes(head, dropped, kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
         scope=Scope.BACKBONE if takes_text(type(head.skeleton.model)) else Scope.NOTHING,
-        checks=(_check(_head_promise(spec, head)),),
-        figures=maker.figures,
+        checks=(_check(_head_promise(spec, head)), *_example_checks(fit)),
+        prepare=prepare,
+        figures=figures.copy,
     )
+
+
+def _example_checks(fit: ExampleFit | None) -> tuple[Check, ...]:
+    """The held-out examples once more, on what was written."""
+    if fit is None:
+        return ()
+    return (lambda written: check_held_out(written.base, fit.held_out, lambda: fit.figures, fit.classes),)
 
 
 def _check(promise: HeadPromise) -> Check:

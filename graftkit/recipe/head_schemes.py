@@ -1,12 +1,12 @@
-"""How a head's label projection is initialised: from nothing, from the label's words, or from labelled examples."""
+"""How a head's label projection is initialised: from nothing, or from labelled examples."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.choice import OneOf
-from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
+from graftkit.recipe.fields import ListOf, PathText, Text
 from graftkit.recipe.schemes import SchemeSpec
 from graftkit.recipe.spec import Path
 from graftkit.recipe.weight_schemes import (
@@ -33,8 +33,6 @@ def _as_list(value: object) -> object:
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 Prior = Annotated[ListOf[Probability], BeforeValidator(_as_list, json_schema_input_type=float | list[Probability])]
-
-Words = Annotated[Mapping[str, Text], AfterValidator(FrozenMapping), PlainSerializer(dict)]
 
 
 class HeadZeros(SchemeSpec):
@@ -65,15 +63,6 @@ class HeadNormal(SchemeSpec):
         """Refuse two spreads."""
         if data.get("std") is not None and data.get("target_logit_std") is not None:
             yield ("target_logit_std",), "says again what std says; give one of them"
-
-
-class Verbalizer(SchemeSpec):
-    """The mean of the language-model head's rows of each label's words: zero-shot prompting as a head (Schick 2021)."""
-
-    scheme: Literal["verbalizer"] = "verbalizer"
-    words: Annotated[
-        Words, Field(description="Words of each label, separated by commas; a label that is left out stands for itself.")
-    ] = FrozenMapping()  # fmt: skip
 
 
 class FromExamples(SchemeSpec):
@@ -115,7 +104,6 @@ class Prototype(FromExamples):
 HeadScheme = Annotated[
     HeadZeros
     | HeadNormal
-    | Verbalizer
     | Ridge
     | Lda
     | Prototype

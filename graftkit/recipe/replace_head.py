@@ -112,15 +112,8 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
     scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
     kind = data.get("problem_type")
     single = task == "sequence_classification" and count > 1 and kind in (None, "single_label_classification")
-    if scheme in (*FITTED, "verbalizer") and not single and task in TASKS:
+    if scheme in FITTED and not single and task in TASKS:
         yield ("init",), f"{scheme} is for sequence_classification with a single label for each text"
-    elif scheme == "verbalizer" and not data.get("labels"):
-        yield ("init",), "verbalizer needs labels, whose words it looks up"
-    words = init.get("words") if isinstance(init, dict) else None
-    labels = data.get("labels")
-    if isinstance(words, dict) and isinstance(labels, list | tuple):
-        for name in words.keys() - set(map(str, labels)):
-            yield ("init", "words", name), "is none of the labels"
     prior = init.get("class_prior") if isinstance(init, dict) else getattr(init, "class_prior", None)
     if prior:
         yield from (

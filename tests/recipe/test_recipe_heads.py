@@ -19,7 +19,6 @@ GOOD = [
     {**AB, "init": {"scheme": "zeros", "class_prior": [0.25, 0.75]}},
     {**AB, "problem_type": "multi_label_classification", "init": {"scheme": "zeros", "class_prior": 0.01}},
     {**AB, "init": {"scheme": "normal", "target_logit_std": 0.5}},
-    {**AB, "init": {"scheme": "verbalizer", "words": {"a": "awful, bad"}}},
     {
         **AB,
         "init": {"scheme": "ridge", "examples": "a.jsonl", "text": "t", "label": "l", "held_out": 0.5, "max_length": 9},
@@ -60,8 +59,6 @@ def test_what_is_written_is_read_back(fields):
         ({"task": "token_classification", "labels": ["a", "b"], "init": {"scheme": "lda", "examples": "x.csv"}}, "init: lda is for sequence_classification with a single label"),
         ({**AB, "problem_type": "multi_label_classification", "init": {"scheme": "ridge", "examples": "x.csv"}}, "init: ridge is for sequence_classification with a single label"),
         ({**AB, "init": "ridge"}, "'ridge' needs examples; write {scheme: ridge, examples: ...}"),
-        ({"task": "sequence_classification", "num_labels": 2, "init": "verbalizer"}, "verbalizer needs labels, whose words it looks up"),
-        ({**AB, "init": {"scheme": "verbalizer", "words": {"c": "x"}}}, "words.c: is none of the labels"),
         ({**AB, "task": "sequence_clasification"}, "did you mean 'sequence_classification'?"),
     ],
 )  # fmt: skip

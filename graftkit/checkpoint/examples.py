@@ -1,0 +1,158 @@
+"""Labelled texts from a file: JSON lines, CSV or Parquet, read as a stream, every complaint with its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.errors import RecipeError, printable
+
+#: Fewest examples of a label: two to fit it by cross-validation, one to measure on.
+FEWEST = 3
+
+#: Rows of a Parquet file that are held at a time.
+ROWS = 1024
+
+Row = tuple[int, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A text and the number of its label; ``line`` is its line in the file, or its row in a Parquet file."""
+
+    line: int
+    text: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleFile:
+    """A file of examples. Without ``labels`` the label field holds numbers below ``count``."""
+
+    path: Path
+    text: str
+    label: str
+    labels: tuple[str, ...]
+    count: int
+
+    def read(self) -> Iterator[Example]:
+        """Yield the examples in the order of the file.
+
+        Raises:
+            RecipeError: the file cannot be read, or an example has no text or no label of the recipe; with the line.
+        """
+        numbers = {name: index for index, name in enumerate(self.labels)}
+        for line, row in self._rows():
+            where = f"{printable(self.path)}:{line}"
+            for field in (self.text, self.label):
+                if row.get(field) is None:
+                    known = ", ".join(printable(name) for name in row)
+                    raise RecipeError(f"{where}: has no field '{printable(field)}'; its fields are: {known}")
+            text = row[self.text]
+            if not isinstance(text, str) or not text.strip():
+                raise RecipeError(f"{where}: {printable(self.text)} is empty or no text")
+            yield Example(line, text, self._number(row[self.label], numbers, where))
+
+    def survey(self) -> list[int]:
+        """The label's number of each example, in order: one pass that finds every complaint.
+
+        Raises:
+            RecipeError: see :meth:`read`; or a label has fewer than :data:`FEWEST` examples.
+        """
+        found = [example.label for example in self.read()]
+        counts = Counter(found)
+        for index in range(self.count):
+            if counts[index] < FEWEST:
+                name = printable(self.labels[index]) if self.labels else index
+                raise RecipeError(
+                    f"{printable(self.path)}: label {name!r} has {counts[index]} examples; {FEWEST} are needed:"
+                    " two to fit it and one to measure on"
+                )
+        return found
+
+    def _number(self, value: Any, numbers: Mapping[str, int], where: str) -> int:
+        if numbers:
+            if value not in numbers:
+                raise RecipeError(
+                    f"{where}: the label '{printable(value)}' is none of the recipe's: {', '.join(map(printable, numbers))}"
+                )
+            return numbers[value]
+        text = str(value).strip()
+        if isinstance(value, bool) or not text.isdecimal() or int(text) >= self.count:
+            raise RecipeError(f"{where}: the label '{printable(value)}' is no number from 0 to {self.count - 1}")
+        return int(text)
+
+    def _rows(self) -> Iterator[Row]:
+        reader = READERS.get(self.path.suffix.lower())
+        if reader is None:
+            raise RecipeError(f"{printable(self.path)}: is none of {', '.join(READERS)}")
+        try:
+            yield from reader(self.path)
+        except OSError as error:
+            raise RecipeError(f"{printable(self.path)}: cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"{printable(self.path)}: is not UTF-8 text") from error
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except ValueError as error:
+                raise RecipeError(f"{printable(path)}:{line}: is not JSON: {printable(error)}") from error
+            if not isinstance(row, dict):
+                raise RecipeError(f"{printable(path)}:{line}: is no JSON object")
+            yield line, row
+
+
+def _comma_separated(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        names: Sequence[str] | None = None
+        while True:
+            line = reader.line_num + 1
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise RecipeError(f"{printable(path)}:{line}: is not CSV: {printable(error)}") from error
+            if names is None:
+                names = values
+            elif len(values) == len(names):
+                yield line, dict(zip(names, values, strict=True))
+            elif values:
+                raise RecipeError(f"{printable(path)}:{line}: has {len(values)} values for {len(names)} columns")
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise RecipeError(
+            f"{printable(path)}: Parquet is read with pyarrow: pip install 'graftkit[parquet]', or give .jsonl or .csv"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            line = 0
+            for batch in file.iter_batches(batch_size=ROWS):
+                for row in batch.to_pylist():
+                    line += 1
+                    yield line, row
+    except ArrowInvalid as error:
+        raise RecipeError(f"{printable(path)}: is not Parquet: {printable(str(error).splitlines()[0])}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".csv": _comma_separated,
+    ".parquet": _parquet,
+}

@@ -1,0 +1,72 @@
+"""The model whose head is being made, with its label projection taken out: what it gives are the features."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.head import Head
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import chunks, torch_dtype
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.errors import RecipeError, printable
+from graftkit.verify.forward import undisturbed
+from graftkit.verify.heads.texts import write_tokenizer
+
+
+@contextlib.contextmanager
+def feature_model(result: Checkpoint, head: Head) -> Iterator[tuple[Any, Any]]:
+    """Yield the model, in the dtype that it is stored in, and its tokenizer, under which nothing else is disturbed.
+
+    The label projection is an identity, so the logits are the features: pooled as the class pools them.
+
+    Raises:
+        RecipeError: the class has more than one label projection, or one that is no linear layer.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    name = projection_of(head)
+    projection = {tensor.name for tensor in head.tensors if tensor.part != "inner"}
+    with undisturbed(), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
+        write_tokenizer(result, Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        state = {
+            key: torch.zeros(lazy.shape, dtype=torch_dtype(lazy.dtype)) if key in projection else _tensor(lazy)
+            for key, lazy in result.tensors.items()
+        }
+        wanted = {lazy.dtype for key, lazy in result.tensors.items() if key in projection}
+        model = type(head.skeleton.model).from_pretrained(
+            None, config=head.skeleton.model.config, state_dict=state, dtype=torch_dtype(wanted.pop())
+        )
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
+        yield model.eval(), tokenizer
+
+
+def projection_of(head: Head) -> str:
+    """The name in memory of the linear layer that makes the logits.
+
+    Raises:
+        RecipeError: there is another number of them than one, or it is no linear layer.
+    """
+    import torch
+
+    names = {tensor.name.rpartition(".")[0] for tensor in head.of("projection")}
+    module = head.skeleton.model.get_submodule(min(names)) if len(names) == 1 else None
+    if not isinstance(module, torch.nn.Linear):
+        raise RecipeError(
+            f"operations: replace_head: init: the label projection of {head.skeleton.architecture} is not one linear"
+            f" layer ({', '.join(map(printable, sorted(names)))}), which is all that can be fitted"
+        )
+    return min(names)
+
+
+def _tensor(lazy: LazyTensor) -> Any:
+    import torch
+
+    raw = bytearray(b"".join(chunks(lazy)))
+    return torch.frombuffer(raw, dtype=torch.uint8).view(torch_dtype(lazy.dtype)).view(lazy.shape)
