@@ -75,7 +75,7 @@ recipes = st.builds(
     seed=st.integers(0, 2**63 - 1),
     allow_nonfinite=st.booleans(),
     operations=st.lists(operations(), min_size=1, max_size=2),
-    verify=st.builds(VerifyOptions, outputs=st.booleans(), lens=st.booleans()),
+    verify=st.builds(VerifyOptions, outputs=st.booleans(), lens=st.booleans(), signal=st.booleans()),
     output=texts,
 )
 
@@ -153,6 +153,7 @@ operations:
 verify:
   outputs: true
   lens: false
+  signal: false
 output: out
 """
     )
