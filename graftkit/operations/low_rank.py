@@ -6,6 +6,7 @@ float32 and rounded once; peft rounds the product of embeddings and experts befo
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -18,8 +19,8 @@ from graftkit.checkpoint.tensors import Computed, LazyTensor, Stored, patch_rows
 #: How many weights are computed at a time: the threads that write and check would otherwise hold one each.
 AT_ONCE = threading.BoundedSemaphore(2)
 
-#: Elements that are widened to float32 at a time, so that they stay in the caches.
-WIDENED = 1 << 19
+#: Elements that are widened to float32 at a time: they stay in the caches, and their memory is used again at once.
+WIDENED = 1 << 16
 
 
 def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None) -> LazyTensor:
@@ -96,11 +97,15 @@ def _fold(weight: Any, a: Any, b: Any, edit: Factors) -> Any:
     if weight.dtype == a.dtype:
         weight += _product(a, b, transposed=transposed).mul_(edit.scaling)
         return weight
+    exact = math.frexp(edit.scaling)[0] == 0.5  # a power of two scales a factor as exactly as the product
+    if exact:
+        b = b * edit.scaling
     step = max(WIDENED // weight.shape[1], 1)
     for start in range(0, weight.shape[0], step):
         rows = slice(start, start + step)
         left, right = (a[:, rows], b) if transposed else (a, b[rows])
-        weight[rows] += _product(left, right, transposed=transposed).mul_(edit.scaling)
+        product = _product(left, right, transposed=transposed)
+        weight[rows].add_(product if exact else product.mul_(edit.scaling))
     return weight
 
 

@@ -1,0 +1,219 @@
+"""Measure adapters on a 1.5 B bf16 Llama-shaped checkpoint against peft's own way, imports apart.
+
+Every figure is a ratio within one run, since machines are noisy. The checkpoint is random, built in a temporary directory
+and deleted. ``--headers`` adds the adapter of a 405 B-shaped set of files whose headers are real and whose data is a hole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from bench_vocab import build_apart, child, floor
+
+#: In each child: imports first, then the work; prints seconds and the peak above the imports.
+START = """
+import json, resource, sys, time, warnings
+warnings.simplefilter('ignore')
+import torch, transformers, peft
+import transformers.conversion_mapping
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+import peft.tuners.lora.variants
+import graftkit.engine as engine
+from graftkit.checkpoint.staging import Staging
+from graftkit.checkpoint.adapter import write_adapter
+from graftkit.checkpoint.write import write_checkpoint
+from pathlib import Path
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+"""
+END = """
+print(json.dumps({'seconds': time.perf_counter() - start,
+                  'peak_mb': (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
+"""
+
+#: Plan and write a recipe without the pass that compares and without models: what peft's own way is compared with.
+WRITE = """
+planned = engine.plan(json.loads(sys.argv[1]))
+with Staging(Path(planned.recipe.output)) as staging:
+    if planned.writes_base:
+        write_checkpoint(planned.source, planned.result, staging.path, written=staging.written)
+    if planned.adapter is not None:
+        write_adapter(planned.adapter, staging.path / 'adapter')
+    staging.commit()
+"""
+APPLY = "engine.apply(json.loads(sys.argv[1]))\n"
+MAKE = """
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+adapted = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules='all-linear', task_type='CAUSAL_LM',
+                                           init_lora_weights=json.loads(sys.argv[3])))
+for name, parameter in adapted.named_parameters():
+    if 'lora_B' in name and sys.argv[4] == 'trained':
+        torch.nn.init.normal_(parameter, std=0.01)
+adapted.save_pretrained(sys.argv[2])
+"""
+MERGE = """
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+PeftModel.from_pretrained(model, sys.argv[3]).merge_and_unload().save_pretrained(sys.argv[2], max_shard_size='550MB')
+"""
+PRODUCTS = """
+from safetensors.torch import load_file
+tensors = load_file(sys.argv[1] + '/adapter_model.safetensors')
+start = time.perf_counter()
+for name in tensors:
+    if 'lora_A' in name:
+        tensors[name.replace('lora_A', 'lora_B')] @ tensors[name]
+"""
+
+
+class Bench:
+    """The contenders, each into a fresh directory that is deleted at once; figures are collected by name."""
+
+    def __init__(self, place: Path) -> None:
+        self.source, self.target, self.adapter = place / "source", place / "target", place / "adapter"
+        self.found: dict[str, list[float]] = {}
+
+    def note(self, name: str, value: float) -> None:
+        """Collect one figure."""
+        self.found.setdefault(name, []).append(value)
+        print(f"{name}: {value:.2f}", flush=True)
+
+    def run(self, name: str, body: str, *arguments: str) -> None:
+        """Run a child, note its seconds and its peak, and delete what it wrote."""
+        done = child(START + body + END, *arguments)
+        self.note(f"{name}, s", done["seconds"])
+        self.note(f"{name}, MB above imports", done["peak_mb"])
+        os.system(f"rm -rf {self.target}; sync")  # noqa: S605 - a path of our own
+
+    def recipe(self, **operation: object) -> str:
+        """A recipe of one operation as JSON."""
+        verify = {"outputs": False}
+        recipe = {"version": 1, "base_model": str(self.source), "operations": [operation], "output": str(self.target)}
+        return json.dumps({**recipe, "verify": verify})
+
+    def merging(self) -> None:
+        """merge_adapter, peft's merge, a plain copy, and the matrix products alone."""
+        recipe = self.recipe(op="merge_adapter", adapter=str(self.adapter))
+        self.note("cp -r and sync, s", floor(self.source, self.target))
+        os.system(f"rm -rf {self.target}; sync")  # noqa: S605 - a path of our own
+        self.run("products alone", PRODUCTS, str(self.adapter))
+        self.run("merge: graftkit", WRITE, recipe)
+        self.run("merge: graftkit with every byte read back", APPLY, recipe)
+        self.run("merge: peft", MERGE, str(self.source), str(self.target), str(self.adapter))
+
+    def making(self, init: bool | str) -> None:
+        """add_lora and peft's load, get_peft_model, save."""
+        operation = {"op": "add_lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear", "init_lora_weights": init}
+        name = "zero-B" if init is True else str(init)
+        self.run(f"{name}: graftkit", WRITE, self.recipe(**operation))
+        self.run(f"{name}: peft", MAKE, str(self.source), str(self.target), json.dumps(init), "fresh")
+
+    def headers(self, place: Path) -> None:
+        """The adapter of a 405 B-shaped set of headers, and a plain fsynced write of the same bytes."""
+        nbytes = header_set(place)
+        self.source = place
+        recipe = self.recipe(op="add_lora", r=16, lora_alpha=32, target_modules="all-linear")
+        self.note("405 B: base, GB", nbytes / 1e9)
+        done = child(START + WRITE + END, recipe)
+        size = sum(path.stat().st_size for path in (self.target / "adapter").iterdir())
+        self.note("405 B: adapter, GB", size / 1e9)
+        self.note("405 B: graftkit, s", done["seconds"])
+        self.note("405 B: graftkit, MB above imports", done["peak_mb"])
+        os.system(f"rm -rf {self.target}; sync")  # noqa: S605 - a path of our own
+        self.note("405 B: plain write and fsync of as many bytes, s", plain_write(self.target, size))
+        self.target.unlink()
+
+    def ratios(self) -> None:
+        """The medians' ratios."""
+        middle = {name: statistics.median(values) for name, values in self.found.items()}
+        if "merge: graftkit, s" in middle:
+            bound = 1.3 * middle["cp -r and sync, s"] + middle["products alone, s"]
+            print(f"merge: {middle['merge: graftkit, s'] / bound:.2f} x (1.3 x cp -r + products)")
+        for name in ("merge", "zero-B", "pissa_niter_4"):
+            if f"{name}: peft, s" in middle:
+                speed = middle[f"{name}: peft, s"] / middle[f"{name}: graftkit, s"]
+                memory = middle[f"{name}: peft, MB above imports"] / middle[f"{name}: graftkit, MB above imports"]
+                print(f"{name}: {speed:.2f} x as fast as peft, peft's peak {memory:.1f} x as high")
+
+
+def header_set(place: Path) -> int:
+    """Write config, index and shards of Llama 3.1 405 B's shape: the headers are real, the data is a hole."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from graftkit.checkpoint.safetensors_header import encode_header
+
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=16_384, intermediate_size=53_248, num_hidden_layers=126, num_attention_heads=128,
+        num_key_value_heads=8, tie_word_embeddings=False, dtype="bfloat16", architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    place.mkdir()
+    config.save_pretrained(place)
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in LlamaForCausalLM(config).state_dict().items()}
+    shards: list[list[str]] = [[]]
+    for name in shapes:
+        if sum(2 * math.prod(shapes[held]) for held in shards[-1]) > 5e9:
+            shards.append([])
+        shards[-1].append(name)
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        entries = [(name, "BF16", shapes[name], 2 * math.prod(shapes[name])) for name in names]
+        header = encode_header(entries, {"format": "pt"})
+        with (place / file).open("wb") as out:
+            out.write(header)
+            out.truncate(len(header) + sum(nbytes for *_, nbytes in entries))
+        weight_map |= dict.fromkeys(names, file)
+    total = sum(2 * math.prod(shape) for shape in shapes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (place / "model.safetensors.index.json").write_text(json.dumps(index))
+    return total
+
+
+def plain_write(target: Path, nbytes: int) -> float:
+    """Seconds to write and fsync so many random bytes, the bytes being made beforehand."""
+    block = os.urandom(32 << 20)
+    start = time.perf_counter()
+    with target.open("wb") as out:
+        for _ in range(nbytes // len(block)):
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Build, run the contenders in turn, print medians and ratios."""
+    from graftkit.operations import IMPLEMENTATIONS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=16, help="16 make 1.5 B parameters")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pissa", action="store_true", help="also PiSSA, which takes minutes in peft's own way")
+    parser.add_argument("--headers", action="store_true", help="also the adapter of a 405 B-shaped set of headers")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        build_apart(bench.source, options.layers)
+        child(START + MAKE + END, str(bench.source), str(bench.adapter), "true", "trained")
+        for _ in range(options.rounds):
+            bench.merging()
+            if "add_lora" in IMPLEMENTATIONS:
+                bench.making(init=True)
+        if options.pissa and "add_lora" in IMPLEMENTATIONS:
+            bench.making(init="pissa_niter_4")
+        bench.ratios()
+        if options.headers and "add_lora" in IMPLEMENTATIONS:
+            bench.headers(Path(folder) / "headers")
+
+
+if __name__ == "__main__":
+    main()
