@@ -26,6 +26,7 @@ _PLACES = {
     "Report": "graftkit.report.report",
     "diff": "graftkit.compare",
     "verify": "graftkit.compare",
+    "verify_adapter": "graftkit.adapter_verification",
     "inspect": "graftkit.inspection",
 }
 

@@ -85,7 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--revision", help="branch, tag or commit of a hub id")
     inspect.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
     add("diff", _diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
-    verify = add("verify", _verify, "check that B does what A did", "A", "B")
+    verify = add("verify", _verify, "check that B does what A did, or a prepared adapter on its base A")
+    verify.add_argument("a", metavar="A", nargs="?")
+    verify.add_argument("b", metavar="B", nargs="?")
+    verify.add_argument("--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names")
     verify.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
     verify.add_argument(
         "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
@@ -222,7 +225,11 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    if options.b is not None if options.adapter else options.b is None:
+        raise RecipeError("graftkit verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
     _quiet_libraries()
+    if options.adapter:
+        return _verify_adapter(options)
     import dataclasses
 
     from graftkit.compare import verify
@@ -270,4 +277,17 @@ def _selftest(options: argparse.Namespace) -> int:
         _print_json(found.to_json())
     else:
         selftest_table.print_selftest(found, verbose=options.verbose, quiet=options.quiet)
+    return VerificationFailed.exit_code if found.failures else 0
+
+
+def _verify_adapter(options: argparse.Namespace) -> int:
+    from graftkit.adapter_verification import verify_adapter
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import terminal
+
+    found = verify_adapter(options.adapter, options.a, outputs=not options.no_outputs)
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        terminal.print_adapter_verification(found)
     return VerificationFailed.exit_code if found.failures else 0

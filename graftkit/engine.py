@@ -279,15 +279,17 @@ def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> Ou
 
 
 def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
-    """Run the operations' own checks, in their order; they load models, as the comparison of outputs does."""
-    if not planned.recipe.verify.outputs:
-        return ()
+    """Run the operations' own checks, in their order; most load models, as the comparison of outputs does."""
+    wanted = planned.recipe.verify.outputs
     source = planned.source.directory
     adapter = staged / FOLDER if planned.adapter else None
-    written = Written(source, staged if planned.writes_base else source, adapter, planned.recipe.seed)
+    base = staged if planned.writes_base else source
+    written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs)
     found = []
     for outcome in planned.outcomes:
         for check in outcome.checks:
+            if not (wanted or getattr(check, "reads_files_alone", False)):
+                continue
             report = check(written)
             _raise_first(report.failures)
             found.append(report)

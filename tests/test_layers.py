@@ -18,7 +18,7 @@ LAYERS = [
     {"verify"},
     {"operations"},
     {"report"},
-    {"engine", "compare", "inspection"},
+    {"engine", "compare", "inspection", "adapter_verification"},
     {"selftest"},
     {"cli"},
 ]

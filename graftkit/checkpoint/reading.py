@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checkpoint.tensors import FileRange, LazyTensor, Stored
+from graftkit.checkpoint.tensors import FileRange, LazyTensor, Patched, Stored
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -103,3 +103,27 @@ def row_chunks(tensor: Stored, axis: int, rows: int, nbytes: int = CHUNK // 2) -
     step = max(nbytes // width, 1)
     for start in range(0, rows, step):
         yield start, read_rows(tensor, axis, start, min(start + step, rows))
+
+
+def read_ids(tensor: LazyTensor, ids: Sequence[int]) -> Any:
+    """Rows ``ids`` of a table, old or new. *Shape:* ``(len(ids), d)``; no other row is read.
+
+    Raises:
+        ValueError: the table's rows do not lie one after another.
+    """
+    import torch
+
+    made = tensor if isinstance(tensor, Patched) else None
+    stored = made.base if made else tensor
+    if not isinstance(stored, Stored) or (made.axis if made else 0) != 0:
+        rows: Any = read_tensor(tensor)[list(ids)]
+        return rows
+    fresh = {row: place for place, row in enumerate(made.rows)} if made else {}
+    produced = torch.frombuffer(bytearray(made.produce()), dtype=torch_dtype(tensor.dtype)) if made else None
+    rows = []
+    for index in ids:
+        if index in fresh and produced is not None:
+            rows.append(produced.view(len(fresh), -1)[fresh[index]])
+        else:
+            rows.append(read_rows(stored, 0, index, index + 1)[0])
+    return torch.stack(rows)

@@ -87,6 +87,27 @@ class Computed:
         yield Produced(self.nbytes, self.produce)
 
 
+#: What zeros are written from, again and again: however large a tensor is, no more than this lies in memory.
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """A tensor of zeros that is never held whole."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def segments(self) -> Iterator[Segment]:
+        whole, rest = divmod(self.nbytes, len(_ZEROS))
+        for nbytes in (*[len(_ZEROS)] * whole, *([rest] if rest else [])):
+            yield Produced(nbytes, lambda nbytes=nbytes: _ZEROS[:nbytes])  # type: ignore[misc]
+
+
 @dataclass(frozen=True, slots=True)
 class Patched:
     """``base`` with the rows ``rows`` replaced or appended; the other rows are copied and never decoded.

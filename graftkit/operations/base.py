@@ -33,13 +33,14 @@ class Written:
     """What lies on disk when an operation's own check runs: every path is a directory.
 
     ``base`` is the written checkpoint, or the source where the recipe leaves the base as it is; ``adapter`` is the
-    written adapter, if there is one.
+    written adapter, if there is one. ``outputs`` says whether the recipe wants models to be loaded and run.
     """
 
     source: Path
     base: Path
     adapter: Path | None
     seed: int
+    outputs: bool = True
 
 
 #: A check of an operation's own, run on the written files after the general ones.

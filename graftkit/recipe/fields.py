@@ -12,13 +12,13 @@ Key = TypeVar("Key", bound=str)
 Value = TypeVar("Value")
 
 
-class FrozenMapping(Mapping[Key, str]):
-    """A mapping to texts that cannot be changed, so that the value that holds it is frozen and hashable."""
+class FrozenMapping(Mapping[Key, Value]):
+    """A mapping to frozen values that cannot be changed, so that the value that holds it is frozen and hashable."""
 
-    def __init__(self, items: Mapping[Key, str] | Iterable[tuple[Key, str]] = ()) -> None:
+    def __init__(self, items: Mapping[Key, Value] | Iterable[tuple[Key, Value]] = ()) -> None:
         self._items = dict(items)
 
-    def __getitem__(self, key: Key) -> str:
+    def __getitem__(self, key: Key) -> Value:
         return self._items[key]
 
     def __iter__(self) -> Iterator[Key]:

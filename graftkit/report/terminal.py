@@ -15,6 +15,7 @@ from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
 
 if TYPE_CHECKING:
+    from graftkit.adapter_verification import AdapterVerification
     from graftkit.compare import Difference, Verification
     from graftkit.engine import Plan, Progress
     from graftkit.inspection import Inspection
@@ -237,3 +238,21 @@ def print_verification(found: Verification) -> None:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
         console.print("[green]verified: B does what A did, on the old vocabulary[/green]")
+
+
+def print_adapter_verification(found: AdapterVerification) -> None:
+    """Print the checks of an adapter on its base."""
+    console = _console()
+    console.print(f"adapter  {_text(found.adapter)}\nbase     {_text(found.base)}")
+    table = _table("verification", "check", "result", "figure")
+    same = "not compared" if found.report is None else "changed" if found.identity else "equal"
+    table.add_row("digests", same, _text(found.report or "no report"))
+    for row in found.check.rows():
+        table.add_row(*map(_text, row))
+    console.print(table)
+    for note in found.notes:
+        console.print(f"[yellow]note:[/yellow] {_text(note)}")
+    for failure in found.failures:
+        console.print(f"[red]failed:[/red] {_text(failure)}")
+    if not found.failures:
+        console.print("[green]verified: the adapter fits its base and changes nothing that is promised[/green]")

@@ -1,0 +1,201 @@
+"""Which modules and parameters a LoRA targets: names, globs and all-linear, resolved by peft on a model without weights."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from graftkit.architecture.adapter_task import is_router, towers
+from graftkit.architecture.injection import Injection, inject
+from graftkit.architecture.skeleton import Skeleton
+from graftkit.errors import RecipeError, printable
+
+ALL_LINEAR = "all-linear"
+
+_GLOB = re.compile(r"[*?\[]")
+
+#: peft's own pattern of the first numbered part of a name, which it takes for the layer.
+_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
+
+Build = Callable[[], Skeleton]
+
+
+def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[str, ...]]:
+    """Inject what ``values`` (fields of LoraConfig) describe, and say in sentences what was left out and why.
+
+    ``build`` makes a fresh skeleton: each try consumes one. Towers that read images or sound, and routers under
+    ``all-linear``, are targets only when they are named.
+
+    Raises:
+        RecipeError: an entry or pattern matches nothing (near names are shown), or peft refuses.
+    """
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in values.get(field) or {}:
+            _check_regex(field, key)
+    skeleton = build()
+    wanted = values["target_modules"]
+    if isinstance(wanted, list):
+        values = {**values, "target_modules": _expanded(build, skeleton, values)}
+    every = isinstance(wanted, str) and wanted.lower() == ALL_LINEAR
+    layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
+    tower_names, routers = towers(skeleton), _routers(skeleton.model)
+    found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
+    _check_layers(layers, pattern, (*found.modules, *found.parameters))
+    kept, notes = _kept(found.modules, wanted, tower_names, routers if every else ())
+    parameters = tuple(name for name in found.parameters if not (every and name.rpartition(".")[0] in routers))
+    if every and layers is not None:
+        kept = tuple(name for name in kept if _layer_of(name, pattern) in layers)
+        parameters = tuple(name for name in parameters if _layer_of(name, pattern) in layers)
+    if len(parameters) < len(found.parameters) or (every and set(routers) & set(found.modules)):
+        notes += (f"routers are left out: {_few(routers)}; name one to train it",)
+    if (kept, parameters) != (found.modules, found.parameters):
+        final = {
+            "target_modules": _entries(found.config["target_modules"], kept, found.modules),
+            "target_parameters": _entries(found.config["target_parameters"], parameters, found.parameters),
+            "layers_to_transform": None,
+            "layers_pattern": None,
+        }
+        patterns = {name: {**found.config[name]} for name in ("rank_pattern", "alpha_pattern")}
+        found = inject(build(), {**values, **patterns, **final})
+        if (set(found.modules), set(found.parameters)) != (set(kept), set(parameters)):
+            odd = min({*found.modules, *found.parameters} ^ {*kept, *parameters})
+            raise RecipeError(f"operations: add_lora: target_modules: peft cannot tell {odd} from the others by name")
+    for field in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(field, values.get(field) or {}, (*found.modules, *found.parameters))
+    _check_parameters(values.get("target_parameters") or (), build)
+    return found, notes
+
+
+def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> list[str]:
+    """The entries with globs replaced by the full names that they match; each entry must match something."""
+    names = [name for name, _ in skeleton.model.named_modules() if name]
+    fit = {name for name in names if _fits(skeleton.model.get_submodule(name))}
+    parameters = [name for name, _ in skeleton.model.named_parameters()]
+    entries: list[str] = []
+    for entry in values["target_modules"]:
+        if _GLOB.search(entry):
+            matched = [
+                n for n in names if n in fit and (fnmatch.fnmatchcase(n, entry) or fnmatch.fnmatchcase(n, f"*.{entry}"))
+            ]
+            if not matched:
+                raise _unmatched(entry, names)
+            layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
+            entries += [name for name in matched if layers is None or _layer_of(name, pattern) in layers]
+        elif any(_named(name, entry) for name in names) or _peft_knows(build, values, entry):
+            entries.append(entry)
+        elif any(_named(name, entry) for name in parameters):
+            raise RecipeError(
+                f"operations: add_lora: target_modules: {printable(entry)!r} is a parameter of no module of its own;"
+                " name it in target_parameters"
+            )
+        else:
+            raise _unmatched(entry, names)
+    return list(dict.fromkeys(entries))
+
+
+def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
+    """The entries of peft that match kept names alone, where they cover them; else the full names."""
+    others = set(found) - set(kept)
+    entries = (
+        [e for e in before or () if not any(_named(name, e) for name in others)] if isinstance(before, list) else []
+    )
+    covered = {name for name in kept if any(_named(name, entry) for entry in entries)}
+    return entries if covered == set(kept) else list(kept)
+
+
+def _fits(module: Any) -> bool:
+    """Whether it is of a kind that peft can adapt; a glob that also matches a norm does not mean it."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+    return isinstance(module, kinds)
+
+
+def _named(name: str, entry: str) -> bool:
+    return name == entry or name.endswith(f".{entry}")
+
+
+def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
+    """Whether peft renames ``entry``: experts that transformers 5 fused keep their old names in its table."""
+    try:
+        found = inject(build(), {"r": 1, "target_modules": [entry], "task_type": values.get("task_type")})
+    except RecipeError as error:
+        return "without also targeting" in str(error)
+    return bool(found.modules or found.parameters)
+
+
+def _unmatched(entry: str, names: Iterable[str]) -> RecipeError:
+    known = list(names)
+    lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))
+    close = difflib.get_close_matches(entry, known if "." in entry else lasts, n=3, cutoff=0.5) or lasts[-8:]
+    return RecipeError(
+        f"operations: add_lora: target_modules: {printable(entry)!r} matches no module; near names: {', '.join(close)}"
+    )
+
+
+def _routers(model: Any) -> tuple[str, ...]:
+    return tuple(name for name, _ in model.named_modules() if name and is_router(model, name))
+
+
+def _kept(
+    found: tuple[str, ...], wanted: Any, tower_names: tuple[str, ...], routers: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The modules without routers and without towers that no entry names; a regular expression names what it matches."""
+    regex = isinstance(wanted, str) and wanted.lower() != ALL_LINEAR
+    entries = [] if isinstance(wanted, str) else wanted
+    words = {word for entry in entries for word in re.split(r"[.*?\[\]]+", entry)}
+    left = () if regex else tuple(tower for tower in tower_names if tower.rpartition(".")[2] not in words)
+    kept = tuple(n for n in found if n not in routers and not n.startswith(tuple(f"{t}." for t in left)))
+    gone = [tower for tower in left if any(name.startswith(f"{tower}.") for name in found)]
+    return kept, tuple(f"{tower} is left out; name it in target_modules to adapt it" for tower in gone)
+
+
+def _layer_of(name: str, pattern: str | None) -> int | None:
+    match = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\." if pattern else _LAYER, name)
+    return int(match.group("index")) if match else None
+
+
+def _check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...]) -> None:
+    there = {_layer_of(name, pattern) for name in names}
+    for layer in layers or ():
+        if layer not in there:
+            shown = ", ".join(map(str, sorted(index for index in there if index is not None)))
+            raise RecipeError(
+                f"operations: add_lora: layers_to_transform: no target lies in layer {layer}; targets lie in: {shown}"
+            )
+
+
+def _check_pattern(field: str, patterns: Mapping[str, int], names: tuple[str, ...]) -> None:
+    for key in patterns:
+        if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+            close = difflib.get_close_matches(key, [name.rpartition(".")[2] for name in names], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise RecipeError(f"operations: add_lora: {field}: {printable(key)!r} matches no target{hint}")
+
+
+def _check_regex(field: str, key: str) -> None:
+    try:
+        re.compile(key)
+    except re.error as error:
+        raise RecipeError(f"operations: add_lora: {field}: {printable(key)!r} is no regular expression: {error}") from error
+
+
+def _check_parameters(entries: Iterable[str], build: Build) -> None:
+    if not entries:
+        return
+    names = [name for name, _ in build().model.named_parameters()]
+    for entry in entries:
+        if not any(_named(name, entry) for name in names):
+            close = difflib.get_close_matches(entry, {name.rpartition(".")[2] for name in names}, n=3, cutoff=0.5)
+            raise RecipeError(
+                f"operations: add_lora: target_parameters: {printable(entry)!r} matches no parameter;"
+                f" near names: {', '.join(close) or 'none'}"
+            )
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:2]) + (f", … ({len(names)} in all)" if len(names) > 2 else "")

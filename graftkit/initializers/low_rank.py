@@ -1,0 +1,105 @@
+"""The factors of a low-rank update: A of shape ``(r, in)`` and B of shape ``(out, r)``, as peft initialises them.
+
+Everything is float32 and seeded, so that a factor's bits depend on nothing but its seed and its weight.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+#: A, B
+Factors = tuple[Any, Any]
+
+
+def kaiming(shape: tuple[int, ...], seed: int) -> Any:
+    """A by peft's default, uniform within ±1/sqrt(fan_in) (He 2015 with a = sqrt(5), as torch's own linears)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
+
+
+def gaussian(shape: tuple[int, ...], seed: int, std: float) -> Any:
+    """Normal with ``std``: 1/r for A, 1 for the B of an embedding."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.init.normal_(torch.empty(shape), std=std, generator=generator)
+
+
+def pissa(weight: Any, rank: int, scaling: float) -> Factors:
+    """The principal singular triples of the weight (Meng 2024, arXiv 2404.02948), so that scaling·B·A is their sum."""
+    import torch
+
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    return _split(u[:, :rank], s[:rank] / scaling, vh[:rank])
+
+
+def pissa_niter(weight: Any, rank: int, scaling: float, iterations: int, seed: int) -> Factors:
+    """PiSSA from a randomised SVD with subspace iterations (Halko 2009), as ``torch.svd_lowrank`` does it."""
+    import torch
+
+    wide = weight.shape[0] < weight.shape[1]
+    matrix = weight.T if wide else weight
+    sample = torch.randn(matrix.shape[1], rank, generator=torch.Generator().manual_seed(seed))
+    basis = torch.linalg.qr(matrix @ sample).Q
+    for _ in range(iterations):
+        basis = torch.linalg.qr(matrix.T @ basis).Q
+        basis = torch.linalg.qr(matrix @ basis).Q
+    u, s, vh = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
+    u = basis @ u
+    left, right = (vh.T, u.T) if wide else (u, vh)
+    return _split(left, s / scaling, right)
+
+
+def _split(u: Any, s: Any, vh: Any) -> Factors:
+    root = s.sqrt()
+    return (root[:, None] * vh).contiguous(), (u * root).contiguous()
+
+
+def olora(weight: Any, rank: int) -> Factors:
+    """The leading part of the weight's QR decomposition (Büyükakyüz 2024, arXiv 2406.01775)."""
+    import torch
+
+    q, r = torch.linalg.qr(weight)
+    return r[:rank].contiguous(), q[:, :rank].contiguous()
+
+
+def orthogonal(out_features: int, in_features: int, rank: int, seed: int) -> Factors:
+    """A in the odd and B in the even rows of one random rotation, so that B·A = 0; ``rank`` is even."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.linalg.qr(torch.randn(rank, rank, generator=generator)).Q
+    a = (torch.randn(in_features, rank // 2, generator=generator) @ q[0::2]).T / 10
+    b = (torch.randn(rank // 2, out_features, generator=generator).T @ q[1::2]) / 10
+    return a.contiguous(), b.contiguous()
+
+
+def mica(weight: Any, rank: int) -> Factors:
+    """B from the left singular vectors of the smallest singular values, A zero (arXiv 2604.01694)."""
+    import torch
+
+    u = torch.linalg.svd(weight, full_matrices=False).U
+    return torch.zeros(rank, weight.shape[1]), u[:, -rank:].contiguous()
+
+
+def offset(factors: Factors) -> Factors:
+    """The same factors twice with opposite signs, pairwise side by side: of rank 2r, and their product is zero.
+
+    *Shapes:* ``(r, in), (out, r) -> (2r, in), (out, 2r)``; rows a1, a1, a2, … and columns b1, -b1, b2, …
+    """
+    import torch
+
+    a, b = factors
+    return a.repeat_interleave(2, 0), torch.stack((b, -b), 2).flatten(1)
+
+
+#: Kinds that are a function of weight, rank and scaling alone.
+FROM_WEIGHT: dict[str, Callable[[Any, int, float], Factors]] = {
+    "pissa": pissa,
+    "olora": lambda weight, rank, _: olora(weight, rank),
+    "mica": lambda weight, rank, _: mica(weight, rank),
+}

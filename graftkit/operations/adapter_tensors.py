@@ -1,0 +1,178 @@
+"""The tensors of a LoRA adapter as lazy tensors: sampled, zero, taken from the base, or made from one of its matrices."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.architecture.injection import Entry, Injection, Target
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import read_ids, read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
+from graftkit.errors import InputRejected, printable
+from graftkit.initializers import low_rank
+from graftkit.initializers.seeding import seed_of
+
+TAGS = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
+
+#: Inits whose factors are made from the weight, beside the plain ones that are sampled.
+SAMPLED = (True, "gaussian")
+
+
+@dataclass
+class AdapterMaker:
+    """Makes each tensor of an adapter on demand. One matrix of the base is in memory at a time.
+
+    ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
+    factors twice with opposite signs, in which case the targets' ranks are already doubled.
+    """
+
+    checkpoint: Checkpoint
+    injection: Injection
+    disk: Mapping[str, str]
+    init: bool | str
+    offset: bool
+    seed: tuple[int, int]
+    _factors: dict[str, low_rank.Factors] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """The lazy tensor of every name in adapter_model.safetensors.
+
+        Raises:
+            InputRejected: an entry needs a tensor of the base that is stored in a converted form.
+        """
+        for entry in self.injection.entries.values():
+            if entry.role in ("copy", "tokens", "magnitude"):
+                self.base_tensor(_target(entry).weight if entry.role == "magnitude" else entry.weight)
+        return {key: self._tensor(key, entry) for key, entry in self.injection.entries.items()}
+
+    def base_tensor(self, weight: str) -> LazyTensor:
+        """The base's tensor of the name in memory ``weight``.
+
+        Raises:
+            InputRejected: on disk it has another form.
+        """
+        name = self.disk.get(weight)
+        if name is None:
+            raise InputRejected(
+                f"add_lora: {printable(weight)} is stored in a converted form, and what is asked for needs its values;"
+                " save the checkpoint once with this transformers, or leave the module out"
+            )
+        return self.checkpoint.tensors[name]
+
+    def residual(self, target: Target) -> LazyTensor:
+        """The weight less scaling·B·A, rounded once to its own dtype."""
+        stored = self.base_tensor(target.weight)
+
+        def produce() -> memoryview:
+            a, b = self.factors(target)
+            weight = read_tensor(stored)
+            update = target.scaling * (b.double() @ a.double())
+            rest = weight.double() - (update.T if target.transposed else update)
+            return _bytes(rest.to(weight.dtype))
+
+        return Computed(stored.dtype, stored.shape, produce)
+
+    def factors(self, target: Target) -> low_rank.Factors:
+        """A and B of a target in float32, made once and kept: together they are the adapter."""
+        with self._lock:
+            if target.weight not in self._factors:
+                self._factors[target.weight] = self._make(target)
+            return self._factors[target.weight]
+
+    def _make(self, target: Target) -> low_rank.Factors:
+        rank = target.rank // 2 if self.offset else target.rank
+        kind, _, iterations = str(self.init).partition("_niter_")
+        stored = self.base_tensor(target.weight)
+        out, width = stored.shape[::-1] if target.transposed else stored.shape
+        seed = seed_of(*self.seed, target.weight)
+        if kind == "orthogonal":
+            made = low_rank.orthogonal(out, width, rank, seed)
+        else:
+            weight = read_tensor(stored).float()
+            weight = weight.T if target.transposed else weight
+            if iterations:
+                made = low_rank.pissa_niter(weight, rank, target.scaling, int(iterations), seed)
+            else:
+                made = low_rank.FROM_WEIGHT[kind](weight, rank, target.scaling)
+        return low_rank.offset(made) if self.offset else made
+
+    def _tensor(self, key: str, entry: Entry) -> LazyTensor:
+        dtype = TAGS[entry.dtype]
+        if entry.role == "copy":
+            base = self.base_tensor(entry.weight)
+            return base if base.dtype == dtype else _cast(base, dtype)
+        starts_zero = entry.role in ("B", "embedding_A")
+        if entry.role == "bias" or (starts_zero and self.init in SAMPLED):
+            return Zeros(dtype, entry.shape)
+        return Computed(dtype, entry.shape, lambda: _bytes(self._values(key, entry).to(torch_dtype(dtype))))
+
+    def _values(self, key: str, entry: Entry) -> Any:
+        if entry.role == "tokens":
+            return read_ids(self.base_tensor(entry.weight), entry.rows)
+        if entry.role == "magnitude":
+            return self._magnitude(entry)
+        if self.init in SAMPLED:
+            return self._sampled(key, entry)
+        return self.factors(_target(entry))[0 if entry.role == "A" else 1]
+
+    def _sampled(self, key: str, entry: Entry) -> Any:
+        seed = seed_of(*self.seed, key)
+        if entry.role == "embedding_B":
+            return low_rank.gaussian(entry.shape, seed, 1.0)
+        if self.init == "gaussian":
+            return low_rank.gaussian(entry.shape, seed, 1 / _target(entry).rank)
+        return low_rank.kaiming(entry.shape, seed)
+
+    def _magnitude(self, entry: Entry) -> Any:
+        """The norms of the weight's rows, in the arithmetic in which peft's forward divides by them: so 1 comes out."""
+        import torch
+
+        target = _target(entry)
+        weight = read_tensor(self.base_tensor(target.weight)).to(torch_dtype(TAGS[entry.dtype]))
+        weight = weight.T if target.transposed else weight
+        norms = torch.linalg.norm(weight.flatten(1), dim=1)
+        zero = (norms == 0).nonzero().flatten().tolist()
+        if zero:
+            raise InputRejected(
+                f"add_lora: use_dora: {printable(target.weight)} has {len(zero)} output(s) of norm zero, the first is"
+                f" {zero[0]}; DoRA divides by it and gives NaN: leave {printable(target.module)} out"
+            )
+        return norms.view(entry.shape)
+
+
+def _target(entry: Entry) -> Target:
+    assert entry.target is not None  # noqa: S101 - by construction: the parts of an update name their target
+    return entry.target
+
+
+def _cast(base: LazyTensor, dtype: str) -> LazyTensor:
+    return Computed(dtype, base.shape, lambda: _bytes(read_tensor(base).to(torch_dtype(dtype))))
+
+
+def _bytes(values: Any) -> memoryview:
+    import torch
+
+    raw: memoryview = values.contiguous().view(-1).view(torch.uint8).numpy().data
+    return raw
+
+
+def unsuitable(injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int) -> Iterator[str]:
+    """Yield a sentence for each target that no init can start from the weight of; ``rank_of`` ranks make up a target's."""
+    embeddings = {_target(e).module for e in injection.entries.values() if e.role == "embedding_A"}
+    for target in injection.targets:
+        name = disk.get(target.weight)
+        stored = checkpoint.tensors[name] if name else None
+        if target.experts:
+            yield f"{target.weight} holds fused experts"
+        elif target.module in embeddings:
+            yield f"{target.module} is an embedding"
+        elif stored is None or stored.dtype not in FLOATING:
+            yield f"{target.weight} is stored in another form (converted or quantized)"
+        elif len(stored.shape) != 2:
+            yield f"{target.module} is a convolution"
+        elif target.rank // rank_of > min(stored.shape):
+            yield f"{target.module} is {' x '.join(map(str, stored.shape))}, smaller than the rank {target.rank // rank_of}"

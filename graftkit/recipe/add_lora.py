@@ -1,0 +1,156 @@
+"""add_lora: a peft LoRA adapter beside the base. Fields and meanings are those of ``peft.LoraConfig``."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainSerializer, Tag
+
+from graftkit.recipe.choice import BRANCH
+from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
+from graftkit.recipe.spec import Path, Spec, problem
+from graftkit.recipe.wording import did_you_mean, found, shown
+
+#: Starts with B = 0 (or A = 0): the weights of the base are neither read nor changed.
+ZERO_INITS = ("gaussian", "mica", "eva")
+
+#: Starts from a part of each weight, which is taken out of the base, or given back by the offset form (``exact``).
+SPECTRAL_INITS = ("pissa", "olora", "orthogonal", "corda", "lora_ga", "loftq")
+
+#: Starts from what examples give: activations or gradients.
+DATA_INITS = ("eva", "corda", "lora_ga")
+
+_NITER = re.compile(r"pissa_niter_[0-9]+")
+
+
+def _init(value: object) -> object:
+    """Let ``true`` and the names of peft through."""
+    if value is False:
+        raise problem(
+            "false starts from a random B, which changes what the model does; true starts from B = 0, as peft does"
+        )
+    if value is True:
+        return value
+    if not isinstance(value, str):
+        raise problem(f"must be true or the name of an initialization, found {found(value)}")
+    names = (*ZERO_INITS, *SPECTRAL_INITS)
+    if value in names or _NITER.fullmatch(value):
+        return value
+    close = did_you_mean(value, [*names, "pissa_niter_16"])
+    hint = f"did you mean {shown(close)}?" if close else f"it is true or one of: {', '.join(names)}, pissa_niter_16"
+    raise problem(f"unknown value {shown(value)}; {hint}")
+
+
+def _text_or_list(value: object) -> str:
+    return f"{BRANCH}text" if isinstance(value, str) else f"{BRANCH}list"
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _frozen(value: object) -> object:
+    if isinstance(value, Mapping):
+        return FrozenMapping({key: _frozen(item) for key, item in value.items()})
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+Targets = Annotated[
+    Annotated[Text, Tag(f"{BRANCH}text")] | Annotated[ListOf[Text], Field(min_length=1), Tag(f"{BRANCH}list")],
+    Discriminator(_text_or_list),
+]
+Saved = Annotated[
+    Annotated[Literal["auto"], Tag(f"{BRANCH}text")] | Annotated[ListOf[Text], Tag(f"{BRANCH}list")],
+    Discriminator(_text_or_list),
+]
+
+
+def _nothing(value: object) -> object:
+    return None if value == () else value
+
+
+Pattern = Annotated[Mapping[Text, Annotated[int, Field(ge=1)]], AfterValidator(FrozenMapping), PlainSerializer(dict)]
+Values = Annotated[Mapping[Text, object], AfterValidator(_frozen), PlainSerializer(dict)]
+
+
+class AddLora(Spec):
+    """Make a LoRA adapter that starts as the identity, beside the base (Hu 2021)."""
+
+    op: Literal["add_lora"] = "add_lora"
+    r: Annotated[int, Field(ge=1, description="The rank.")] = 8
+    lora_alpha: Annotated[int, Field(ge=1, description="The update is scaled by lora_alpha / r.")] = 8
+    lora_dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout in front of A, in training.")] = 0.0
+    target_modules: Annotated[
+        Targets, Field(description="all-linear; a list of names or globs; or a regular expression, as peft reads it.")
+    ] = "all-linear"
+    target_parameters: Annotated[
+        ListOf[Text], Field(description="Parameters that are no module's, such as fused experts.")
+    ] = ()
+    exclude_modules: Annotated[ListOf[Text], Field(description="Names of modules to leave out.")] = ()
+    init_lora_weights: Annotated[
+        bool | str, BeforeValidator(_init), Field(description="true (B = 0) or a name that peft knows, such as pissa.")
+    ] = True
+    exact: Annotated[
+        bool, Field(description="For inits that start from the weights: leave the base as it is, at twice the rank.")
+    ] = False
+    use_rslora: Annotated[bool, Field(description="Scale by lora_alpha / sqrt(r).")] = False
+    use_dora: Annotated[bool, Field(description="Train magnitude and direction apart (DoRA).")] = False
+    rank_pattern: Annotated[Pattern, Field(description="Ranks of some modules, by name or regular expression.")] = (
+        FrozenMapping()
+    )
+    alpha_pattern: Annotated[Pattern, Field(description="Alphas of some modules, by name or regular expression.")] = (
+        FrozenMapping()
+    )
+    layers_to_transform: Annotated[
+        ListOf[Annotated[int, Field(ge=0)]] | None,
+        BeforeValidator(_several),
+        Field(description="Indices of the layers that get an adapter; null means all."),
+    ] = None
+    layers_pattern: Annotated[Text | None, Field(description="Name of the list of layers, such as layers.")] = None
+    modules_to_save: Annotated[
+        Saved | None,
+        AfterValidator(_nothing),
+        Field(description="Modules trained whole; auto finds the head that the recipe or the base has."),
+    ] = "auto"
+    train_new_tokens: Annotated[
+        bool, Field(description="Train the rows of the tokens that this recipe adds, input and output.")
+    ] = True
+    task_type: Annotated[Text | None, Field(description="As peft names it; null means that of the base's class.")] = (
+        None
+    )
+    examples: Annotated[PathText | None, Field(description="Texts, one a line, for eva, corda and lora_ga.")] = None
+    config: Annotated[
+        Values, Field(description="Any other field of peft's LoraConfig; the installed peft checks it.")
+    ] = FrozenMapping()
+
+    @property
+    def spectral(self) -> bool:
+        """Whether the adapter starts from a part of each weight."""
+        return str(self.init_lora_weights).partition("_niter_")[0] in SPECTRAL_INITS
+
+    def plain(self) -> object:
+        """Return the fields; null says something here, since the default is another."""
+        written = self.plain_fields()
+        return written if self.modules_to_save else {**written, "modules_to_save": None}
+
+    @classmethod
+    def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+        """Refuse fields that another field makes meaningless."""
+        init = data.get("init_lora_weights", True)
+        kind = init.partition("_niter_")[0] if isinstance(init, str) else ""
+        if data.get("exact") is True and kind not in SPECTRAL_INITS:
+            yield ("exact",), f"has no effect: only {', '.join(SPECTRAL_INITS)} take something out of the base"
+        if data.get("exact") is True and data.get("use_dora") is True:
+            yield ("exact",), "cannot hold with use_dora: DoRA divides by the norm of what the two halves add up to"
+        if data.get("examples") is not None and kind not in DATA_INITS:
+            yield ("examples",), f"has no effect: only {', '.join(DATA_INITS)} look at examples"
+        layers = data.get("layers_to_transform")
+        if data.get("layers_pattern") is not None and layers is None:
+            yield ("layers_pattern",), "has no effect without layers_to_transform"
+        targets = data.get("target_modules")
+        if layers is not None and isinstance(targets, str) and targets.lower() != "all-linear":
+            yield ("layers_to_transform",), "cannot stand beside a regular expression; put the layers into it"
+        others = data.get("config")
+        for name in others if isinstance(others, dict) else ():
+            if name in cls.model_fields:
+                yield ("config", name), "is a field of the operation; write it there"

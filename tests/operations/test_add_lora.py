@@ -1,0 +1,218 @@
+"""Adapters as they are written: loaded by peft alone, on the base that they name, they change nothing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.families import build
+
+from graftkit.checkpoint import reading
+from graftkit.engine import apply, plan
+from graftkit.errors import InputRejected, RecipeError
+
+TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    made = {}
+
+    def of(family, dtype="float32", **options):
+        key = (family, dtype, *options.items())
+        if key not in made:
+            made[key] = build(family, tmp_path_factory.mktemp(family), dtype=dtype, **options)
+        return made[key]
+
+    return of
+
+
+def recipe(source, output, *operations, **others):
+    return {"version": 1, "base_model": str(source), "output": str(output), "operations": list(operations), **others}
+
+
+def lora(**fields):
+    return {"op": "add_lora", "r": 4, "lora_alpha": 8, **fields}
+
+
+def reloaded(output, **options):
+    """The base that the adapter names, alone and with the adapter, as a user loads them."""
+    import transformers
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(output / "adapter")
+    named = json.loads(open(f"{config.base_model_name_or_path}/config.json").read())
+    cls = getattr(transformers, named["architectures"][0])
+    alone = cls.from_pretrained(config.base_model_name_or_path).eval()
+    wrapped = PeftModel.from_pretrained(
+        cls.from_pretrained(config.base_model_name_or_path), output / "adapter", **options
+    )
+    return alone, wrapped.eval()
+
+
+def outputs(model, ids=None):
+    ids = torch.arange(4, 36)[None] if ids is None else ids
+    extra = {"decoder_input_ids": ids[:, :8]} if model.config.is_encoder_decoder else {}
+    with torch.no_grad():
+        found = model(input_ids=ids, output_hidden_states=True, **extra)
+    return found.logits if "logits" in found else found.last_hidden_state
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "t5", "bert_base"])
+def test_base_and_adapter_give_the_bits_of_the_base_also_after_merging(base, family, dtype, tmp_path):
+    report = apply(recipe(base(family, dtype), tmp_path / "out", lora(target_modules="all-linear")))
+    check = report.checks[0]
+    assert check.gap.bitwise
+    assert check.merged == "bitwise"
+    assert check.gradients.failures == check.gradients.unreached == check.gradients.blocked == ()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md", "adapter", "graft_recipe.yaml", "graft_report.json",
+    ]  # fmt: skip
+    alone, wrapped = reloaded(tmp_path / "out")
+    before = outputs(alone)
+    assert outputs(wrapped).equal(before)
+    assert outputs(wrapped.merge_and_unload()).equal(before)
+
+
+def test_a_is_peft_s_and_depends_on_seed_and_name_alone(base, tmp_path):
+    source = base("llama")
+    off = {"verify": {"outputs": False}}
+    for name, fields, others in (
+        ("one", {}, {"seed": 1}),
+        ("fewer", {"target_modules": ["v_proj"]}, {"seed": 1}),
+        ("other", {}, {"seed": 2}),
+        ("gaussian", {"init_lora_weights": "gaussian"}, {"seed": 1}),
+    ):
+        apply(recipe(source, tmp_path / name, lora(**fields), **off, **others))
+    one, fewer, other, gaussian = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "fewer", "other", "gaussian")
+    )
+    assert all(one[key].equal(value) for key, value in fewer.items())
+    a = [key for key in one if "lora_A" in key]
+    assert not any(one[key].equal(other[key]) for key in a)
+    assert all(not one[key].any() for key in one if "lora_B" in key)
+    for key in a:
+        bound = one[key].shape[1] ** -0.5  # kaiming_uniform with a = sqrt 5
+        assert 0.9 * bound < one[key].abs().max() <= bound
+    assert torch.cat([gaussian[key].flatten() for key in a]).std() == pytest.approx(1 / 4, rel=0.05)
+
+
+def test_a_zero_b_adapter_is_made_without_reading_a_weight(base, tmp_path, monkeypatch):
+    source = base("llama", "bfloat16")
+    opened = []
+    real = reading.read_range
+    monkeypatch.setattr(reading, "read_range", lambda path, *rest: (opened.append(path), real(path, *rest))[1])
+    report = apply(recipe(source, tmp_path / "out", lora(), verify={"outputs": False}))
+    assert opened == []
+    assert report.checks[0].not_compared == "verify.outputs is off"
+    assert report.checks[0].base.weights == {}
+
+
+@pytest.mark.parametrize("family", ["llama", "llama_tied", "gpt2", "t5", "gemma2", "llava"])
+def test_new_tokens_are_trained_in_every_table_of_their_own(base, family, tmp_path):
+    report = apply(recipe(base(family), tmp_path / "out", TOKENS, lora()))
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    ids = sorted(report.plan.new_tokens.values())
+    untied = family in {"llama", "llava"}
+    assert all(value == ids for value in config["trainable_token_indices"].values())
+    tensors = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    deltas = {key: value for key, value in tensors.items() if "trainable_tokens_delta" in key}
+    assert len(deltas) == len(config["trainable_token_indices"]) == (2 if untied else 1)
+    assert config["base_model_name_or_path"] == str(tmp_path / "out")
+    assert report.checks[0].gap.bitwise
+    alone, wrapped = reloaded(tmp_path / "out")
+    table = alone.get_input_embeddings().weight
+    assert any(value.equal(table[ids]) for value in deltas.values())
+    probe = torch.tensor([[*ids, 5, 6, 7, *ids]])
+    assert outputs(wrapped, probe).equal(outputs(alone, probe))
+
+
+def test_new_rows_behind_the_old_table_are_found_too(base, tmp_path):
+    source = base("llama", tokens=320, rows=320)
+    apply(recipe(source, tmp_path / "out", {**TOKENS, "pad_to_multiple_of": 8}, lora()))
+    deltas = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    assert deltas["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"].shape == (2, 32)
+
+
+def test_a_biased_output_table_is_refused_since_peft_drops_the_bias(base, tmp_path):
+    with pytest.raises(RecipeError, match="peft would drop the bias of cls.predictions.decoder"):
+        plan(recipe(base("bert"), tmp_path / "out", TOKENS, lora()))
+    report = apply(recipe(base("bert"), tmp_path / "out", TOKENS, lora(train_new_tokens=False)))
+    assert report.checks[0].gap.bitwise
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_one_side_of_a_tied_pair_is_untied_by_copy(base, target, tmp_path):
+    apply(recipe(base("llama_tied"), tmp_path / "out", lora(target_modules=[target, "q_proj"])))
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert tensors["lm_head.weight"].equal(tensors["model.embed_tokens.weight"])
+    alone, wrapped = reloaded(tmp_path / "out")
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    before = outputs(wrapped)
+    assert not before.equal(outputs(alone))
+    assert (outputs(wrapped.merge_and_unload()) - before).abs().max() < 1e-4
+
+
+def test_a_tie_that_the_class_insists_on_is_refused(base, tmp_path):
+    with pytest.raises(InputRejected, match="in this class whatever its config says"):
+        plan(recipe(base("t5"), tmp_path / "out", lora(target_modules=["lm_head"])))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads", "outputs"),
+    [
+        ("ModernBertForSequenceClassification", ["head", "classifier"], True),
+        ("BartForSequenceClassification", ["classification_head"], False),  # it pools at </s>, which few probes hold
+    ],
+)
+def test_a_head_outside_peft_s_list_is_saved_by_its_real_name(architecture, heads, outputs, tmp_path):
+    from support.tiny import build as tiny
+
+    tiny(architecture, tmp_path / "base")
+    report = apply(recipe(tmp_path / "base", tmp_path / "out", lora(), verify={"outputs": outputs}))
+    assert not outputs or report.checks[0].gap.bitwise
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert set(heads) <= set(config["modules_to_save"])
+    tensors = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    source = load_file(tmp_path / "base/model.safetensors")
+    saved = [name for name in source if name.startswith(tuple(f"{head}." for head in heads))]
+    assert saved
+    assert all(tensors[f"base_model.model.{name}"].equal(source[name]) for name in saved)
+
+
+def test_ranks_above_a_dimension_biases_and_other_fields_of_peft(base, tmp_path):
+    report = apply(recipe(base("llama"), tmp_path / "a", lora(r=100, config={"bias": "all", "lora_bias": True})))
+    assert report.checks[0].gap.bitwise
+    assert report.checks[0].merged.startswith("not possible")
+    report = apply(recipe(base("gpt2"), tmp_path / "b", lora(r=40, config={"bias": "all"})))
+    tensors = load_file(tmp_path / "b/adapter/adapter_model.safetensors")
+    source = load_file(base("gpt2") / "model.safetensors")
+    key = "base_model.model.transformer.h.0.attn.c_attn.base_layer.bias"
+    assert tensors[key].equal(source["transformer.h.0.attn.c_attn.bias"])
+
+
+def test_one_adapter_a_recipe_and_nothing_changes_its_base_afterwards(base, tmp_path):
+    with pytest.raises(RecipeError, match="operations.1: add_lora: a recipe makes one adapter"):
+        plan(recipe(base("llama"), tmp_path / "out", lora(), lora()))
+    with pytest.raises(RecipeError, match="operations.1: extend_vocab: changes the base of the adapter made before it"):
+        plan(recipe(base("llama"), tmp_path / "out", lora(), TOKENS))
+
+
+def test_a_quantized_base_gets_an_adapter_and_the_report_says_what_was_not_run(base, tmp_path):
+    source = tmp_path / "base"
+    shutil.copytree(base("llama", "bfloat16"), source)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (source / "config.json").write_text(json.dumps(config))
+    report = apply(recipe(source, tmp_path / "out", lora()))
+    assert "the base is quantized" in report.checks[0].not_compared
+    with pytest.raises(RecipeError, match="needs the weights, and the base is quantized"):
+        plan(recipe(source, tmp_path / "no", lora(init_lora_weights="pissa")))
