@@ -1,7 +1,7 @@
 """Extend the vocabulary of every class that transformers can build small, and check each result without graftkit's help.
 
-    scripts/sweep_vocab.py --jobs 2 --out docs/sweep_vocab.md
-    scripts/sweep_vocab.py --kind vision_language --match '^Llava'
+    python scripts/sweep_vocab.py --jobs 2 --out docs/sweep_vocab.md
+    python scripts/sweep_vocab.py --kind vision_language --match '^Llava'
 
 Each class is built with random weights, twice given three special tokens and a plain one (once where the table must grow,
 once with rows to spare and a padded size), reloaded with plain transformers, and compared with its source. Exits 1 when
@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 def _command() -> str:
-    return " ".join(["scripts/sweep_vocab.py", *sys.argv[1:]])
+    return shlex.join(["python", "scripts/sweep_vocab.py", *sys.argv[1:]])
 
 
 def _arguments() -> argparse.Namespace:

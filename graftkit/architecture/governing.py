@@ -135,13 +135,15 @@ def _why_not_governed(
     config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int, values: Mapping[sk.Path, int]
 ) -> str:
     """Most often the table has rows behind those of the vocabulary: for images, for audio, for prompts."""
-    table = skeleton.weight_names(INPUT)
+    found = {}
     for path, value in sorted(values.items(), key=lambda item: _vocabulary_first(item[0])):
-        if "vocab" not in path[-1] or value >= rows:
-            continue
-        if table & (effect(config, skeleton, (path,), value) or {}).keys():
-            return (
-                f"the input embedding has {rows} rows where config.json's {'.'.join(path)} is {value}: the class itself uses"
-                f" the {rows - value} rows behind the vocabulary, and new ids would run into them"
-            )
-    return f"no value of config.json governs the {rows} rows of its input and output embeddings"
+        moved = effect(config, skeleton, (path,), value) if "vocab" in path[-1] and value < rows else None
+        if moved and skeleton.weight_names(INPUT) & moved.keys():
+            found[path] = len(skeleton.weight_names(OUTPUT) & moved.keys())
+    if not found:
+        return f"no value of config.json governs the {rows} rows of its input and output embeddings"
+    path = max(found, key=found.__getitem__)
+    return (
+        f"the input embedding has {rows} rows where config.json's {'.'.join(path)} is {values[path]}: the class itself uses"
+        f" what lies behind the vocabulary ({rows - values[path]} rows), and new ids would run into it"
+    )

@@ -121,6 +121,9 @@ HINTS = {
                             "swa_head_dim": 32, "swa_qk_nope_head_dim": 16, "swa_v_head_dim": 16, "swa_q_lora_rank": 16,
                             "swa_kv_lora_rank": 16},  # aliases that no default shows
     "Gemma4UnifiedAssistantConfig": {"text_config": {"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2}},
+    "FastVlmConfig": {"vision_config": {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 96,
+                                        "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32,
+                                        "patch_size": 8}},  # takes any tower; its default one needs timm
     "Emu3Config": {"vocabulary_map": {"<image>": 8, "<|extra_200|>": 9}},  # no default
 }  # fmt: skip
 

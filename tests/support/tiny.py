@@ -76,7 +76,7 @@ def build(class_name, directory, *, vocab_size=331, tokenizer_size=None, dtype="
             model.to(getattr(torch, dtype))
             model.save_pretrained(directory, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
     except ImportError as missing:
-        raise NotBuilt(_one_line(missing)) from missing
+        raise NotBuilt(_one_line(missing).split(". ")[0]) from missing
     write_tokenizer(directory, live)
     error = _check_reload(model_class, directory)
     return Built(class_name, sum(p.numel() for p in model.parameters()), error)
