@@ -322,7 +322,7 @@ def markdown(chosen: dict[str, list[str]], verdicts: dict[str, Verdict], command
     apart = Counter(item.apart for item in verdicts.values() if item.apart)
     lines = [
         "# extend_vocab over every class", "",
-        f"Written by `{command}` with transformers {transformers.__version__} and torch {torch.__version__}.", "",
+        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
         "Each class is built small with random weights and given three special tokens and a plain one: once where the table must",
         "grow, once with spare rows and `pad_to_multiple_of: 8`, and, where it can be built so, once with a vocabulary size of its own",
         f"for each sub-config ({sum(apart.values())} classes: {_counted(apart)}). graftkit verifies each result; then it is reloaded with plain",
