@@ -299,14 +299,16 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
 def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
     """Look through the lens and at the signal, where the recipe asks and the source is what the result is compared with."""
     wanted = planned.recipe.verify
-    if not (wanted.lens or wanted.signal) or Scope.NOTHING in planned.scope:
+    if not (wanted.lens or wanted.signal or wanted.first_step) or Scope.NOTHING in planned.scope:
         return ()
+    from graftkit.verify.first_step import compare_first_step
     from graftkit.verify.lens.lens import compare_lens
     from graftkit.verify.signal import compare_signal
 
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
     found: list[CheckReport] = []
-    for compare in ([compare_lens] if wanted.lens else []) + ([compare_signal] if wanted.signal else []):
+    looks = ((compare_lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))
+    for compare in (function for function, asked in looks if asked):
         report = compare(
             planned.source.directory,
             staged if planned.writes_base else planned.source.directory,

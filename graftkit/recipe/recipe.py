@@ -33,6 +33,12 @@ class VerifyOptions(Spec):
         bool,
         Field(description="Measure how the signal travels through the blocks, before and after; two models in memory."),
     ] = False
+    first_step: Annotated[
+        bool,
+        Field(
+            description="Take the first step of training on a copy: old gradients, new parameters, and a forecast of the change."
+        ),
+    ] = False
 
 
 class Recipe(Spec):

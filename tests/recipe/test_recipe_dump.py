@@ -154,6 +154,7 @@ verify:
   outputs: true
   lens: false
   signal: false
+  first_step: false
 output: out
 """
     )
