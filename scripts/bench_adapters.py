@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--pissa", action="store_true", help="also PiSSA, which takes minutes in peft's own way")
     parser.add_argument("--headers", action="store_true", help="also the adapter of a 405 B-shaped set of headers")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="graftkit-bench-") as folder:
         bench = Bench(Path(folder))
         build_apart(bench.source, options.layers)
         child(START + MAKE + END, str(bench.source), str(bench.adapter), "true", "trained")
