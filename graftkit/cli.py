@@ -24,7 +24,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; every expected error is one line on standard error."""
     debug = "--debug" in arguments
     try:
-        options = _parser().parse_args(arguments)
+        options = _parse(arguments)
         command: Command = options.command
         return command(options)
     except GraftkitError as error:
@@ -105,6 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     test.add_argument("-q", "--quiet", action="store_true", help="print failures and the verdict only")
     test.add_argument("-v", "--verbose", action="store_true", help="print what each check said, and the clean copies")
     return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse; overrides may also stand behind options, where argparse leaves them over."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    strangers = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _version() -> int:

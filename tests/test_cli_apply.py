@@ -119,6 +119,19 @@ def test_dry_run_and_plan_write_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_overrides_may_stand_before_and_behind_options(tmp_path):
+    done = run("plan", "recipes/quickstart.yaml", "seed=3", "--output", tmp_path / "out", "--json", "operations.0.init=zeros")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == str(tmp_path / "out")
+    refused = run("plan", "recipes/quickstart.yaml", "--output", tmp_path / "out", "operations.0.init=zero")
+    assert refused.returncode == 2
+    assert "operations.0.init" in refused.stderr
+    for stranger in (["diff", "a", "b", "c=1"], ["plan", "recipes/quickstart.yaml", "--no-such"]):
+        done = run(*stranger)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert "unrecognized arguments" in done.stderr
+
+
 def test_diff_names_only_what_was_changed(applied):
     output, _ = applied
     found = json.loads(run("diff", "recipes/models/demo-lm", output, "--json").stdout)
