@@ -11,6 +11,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.verify.documents import Allowed, check_documents
+from graftkit.verify.new_rows import check_new_biases
 from graftkit.verify.outputs import OutputsReport, compare_outputs
 from graftkit.verify.tensors import TensorDifference, changed_tensors, tensor_difference
 from graftkit.verify.tokenization import TokenizationReport, check_tokenization
@@ -112,7 +113,8 @@ def verify(
     tokenization = measured = None
     if "bytes" not in left_out:
         axes = {item.name: item.axis for item in old_vocabulary.tensors}
-        found["bytes"] = tuple(changed_tensors(old, new, axes, frozenset(change.fresh)))
+        forgotten = check_new_biases(new, new_vocabulary, change.fresh, first.size)
+        found["bytes"] = (*changed_tensors(old, new, axes, frozenset(change.fresh)), *forgotten)
     if "config" not in left_out:
         found["config"] = tuple(check_documents(old, new, Allowed(change, first, second)))
     if "tokenizer" not in left_out:

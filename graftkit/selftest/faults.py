@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graftkit.selftest import files, settings, tokens, weights
+from graftkit.selftest import files, growth, settings, tokens, weights
 from graftkit.selftest.fault import BYTES, CONFIG, LOADING, OUTPUTS, TOKENIZER, Fault
 from graftkit.selftest.settings import changed
 from graftkit.selftest.subject import Subject
@@ -20,6 +20,7 @@ FAULTS = (
     Fault("dropped bias", Subject.bias, weights.drop, (LOADING,)),
     Fault("NaN in k_proj", Subject.key_weight, weights.not_a_number, (BYTES,)),
     Fault("re-tied head", weights.untied_head, weights.tie_again, (BYTES, OUTPUTS)),
+    Fault("zero-padded tied bias", growth.bias, growth.grow_with_zero_bias, (BYTES,)),
     Fault("dtype changed in a header", weights.two_byte_weight, weights.other_dtype, (BYTES, OUTPUTS)),
     Fault("tensor missing", Subject.weight, weights.drop, (LOADING,)),
     Fault("tensor renamed", Subject.weight, weights.rename, (LOADING,)),

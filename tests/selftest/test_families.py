@@ -3,8 +3,12 @@
 import pytest
 from support.families import build
 
+from graftkit.compare import verify
+from graftkit.selftest.copies import copy_checkpoint
 from graftkit.selftest.faults import FAULTS
+from graftkit.selftest.growth import bias, grow
 from graftkit.selftest.run import selftest
+from graftkit.selftest.subject import Subject
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
@@ -14,7 +18,13 @@ def test_bert_in_bfloat16(tmp_path):
     found = selftest(str(tmp_path / "bert"), clean=3)
     assert found.failures == ()
     caught = {fault.name for fault in found.planted}
-    assert caught >= {"zeroed bias", "dropped bias", "other number of heads", "tie flag turned"}
+    assert caught >= {
+        "zeroed bias",
+        "dropped bias",
+        "other number of heads",
+        "tie flag turned",
+        "zero-padded tied bias",
+    }
 
 
 @pytest.mark.parametrize(("family", "names"), [
@@ -27,6 +37,19 @@ def test_faults_that_need_another_model(family, names, tmp_path):
     found = selftest(str(tmp_path / family), clean=1, faults=[fault for fault in FAULTS if fault.name in names])
     assert found.failures == ()
     assert {fault.name for fault in found.planted} == names
+
+
+def test_a_grown_bias_is_flagged_where_zeros_pad_it_and_only_there(tmp_path):
+    build("bert", tmp_path / "bert")
+    subject = Subject.open(str(tmp_path / "bert"))
+    place = bias(subject)
+    for name, zeros in (("zeros", place), ("means", "")):
+        copy = copy_checkpoint(subject.checkpoint, tmp_path / name)
+        grow(copy, subject, zeros=zeros)
+        found = verify(str(tmp_path / "bert"), str(copy))
+        assert [place in failure and "padded with zeros" in failure for failure in found.failures] == (
+            [True] if zeros else []
+        )
 
 
 @pytest.mark.slow
