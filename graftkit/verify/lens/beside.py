@@ -29,6 +29,7 @@ class Beside:
         self.probe, self.native, self._exact, self._kept = probe, native, exact, kept
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}
+        self._sizes: dict[str, tuple[float, float]] = {}
         self._summaries: dict[str, tuple[Any, Any, Any]] = {}
 
     def pair(self, name: str, found: Outputs) -> tuple[Any, Any, Any] | None:
@@ -43,6 +44,14 @@ class Beside:
             value = value[self.probe.mask.bool()]
         value = value.reshape(-1, value.shape[-1])
         return value if self._kept is None or not ids else value[:, self._kept]
+
+    def sizes(self, name: str, truth: Any, old: Any) -> tuple[float, float]:
+        """The summed squares of the source in float64, and of its error in its own dtype."""
+        if name not in self._sizes:
+            pairs = zip(pieces(truth), pieces(old), strict=True)
+            squares = [(float(finite(a).square().sum()), float(finite(b - a).square().sum())) for a, b in pairs]
+            self._sizes[name] = sum(size for size, _ in squares), sum(own for _, own in squares)
+        return self._sizes[name]
 
     def summary(self, name: str, old: Any) -> tuple[Any, Any, Any]:
         """``(n,)`` log-sum-exp, top-1 id and its margin of the source's logits ``old``."""

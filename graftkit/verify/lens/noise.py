@@ -111,12 +111,10 @@ class NoiseTally:
             tally = self._tallies.setdefault(run, _Tally())
             if null:
                 self._nulls.add(run)
-            for a, b, c in zip(pieces(truth), pieces(old), pieces(new), strict=True):
-                if (c.isnan() & ~a.isnan()).any():
-                    tally.squares = math.inf
-                tally.squares += float(finite(c - a).square().sum())
-                tally.own += float(finite(b - a).square().sum())
-                tally.reference += float(finite(a).square().sum())
+            size, own = beside.sizes(name, truth, old)
+            tally.reference += size
+            tally.own += own
+            tally.squares += own if torch.equal(old, new) else _squares(truth, new)
             if beside.has_ids[name]:
                 reference = truth if beside.wide else old
                 _diverge(tally, beside.summary(name, reference), reference, new)
@@ -131,6 +129,16 @@ class NoiseTally:
         )
         places = list(_by_position(self._tallies.get(result, _Tally())))
         return Noise(runs, tuple(_by_probe(places)), tuple(_by_place(places)), tuple(_worst(places)))
+
+
+def _squares(truth: Any, new: Any) -> float:
+    """The summed squared error; infinite where ``new`` alone is NaN."""
+    found = 0.0
+    for a, b in zip(pieces(truth), pieces(new), strict=True):
+        if (b.isnan() & ~a.isnan()).any():
+            return math.inf
+        found += float(finite(b - a).square().sum())
+    return found
 
 
 def _diverge(tally: _Tally, summary: tuple[Any, Any, Any], old: Any, new: Any) -> None:
