@@ -87,7 +87,9 @@ def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
     kind = str(spec.init_lora_weights)
     if "quantization_config" in checkpoint.config and (spec.init_lora_weights not in SAMPLED or spec.use_dora):
         what = "use_dora" if spec.use_dora else f"init_lora_weights: {kind}"
-        raise RecipeError(f"operations: add_lora: {what}: needs the weights, and the base is quantized; true starts without")
+        raise RecipeError(
+            f"operations: add_lora: {what}: needs the weights, and the base is quantized; true starts without"
+        )
     if kind in DATA_INITS:
         raise RecipeError(
             f"operations: add_lora: init_lora_weights: {kind} starts from what examples give, and no examples are run here;"

@@ -74,7 +74,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
         _promise(),
         tuple(_notes(head, dropped, kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
-        scope=Scope.BACKBONE if takes_text(type(head.skeleton.model)) else Scope.NOTHING,
+        scope=Scope.BACKBONE if takes_text(head.skeleton.model) else Scope.NOTHING,
         checks=(_check(_head_promise(spec, head)), *_example_checks(fit)),
         prepare=prepare,
         figures=figures.copy,

@@ -73,7 +73,7 @@ class HeadReport:
             elif side.failed:
                 yield (
                     f"head: a text gets other logits in a batch with {side.side} padding than alone: relative difference"
-                    f" {side.apart:.3g}, its hidden states {side.backbone:.3g}; does config.json name the tokenizer's pad token?"
+                    f" {side.apart:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad token?"
                 )
         if self.entropy is not None and not abs((self.first_loss or 0.0) - self.entropy) <= self.slack:
             yield f"head: the first loss is {self.first_loss:.6g}, the prior's entropy {self.entropy:.6g}"
@@ -88,8 +88,8 @@ class HeadReport:
             figure = self.backbone.reason or f"{self.backbone.equal} hidden states on {self.backbone.input}"
             yield "backbone", result, figure
         for side in self.paddings:
-            moved = side.backbone > APART and not side.failed
-            result = "failed" if side.failed else "backbone differs itself" if moved else "equal"
+            differs = "not judged" if side.backbone is None else "backbone differs itself"
+            result = "failed" if side.failed else differs if side.apart > APART else "equal"
             yield f"batch = single, {side.side} padding", result, f"{side.apart:.2g} relative, float64"
         if self.entropy is not None:
             yield "first loss", "the prior's entropy", f"{self.first_loss:.6g} against {self.entropy:.6g}"
@@ -110,7 +110,7 @@ def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
     with undisturbed():
         first = load(result)
         digests = _digests(first.model)
-        if not takes_text(type(first.model)):
+        if not takes_text(first.model):
             del first
             backbone = compare_backbones(source, result)
             second = load(result)

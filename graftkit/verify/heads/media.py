@@ -1,4 +1,4 @@
-"""The backbone of a model that takes images or sound: its hidden states before and after, bit for bit."""
+"""The backbone of a model that takes images or sound, or ids without a table: its hidden states, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from graftkit.architecture.skeleton import one_line
 from graftkit.verify.forward import flatten, load
 
-#: Sides of an image and samples of a sound where the config names none.
-SIDE, SAMPLES = 64, 16_000
+#: Sides of an image and samples of a sound where the config names none, and characters of a text.
+SIDE, SAMPLES, TOKENS = 64, 16_000, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,14 @@ class Backbone:
     reason: str = ""
 
 
-def takes_text(model_class: Any) -> bool:
-    """Whether the class is fed token ids."""
-    return bool(model_class.main_input_name == "input_ids")
+def takes_text(model: Any) -> bool:
+    """Whether the model is fed token ids that it looks up in a table; CANINE, for one, hashes characters."""
+    if model.main_input_name != "input_ids":
+        return False
+    try:
+        return getattr(model.base_model.get_input_embeddings(), "weight", None) is not None
+    except (NotImplementedError, AttributeError):
+        return False
 
 
 def main_inputs(model: Any, batch: int = 2) -> Iterator[dict[str, Any]]:
@@ -34,6 +39,9 @@ def main_inputs(model: Any, batch: int = 2) -> Iterator[dict[str, Any]]:
     import torch
 
     config, name = model.config, model.main_input_name
+    if name == "input_ids":
+        yield {name: torch.arange(batch * TOKENS).view(batch, TOKENS) + 40}
+        return
     for shape in _shapes(config, name):
         generator = torch.Generator().manual_seed(0)
         yield {name: torch.randn((batch, *shape), generator=generator).to(model.dtype)}

@@ -34,17 +34,20 @@ LOGITS = ("logits", "start_logits", "end_logits")
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """One side of padding. ``apart`` is the largest difference of logits, ``backbone`` that of hidden states, both relative."""
+    """One side of padding. ``apart`` is the largest difference of logits, ``backbone`` that of hidden states, both relative.
+
+    ``backbone`` is None where there are no such states, or positions are merged in them.
+    """
 
     side: Side
     apart: float
-    backbone: float
+    backbone: float | None
     error: str = ""
 
     @property
     def failed(self) -> bool:
         """Whether the head gives other logits in the batch though the backbone does not."""
-        return bool(self.error) or (self.apart > APART and self.backbone <= APART)
+        return bool(self.error) or (self.apart > APART and self.backbone is not None and self.backbone <= APART)
 
 
 def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[list[int]]:
@@ -89,7 +92,8 @@ def _padded(
         together, hidden = _run(model, batch, made, choices=choices)
     except Exception as error:  # noqa: BLE001 - a head that cannot take a batch raises anything
         return Padding(side, 0.0, 0.0, one_line(error))
-    apart, backbone = 0.0, 0.0
+    apart: float = 0.0
+    backbone: float | None = 0.0
     lengths = batch.mask[0].sum(), batch.ids.shape[1]
     by_token = {n for n, v in single[0][0].items() if (v.shape[1], together[n].shape[1]) == lengths}
     for index, (outputs, states) in enumerate(single):
@@ -97,7 +101,9 @@ def _padded(
         for name, value in outputs.items():
             row = together[name][index]
             apart = max(apart, gap(value[0], row[real] if name in by_token else row))
-        if states is not None and hidden is not None and hidden.shape[:2] == batch.ids.shape:
+        if hidden is None or hidden.shape[:2] != batch.ids.shape:
+            backbone = None
+        elif backbone is not None:
             backbone = max(backbone, gap(states[0], hidden[index][real]))
     return Padding(side, apart, backbone)
 
