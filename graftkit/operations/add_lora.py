@@ -21,7 +21,7 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.operations.untie import untied
 from graftkit.recipe.add_lora import DATA_INITS, AddLora
 from graftkit.verify.adapter import AdapterCheck
-from graftkit.verify.promises import Promise, PromiseClass, Scope
+from graftkit.verify.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: Fields of the operation that are not peft's.
 OWN = ("op", "exact", "modules_to_save", "train_new_tokens", "examples", "config")
@@ -218,7 +218,7 @@ def _promise(spec: AddLora) -> Promise:
             "norms are divided by themselves" if spec.use_dora else "weights and factors are rounded to what is stored",
         ),
     }[strength]
-    return Promise(strength, "every output of the base with the adapter", "every input", assumptions)
+    return Promise(strength, "every output of the base with the adapter", EVERY_INPUT, assumptions)
 
 
 def _notes(spec: AddLora, injection: Injection) -> Iterator[str]:

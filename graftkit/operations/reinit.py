@@ -21,7 +21,7 @@ from graftkit.operations.learning_rates import FILE, mup_multipliers, with_multi
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.weight_schemes import WeightNormal
 from graftkit.recipe.wording import did_you_mean, shown
-from graftkit.verify.promises import Promise, PromiseClass, Scope
+from graftkit.verify.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
 def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -53,7 +53,7 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     multipliers = mup_multipliers(scheme, shapes, structure.skeleton)
     result = with_multipliers(checkpoint.with_tensors(changes), multipliers)
     many = f"{len(targets)} tensors are" if len(targets) > 1 else "one tensor is"
-    promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", "every input")
+    promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", EVERY_INPUT)
     notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, around, structure.skeleton))
     return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
 

@@ -34,6 +34,10 @@ class Scope(Flag):
     NOTHING = auto()
 
 
+#: The domain that holds no condition; beside another domain it says nothing.
+EVERY_INPUT = "every input"
+
+
 @dataclass(frozen=True, slots=True)
 class Promise:
     """One operation's promise: the class, what is observed, over which inputs, and what it assumes."""
