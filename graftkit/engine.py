@@ -17,6 +17,7 @@ from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import bytes_to_write, write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations import IMPLEMENTATIONS, Context, Outcome, Written
+from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.report.report import Report, write_report
 from graftkit.verify.checks import CheckReport
@@ -124,6 +125,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
         outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
+        outcome = combined(recipe.operations[: place + 1], source, outcomes, outcome)
         _check_order(place, spec.op, outcome, outcomes, changed=outcome.checkpoint is not result)
         result = outcome.checkpoint
         outcomes += (outcome,)
