@@ -10,11 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.adapter import FOLDER
 from graftkit.recipe import dump_recipe
 from graftkit.report.model_card import model_card
 from graftkit.report.page import REPORT, write_page
 from graftkit.report.size import size
-from graftkit.report.snippets import trainer_snippets
+from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
 from graftkit.verify.composition import measured_class
 
@@ -76,8 +77,15 @@ class Report:
     @property
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs."""
+        from graftkit.architecture.skeleton import architecture_of
         from graftkit.architecture.vocabulary import account
 
+        adapter = self.plan.adapter
+        if adapter is not None:
+            base = adapter.config["base_model_name_or_path"]
+            return adapter_snippets(
+                base, f"{self.plan.recipe.output}/{FOLDER}", architecture_of(self.plan.result.config)
+            )
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name][0]

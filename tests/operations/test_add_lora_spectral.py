@@ -1,0 +1,129 @@
+"""Inits that start from the weights: the residual base is rounded once, the offset form cancels on the untouched base."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.families import build
+
+from graftkit.engine import apply, execute, plan
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed
+from graftkit.operations.adapter_tensors import AdapterMaker
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    made = {}
+
+    def of(family, dtype):
+        if (family, dtype) not in made:
+            made[family, dtype] = build(family, tmp_path_factory.mktemp(family), dtype=dtype)
+        return made[family, dtype]
+
+    return of
+
+
+def recipe(source, output, **fields):
+    operation = {"op": "add_lora", "r": 4, "lora_alpha": 8, **fields}
+    return {"version": 1, "base_model": str(source), "output": str(output), "operations": [operation]}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora"])
+def test_the_residual_base_and_the_adapter_are_the_source_up_to_one_rounding(base, init, family, dtype, tmp_path):
+    report = apply(recipe(base(family, dtype), tmp_path / "out", init_lora_weights=init))
+    check = report.checks[0]
+    assert report.plan.promise.strength.word == "rounded"
+    assert check.weights.roundings <= 1
+    assert 0 < check.gap.relative < (1e-5 if dtype == "float32" else 0.05)
+    assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["init_lora_weights"] is True
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("init", ["pissa", "olora", "orthogonal"])
+def test_the_offset_form_leaves_the_base_and_its_halves_cancel(base, init, dtype, tmp_path):
+    fields = {"init_lora_weights": init, "exact": True, "use_rslora": True, "rank_pattern": {"q_proj": 2}}
+    report = apply(recipe(base("llama", dtype), tmp_path / "out", **fields))
+    check = report.checks[0]
+    assert not report.plan.writes_base
+    assert report.plan.promise.strength.word == "exact"
+    assert check.weights.word == "exact"
+    assert check.gap.relative < 1e-6
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert (config["r"], config["rank_pattern"], config["init_lora_weights"]) == (8, {"q_proj": 4}, True)
+    assert config["lora_alpha"] / config["r"] ** 0.5 == pytest.approx(8 / 4**0.5)
+
+
+def test_pissa_takes_out_the_principal_part_as_peft_does(base, tmp_path):
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    source = base("llama", "float32")
+    apply(recipe(source, tmp_path / "out", init_lora_weights="pissa"))
+    model = transformers.LlamaForCausalLM.from_pretrained(source)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="pissa")
+    theirs = get_peft_model(model, config).state_dict()
+    ours = load_file(tmp_path / "out/model.safetensors")
+    for name, value in ours.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}.base_layer.weight"
+        if key in theirs:
+            assert (theirs[key] - value).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dora_s_magnitudes_are_what_the_forward_divides_by(base, dtype, tmp_path):
+    report = apply(recipe(base("llama", dtype), tmp_path / "out", use_dora=True))
+    assert report.checks[0].gap.relative < 1e-6
+
+
+def test_dora_on_a_row_of_norm_zero_is_refused_by_name(tmp_path):
+    from safetensors.torch import save_file
+
+    (tmp_path / "base").mkdir()
+    source = build("llama", tmp_path / "base")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.self_attn.o_proj.weight"][5] = 0
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        InputRejected, match=r"layers.1.self_attn.o_proj.weight has 1 output\(s\) of norm zero, the first is 5"
+    ):
+        apply(recipe(source, tmp_path / "out", use_dora=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "words"),
+    [
+        ("llama", {"init_lora_weights": "pissa", "r": 40}, "is 32 x 32, smaller than the rank 40"),
+        ("mixtral", {"init_lora_weights": "pissa"}, "holds fused experts"),
+        ("llama", {"init_lora_weights": "olora", "target_modules": ["embed_tokens"]}, "is an embedding"),
+        ("llama", {"init_lora_weights": "orthogonal", "r": 3}, "even ranks"),
+        ("llama", {"init_lora_weights": "eva"}, "no examples are run here"),
+        ("llama", {"init_lora_weights": "loftq"}, "quantizes the base"),
+        ("llama", {"init_lora_weights": "pissa", "use_dora": True}, "starts as the identity from B = 0"),
+    ],
+)
+def test_what_cannot_start_so_is_refused_with_the_reason(base, family, fields, words, tmp_path):
+    with pytest.raises(RecipeError, match=words):
+        plan(recipe(base(family, "float32"), tmp_path / "out", **fields))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_factor_that_is_wrong_is_caught(base, exact, tmp_path, monkeypatch):
+    planned = plan(recipe(base("llama", "float32"), tmp_path / "out", init_lora_weights="pissa", exact=exact))
+    real = AdapterMaker._values
+
+    def wrong(self, key, entry):
+        values = real(self, key, entry)
+        return (
+            values * (1 + 1e-3 * torch.arange(values.shape[-1]))
+            if key.endswith("1.mlp.up_proj.lora_B.weight")
+            else values
+        )
+
+    monkeypatch.setattr(AdapterMaker, "_values", wrong)
+    words = "do not cancel" if exact else "from the source's weight|is not the base's"
+    with pytest.raises(VerificationFailed, match=words):
+        execute(planned)

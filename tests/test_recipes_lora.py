@@ -1,0 +1,54 @@
+"""The recipes with adapters, each through the real command line, then loaded as a trainer does it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def apply(name, output):
+    command = [sys.executable, "-m", "graftkit", "apply", f"recipes/{name}.yaml", "--output", str(output)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def loaded(output):
+    import transformers
+    from peft import PeftModel
+
+    config = json.loads((output / "adapter/adapter_config.json").read_text())
+    base = config["base_model_name_or_path"]
+    architecture = json.loads((Path(base) / "config.json").read_text())["architectures"][0]
+    model = getattr(transformers, architecture).from_pretrained(base)
+    return PeftModel.from_pretrained(model, output / "adapter", is_trainable=True), config
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa_exact", "tools_lora", "classifier_lora"])
+def test_the_recipe_gives_an_adapter_that_a_trainer_loads(name, tmp_path):
+    done = apply(name, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    for words in (
+        "base with adapter",
+        "gradients at step 0",
+        "PeftModel.from_pretrained",
+        "lora_model_dir",
+        "--adapters",
+    ):
+        assert words in done.stdout
+    model, config = loaded(tmp_path / "out")
+    trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("lora_B" in key for key in trained)
+    written = name in ("tools_lora", "classifier_lora")
+    assert (tmp_path / "out/config.json").exists() == written
+    if name == "pissa_exact":
+        assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (16, 16, True)
+    if name == "tools_lora":
+        assert config["trainable_token_indices"]
+        assert any("trainable_tokens_delta" in key for key in trained)
+    if name == "classifier_lora":
+        assert config["task_type"] == "SEQ_CLS"
+        assert "score" in config["modules_to_save"]
+        assert any("modules_to_save" in key for key in trained)
