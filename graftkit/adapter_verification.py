@@ -12,8 +12,8 @@ from typing import Any
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
-from graftkit.verify.adapter import AdapterCheck, AdapterReport
-from graftkit.verify.promises import PromiseClass
+from graftkit.verification.adapter import AdapterCheck, AdapterReport
+from graftkit.verification.promises import PromiseClass
 
 REPORT = "graft_report.json"
 

@@ -10,15 +10,15 @@ from graftkit.checkpoint.changes import ValueChange, document_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.verify.documents import Allowed, check_documents
-from graftkit.verify.new_rows import check_new_biases
-from graftkit.verify.outputs import OutputsReport, compare_outputs
-from graftkit.verify.tensors import TensorDifference, changed_tensors, tensor_difference
-from graftkit.verify.tokenization import TokenizationReport, check_tokenization
-from graftkit.verify.vocabulary import VocabularyChange
+from graftkit.verification.documents import Allowed, check_documents
+from graftkit.verification.new_rows import check_new_biases
+from graftkit.verification.outputs import OutputsReport, compare_outputs
+from graftkit.verification.tensors import TensorDifference, changed_tensors, tensor_difference
+from graftkit.verification.tokenization import TokenizationReport, check_tokenization
+from graftkit.verification.vocabulary import VocabularyChange
 
 if TYPE_CHECKING:
-    from graftkit.verify.lens.report import LensReport
+    from graftkit.verification.lens.report import LensReport
 
 #: The checks between two checkpoints, in the order in which they run.
 CHECKS = ("bytes", "config", "tokenizer", "outputs")
@@ -95,7 +95,7 @@ def verify(
     from graftkit.architecture.vocabulary import find_vocabulary
 
     if lens:
-        from graftkit.verify.lens.setting import device_of
+        from graftkit.verification.lens.setting import device_of
 
         device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
@@ -138,7 +138,7 @@ def _lens(
     old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None,
     progress: Callable[[str, float], None] | None,
 ) -> tuple[LensReport | None, tuple[str, ...]]:  # fmt: skip
-    from graftkit.verify.lens.lens import compare_lens
+    from graftkit.verification.lens.lens import compare_lens
 
     try:
         seen = compare_lens(old.directory, new.directory, vocabulary=change, device=device, progress=progress)

@@ -20,13 +20,13 @@ from graftkit.operations import IMPLEMENTATIONS, Context, Outcome, Written
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.report.report import Report, write_report
-from graftkit.verify.checks import CheckReport
-from graftkit.verify.composition import check_measured, compose
-from graftkit.verify.outputs import OutputsReport, compare_outputs
-from graftkit.verify.probes import KEPT_BYTES, LOGIT_BYTES
-from graftkit.verify.promises import Promise, Scope
-from graftkit.verify.structural import LedgerEntry, StructureCheck, check_adapter
-from graftkit.verify.tokenization import TokenizationReport, check_tokenization
+from graftkit.verification.checks import CheckReport
+from graftkit.verification.composition import check_measured, compose
+from graftkit.verification.outputs import OutputsReport, compare_outputs
+from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES
+from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
+from graftkit.verification.tokenization import TokenizationReport, check_tokenization
 
 #: ``(what is being done, bytes or share done, bytes or share in all)``.
 Progress = Callable[[str, float, float], None]
@@ -184,7 +184,7 @@ def execute(
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
         raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
-        from graftkit.verify.lens.setting import device_of
+        from graftkit.verification.lens.setting import device_of
 
         device_of(device)
     output = Path(planned.recipe.output)
@@ -303,9 +303,9 @@ def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | 
     wanted = planned.recipe.verify
     if not (wanted.lens or wanted.signal or wanted.first_step) or Scope.NOTHING in planned.scope:
         return ()
-    from graftkit.verify.first_step import compare_first_step
-    from graftkit.verify.lens.lens import compare_lens
-    from graftkit.verify.signal import compare_signal
+    from graftkit.verification.first_step import compare_first_step
+    from graftkit.verification.lens.lens import compare_lens
+    from graftkit.verification.signal import compare_signal
 
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
     found: list[CheckReport] = []

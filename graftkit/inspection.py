@@ -14,7 +14,7 @@ from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.initializers.statistics import TableStatistics, table_statistics
-from graftkit.verify.structural import EXPONENTS
+from graftkit.verification.structural import EXPONENTS
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

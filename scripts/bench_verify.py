@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graftkit.verify.forward import load, run, undisturbed
-from graftkit.verify.lens.float64 import float64
-from graftkit.verify.lens.lens import OPERATIONS, compare_lens
-from graftkit.verify.lens.setting import prepare
-from graftkit.verify.outputs import compare_outputs
+from graftkit.verification.forward import load, run, undisturbed
+from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.lens import OPERATIONS, compare_lens
+from graftkit.verification.lens.setting import prepare
+from graftkit.verification.outputs import compare_outputs
 
 DEMO = Path(__file__).parent.parent / "recipes" / "models" / "demo-lm"
 

@@ -26,7 +26,7 @@ import transformers.conversion_mapping
 from transformers import LlamaForCausalLM
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.checkpoint.staging import Staging
-from graftkit.verify.structural import check_structure
+from graftkit.verification.structural import check_structure
 from pathlib import Path
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.perf_counter()

@@ -15,7 +15,7 @@ LAYERS = [
     {"recipe"},
     {"checkpoint", "initializers"},
     {"architecture"},
-    {"verify"},
+    {"verification"},
     {"operations"},
     {"report"},
     {"engine", "compare", "inspection", "adapter_verification"},
@@ -93,3 +93,10 @@ def test_light_commands_load_no_heavy_module(arguments):
 def test_the_library_imports_without_torch():
     program = "import sys, graftkit; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_no_function_of_the_library_is_hidden_by_a_room():
+    rooms = {path.stem for path in PACKAGE.iterdir()}
+    import graftkit
+
+    assert not {name for name in graftkit.__all__ if name in rooms}

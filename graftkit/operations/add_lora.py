@@ -20,8 +20,8 @@ from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitabl
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.untie import untied
 from graftkit.recipe.add_lora import DATA_INITS, AddLora
-from graftkit.verify.adapter import AdapterCheck
-from graftkit.verify.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+from graftkit.verification.adapter import AdapterCheck
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: Fields of the operation that are not peft's.
 OWN = ("op", "exact", "modules_to_save", "train_new_tokens", "examples", "config")

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.verify.checks import CheckReport
-from graftkit.verify.promises import Promise, Scope
-from graftkit.verify.vocabulary import KLPromise, VocabularyChange
+from graftkit.verification.checks import CheckReport
+from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.vocabulary import KLPromise, VocabularyChange
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.row_figures import row_figures
 from graftkit.operations.vocabulary_rows import NOT_STORED, NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
-from graftkit.verify.promises import Promise, PromiseClass
-from graftkit.verify.vocabulary import VocabularyChange
+from graftkit.verification.promises import Promise, PromiseClass
+from graftkit.verification.vocabulary import VocabularyChange
 
 
 def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -18,9 +18,9 @@ from graftkit.operations.adapter_base import base_fields
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weight_difference import WeightDifference
 from graftkit.recipe import ExtractLora
-from graftkit.verify.extracted import compare_with_tuned
-from graftkit.verify.forward import few
-from graftkit.verify.promises import Promise, PromiseClass
+from graftkit.verification.extracted import compare_with_tuned
+from graftkit.verification.forward import few
+from graftkit.verification.promises import Promise, PromiseClass
 
 PREFIX = "base_model.model."
 

@@ -13,8 +13,8 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import RecipeError, printable
-from graftkit.verify.forward import undisturbed
-from graftkit.verify.heads.texts import write_tokenizer
+from graftkit.verification.forward import undisturbed
+from graftkit.verification.heads.texts import write_tokenizer
 
 
 @contextlib.contextmanager

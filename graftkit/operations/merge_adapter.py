@@ -20,9 +20,9 @@ from graftkit.errors import InputRejected, printable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.low_rank import edited
 from graftkit.recipe import MergeAdapter
-from graftkit.verify.adapted import compare_with_adapted
-from graftkit.verify.forward import few
-from graftkit.verify.promises import Promise, PromiseClass, Scope
+from graftkit.verification.adapted import compare_with_adapted
+from graftkit.verification.forward import few
+from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 Edits = dict[str, tuple[Edit, ...]]
 

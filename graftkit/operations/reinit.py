@@ -21,7 +21,7 @@ from graftkit.operations.learning_rates import FILE, mup_multipliers, with_multi
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.weight_schemes import WeightNormal
 from graftkit.recipe.wording import did_you_mean, shown
-from graftkit.verify.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
 def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -21,10 +21,10 @@ from graftkit.operations.learning_rates import head_multipliers, with_multiplier
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
-from graftkit.verify.heads.check import HeadPromise, HeadReport, check_head
-from graftkit.verify.heads.held_out import check_held_out
-from graftkit.verify.heads.media import takes_text
-from graftkit.verify.promises import Promise, PromiseClass, Scope
+from graftkit.verification.heads.check import HeadPromise, HeadReport, check_head
+from graftkit.verification.heads.held_out import check_held_out
+from graftkit.verification.heads.media import takes_text
+from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 #: Tasks whose head turns a whole text into one row of logits.
 POOLING = ("sequence_classification", "reward")

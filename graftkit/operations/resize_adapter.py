@@ -24,8 +24,8 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.operations.factoring import pad, truncate
 from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe import ResizeAdapter
-from graftkit.verify.promises import Promise, PromiseClass
-from graftkit.verify.resized import compare_resized
+from graftkit.verification.promises import Promise, PromiseClass
+from graftkit.verification.resized import compare_resized
 
 
 def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -16,7 +16,7 @@ from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
-from graftkit.verify.vocabulary import KLPromise
+from graftkit.verification.vocabulary import KLPromise
 
 #: Rows are made from the source's rows, so nothing may have changed these before.
 NOT_STORED = (

@@ -17,14 +17,14 @@ from graftkit.report.page import REPORT, write_page
 from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
-from graftkit.verify.composition import measured_class
+from graftkit.verification.composition import measured_class
 
 if TYPE_CHECKING:
     from graftkit.engine import Plan
-    from graftkit.verify.checks import CheckReport
-    from graftkit.verify.outputs import OutputsReport
-    from graftkit.verify.structural import LedgerEntry
-    from graftkit.verify.tokenization import TokenizationReport
+    from graftkit.verification.checks import CheckReport
+    from graftkit.verification.outputs import OutputsReport
+    from graftkit.verification.structural import LedgerEntry
+    from graftkit.verification.tokenization import TokenizationReport
 
 RECIPE = "graft_recipe.yaml"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from graftkit.engine import Plan, Progress
     from graftkit.inspection import Inspection
     from graftkit.report.report import Report
-    from graftkit.verify.outputs import OutputsReport
+    from graftkit.verification.outputs import OutputsReport
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12

@@ -17,7 +17,7 @@ from graftkit.selftest.fault import LOADING, OUTPUTS, Fault
 from graftkit.selftest.faults import FAULTS
 from graftkit.selftest.report import CleanRun, PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
-from graftkit.verify.outputs import OutputsReport
+from graftkit.verification.outputs import OutputsReport
 
 #: ``(what is being done, done, in all)``.
 Progress = Callable[[str, float, float], None]

@@ -8,7 +8,7 @@ import transformers
 from support.families import build
 
 import graftkit
-from graftkit.verify.heads.held_out import HeldOutReport, check_held_out, score
+from graftkit.verification.heads.held_out import HeldOutReport, check_held_out, score
 
 WORDS = {"heat": "the sun is hot and the fire burns", "rest": "she sleeps in a quiet house at night"}
 
@@ -99,7 +99,7 @@ def test_a_wrong_example_is_found_when_planning(place, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_logits_get_the_standard_deviation_that_was_asked_for(family, place, tmp_path):
-    from graftkit.verify.probe_texts import PROBE_TEXTS
+    from graftkit.verification.probe_texts import PROBE_TEXTS
 
     wanted = 0.5
     many = {**recipe(place, family, tmp_path / "out", "normal", target_logit_std=wanted)}

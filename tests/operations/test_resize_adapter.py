@@ -8,7 +8,7 @@ from support.adapters import edit_adapter, load_adapted, make_adapter
 
 from graftkit import engine
 from graftkit.errors import RecipeError
-from graftkit.verify.resized import compare_resized
+from graftkit.verification.resized import compare_resized
 
 LLAMA = "LlamaForCausalLM"
 CONFIGS = {

@@ -1,0 +1,204 @@
+"""The check of an adapter: loaded on its base with peft as a trainer does it, run beside the base, and differentiated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.checkpoint.adapter import WEIGHTS, adapter_digests
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.verification.adapter_outputs import OutputGap, compare, merged
+from graftkit.verification.adapter_weights import WeightGap, weight_gap
+from graftkit.verification.digests import BaseDigests, available_memory, base_digests
+from graftkit.verification.forward import few, load, undisturbed
+from graftkit.verification.liveness import NAME, Liveness, liveness
+from graftkit.verification.promises import PromiseClass
+from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.vocabulary import VocabularyChange
+
+if TYPE_CHECKING:
+    from graftkit.operations.base import Written
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """What was found of an adapter.
+
+    ``not_compared`` says why the model was not run, empty where it was; ``digests`` are those of the adapter's two files, and
+    ``base`` those of what it was loaded on.
+    """
+
+    strength: str
+    tensors: int
+    nbytes: int
+    digests: Mapping[str, str]
+    base: BaseDigests
+    not_compared: str
+    gap: OutputGap | None = None
+    merged: str = ""
+    weights: WeightGap | None = None
+    gradients: Liveness | None = None
+    failures: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its key in the report."""
+        return "adapter"
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        yield "adapter", "read back", f"{self.tensors} tensors, {self.nbytes:,} bytes"
+        if self.not_compared:
+            yield "adapter with peft", "not run", self.not_compared
+            return
+        yield "loaded with peft", "complete" if not self.failures else "failed", "nothing missing, nothing unexpected"
+        if self.gap is not None:
+            result = "bitwise" if self.gap.bitwise else "measured"
+            figure = f"max |Δ| {self.gap.largest:.3g}, relative {self.gap.relative:.3g}, {self.gap.values:,} values"
+            yield "base with adapter", result, figure
+        if self.weights is not None:
+            yield "weights put together", self.weights.word, self.weights.figure
+        if self.merged:
+            yield "after merging", self.merged, ""
+        if self.gradients is not None:
+            yield from _gradient_rows(self.gradients)
+
+
+def _gradient_rows(found: Liveness) -> Iterator[tuple[str, str, str]]:
+    yield "gradients at step 0", "alive" if not found.failures else "failed", f"{found.alive} targets"
+    for what, names in (("not run by the probe", found.unreached), ("no gradient arrives", found.blocked)):
+        if names:
+            yield "gradients", what, few(names)
+    for name, count in list(found.unrouted.items())[:2]:
+        yield "gradients", "not routed to", f"{count} experts of {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterCheck:
+    """Check the written adapter on the written base.
+
+    ``residual`` says that the base has lost what the adapter starts with, so that the two together are compared with the
+    source; else the base with the adapter is compared with the base without it.
+    """
+
+    strength: PromiseClass
+    residual: bool = False
+    vocabulary: VocabularyChange | None = None
+
+    #: Digests are taken also where no model may be run.
+    reads_files_alone: ClassVar[bool] = True
+
+    def __call__(self, written: Written) -> AdapterReport:
+        """Run the check on what lies on disk; see :class:`AdapterReport`."""
+        assert written.adapter is not None  # noqa: S101 - this check belongs to an operation that makes one
+        source = written.source if self.residual else None
+        reason = "" if written.outputs else "verify.outputs is off"
+        return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
+
+    def run(self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "") -> AdapterReport:
+        """Check ``adapter`` on ``base``; a ``reason`` not to run the model leaves digests alone.
+
+        Raises:
+            InputRejected: base or adapter cannot be opened.
+        """
+        reason = reason or _cannot_run(base)
+        header = read_header(adapter / WEIGHTS)
+        report = AdapterReport(
+            self.strength.word,
+            len(header.tensors),
+            sum(tensor.nbytes for tensor in header.tensors.values()),
+            adapter_digests(adapter),
+            base_digests(base, weights=not reason),
+            reason,
+        )
+        if reason:
+            return report
+        seconds: dict[str, float] = {}
+        with undisturbed():
+            return self._loaded(report, base, adapter, source, seed, seconds)
+
+    def _loaded(
+        self,
+        report: AdapterReport,
+        base: Path,
+        adapter: Path,
+        source: Path | None,
+        seed: int,
+        seconds: dict[str, float],
+    ) -> AdapterReport:
+        failures: list[str] = []
+        reference = None
+        if source is not None:
+            reference = run_loaded(load(source), source, self.vocabulary, seed, None, seconds, lambda _: None)
+        model = load(base)
+        if reference is None:
+            reference = run_loaded(model, base, None, seed, None, seconds, lambda _: None)
+        try:
+            peft_model = _with_peft(model.model, adapter, failures)
+        except Exception as error:  # noqa: BLE001 - whatever peft runs into is the finding
+            return dataclasses.replace(report, failures=(f"adapter: peft cannot load it: {one_line(error)}",))
+        gap = compare(peft_model.get_base_model(), reference, self.vocabulary if source is not None else None)
+        failures += gap.failures(self.strength)
+        weights = weight_gap(
+            peft_model, source or base, self.strength, residual=self.residual, vocabulary=self.vocabulary
+        )
+        failures += weights.failures if weights else ()
+        found = liveness(peft_model, reference.parts[0], reference.made, seed)
+        failures += found.failures
+        after = "" if failures else self._merged(peft_model, reference, base, failures)
+        return dataclasses.replace(
+            report, gap=gap, merged=after, weights=weights, gradients=found, failures=tuple(failures), seconds=seconds
+        )
+
+    def _merged(self, peft_model: Any, reference: Reference, base: Path, failures: list[str]) -> str:
+        """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
+        if self.strength is not PromiseClass.BITWISE:
+            return ""
+        if _weight_bytes(base) > available_memory() // 2:
+            return "not run: too little memory"
+        found = merged(peft_model, reference.parts[0], reference.made)
+        if found == "failed":
+            failures.append("adapter: merging it changes the outputs")
+        return found
+
+
+def _weight_bytes(base: Path) -> int:
+    return sum(tensor.nbytes for tensor in Checkpoint.open(str(base)).tensors.values())
+
+
+def _cannot_run(base: Path) -> str:
+    """Why the base cannot be loaded and run here; empty where it can."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        return "the base is quantized, and the kernels that run it are not part of this environment"
+    needed, there = _weight_bytes(base), available_memory()
+    if needed > there:
+        return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
+    return ""
+
+
+def _with_peft(model: Any, adapter: Path, failures: list[str]) -> Any:
+    """Load the adapter as a trainer does; names that are missing or unexpected are failures."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        result = loaded.load_adapter(str(adapter), NAME, is_trainable=True)
+    loaded.eval()
+    for what, names in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys)):
+        if names:
+            failures.append(f"adapter: peft reports {what} tensors: {few(names)}")
+    return loaded

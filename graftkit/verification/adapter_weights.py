@@ -1,0 +1,84 @@
+"""Whether base and adapter put together are the source's weights: in float64, matrix by matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.verification.distribution import UNIT_ROUNDOFF
+from graftkit.verification.forward import load
+from graftkit.verification.liveness import NAME
+from graftkit.verification.promises import PromiseClass
+from graftkit.verification.vocabulary import VocabularyChange
+
+
+@dataclass(frozen=True, slots=True)
+class WeightGap:
+    """How far the weights put together are from the source's: the worst matrix, relative, and in its own roundings."""
+
+    word: str
+    figure: str
+    worst: float
+    roundings: float
+    failures: tuple[str, ...]
+
+
+def weight_gap(
+    peft_model: Any, source: Path, strength: PromiseClass, *, residual: bool, vocabulary: VocabularyChange | None = None
+) -> WeightGap | None:
+    """Put each target's weight together in float64 and compare it with the source's.
+
+    With the ``residual`` base, ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype; in the offset form the halves of A are
+    equal and those of B opposite to the last bit, so that their product is zero. Rows of new ids are left out.
+    """
+    if residual:
+        return _residual_gap(peft_model, source, vocabulary)
+    return _offset_gap(peft_model) if strength is PromiseClass.EXACT else None
+
+
+def _layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora.layer import LoraLayer
+
+    for name, module in peft_model.get_base_model().named_modules():
+        if isinstance(module, LoraLayer) and NAME in module.lora_A:
+            yield name, module
+
+
+def _residual_gap(peft_model: Any, source: Path, vocabulary: VocabularyChange | None) -> WeightGap:
+    import torch
+
+    original = load(source).model
+    worst, roundings, failures = 0.0, 0.0, []
+    with torch.inference_mode():
+        for name, layer in _layers(peft_model):
+            old = original.get_submodule(name).weight
+            rest = layer.get_base_layer().weight
+            product = layer.lora_B[NAME].weight.double() @ layer.lora_A[NAME].weight.double()
+            update = layer.scaling[NAME] * (product.T if layer.fan_in_fan_out else product)
+            if vocabulary is not None and len(rest) == vocabulary.new_rows:
+                kept = list(vocabulary.kept)
+                old, rest, update = old[kept], rest[kept], update[kept]
+            gap = float((old.double() - rest.double() - update).norm())
+            unit = UNIT_ROUNDOFF[str(rest.dtype)]
+            worst = max(worst, gap / max(float(old.double().norm()), 1e-300))
+            roundings = max(roundings, gap / max(unit * float(rest.double().norm()), 1e-300))
+            # factors are float32: what their own rounding leaves is the product of both norms
+            allowed = unit * float(rest.double().norm()) + 2.0**-22 * float(update.norm())
+            if not gap <= allowed:
+                failures.append(
+                    f"adapter: {name}: base and adapter are {gap:.3g} from the source's weight, allowed {allowed:.3g}"
+                )
+    return WeightGap("rounded", f"relative {worst:.3g}, {roundings:.2g} roundings", worst, roundings, tuple(failures))
+
+
+def _offset_gap(peft_model: Any) -> WeightGap:
+    failures = []
+    count = 0
+    for name, layer in _layers(peft_model):
+        a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+        count += 1
+        if not (a[0::2].equal(a[1::2]) and b[:, 0::2].equal(-b[:, 1::2])):
+            failures.append(f"adapter: {name}: its halves do not cancel")
+    return WeightGap("exact", f"the halves of {count} targets cancel to the last bit", 0.0, 0.0, tuple(failures))

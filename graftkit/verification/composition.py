@@ -1,0 +1,60 @@
+"""The promise of a recipe, from those of its operations; and whether what was measured is as strong as what was promised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graftkit.errors import VerificationFailed
+from graftkit.verification.outputs import OutputsReport
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+
+
+def compose(promises: Sequence[tuple[Promise, Scope]]) -> Promise:
+    """The promise of operations one after the other: the weakest class, the narrowest observable, every domain and assumption.
+
+    Of two promises of one class, the one that holds for the backbone alone is the narrower: it gives the observable, since
+    the logits that the other speaks of are those of a new head.
+    """
+    narrowest, _ = max(promises, key=lambda item: (item[0].strength, Scope.BACKBONE in item[1]))
+    domains = dict.fromkeys(promise.domain for promise, _ in promises if promise.domain != EVERY_INPUT) or {EVERY_INPUT: None}
+    assumptions = dict.fromkeys(a for promise, _ in promises for a in promise.assumptions)
+    return Promise(narrowest.strength, narrowest.observable, "; and ".join(domains), tuple(assumptions))
+
+
+def measured_class(outputs: OutputsReport | None) -> PromiseClass | None:
+    """The strongest class that the comparison of outputs allows; None where none was made.
+
+    ``bitwise`` where every output is; ``rounded`` where each differs by no more than another order of summation explains;
+    ``intentional`` where they differ further, or in shape.
+    """
+    if outputs is None or not outputs.comparisons:
+        return None
+    if all(item.bitwise for item in outputs.comparisons):
+        return PromiseClass.BITWISE
+    within = all(item.bitwise or 0 < item.largest <= item.allowed for item in outputs.comparisons)
+    return PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
+
+
+def check_measured(promise: Promise, outputs: OutputsReport | None) -> None:
+    """Compare the class that was measured with the promised one.
+
+    A difference within the tolerance of an assumption that the promise names is no weaker measurement, and where differences
+    were only measured, the operation's own check speaks instead.
+
+    Raises:
+        VerificationFailed: the measurement is weaker than the promise.
+    """
+    found = measured_class(outputs)
+    if found is None or (outputs and outputs.measured) or found <= promise.strength:
+        return
+    if found is PromiseClass.ROUNDED and promise.assumptions:
+        return
+    raise VerificationFailed(
+        f"outputs: promised was {promise.strength.word}, measured is {found.word}: {_widest(outputs)}; nothing was written"
+    )
+
+
+def _widest(outputs: OutputsReport | None) -> str:
+    items = [item for item in outputs.comparisons if not item.bitwise] if outputs else []
+    worst = max(items, key=lambda item: item.largest)
+    return f"{worst.name} differs by {worst.largest:.3g} on probe {worst.first!r}"

@@ -1,0 +1,225 @@
+"""How the outputs of the result differ from those of the source: bitwise, or within what another kernel may round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
+from graftkit.verification.probes import Probe
+from graftkit.verification.vocabulary import VocabularyChange
+
+
+@dataclass(frozen=True, slots=True)
+class OutputComparison:
+    """One output over all probes. ``largest`` is max |Δ| over unmasked places and kept ids; ``allowed`` is 0 for bitwise.
+
+    ``first`` is the first probe on which it differs, empty where it is bitwise everywhere. ``kl_mean`` and ``kl_max`` are
+    KL(old ‖ new) of the distributions that logits are, in nats, where differences are only measured.
+    """
+
+    name: str
+    places: int
+    bitwise: bool
+    largest: float
+    allowed: float
+    first: str = ""
+    kl_mean: float | None = None
+    kl_max: float | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Accumulates one output's comparison over the probes."""
+
+    places: int = 0
+    bitwise: bool = True
+    largest: float = 0.0
+    allowed: float = 0.0
+    beyond: bool = False
+    first: str = ""
+    broken: str = ""
+    kl_places: int = 0
+    kl_sum: float = 0.0
+    kl_max: float = 0.0
+
+
+@dataclass(slots=True)
+class Differences:
+    """What has been found of the result so far, its output embedding being ``module``.
+
+    Where differences are expected and only ``measured``, the KL between the two distributions is measured as well.
+    """
+
+    change: VocabularyChange | None
+    module: Any = None
+    measured: bool = False
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    masses: list[tuple[float, float, int]] = field(default_factory=list)
+    seen: list[tuple[Any, ...]] = field(default_factory=list)
+    _kept: Any = None
+    _norm: float | None = None
+
+    def compare(self, probe: Probe, name: str, old: Any, new: Any, capture: Capture, places: int) -> None:
+        """Compare one output of one probe; note the mass of new ids, and ``places`` of its positions for the KL."""
+        tally = self.tallies.setdefault(name, Tally())
+        grown = self._is_vocabulary(name, old, new)
+        call = capture.behind(new, name) if grown else None
+        if probe.mask.shape == old.shape[:2] == new.shape[:2]:
+            mask = probe.mask.bool()
+            old, new = old[mask], new[mask]
+            call = (call[0][mask], call[1][mask]) if call else None
+        whole = new
+        if grown:
+            old, whole = old.flatten(0, -2), new.flatten(0, -2)
+            call = (call[0].flatten(0, -2), call[1].flatten(0, -2)) if call else None
+            self._note(whole, call, places)
+            old, new = self._old_ids(old), self._old_ids(whole)
+        if not _comparable(tally, probe, old, new):
+            return
+        tally.places += old.numel()
+        distributions = self.measured and "logits" in name and old.ndim > 1 and old.shape[-1] > 1
+        tally.kl_places += old[..., 0].numel() if distributions else 0
+        if old.equal(new):
+            return
+        tally.bitwise, tally.first = False, tally.first or probe.name
+        reordered = grown and whole.shape[-1] != self._rows
+        for start in range(0, len(old), 64):
+            part = slice(start, start + 64)
+            _tally_gap(tally, old[part], new[part], self._reordering(call, part, whole) if reordered else None)
+            if distributions:
+                _tally_kl(tally, old[part], new[part])
+
+    @property
+    def _rows(self) -> int:
+        return self.change.old_rows if self.change else 0
+
+    def _is_vocabulary(self, name: str, old: Any, new: Any) -> bool:
+        sizes = (self.change.old_rows, self.change.new_rows) if self.change else None
+        return "hidden" not in name and old.ndim > 1 and (old.shape[-1], new.shape[-1]) == sizes
+
+    def _old_ids(self, values: Any) -> Any:
+        """The columns of the kept ids; a view where they are the first ones."""
+        import torch
+
+        change = self.change
+        if change is None or not change.fresh or min(change.fresh) >= change.old_rows:
+            return values[..., : self._rows]
+        if self._kept is None:
+            self._kept = torch.tensor(change.kept)
+        return values[..., self._kept]
+
+    def _note(self, new: Any, call: tuple[Any, Any] | None, places: int) -> None:
+        if self.change is None or not self.change.fresh or not len(new):
+            return
+        self.masses.append((*native_mass(new, self.change), len(new)))
+        room = positions_for(self.change.new_rows) - sum(len(logits) for _, _, logits in self.seen)
+        step = math.ceil(len(new) / max(min(places, room), 1))
+        if room > 0:
+            hidden, raw = call or (None, None)
+            self.seen.append(tuple(None if item is None else item[::step].clone() for item in (hidden, raw, new)))
+
+    def _reordering(self, call: tuple[Any, Any] | None, part: slice, logits: Any) -> Any:
+        """``(n, 1)`` how far two orders of summation may lie apart in a matrix product, scaled as the logits are.
+
+        Rounding errors of a float32 sum of d products grow like sqrt(d) (Higham and Mary, 2019, take them as independent):
+        2·sqrt(d)·2^-24·|h|·|w|, and |h|·|w| <= ‖h‖·‖w‖.
+        """
+        if call is None or self.module is None:
+            return 64 * 2.0**-24 * logits[part].double().abs().clamp(max=1e5).max(-1, keepdim=True).values
+        if self._norm is None:
+            self._norm = largest_row_norm(self.module.weight)
+        hidden, raw = call[0][part].double(), call[1][part].double()
+        unit = 2.0**-53 if str(logits.dtype) == "torch.float64" else 2.0**-24
+        scale = max(1.0, float(logits[part].double().clamp(-1e5, 1e5).abs().max() / raw.abs().max().clamp(min=1e-30)))
+        return 2 * math.sqrt(hidden.shape[-1]) * unit * hidden.norm(dim=-1, keepdim=True) * self._norm * scale
+
+    def positions(self) -> tuple[Any, Any, Any] | None:
+        """Input and output of the output embedding (None where it was not called for them) and logits, for the KL."""
+        import torch
+
+        seen = [item for item in self.seen if item[0] is not None] or self.seen
+        if not seen:
+            return None
+        hidden, raw, logits = zip(*seen, strict=True)
+        return (
+            (torch.cat(hidden), torch.cat(raw), torch.cat(logits))
+            if hidden[0] is not None
+            else (None, None, torch.cat(logits))
+        )
+
+    def failures(self) -> list[str]:
+        """A sentence for each output that differs beyond what is allowed, the earliest layer first.
+
+        Differences that are only measured are none; another shape or NaN always is.
+        """
+        found = []
+        for name, tally in sorted(self.tallies.items(), key=lambda item: depth(item[0])):
+            promised = f"allowed {tally.allowed:.3g}" if tally.allowed else "promised bitwise"
+            if tally.broken:
+                found.append(f"outputs: {name} {tally.broken}")
+            elif tally.beyond and not self.measured:
+                found.append(
+                    f"outputs: {name} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
+                )
+        return found
+
+    def comparisons(self) -> Iterator[OutputComparison]:
+        """What was measured of each output."""
+        for name, tally in self.tallies.items():
+            mean = tally.kl_sum / tally.kl_places if tally.kl_places else None
+            yield OutputComparison(
+                name, tally.places, tally.bitwise, tally.largest, tally.allowed, tally.first,
+                mean, tally.kl_max if tally.kl_places else None,
+            )  # fmt: skip
+
+
+def _comparable(tally: Tally, probe: Probe, old: Any, new: Any) -> bool:
+    if old.shape != new.shape or old.dtype != new.dtype:
+        found = f"is {new.dtype} {list(new.shape)}, was {old.dtype} {list(old.shape)}"
+    elif new.isnan().any():
+        found = "holds NaN" + (", as it does for the source" if old.isnan().any() else "")
+    else:
+        return True
+    tally.bitwise = False
+    tally.broken = tally.broken or f"of probe {probe.name!r} {found}"
+    return False
+
+
+def _tally_gap(tally: Tally, old: Any, new: Any, margin: Any) -> None:
+    """``margin`` is None where bitwise is promised; else it is allowed beside a few roundings of the logit itself.
+
+    A product is rounded once, what a model does with it (a scale, a soft cap) a few times more: 2 sides · 3 roundings.
+    """
+    a, b = old.double(), new.double()
+    different = a != b
+    gap = (a - b).abs()[different].nan_to_num(nan=math.inf)
+    if not len(gap):
+        return
+    tally.largest = max(tally.largest, float(gap.max()))
+    if margin is None:
+        tally.beyond = True
+        return
+    unit = UNIT_ROUNDOFF[str(old.dtype)]
+    allowed = (margin + 6 * unit * a.abs().maximum(b.abs()))[different]
+    tally.allowed = max(tally.allowed, float(allowed.max()))
+    tally.beyond = tally.beyond or bool((gap > allowed).any())
+
+
+def _tally_kl(tally: Tally, old: Any, new: Any) -> None:
+    """KL(old ‖ new) over the last axis, in float64; a mask of minus infinity on both sides counts for nothing."""
+    before, after = old.double().log_softmax(-1), new.double().log_softmax(-1)
+    terms = before.exp() * (before - after)
+    kl = terms.nan_to_num(nan=0.0).sum(-1).clamp(min=0)
+    tally.kl_sum += float(kl.sum())
+    tally.kl_max = max(tally.kl_max, float(kl.max()))
+
+
+def depth(name: str) -> tuple[bool, bool, bool, int]:
+    """Where in the model an output stands: encoders first, hidden states by layer, what is made of them last."""
+    last = name.rpartition(".")[2]
+    hidden = "hidden_states" in name and last.isdigit()
+    return (name.startswith("step"), not (hidden and "encoder" in name and "decoder" not in name), not hidden,
+            int(last) if hidden else 0)  # fmt: skip

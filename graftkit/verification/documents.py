@@ -1,0 +1,133 @@
+"""Config, generation config and the other JSON files of two checkpoints: every value that changes what is computed.
+
+The configs are compared as transformers loads them, so that a default which is written out on one side only is no
+difference. What may differ: the size of a vocabulary that grew, and the ids of roles that were given on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture.skeleton import build_config
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.reading import read_range
+from graftkit.checkpoint.tokenizer import TokenizerFiles
+from graftkit.errors import printable
+from graftkit.verification.vocabulary import VocabularyChange
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+#: Keys that describe the file or its history, or only say whether a cache is kept: nothing is computed from them.
+DESCRIBING = ("transformers_version", "_name_or_path", "_commit_hash", "_from_model_config", "use_cache")
+
+#: Other JSON documents with values that a forward's inputs are made by; the chat template in them is the tokenizer's.
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+
+#: Files of a tokenizer: they are compared as they load, not byte by byte.
+TOKENIZER_FILES = ("vocab.json", "vocab.txt", "merges.txt", "tekken.json")
+
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What may differ on purpose: the rows of the table, and the roles of both tokenizers by content."""
+
+    vocabulary: VocabularyChange
+    before: TokenizerFiles
+    after: TokenizerFiles
+
+    def value(self, place: str, old: object, new: object) -> bool:
+        """Whether the value at the dotted ``place`` may have become ``new``."""
+        key = place.rpartition(".")[2]
+        if "vocab" in key and (old, new) == (self.vocabulary.old_rows, self.vocabulary.new_rows):
+            return True
+        role = key.removesuffix("_id")
+        given = self.after.special.get(role)
+        if role == key or given is None or given == self.before.special.get(role):
+            return False
+        return self.after.id_of(given) in (new if isinstance(new, list) else [new])
+
+
+def check_documents(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
+    """Yield a sentence for each value, role or file of ``new`` by which it would not do what ``old`` does.
+
+    Raises:
+        InputRejected: transformers refuses a config.
+    """
+    yield from _differences(CONFIG, _loaded(old.config), _loaded(new.config), allowed)
+    yield from _differences(GENERATION, _generation(old), _generation(new), allowed)
+    for name in PROCESSORS:
+        before, after = (dict(_flat(checkpoint.documents.get(name, {}))) for checkpoint in (old, new))
+        yield from _differences(name, before, after, allowed)
+    yield from _moved_roles(allowed)
+    yield from _files(old, new)
+
+
+def _loaded(config: Mapping[str, Any]) -> dict[str, object]:
+    """Every value of the config as transformers loads it, by dotted place."""
+    return dict(_flat(build_config(config).to_dict()))
+
+
+def _generation(checkpoint: Checkpoint) -> dict[str, object]:
+    """The values of generation_config.json, or those that transformers takes from the config where there is none."""
+    from transformers import GenerationConfig
+
+    stored = checkpoint.documents.get(GENERATION)
+    if stored is None:
+        stored = GenerationConfig.from_model_config(build_config(checkpoint.config)).to_dict()
+    return dict(_flat(stored))
+
+
+def _flat(value: object, place: str = "") -> Iterator[tuple[str, object]]:
+    """Yield every value of nested mappings with its dotted place; a list is one value."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _flat(item, f"{place}.{key}" if place else str(key))
+    else:
+        yield place, value
+
+
+def _differences(name: str, old: Mapping[str, object], new: Mapping[str, object], allowed: Allowed) -> Iterator[str]:
+    for place in dict.fromkeys([*old, *new]):
+        key = place.rpartition(".")[2]
+        before, after = old.get(place), new.get(place)
+        same = before == after and isinstance(before, bool) == isinstance(after, bool)
+        template = name in PROCESSORS and key == "chat_template"
+        if same or template or key in DESCRIBING or allowed.value(place, before, after):
+            continue
+        yield f"config: {name}: {printable(place)} was {_shown(old, place)}, now {_shown(new, place)}"
+
+
+def _shown(values: Mapping[str, object], place: str) -> str:
+    found = values.get(place, _ABSENT)
+    text = "not set" if found is _ABSENT or found is None else printable(repr(found))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _moved_roles(allowed: Allowed) -> Iterator[str]:
+    """A role that goes to a new token was given to it; one that goes to another old token ends or pads elsewhere."""
+    for role, old in allowed.before.special.items():
+        now = allowed.after.special.get(role)
+        if now is not None and now != old and allowed.before.id_of(now) is not None:
+            yield f"config: {role} was {printable(old)!r}, now it is the old token {printable(now)!r}"
+
+
+def _files(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
+    """JSON files beside the model and everything in its modules' folders, such as a pooling: lost or changed."""
+    for path in old.carried:
+        if path in TOKENIZER_FILES or not ("/" in path or path.endswith(".json")):
+            continue
+        if path not in new.carried:
+            yield f"config: {printable(path)} is missing"
+        elif _content(old, path) != _content(new, path):
+            yield f"config: {printable(path)} is not the source's"
+
+
+def _content(checkpoint: Checkpoint, path: str) -> object:
+    real = checkpoint.path_of(path)
+    raw = read_range(real, 0, real.stat().st_size).tobytes()
+    return decode_json(raw, path) if path.endswith(".json") else raw

@@ -1,0 +1,72 @@
+"""What a model would be trained on: a batch of texts in which the new ids stand, and the loss of its kind of head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from graftkit.verification.inputs import feed
+from graftkit.verification.probes import Probe
+
+#: More new ids than this are not put into the batch; they are said to be left out.
+MOST_IDS = 256
+
+
+@contextlib.contextmanager
+def differentiable() -> Iterator[None]:
+    """Attention by the plain formula: the fused kernels of a CPU have no derivative of a derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def with_ids(probe: Probe, ids: Sequence[int]) -> Probe:
+    """``probe`` with each of ``ids`` written over a token of the texts, so that it is an input and a target.
+
+    Each is put where another token follows it and one precedes it; texts are repeated until all have a place.
+    """
+    import torch
+
+    rows, mask = probe.ids.clone(), probe.mask
+    places = [(r, c) for r in range(len(rows)) for c in range(1, rows.shape[1] - 1, 2) if mask[r, c - 1 : c + 2].all()]
+    copies = max(-(-len(ids) // max(len(places), 1)), 1)
+    rows, mask = torch.cat([rows] * copies), torch.cat([mask] * copies)
+    step = max(len(places) * copies // max(len(ids), 1), 1)
+    for index, value in enumerate(ids):
+        copy, place = divmod(index * step, max(len(places), 1))
+        row, column = places[place]
+        rows[copy * len(probe.ids) + row, column] = value
+    return replace(probe, ids=rows, mask=mask)
+
+
+def loss_of(model: Any, batch: Probe, made: frozenset[str], ids: int | None = None) -> Any:
+    """The mean loss of a batch: of the next token, of naming each token, or of a label given in turn.
+
+    ``ids`` restricts the softmax to the ids below it.
+    """
+    import torch
+
+    logits = model(**feed(model, batch, made))["logits"]
+    if logits.ndim == 3 and logits.shape[-1] > int(batch.ids.max()):
+        shift = 1 if model.can_generate() else 0
+        length = min(logits.shape[1], batch.ids.shape[1])
+        targets, mask = batch.ids[:, shift:length], batch.mask[:, shift:length].bool()
+        scores = logits[:, : length - shift, :ids].float()[mask]
+        return torch.nn.functional.cross_entropy(scores, targets[mask])
+    flat = logits.flatten(0, -2).float()
+    labels = torch.arange(len(flat)) % max(flat.shape[-1], 2)
+    if flat.shape[-1] == 1:
+        return torch.nn.functional.mse_loss(flat[:, 0], labels.float())
+    return torch.nn.functional.cross_entropy(flat, labels)
+
+
+def gradients(model: Any, loss: Any) -> Mapping[str, Any]:
+    """The gradient of every parameter by name; a parameter that the loss does not reach is left out."""
+    import torch
+
+    names, values = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, values, allow_unused=True)
+    return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}

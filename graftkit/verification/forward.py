@@ -1,0 +1,190 @@
+"""Load a checkpoint as a user would, and run probes through it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.skeleton import architecture_of, one_line, quiet
+from graftkit.errors import InputRejected, VerificationFailed, printable
+from graftkit.verification.inputs import feed
+from graftkit.verification.probes import Probe
+
+#: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
+STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
+
+#: Names under which a forward returns its cache and takes it back.
+CACHES = ("past_key_values", "cache_params")
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in eval mode, and the loader's words about it: names in memory."""
+
+    model: Any
+    missing: frozenset[str]
+    unexpected: frozenset[str]
+    mismatched: frozenset[str]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the model, such as ``bfloat16``."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    def backbone(self) -> Loaded:
+        """The base model inside it, without its head; of what the loader missed, only the base model's own."""
+        inner = self.model.base_model
+        prefix = "" if inner is self.model else f"{self.model.base_model_prefix}."
+        return replace(self, model=inner, missing=frozenset(n for n in self.missing if n.startswith(prefix)))
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Nothing reaches the terminal, and the random generator, default dtype and log levels are left as they were."""
+    import torch
+
+    with quiet(), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def load(directory: Path) -> Loaded:
+    """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
+
+    float32 tensors are copied into fresh aligned memory: mapped ones start anywhere in their file, and float32
+    matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
+
+    Raises:
+        InputRejected: config.json names no class of transformers.
+        VerificationFailed: the loader refuses the directory; tensors whose shapes do not fit are named.
+    """
+    import torch
+    import transformers
+
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    name = architecture_of(config)
+    model_class: Any = getattr(transformers, name, None)
+    if not hasattr(model_class, "from_pretrained"):
+        raise InputRejected(
+            f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
+        )
+    try:
+        model, info = model_class.from_pretrained(directory, output_loading_info=True)
+    except Exception as error:  # whatever loading runs into is the finding
+        shapes = _misfits(model_class, directory)
+        why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)
+        raise VerificationFailed(f"outputs: {directory.name} does not load: {why}") from error
+    model.eval()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float32:
+            tensor.data = tensor.data.clone()
+    return Loaded(model, *(_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched")))
+
+
+def _misfits(model_class: Any, directory: Path) -> str:
+    """Ask the loader once more which shapes do not fit; empty where that was not the trouble."""
+    try:
+        _, info = model_class.from_pretrained(directory, output_loading_info=True, ignore_mismatched_sizes=True)
+    except Exception:  # noqa: BLE001 - the first error stands
+        return ""
+    return few(_names(info["mismatched_keys"]))
+
+
+def _names(entries: Collection[Any]) -> frozenset[str]:
+    return frozenset(str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
+
+
+def few(names: Collection[str]) -> str:
+    """The first names of many, fit for a terminal."""
+    ordered = sorted(names)
+    return printable(", ".join(ordered[:4]) + (f", … ({len(ordered)} in all)" if len(ordered) > 4 else ""))
+
+
+def largest_position(model: Any) -> int | None:
+    """The number of positions that the config names, less a few that some models keep for offsets."""
+    names = (
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "max_sequence_length",
+        "max_encoder_position_embeddings",
+    )
+    for source in (model.config.get_text_config(), model.config):
+        for name in names:
+            value = getattr(source, name, None)
+            if isinstance(value, int) and value > 0:
+                return max(value - 4, 1)
+    return None
+
+
+def run(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """One forward, or cached decoding. Returns each floating output by name, such as ``logits`` or ``hidden_states.3``.
+
+    ``made`` names the inputs beside token ids. A forward that draws random numbers draws the same each time.
+    """
+    import torch
+
+    with torch.inference_mode():
+        return outputs_of(model, probe, made)
+
+
+def outputs_of(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """As :func:`run`, in whichever grad mode the caller is."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
+
+
+def can_cache(model: Any, made: Collection[str]) -> str | None:
+    """None when cached decoding can be probed, else the reason why not."""
+    if not model.can_generate():
+        return "the class does not generate"
+    if made:
+        return f"the forward needs {', '.join(sorted(made))}"
+    parameters = inspect.signature(model.forward).parameters
+    return None if any(name in parameters for name in CACHES) else "the forward takes no cache"
+
+
+def _decode(model: Any, probe: Probe) -> dict[str, Any]:
+    """Feed all but the last ids at once, then those one at a time with the cache; to the decoder where there is one."""
+    two_sided = bool(model.config.is_encoder_decoder)
+    first = probe.ids.shape[1] - probe.steps
+    ids = "decoder_input_ids" if two_sided else "input_ids"
+    constant: dict[str, Any] = {"use_cache": True, "return_dict": True}
+    if not two_sided and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        constant["decoder_input_ids"] = probe.ids[:, :first]  # left out, some forwards draw them from the vocabulary
+    output = model(**{"input_ids": probe.ids, ids: probe.ids[:, :first]}, **constant)
+    found = {f"step 0 {name}": value for name, value in flatten(output).items()}
+    cache = next((name for name in CACHES if output.get(name) is not None), None)
+    if cache is None:
+        raise LookupError("the forward returns no cache")
+    if two_sided:
+        constant["encoder_outputs"] = (output.encoder_last_hidden_state,)
+    for step in range(probe.steps):
+        place = slice(first + step, first + step + 1)
+        output = model(**{ids: probe.ids[:, place], cache: output[cache]}, **constant)
+        found |= {f"step {step + 1} {name}": value for name, value in flatten(output).items()}
+    return found
+
+
+def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
+    """Every floating tensor of a model's output by name; tuples are numbered; caches and attentions are left out."""
+    import torch
+
+    found: dict[str, Any] = {}
+    for name, value in output.items():
+        if name.endswith(STATE):
+            continue
+        items = enumerate(value) if isinstance(value, tuple | list) else [(None, value)]
+        for index, item in items:
+            if isinstance(item, torch.Tensor) and item.is_floating_point() and item.ndim:
+                found[name if index is None else f"{name}.{index}"] = item
+    return found

@@ -1,0 +1,198 @@
+"""The check of a written head: reloaded as a user would, run alone and in a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.verification.forward import few, load, undisturbed
+from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
+from graftkit.verification.heads.padding import APART, Padding, Side, compare_paddings, texts_for
+
+#: How far the first loss may be from the promised one: the bias is rounded to the dtype it is stored in.
+LOSS_SLACK = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-3}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPromise:
+    """What is promised of a head.
+
+    Attributes:
+        projection: names in memory of the tensors that make the logits.
+        sides: the paddings under which a text must get the logits that it gets alone.
+        pools_at_eos: whether the head looks for the end-of-sequence token.
+        choices: whether an input has an axis of choices behind the batch.
+        prior: the probability of each label that the first logits say; empty where they say something else.
+        multi_label: whether the labels are independent of one another.
+    """
+
+    projection: tuple[str, ...]
+    sides: tuple[Side, ...]
+    pools_at_eos: bool = False
+    choices: bool = False
+    prior: tuple[float, ...] = ()
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HeadReport:
+    """What was found. ``first_loss`` and ``entropy`` are in nats; ``skipped`` says why something was not run."""
+
+    architecture: str
+    tensors: int
+    missing: tuple[str, ...]
+    same_bits: bool
+    paddings: tuple[Padding, ...] = ()
+    first_loss: float | None = None
+    entropy: float | None = None
+    slack: float = 0.0
+    backbone: Backbone | None = None
+    skipped: str = ""
+    name: str = "replace_head"
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """A sentence for each promise that is not kept."""
+        return tuple(self._failures())
+
+    def _failures(self) -> Iterator[str]:
+        if self.missing:
+            yield f"head: the result's load reports missing tensors: {few(self.missing)}"
+        if not self.same_bits:
+            yield "head: two loads of the result give different bits"
+        for side in self.paddings:
+            if side.error:
+                yield f"head: a batch with {side.side} padding fails: {side.error}"
+            elif side.failed:
+                yield (
+                    f"head: a text gets other logits in a batch with {side.side} padding than alone: relative difference"
+                    f" {side.apart:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad token?"
+                )
+        if self.entropy is not None and not abs((self.first_loss or 0.0) - self.entropy) <= self.slack:
+            yield f"head: the first loss is {self.first_loss:.6g}, the prior's entropy {self.entropy:.6g}"
+        if self.backbone is not None and self.backbone.differing:
+            yield f"head: hidden states of the backbone differ: {few(self.backbone.differing)}"
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        yield "head reloaded twice", "bitwise" if self.same_bits else "failed", f"{self.tensors} tensors, none missing"
+        if self.backbone is not None:
+            result = "failed" if self.backbone.differing else "bitwise" if self.backbone.equal else "not run"
+            figure = self.backbone.reason or f"{self.backbone.equal} hidden states on {self.backbone.input}"
+            yield "backbone", result, figure
+        for side in self.paddings:
+            differs = "not judged" if side.backbone is None else "backbone differs itself"
+            result = "failed" if side.failed else differs if side.apart > APART else "equal"
+            yield f"batch = single, {side.side} padding", result, f"{side.apart:.2g} relative, float64"
+        if self.entropy is not None:
+            yield "first loss", "the prior's entropy", f"{self.first_loss:.6g} against {self.entropy:.6g}"
+        if self.skipped:
+            yield "head's forward", "not run", self.skipped
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**dataclasses.asdict(self), "failures": list(self.failures)}
+
+
+def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
+    """Load ``result`` twice and run it; see :class:`HeadReport`.
+
+    Raises:
+        VerificationFailed: it does not load.
+    """
+    with undisturbed():
+        first = load(result)
+        digests = _digests(first.model)
+        if not takes_text(first.model):
+            del first
+            backbone = compare_backbones(source, result)
+            second = load(result)
+            report = _report(second, same_bits=_digests(second.model) == digests)
+            found = _first_loss(second.model, _media(second.model), promise) if promise.prior else {}
+            return dataclasses.replace(report, backbone=backbone, **found)
+        del first
+        second = load(result)
+        report = _report(second, same_bits=_digests(second.model) == digests)
+        return _run(second.model, result, promise, report)
+
+
+def _report(loaded: Any, *, same_bits: bool) -> HeadReport:
+    missing = tuple(sorted(loaded.missing | loaded.mismatched))
+    return HeadReport(type(loaded.model).__name__, len(loaded.model.state_dict()), missing, same_bits)
+
+
+def _digests(model: Any) -> dict[str, str]:
+    import torch
+
+    return {
+        name: hashlib.sha256(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+        for name, value in model.state_dict().items()
+    }
+
+
+def _run(model: Any, directory: Path, promise: HeadPromise, report: HeadReport) -> HeadReport:
+    import torch
+
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    text = model.config.get_text_config()
+    eos = text.eos_token_id if promise.pools_at_eos else None
+    pad = pad_of_tokenizer(directory)
+    pad = next((i for i in (pad, text.pad_token_id) if isinstance(i, int) and 0 <= i < rows), 0)
+    texts = texts_for(directory, rows, pad, eos[0] if isinstance(eos, list) else eos)
+    try:
+        if promise.prior:
+            ids = torch.tensor([texts[-1]])
+            found = _first_loss(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], promise)
+            report = dataclasses.replace(report, **found)
+        paddings = compare_paddings(model, texts, pad, promise.sides, promise.projection, choices=promise.choices)
+        return dataclasses.replace(report, paddings=paddings)
+    except Exception as error:  # noqa: BLE001 - inputs that cannot be made show in any way
+        return dataclasses.replace(report, skipped=one_line(error))
+
+
+def pad_of_tokenizer(directory: Path) -> int | None:
+    """The id that the tokenizer in ``directory`` pads batches with, as its files say; None where they do not."""
+    from graftkit.checkpoint.tokenizer import read_tokenizer
+
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    documents = {n: json.loads((directory / n).read_bytes()) for n in names if (directory / n).exists()}
+    if "tokenizer.json" not in documents:
+        return None
+    tokenizer = read_tokenizer(documents)
+    return tokenizer.id_of(tokenizer.special.get("pad_token", ""))
+
+
+def _media(model: Any) -> Sequence[dict[str, Any]]:
+    return list(main_inputs(model))
+
+
+def _first_loss(model: Any, tries: Sequence[dict[str, Any]], promise: HeadPromise) -> dict[str, Any]:
+    """The loss of the first logits over labels drawn from the prior, and the prior's entropy, both in nats."""
+    import torch
+
+    prior = torch.tensor(promise.prior, dtype=torch.float64)
+    why = "the inputs of its forward cannot be made"
+    for inputs in tries:
+        try:
+            with torch.inference_mode():
+                logits = model(**inputs).logits.double()
+        except Exception as error:  # noqa: BLE001 - a forward that is fed the wrong shape raises anything
+            why = one_line(error)
+            continue
+        logits = logits.reshape(-1, logits.shape[-1])
+        if promise.multi_label:
+            losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, prior.expand_as(logits))
+            entropy = -(prior * prior.log() + (1 - prior) * (1 - prior).log()).mean()
+        else:
+            losses = -(logits.log_softmax(-1) * prior).sum(-1).mean()
+            entropy = -(prior * prior.log()).sum()
+        slack = LOSS_SLACK.get(str(model.dtype).removeprefix("torch."), math.inf)
+        return {"first_loss": float(losses), "entropy": float(entropy), "slack": slack}
+    return {"skipped": why}

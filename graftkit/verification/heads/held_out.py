@@ -1,0 +1,90 @@
+"""The written head on the examples that it was not fitted to, run as a trainer would run it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.verification.forward import load, undisturbed
+from graftkit.verification.heads.texts import outputs_of_texts
+
+#: How far the loss of the written head may be from the fitted one's: another batch, and the dtype's rounding on the way.
+SLACK = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Mean log loss in nats, accuracy, and accuracy averaged over the labels, on ``examples`` examples."""
+
+    examples: int
+    loss: float
+    accuracy: float
+    balanced_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutReport:
+    """What the fit said and what the written checkpoint gives."""
+
+    fitted: Scores
+    written: Scores
+    slack: float
+    name: str = "held_out_examples"
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """A sentence where the two differ."""
+        if abs(self.fitted.loss - self.written.loss) <= self.slack:
+            return ()
+        return (
+            f"head: on the held-out examples the written checkpoint has a loss of {self.written.loss:.6g},"
+            f" the fitted head {self.fitted.loss:.6g}",
+        )
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        w = self.written
+        yield (
+            "held-out examples",
+            "failed" if self.failures else "as fitted",
+            f"accuracy {w.accuracy:.3f}, balanced {w.balanced_accuracy:.3f}, loss {w.loss:.4f}, {w.examples} examples",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**dataclasses.asdict(self), "failures": list(self.failures)}
+
+
+def score(pairs: Iterable[tuple[int, Any]], classes: int) -> Scores:
+    """Score ``(label, logits)`` pairs. *Shape:* logits ``(classes,)``."""
+    import torch
+
+    loss, right, counts = 0.0, torch.zeros(classes), torch.zeros(classes)
+    for label, logits in pairs:
+        loss -= float(logits.double().log_softmax(-1)[label])
+        counts[label] += 1
+        right[label] += int(logits.argmax()) == label
+    n, seen = int(counts.sum()), counts > 0
+    return Scores(n, loss / n, float(right.sum()) / n, float((right[seen] / counts[seen]).mean()))
+
+
+def check_held_out(
+    result: Path, examples: Callable[[], Iterable[tuple[int, str]]], figures: Callable[[], Mapping[str, Any]], classes: int
+) -> HeldOutReport:  # fmt: skip
+    """Run the written checkpoint on the held-out ``(label, text)`` pairs. ``figures`` gives the fitted scores and the length.
+
+    Raises:
+        VerificationFailed: it does not load.
+    """
+    from transformers import AutoTokenizer
+
+    with undisturbed():
+        model = load(result).model
+        tokenizer = AutoTokenizer.from_pretrained(result)
+        found = figures()
+        written = score(outputs_of_texts(model, tokenizer, examples(), found["max_length"]), classes)
+    slack = SLACK.get(str(model.dtype).removeprefix("torch."), SLACK["bfloat16"])
+    return HeldOutReport(Scores(**found["held_out"]), written, slack)

@@ -1,0 +1,153 @@
+"""Whether a text gets the logits in a padded batch that it gets alone: measured in float64, with a random projection.
+
+A head that looks for the wrong pad token reads its logits off the padding; zeros would hide that, so the label projection
+is random here. Where the backbone's own hidden states change with padding (convolutions, absolute positions under left
+padding), the head cannot be judged beyond them, and that is said.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.verification.forward import flatten
+from graftkit.verification.inputs import feed, find_inputs
+from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.gap import gap
+from graftkit.verification.probes import Probe, encoded_texts
+
+Side = Literal["right", "left"]
+
+#: Lengths of the texts of the batch, in tokens: all different, so that all but one are padded.
+LENGTHS = (5, 9, 14, 20)
+
+#: Relative difference in float64 that is called one: its floor is some 1e-15, a wrong position moves logits by about 1.
+APART = 1e-9
+
+#: The outputs of a head that are compared; beams and other choices over positions have no rows to compare.
+LOGITS = ("logits", "start_logits", "end_logits")
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """One side of padding. ``apart`` is the largest difference of logits, ``backbone`` that of hidden states, both relative.
+
+    ``backbone`` is None where there are no such states, or positions are merged in them.
+    """
+
+    side: Side
+    apart: float
+    backbone: float | None
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the head gives other logits in the batch though the backbone does not."""
+        return bool(self.error) or (self.apart > APART and self.backbone is not None and self.backbone <= APART)
+
+
+def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[list[int]]:
+    """Four short texts without pad and eos inside, each ended by ``eos`` where the head looks for it."""
+    import torch
+
+    found = encoded_texts(directory, rows)
+    generator = torch.Generator().manual_seed(0)
+    while len(found) < len(LENGTHS):
+        found.append(torch.randint(rows, (32,), generator=generator).tolist())
+    texts = [[i for i in text if i not in (pad, eos)] for text in found]
+    long = [text for text in texts if len(text) >= max(LENGTHS)] or texts
+    end = [] if eos is None else [eos]
+    return [long[k % len(long)][: length - len(end)] + end for k, length in enumerate(LENGTHS)]
+
+
+def compare_paddings(
+    model: Any, texts: Sequence[Sequence[int]], pad: int, sides: Sequence[Side], projection: Sequence[str], *, choices: bool
+) -> tuple[Padding, ...]:  # fmt: skip
+    """Run each text alone and all in one batch, padded with ``pad`` on each of ``sides``.
+
+    ``projection`` names the parameters that are made random, in place. ``choices`` adds the axis of a multiple choice.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in projection:
+            parameter = model.get_parameter(name)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    alone = [_batch([text], pad, "right") for text in texts]
+    with float64(model):
+        made, _ = find_inputs(model, lambda tried: _run(model, alone[0], tried, choices=choices)[0])
+        single = [_run(model, probe, made, choices=choices) for probe in alone]
+        return tuple(_padded(model, single, _batch(texts, pad, side), made, side, choices=choices) for side in sides)
+
+
+def _padded(
+    model: Any, single: Sequence[tuple[dict[str, Any], Any]], batch: Probe, made: frozenset[str], side: Side, *, choices: bool
+) -> Padding:  # fmt: skip
+    try:
+        together, hidden = _run(model, batch, made, choices=choices)
+    except Exception as error:  # noqa: BLE001 - a head that cannot take a batch raises anything
+        return Padding(side, 0.0, 0.0, one_line(error))
+    apart: float = 0.0
+    backbone: float | None = 0.0
+    lengths = batch.mask[0].sum(), batch.ids.shape[1]
+    by_token = {n for n, v in single[0][0].items() if (v.shape[1], together[n].shape[1]) == lengths}
+    for index, (outputs, states) in enumerate(single):
+        real = batch.mask[index].bool()
+        for name, value in outputs.items():
+            row = together[name][index]
+            apart = max(apart, gap(value[0], row[real] if name in by_token else row))
+        if hidden is None or hidden.shape[:2] != batch.ids.shape:
+            backbone = None
+        elif backbone is not None:
+            backbone = max(backbone, gap(states[0], hidden[index][real]))
+    return Padding(side, apart, backbone)
+
+
+def _run(model: Any, probe: Probe, made: frozenset[str], *, choices: bool) -> tuple[dict[str, Any], Any]:
+    """The logits, and the last hidden states of the base model where it is another module."""
+    inputs = dict(_inputs(model, probe, made))
+    if choices:
+        inputs = {name: value[:, None] if hasattr(value, "shape") else value for name, value in inputs.items()}
+    seen: list[Any] = []
+    inner = model.base_model
+
+    def note(module: Any, arguments: Any, output: Any) -> None:
+        del module, arguments
+        seen.append(output[0] if isinstance(output, tuple) else next(iter(output.values())))
+
+    handle = inner.register_forward_hook(note) if inner is not model else None
+    try:
+        outputs = flatten(model(**inputs))
+    finally:
+        if handle is not None:
+            handle.remove()
+    logits = {name: outputs[name] for name in LOGITS if name in outputs}
+    if not logits:
+        raise LookupError("the forward returns no logits")
+    return logits, seen[-1] if seen else None
+
+
+def _inputs(model: Any, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """What the forward is fed: no decoder ids, which a head makes itself, and positions that count real tokens."""
+    fed: Mapping[str, Any] = feed(model, probe, made)
+    yield from ((k, v) for k, v in fed.items() if not k.startswith("decoder_") and k != "output_hidden_states")
+    if "position_ids" in inspect.signature(model.forward).parameters and probe.mask[:, 0].min() == 0:
+        yield "position_ids", (probe.mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _batch(texts: Sequence[Sequence[int]], pad: int, side: Side) -> Probe:
+    import torch
+
+    length = max(len(text) for text in texts)
+    ids = torch.full((len(texts), length), pad)
+    mask = torch.zeros_like(ids)
+    for index, text in enumerate(texts):
+        place = slice(length - len(text), length) if side == "left" else slice(0, len(text))
+        ids[index, place] = torch.tensor(text)
+        mask[index, place] = 1
+    return Probe(f"{side} padding", ids, mask)

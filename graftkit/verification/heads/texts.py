@@ -1,0 +1,75 @@
+"""Texts through a model with a classification head, in batches of similar length: what comes out for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import encode_document
+from graftkit.verification.forward import largest_position
+
+Item = TypeVar("Item")
+
+#: Texts that are held and sorted by length at a time, and tokens of one forward.
+WINDOW, BATCH_TOKENS = 1024, 4096
+
+
+def write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
+    """Put the documents of a checkpoint, and links to its other files, into ``directory``, for AutoTokenizer to load."""
+    for name, value in checkpoint.documents.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(encode_document(value))
+    for name in checkpoint.carried:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).symlink_to(checkpoint.path_of(name))
+
+
+def longest(model: Any, tokenizer: Any, asked: int | None) -> int:
+    """Tokens after which a text is cut: what was asked for, within what tokenizer and model take."""
+    limits = (asked, tokenizer.model_max_length, largest_position(model))
+    return min(limit for limit in limits if limit is not None)
+
+
+def outputs_of_texts(
+    model: Any, tokenizer: Any, items: Iterable[tuple[Item, str]], max_length: int
+) -> Iterator[tuple[Item, Any]]:
+    """Yield each item with the logits of its text, float64 ``(labels,)``; the order within a window is by length.
+
+    A text is padded as the tokenizer pads; without a pad token each goes alone.
+    """
+    import torch
+
+    stream = iter(items)
+    while window := list(islice(stream, WINDOW)):
+        texts = [text for _, text in window]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        order = sorted(range(len(window)), key=lambda index: len(encoded[index]))
+        for batch in _batches(order, encoded, alone=tokenizer.pad_token is None):
+            inputs = tokenizer(
+                [texts[index] for index in batch],
+                truncation=True, max_length=max_length, padding=len(batch) > 1, return_tensors="pt",
+            )  # fmt: skip
+            with torch.inference_mode():
+                logits = model(**_known(model, inputs)).logits.double()
+            yield from ((window[index][0], row) for index, row in zip(batch, logits, strict=True))
+
+
+def _batches(order: list[int], encoded: list[list[int]], *, alone: bool) -> Iterator[list[int]]:
+    batch: list[int] = []
+    for index in order:  # ascending, so the one that comes is the longest of its batch
+        if batch and (alone or (len(batch) + 1) * len(encoded[index]) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _known(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    parameters = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in parameters}

@@ -1,0 +1,176 @@
+"""What a forward takes beside token ids: boxes, pixels, patches, made from its signature and its config.
+
+No architecture is named here. A forward that refuses token ids alone says what it misses, and what it names is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.errors import VerificationFailed
+from graftkit.verification.probes import Probe
+
+#: Tokens that are fed to the decoder of an encoder-decoder.
+DECODER_TOKENS = 16
+
+#: Not an input, but a switch that some forwards need off when they are run without generation.
+NO_CACHE = "use_cache=False"
+
+#: Not an input either: pixels get an axis of frames behind that of the batch.
+FRAMES = "a frame axis"
+
+
+def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
+    """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
+    parameters = inspect.signature(model.forward).parameters
+    ids, mask = probe.ids, probe.mask
+    wanted: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if "input_ids" not in parameters:  # then an attention_mask is that of the encoder's own input
+        wanted = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    elif "decoder_input_ids" in parameters:
+        wanted["decoder_input_ids"] = ids[:, :DECODER_TOKENS]
+    found = {name: value for name, value in wanted.items() if name in parameters}
+    if probe.hidden_only and "logits_to_keep" in parameters:
+        found["logits_to_keep"] = 1
+    if NO_CACHE in made:
+        found["use_cache"] = False
+    found |= {name: MAKERS[name](model, ids).to(ids.device) for name in made if name in MAKERS}
+    if FRAMES in made and "pixel_values" in found:
+        found["pixel_values"] = found["pixel_values"].unsqueeze(1)
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return found | {name: True for name in ("output_hidden_states", "return_dict") if open_ended or name in parameters}
+
+
+def find_inputs(
+    model: Any, attempt: Callable[[frozenset[str]], dict[str, Any]]
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """Names of the inputs with which ``attempt`` succeeds, and what it returns. Token ids alone are tried first.
+
+    Raises:
+        VerificationFailed: the forward still refuses; the message says what it asks for.
+    """
+    first: Exception | None = None
+    waiting, tried = [frozenset[str]()], set()
+    while waiting:
+        made = waiting.pop(0)
+        if made in tried:
+            continue
+        tried.add(made)
+        try:
+            return made, attempt(made)
+        except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
+            first = first or error
+            waiting += _next(model, made, str(error))
+    raise VerificationFailed(
+        f"outputs: {type(model).__name__} needs other inputs than token ids ({one_line(first or ValueError())});"
+        " verify: {outputs: false} leaves the forward out"
+    )
+
+
+def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[str]]:
+    """What to try after a refusal: the inputs that its message names; at first also every input that can be made."""
+    parameters = inspect.signature(model.forward).parameters
+    words = {word.lower() for word in re.findall(r"\w+", message)}
+    can = frozenset(name for name in MAKERS if name in parameters and _makeable(name, model))
+    named = can & words - made
+    if named:
+        yield made | named
+    if not made:
+        yield frozenset({NO_CACHE})
+        yield can
+    if "pixel_values" in made and "image_attention_mask" in can - made:
+        yield made | {"image_attention_mask"}
+    if "pixel_values" in made and "expected 5, got 4" in message:
+        yield made | {FRAMES}
+
+
+def _makeable(name: str, model: Any) -> bool:
+    if name == "pixel_values":
+        return _vision(model) is not None
+    if name == "encoder_inputs_embeds":
+        return hasattr(model.config, "downsample_factor") and hasattr(model.config, "audio_config")
+    return name != "flattened_patches" or hasattr(
+        getattr(model.config, "vision_config", None), "patch_embed_hidden_size"
+    )
+
+
+def _boxes(model: Any, ids: Any) -> Any:
+    del model
+    return ids.new_zeros(*ids.shape, 4)
+
+
+def _vision(model: Any) -> Any:
+    """The first config, its own or a sub-config's, that gives an image size."""
+    configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
+    sized = (config for config in configs if isinstance(getattr(config, "image_size", None), int | list | tuple))
+    return next(sized, None)
+
+
+def _pixels(model: Any, ids: Any) -> Any:
+    import torch
+
+    vision = _vision(model)
+    size = vision.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    shape: tuple[int, ...] = (getattr(vision, "num_channels", 3), height, width)
+    if "image_attention_mask" in inspect.signature(model.forward).parameters:
+        shape = (1, *shape)  # a sequence of images for each row
+    values = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32).view(1, *shape)
+    return values.to(model.dtype).expand(len(ids), *shape)
+
+
+def _patches(model: Any, ids: Any) -> Any:
+    import torch
+
+    width = model.config.vision_config.patch_embed_hidden_size
+    rows, columns = torch.meshgrid(torch.arange(1.0, 5), torch.arange(1.0, 5), indexing="ij")
+    places = torch.stack((rows.flatten(), columns.flatten()), 1)
+    values = torch.linspace(-1, 1, 16 * width).view(16, width)
+    return torch.cat((places, values), 1).to(model.dtype).expand(len(ids), 16, width + 2)
+
+
+def _image_mask(model: Any, ids: Any) -> Any:
+    del model
+    return ids.new_ones(*ids.shape, 1)
+
+
+def _no_image(model: Any, ids: Any) -> Any:
+    table = model.get_input_embeddings().weight
+    return table.new_zeros(len(ids), 0, table.shape[1])
+
+
+def _nowhere(model: Any, ids: Any) -> Any:
+    del model
+    return ids.new_zeros(ids.shape)
+
+
+def _sound(model: Any, ids: Any) -> Any:
+    """As many frames as the tokens that they are added to ask for."""
+    import torch
+
+    frames, width = ids.shape[1] * model.config.downsample_factor, model.config.audio_config.hidden_size
+    values = torch.linspace(-1, 1, frames * width).view(1, frames, width)
+    return values.to(model.dtype).expand(len(ids), frames, width)
+
+
+def _same_ids(model: Any, ids: Any) -> Any:
+    del model
+    return ids
+
+
+#: Input -> ``maker(model, ids)``; *shapes:* ``ids`` ``(batch, length)``, what is made leads with the batch.
+MAKERS: dict[str, Callable[[Any, Any], Any]] = {
+    "bbox": _boxes,
+    "pixel_values": _pixels,
+    "flattened_patches": _patches,
+    "image_attention_mask": _image_mask,
+    "image_embeds": _no_image,
+    "image_embeds_position_mask": _nowhere,
+    "encoder_inputs_embeds": _sound,
+    "qformer_input_ids": _same_ids,
+}

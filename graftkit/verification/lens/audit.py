@@ -1,0 +1,71 @@
+"""The audit of a float64 run: every operator that still returns float32 or less, and the module that it runs in.
+
+It looks one level below the mode that widens: at the operators that reach the dispatcher, whoever called them. Kernels
+that narrow inside themselves are beyond it; they show in the floor.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from graftkit.verification.lens.float64 import WIDER
+
+#: Operators that move values and compute none, so that a narrow parameter may pass through them on its way.
+MOVES = frozenset((
+    "view", "_unsafe_view", "reshape", "expand", "transpose", "permute", "unsqueeze", "squeeze", "t", "detach", "alias",
+    "slice", "select", "split", "split_with_sizes", "unbind", "as_strided", "embedding", "index", "index_select", "gather",
+    "clone", "lift_fresh", "lift_fresh_copy", "contiguous", "chunk", "narrow", "empty_like", "empty", "_to_copy",
+))  # fmt: skip
+
+
+class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts narrow operators by ``(operator, module)`` while ``model`` runs. Use as a context manager around the run."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.narrow: Counter[tuple[str, str]] = Counter()
+        self._model, self._where = model, [""]
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self._model.named_modules():
+            enter = lambda *_, name=name: self._where.append(name)  # noqa: E731 - a hook that returns None
+            self._hooks += [
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+            ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def _leave(self) -> None:
+        self._where.pop()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        name = func.__name__.partition(".")[0]
+        if any(_narrow(leaf) for leaf in tree_leaves(found)) and (name not in MOVES or _rounds(args)):
+            self.narrow[name, self._where[-1]] += 1
+        return found
+
+
+def _narrow(value: Any) -> bool:
+    return getattr(value, "dtype", None) in WIDER
+
+
+def _rounds(args: Sequence[Any]) -> bool:
+    """Whether a move that returned something narrow took something wide."""
+    tensors = [leaf for leaf in tree_leaves(list(args)) if getattr(leaf, "dtype", None) is not None]
+    return any(leaf.dtype in WIDER.values() for leaf in tensors)

@@ -1,0 +1,103 @@
+"""The floor of a float64 run: what two runs that are equal over the real numbers still differ by.
+
+Two measurements, since neither sees all. *Rows alone*: each row of a batch by itself, where only the order of summation
+differs. It cannot see a float32 cast, for a rounding gives the same for the same input. *Bend*: the embeddings are nudged by
+a relative delta up and down, and f(x + delta) + f(x - delta) - 2 f(x) is taken. A smooth function leaves delta² ~ 1e-18 and
+float64's own noise; a float32 operation anywhere on the way turns the nudge, which is far below its unit roundoff,
+into a staircase whose steps show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from graftkit.verification.forward import outputs_of
+from graftkit.verification.lens.audit import Audit
+from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.gap import gap
+from graftkit.verification.probes import Probe
+
+#: The relative nudge: well under float32's unit roundoff of 6e-8, well over float64's of 1e-16.
+NUDGE = 1e-9
+
+#: A difference counts from this many floors on.
+MARGIN = 100
+
+#: No floor is taken to be lower: one unit of float64 in each of a few operations.
+LEAST = 1e-15
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Relative differences, as :func:`~graftkit.verification.lens.gap.gap` has them; ``bend`` is None where no nudge came through.
+
+    ``effect`` is how far the nudge itself moved the outputs. ``narrow`` names each operator that returned less than float64,
+    with the module it ran in and how often.
+    """
+
+    rows_alone: float
+    bend: float | None
+    effect: float
+    narrow: tuple[tuple[str, str, int], ...]
+
+    @property
+    def height(self) -> float:
+        """The larger of the two."""
+        return max(self.rows_alone, self.bend or 0.0, LEAST)
+
+    @property
+    def threshold(self) -> float:
+        """The smallest difference that is called one."""
+        return MARGIN * self.height
+
+
+class _Nudge(TorchFunctionMode):
+    """Multiplies what every embedding gives by ``1 + delta·n``, n standard normal and the same in every run."""
+
+    def __init__(self, delta: float) -> None:
+        super().__init__()
+        self._delta, self._generator = delta, torch.Generator().manual_seed(1)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") != "embedding":
+            return found
+        noise = torch.randn(found.shape, generator=self._generator, dtype=torch.float64)
+        return found * (1 + self._delta * noise.to(found.device))
+
+
+def measure_floor(model: Any, probe: Probe, made: frozenset[str]) -> Floor:
+    """Measure on one batch without padding: five forwards of it, one of them audited."""
+    with float64(model):
+        with Audit(model) as audit:
+            plain = outputs_of(model, probe, made)
+        alone = [outputs_of(model, _row(probe, index), made) for index in range(len(probe.ids))]
+        apart = [
+            gap(value[index : index + 1], row[name])
+            for name, value in plain.items()
+            for index, row in enumerate(alone)
+            if len(value) == len(probe.ids) and row[name].shape == value[index : index + 1].shape
+        ]
+        up, down = (_nudged(model, probe, made, sign * NUDGE) for sign in (1, -1))
+    effect = max(gap(value, up[name]) for name, value in plain.items())
+    bend = max(gap(value, value + ((up[name] - value) + (down[name] - value))) for name, value in plain.items())
+    narrow = tuple((operator, module, count) for (operator, module), count in audit.narrow.items())
+    return Floor(max(apart, default=0.0), bend if effect > NUDGE / 100 else None, effect, narrow)
+
+
+def _row(probe: Probe, index: int) -> Probe:
+    part = slice(index, index + 1)
+    return replace(probe, ids=probe.ids[part], mask=probe.mask[part])
+
+
+def _nudged(model: Any, probe: Probe, made: frozenset[str], delta: float) -> dict[str, Any]:
+    with _Nudge(delta):
+        return outputs_of(model, probe, made)

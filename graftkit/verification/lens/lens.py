@@ -1,0 +1,154 @@
+"""The lens: both checkpoints in true float64, module by module, and in their own dtype beside the source's own noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.verification.forward import Loaded, few, outputs_of, run, undisturbed
+from graftkit.verification.lens.beside import Beside
+from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.floor import Floor
+from graftkit.verification.lens.gap import gap
+from graftkit.verification.lens.noise import NoiseTally
+from graftkit.verification.lens.nulls import null_runs
+from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
+from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
+from graftkit.verification.lens.trace import Trace, compare, kept_columns, own_differences, record
+from graftkit.verification.probes import Probe
+from graftkit.verification.promises import Scope
+from graftkit.verification.reference import timed
+from graftkit.verification.vocabulary import VocabularyChange
+
+#: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
+OPERATIONS = 1e11
+
+#: Null runs are made on the first probes, until these many tokens were run.
+NULL_TOKENS = 1_000
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(slots=True)
+class _Found:
+    trace: Trace = field(default_factory=Trace)
+    outputs: dict[str, float] = field(default_factory=dict)
+    ran: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+def compare_lens(
+    source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> LensReport:  # fmt: skip
+    """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
+
+    Both models are in memory at once, in their own dtype; tensors that the loader maps from their file need none.
+    The result runs with the PEFT ``adapter`` where one is given. ``token_budget`` overrides the number of tokens that is
+    taken from the model's size.
+
+    Raises:
+        InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
+        RecipeError: there is no such device.
+        VerificationFailed: the result does not load, or a forward does not run in float64.
+    """
+    place, seconds = device_of(device), dict[str, float]()
+    with undisturbed():
+        with timed(seconds, "load"):
+            old, new = load_both(source, result, place, backbone=Scope.BACKBONE in scope, adapter=adapter)
+        tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
+        with timed(seconds, "floor"):
+            setting = prepare(source, old, new, vocabulary, seed, tokens)
+        noise = NoiseTally()
+        with timed(seconds, "run"):
+            found = _run(setting, noise, progress)
+        first = _first(setting, found)
+    measured = Scope.MEASURE in scope
+    failures = [*_loading_failures(new), *found.failures, *([] if measured else _failures(setting.floor, found, first))]
+    return LensReport(
+        architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
+        floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
+        noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
+    )  # fmt: skip
+
+
+def _run(setting: Setting, noise: NoiseTally, progress: Progress | None) -> _Found:
+    found = _Found()
+    for index, part in enumerate(setting.parts):
+        try:
+            native = run(setting.old.model, part, setting.made)
+        except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
+            found.skipped[part.name] = one_line(error)
+            continue
+        name = part.name.partition(" [")[0]
+        found.ran[name] = found.ran.get(name, 0) + part.tokens
+        if not _compare_part(setting, part, native, noise, found):
+            break
+        if progress:
+            progress("look through the lens", (index + 1) / len(setting.parts))
+    return found
+
+
+def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: NoiseTally, found: _Found) -> bool:
+    """Run one probe every way; False when the result's forward fails, which is noted."""
+    old, new, made, change = setting.old.model, setting.new.model, setting.made, setting.change
+    with in_float64(setting.old), float64(old):
+        kept, exact = record(old, lambda: outputs_of(old, part, made))
+    try:
+        with float64(new):
+            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, change)
+        ours = run(new, part, made)
+    except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
+        found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
+        return False
+    for name, value in exact.items():
+        _note_output(found, name, value, other.get(name), change)
+    kept_ids = None if change is None else torch.tensor(change.kept, device=part.ids.device)
+    beside = Beside(part, exact, native, setting.rows, kept_ids)
+    noise.add(SOURCE, beside, native)
+    noise.add(EXACT, Beside(part, exact, native, setting.rows, kept_ids, wide=True), other)
+    noise.add(RESULT, beside, ours)
+    if sum(found.ran.values()) - part.tokens < NULL_TOKENS:
+        for name, outputs in null_runs(old, part, made):
+            noise.add(name, beside, outputs, null=True)
+    return True
+
+
+def _note_output(found: _Found, name: str, old: Any, new: Any, change: VocabularyChange | None) -> None:
+    name = name.rpartition(" ")[2]
+    if new is None:
+        found.outputs[name] = float("inf")
+        return
+    a, b = kept_columns(old, new, change)
+    apart = gap(a, b) if a.shape == b.shape else float("inf")
+    found.outputs[name] = max(found.outputs.get(name, 0.0), apart)
+
+
+def _first(setting: Setting, found: _Found) -> FirstDifference | None:
+    entry = found.trace.first(setting.floor.threshold)
+    if entry is None:
+        return None
+    tensors = own_differences(setting.old.model, setting.new.model, entry.name, setting.change)
+    reaches = any(value > setting.floor.threshold for value in found.outputs.values())
+    return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches)
+
+
+def _loading_failures(new: Loaded) -> list[str]:
+    return [f"lens: the result's load reports missing tensors: {few(new.missing)}"] if new.missing else []
+
+
+def _failures(floor: Floor, found: _Found, first: FirstDifference | None) -> Iterator[str]:
+    name, largest = max(found.outputs.items(), key=lambda item: item[1], default=("", 0.0))
+    if largest > floor.threshold:
+        where = f"; first difference: {first.sentence()}" if first else ""
+        yield (
+            f"lens: {name} differs in float64 by {largest:.3g} of its RMS, above {floor.threshold:.1e}"
+            f" (100 times the floor){where}"
+        )

@@ -1,0 +1,211 @@
+"""Noise: what the arithmetic of a checkpoint's own dtype does to its outputs, beside what the surgery did.
+
+Every run is compared with the source in float64: rho = err(run) / err(source in its own dtype). The surgery is lost
+in the noise where its rho is that of the null runs, which change nothing over the real numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces
+
+#: Quantiles of the KL that are reported.
+QUANTILES = (0.5, 0.9, 0.99)
+
+#: How many of the worst positions are listed.
+WORST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """KL(source ‖ run) in nats over positions, and ``largest``, the largest difference of a logit.
+
+    ``flips`` counts changed top-1 ids, ``flips_beyond_noise`` those whose margin is more than twice the largest difference of
+    any null run.
+    """
+
+    positions: int
+    mean: float
+    max: float
+    quantiles: Mapping[str, float]
+    largest: float
+    flips: int
+    flips_beyond_noise: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunNoise:
+    """One run. ``error`` is its relative RMS error against the source in float64, ``rho`` that over the source's own.
+
+    ``rho`` is taken over the probes that the run was made on, and None where the source's own error is 0 and its own is not.
+    """
+
+    run: str
+    error: float
+    rho: float | None
+    divergence: Divergence | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceNoise:
+    """KL between the two checkpoints in their own dtype: over the positions of one probe, or at one position."""
+
+    probe: str
+    row: int | None
+    place: int | None
+    positions: int
+    mean: float
+    max: float
+    flips: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """All runs, source first; the result's KL by probe, by place in the sequence (in powers of two) and at the worst positions."""
+
+    runs: tuple[RunNoise, ...]
+    probes: tuple[PlaceNoise, ...]
+    places: tuple[PlaceNoise, ...]
+    worst: tuple[PlaceNoise, ...]
+
+
+@dataclass(slots=True)
+class _Tally:
+    squares: float = 0.0
+    own: float = 0.0
+    reference: float = 0.0
+    largest: float = 0.0
+    kl: list[Any] = field(default_factory=list)
+    margins: list[Any] = field(default_factory=list)
+    where: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+    def error(self) -> float:
+        return (self.squares / self.reference) ** 0.5 if self.reference else 0.0
+
+    def rho(self) -> float | None:
+        if self.squares == self.own:
+            return 1.0
+        return (self.squares / self.own) ** 0.5 if self.own else None
+
+
+class NoiseTally:
+    """Collects runs probe by probe."""
+
+    def __init__(self) -> None:
+        self._tallies: dict[str, _Tally] = {}
+        self._nulls: set[str] = set()
+
+    def add(self, run: str, beside: Beside, found: Outputs, *, null: bool = False) -> None:
+        """Take up one run's outputs. ``null`` runs change nothing over the real numbers."""
+        for name in beside.names:
+            values = beside.pair(name, found)
+            if values is None:
+                continue
+            truth, old, new = values
+            tally = self._tallies.setdefault(run, _Tally())
+            if null:
+                self._nulls.add(run)
+            size, own = beside.sizes(name, truth, old)
+            tally.reference += size
+            tally.own += own
+            tally.squares += own if torch.equal(old, new) else _squares(truth, new)
+            if beside.has_ids[name]:
+                reference = truth if beside.wide else old
+                _diverge(tally, beside.summary(name, reference), reference, new)
+                tally.where.append((beside.probe.name, *beside.positions(name)))
+
+    def report(self, result: str) -> Noise:
+        """Everything collected; ``result`` is the name of the result's run in its own dtype."""
+        floor = max((self._tallies[name].largest for name in self._nulls), default=0.0)
+        runs = tuple(
+            RunNoise(name, tally.error(), tally.rho(), _divergence(tally, floor))
+            for name, tally in self._tallies.items()
+        )
+        places = list(_by_position(self._tallies.get(result, _Tally())))
+        return Noise(runs, tuple(_by_probe(places)), tuple(_by_place(places)), tuple(_worst(places)))
+
+
+def _squares(truth: Any, new: Any) -> float:
+    """The summed squared error; infinite where ``new`` alone is NaN."""
+    found = 0.0
+    for a, b in zip(pieces(truth), pieces(new), strict=True):
+        if (b.isnan() & ~a.isnan()).any():
+            return math.inf
+        found += float(finite(b - a).square().sum())
+    return found
+
+
+def _diverge(tally: _Tally, summary: tuple[Any, Any, Any], old: Any, new: Any) -> None:
+    """Note KL, largest difference and flips at every position. With p = exp(old - lse), KL = sum p (old - new) + lse' - lse."""
+    sums, top, margin = summary
+    if torch.equal(old, new):
+        tally.kl.append(torch.zeros(len(old), dtype=torch.float64))
+        tally.margins.append(torch.full((len(old),), -1.0, dtype=torch.float64))
+        return
+    start = 0
+    for a, b in zip(pieces(old), pieces(new), strict=True):
+        part = slice(start, start + len(a))
+        start += len(a)
+        gap, lse = finite(a - b), sums[part, None]
+        kl = ((a - lse).exp() * gap).sum(-1) + b.logsumexp(-1) - lse[:, 0]
+        tally.kl.append(kl.clamp(min=0).cpu())
+        tally.largest = max(tally.largest, float(gap.abs().max()))
+        tally.margins.append(torch.where(b.argmax(-1) == top[part], -1.0, margin[part]).cpu())
+
+
+def _divergence(tally: _Tally, floor: float) -> Divergence | None:
+    if not tally.kl:
+        return None
+    kl, margins = torch.cat(tally.kl), torch.cat(tally.margins)
+    quantiles = {f"{q:g}": float(kl.quantile(q)) for q in QUANTILES}
+    return Divergence(
+        len(kl), float(kl.mean()), float(kl.max()), quantiles, tally.largest,
+        int((margins >= 0).sum()), int((margins > 2 * floor).sum()),
+    )  # fmt: skip
+
+
+def _by_position(tally: _Tally) -> Iterator[tuple[str, int, int, float, bool]]:
+    if not tally.kl:
+        return
+    kl, flips = torch.cat(tally.kl).tolist(), (torch.cat(tally.margins) >= 0).tolist()
+    where = [
+        (name, row, place)
+        for name, rows, places in tally.where
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True)
+    ]
+    for (name, row, place), value, flip in zip(where, kl, flips, strict=True):
+        yield name, row, place, value, flip
+
+
+def _summary(
+    probe: str, row: int | None, place: int | None, items: list[tuple[str, int, int, float, bool]]
+) -> PlaceNoise:
+    values = [value for *_, value, _ in items]
+    return PlaceNoise(
+        probe, row, place, len(items), sum(values) / len(values), max(values), sum(item[-1] for item in items)
+    )
+
+
+def _by_probe(items: list[tuple[str, int, int, float, bool]]) -> Iterator[PlaceNoise]:
+    for name in dict.fromkeys(item[0].partition(" [")[0] for item in items):
+        yield _summary(name, None, None, [item for item in items if item[0].partition(" [")[0] == name])
+
+
+def _by_place(items: list[tuple[str, int, int, float, bool]]) -> Iterator[PlaceNoise]:
+    """Places 0, 1, 2-3, 4-7, ...: ``place`` is the first of the range."""
+    groups: dict[int, list[tuple[str, int, int, float, bool]]] = {}
+    for item in items:
+        groups.setdefault(item[2].bit_length(), []).append(item)
+    for bits in sorted(groups):
+        yield _summary("all", None, 1 << (bits - 1) if bits else 0, groups[bits])
+
+
+def _worst(items: list[tuple[str, int, int, float, bool]]) -> Iterator[PlaceNoise]:
+    for item in sorted(items, key=lambda item: -item[3])[:WORST]:
+        yield _summary(*item[:3], [item])

@@ -1,0 +1,116 @@
+"""What a look through the lens runs on: both models on a device, the probes cut to what fits, and the floor."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
+from graftkit.verification.forward import Loaded, can_cache, few, load, outputs_of, run
+from graftkit.verification.inputs import find_inputs
+from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.floor import Floor, measure_floor
+from graftkit.verification.lens.trace import record, tokens_that_fit
+from graftkit.verification.probes import Probe, split
+from graftkit.verification.reference import plan_probes
+from graftkit.verification.vocabulary import VocabularyChange
+
+#: Rows and tokens of the batch that the floor is measured on.
+FLOOR_ROWS, FLOOR_TOKENS = 2, 16
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a comparison runs on: both models, the probes in parts, and what they are fed beside ids."""
+
+    old: Loaded
+    new: Loaded
+    parts: list[Probe]
+    made: frozenset[str]
+    floor: Floor
+    rows: int
+    change: VocabularyChange | None
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; the processor where none is named.
+
+    Raises:
+        RecipeError: it is not one that computes in float64, or is not there.
+    """
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError as error:
+        raise RecipeError(f"--device: {printable(str(name))!r} is no device; take cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"--device: {device.type} does not compute in float64; take cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"--device: {device} is not there ({torch.cuda.device_count()} found); leave it out to use the cpu"
+        )
+    return device
+
+
+def load_both(
+    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None
+) -> tuple[Loaded, Loaded]:
+    """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one."""
+    try:
+        old = load(source)
+    except VerificationFailed as error:
+        raise InputRejected(str(error)) from error
+    old = old.backbone() if backbone else old
+    if old.missing:
+        raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
+    new = load(result)
+    if adapter is not None:
+        new.model.load_adapter(str(adapter))
+        new.model.eval()
+    new = new.backbone() if backbone else new
+    for loaded in (old, new):
+        loaded.model.to(device)
+    gc.collect()
+    return old, new
+
+
+def prepare(source: Path, old: Loaded, new: Loaded, change: VocabularyChange | None, seed: int, tokens: int) -> Setting:
+    """Make the probes, find out what they must be fed, measure the floor, and cut them to what fits into memory."""
+    device = next(old.model.parameters()).device
+    probes, budget, live, rows = plan_probes(old.model, source, change, seed, tokens)
+    probes = [_on(device, probe) for probe in probes]
+    made, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
+    reason = can_cache(old.model, made)
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(live, (FLOOR_ROWS, min(probes[0].ids.shape[1], FLOOR_TOKENS)), generator=generator)
+    batch = _on(device, Probe("floor", ids, torch.ones_like(ids)))
+    with in_float64(old):
+        floor = measure_floor(old.model, batch, made)
+        with float64(old.model):
+            kept, _ = record(old.model, lambda: outputs_of(old.model, batch, made))
+    fitting = min(budget.forward, tokens_that_fit(kept, ids.numel()))
+    parts = [part for probe in probes if not probe.steps or reason is None for part in split(probe, fitting)]
+    return Setting(old, new, parts, made, floor, rows, change)
+
+
+def _on(device: torch.device, probe: Probe) -> Probe:
+    return replace(probe, ids=probe.ids.to(device), mask=probe.mask.to(device))
+
+
+def _head(probe: Probe) -> Probe:
+    return replace(probe, ids=probe.ids[:2], mask=probe.mask[:2])
+
+
+@contextlib.contextmanager
+def in_float64(loaded: Loaded) -> Iterator[None]:
+    """Say which model it was that does not run in float64."""
+    try:
+        yield
+    except Exception as error:  # whatever a forward raises under the mode is the finding
+        name = type(loaded.model).__name__
+        raise VerificationFailed(f"lens: the forward of {name} does not run in float64: {one_line(error)}") from error

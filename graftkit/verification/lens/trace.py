@@ -1,0 +1,192 @@
+"""Layer by layer: what every module of the source gives, beside what the module of the same name gives in the result.
+
+The source runs first on one batch and what its modules give is kept; then the result runs on the same batch and each tensor is compared
+as it appears and let go. Memory is that of one batch; :func:`tokens_that_fit` says how many tokens a batch may have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+
+from graftkit.verification.lens.gap import gap
+from graftkit.verification.vocabulary import VocabularyChange
+
+#: Bytes of module outputs that are kept of one batch.
+KEPT_BYTES = 768 << 20
+
+
+@dataclass(slots=True)
+class ModuleGap:
+    """The largest relative difference seen at one module's output in its ``call``-th call, and the probe it was seen on.
+
+    ``unlike`` tells why an output could not be compared.
+    """
+
+    name: str
+    call: int
+    largest: float = 0.0
+    probe: str = ""
+    unlike: str = ""
+
+
+@dataclass(slots=True)
+class Trace:
+    """Every module's gap by name and call, in the order in which the source calls them; the model itself has no name."""
+
+    calls: dict[tuple[str, int], ModuleGap] = field(default_factory=dict)
+
+    def expect(self, record: Record) -> None:
+        """Take up the calls of a record in their order."""
+        for name, call in record:
+            self.calls.setdefault((name, call), ModuleGap(name, call))
+
+    def note(self, key: tuple[str, int], found: float, probe: str) -> None:
+        """Keep the largest."""
+        entry = self.calls[key]
+        if found > entry.largest:
+            entry.largest, entry.probe = found, probe
+
+    def first(self, threshold: float) -> ModuleGap | None:
+        """The first call whose output differs by more than ``threshold``."""
+        return next((entry for entry in self.calls.values() if entry.largest > threshold or entry.unlike), None)
+
+    def by_module(self) -> dict[str, float]:
+        """The largest gap of each module over its calls, in the order of their first ones."""
+        found: dict[str, float] = {}
+        for entry in self.calls.values():
+            found[entry.name] = max(found.get(entry.name, 0.0), math.inf if entry.unlike else entry.largest)
+        return found
+
+
+#: What each call of a module gave: ``(module, call) -> tensors``, in the order of the calls.
+Record = dict[tuple[str, int], list[Any]]
+
+
+class Hooks:
+    """Calls ``see(name, tensors)`` after each module of ``model`` has run, innermost first. Use as a context manager."""
+
+    def __init__(self, model: Any, see: Callable[[str, list[Any]], None]) -> None:
+        self._model, self._see = model, see
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> Self:
+        for name, module in self._model.named_modules():
+            self._hooks.append(
+                module.register_forward_hook(lambda _, __, output, name=name: self._see(name, [*tensors_in(output)]))
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+
+def tensors_in(value: Any) -> Iterator[Any]:
+    """The floating tensors of a module's output: itself, or those of a tuple, list or mapping; caches are left out."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and value.numel():
+            yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+
+
+def record(model: Any, run: Callable[[], Any]) -> tuple[Record, Any]:
+    """What each call of a module gives in ``run()``, and what ``run()`` returns. Kept are copies: some tensors are added to later."""
+    kept: Record = {}
+    times: Counter[str] = Counter()
+    last: dict[tuple[int, int], tuple[Any, Any]] = {}
+
+    def copied(tensor: Any) -> Any:
+        key = (id(tensor), tensor._version)  # noqa: SLF001 - a container gives its last child's tensor untouched
+        if key not in last:
+            last.clear()
+            last[key] = (tensor, tensor.clone())
+        return last[key][1]
+
+    def see(name: str, found: list[Any]) -> None:
+        kept[name, times[name]] = [copied(tensor) for tensor in found]
+        times[name] += 1
+
+    with Hooks(model, see):
+        returned = run()
+    return kept, returned
+
+
+def compare(
+    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str, change: VocabularyChange | None
+) -> Any:
+    """Run the result, compare each module's output with what was kept of the source, and return what ``run()`` does.
+
+    Modules that only one of the two has are left out: what they do shows in the next module that both have.
+    """
+    trace.expect(kept)
+    times: Counter[str] = Counter()
+
+    def see(name: str, found: list[Any]) -> None:
+        key = (name, times[name])
+        times[name] += 1
+        if key in kept:
+            _compare_call(trace, key, kept.pop(key), found, probe, change)
+
+    with Hooks(model, see):
+        return run()
+
+
+def _compare_call(
+    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, change: VocabularyChange | None
+) -> None:
+    if len(old) != len(new):
+        trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
+        return
+    for one, two in zip(old, new, strict=True):
+        a, b = kept_columns(one, two, change)
+        if a.shape != b.shape:
+            trace.calls[key].unlike = f"gives {list(b.shape)}, gave {list(a.shape)}"
+            return
+        trace.note(key, gap(a, b), probe)
+
+
+def kept_columns(old: Any, new: Any, change: VocabularyChange | None) -> tuple[Any, Any]:
+    """The columns of kept ids, where the last axis is the vocabulary."""
+    if change is None or old.shape[-1] != change.old_rows or new.shape[-1] != change.new_rows:
+        return old, new
+    kept = torch.tensor(change.kept, device=old.device)
+    return old[..., kept], new[..., kept]
+
+
+def own_differences(source: Any, result: Any, name: str, change: VocabularyChange | None) -> tuple[str, ...]:
+    """Names of the parameters and buffers of one module itself whose bytes differ; rows of new ids are left out."""
+    try:
+        one, two = source.get_submodule(name), result.get_submodule(name)
+    except AttributeError:
+        return ()
+    found = []
+    others = {**dict(two.named_parameters(recurse=False)), **dict(two.named_buffers(recurse=False))}
+    for key, a in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
+        b = others.get(key)
+        if b is None or not _equal(a, b, change):
+            found.append(f"{name}.{key}")
+    return tuple(found)
+
+
+def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
+    if change and old.shape[:1] == (change.old_rows,) and new.shape[:1] == (change.new_rows,):
+        rows = list(change.kept)
+        return torch.equal(old[rows], new[rows])
+    return torch.equal(old, new)
+
+
+def tokens_that_fit(kept: Record, tokens: int) -> int:
+    """How many tokens one batch may have, from what a batch of ``tokens`` made its modules keep."""
+    nbytes: int = sum({id(t): t.numel() * 8 for call in kept.values() for t in call}.values())
+    return max(KEPT_BYTES * tokens // max(nbytes, 1), 8)

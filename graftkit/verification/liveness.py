@@ -1,0 +1,164 @@
+"""Which parts of a fresh adapter get a gradient at step 0, measured with a random linear functional of the outputs.
+
+A task's loss would not do: a head of zeros hides every gradient behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.verification.forward import flatten
+from graftkit.verification.inputs import feed
+from graftkit.verification.probes import Probe
+
+#: Tokens of the one batch that gradients are taken on.
+TOKENS = 256
+
+NAME = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Liveness:
+    """Targets by what was found. ``alive``: B learns, and A does as soon as B has moved.
+
+    ``unreached``: the probe does not run them; ``blocked``: no gradient arrives at them, in the base either;
+    ``unrouted``: experts that no token was sent to, by target; ``failures`` are sentences.
+    """
+
+    alive: int
+    unreached: tuple[str, ...]
+    blocked: tuple[str, ...]
+    unrouted: dict[str, int]
+    failures: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one layer met in the pass: whether it ran, and whether a gradient other than zero came back."""
+
+    ran: bool = False
+    arrived: bool = False
+    hooks: list[Any] = field(default_factory=list)
+
+    def forward(self, _module: Any, _inputs: Any, output: Any) -> None:
+        self.ran = True
+        if hasattr(output, "register_hook") and output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, gradient: Any) -> None:
+        self.arrived = self.arrived or bool((gradient != 0).any())
+
+
+def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liveness:
+    """One forward and backward pass of a peft model on ``probe``, with its new tokens' ids put into it.
+
+    The model's gradients are cleared again.
+    """
+    from peft.tuners.lora.layer import LoraLayer
+
+    inner = model.get_base_model()
+    layers = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer) and NAME in m.r}
+    seen = {name: _Seen() for name in layers}
+    hooks = [module.register_forward_hook(seen[name].forward) for name, module in layers.items()]
+    try:
+        _backward(inner, _with_new_tokens(inner, _cut(probe)), made, seed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unreached = [name for name in layers if not seen[name].ran]
+    blocked = [name for name in layers if seen[name].ran and not seen[name].arrived]
+    unrouted, failures, alive = {}, [], 0
+    for name, layer in layers.items():
+        if not seen[name].arrived:
+            continue
+        found = list(_faults(name, layer))
+        failures += found
+        alive += not found
+        idle = _idle_experts(layer)
+        if idle:
+            unrouted[name] = idle
+    model.zero_grad(set_to_none=True)
+    return Liveness(alive, tuple(unreached), tuple(blocked), unrouted, tuple(failures))
+
+
+def _cut(probe: Probe) -> Probe:
+    rows = max(TOKENS // probe.ids.shape[1], 1)
+    return dataclasses.replace(probe, ids=probe.ids[:rows, :TOKENS], mask=probe.mask[:rows, :TOKENS], steps=0)
+
+
+def _with_new_tokens(model: Any, probe: Probe) -> Probe:
+    """The probe with ids of trained rows in unmasked places of its first row, so that they are looked up."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    ids = sorted({i for m in model.modules() if isinstance(m, TrainableTokensWrapper) for i in _rows(m)})
+    places = probe.mask[0].nonzero().flatten()[1:-1]
+    count = min(len(ids), len(places))
+    if not count:
+        return probe
+    changed = probe.ids.clone()
+    changed[0, places[:count]] = changed.new_tensor(ids[:count])
+    return dataclasses.replace(probe, ids=changed)
+
+
+def _rows(wrapper: Any) -> list[int]:
+    return list(wrapper.token_adapter.token_indices.get(NAME, ()))
+
+
+def _backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None:
+    """Differentiate Σ ⟨R, output⟩ over the last hidden states and whatever else comes out, R normal."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad():
+        outputs = flatten(model(**feed(model, probe, made)))
+        last: dict[str, Any] = {}
+        for name, value in outputs.items():
+            stem, _, index = name.rpartition(".")
+            last[stem if index.isdigit() else name] = value
+        total = sum(
+            (torch.randn(value.shape, generator=generator) * value.float()).mean()
+            for value in last.values()
+            if value.requires_grad
+        )
+        total.backward()
+
+
+def _factors(layer: Any) -> Iterator[tuple[str, Any, Any]]:
+    """``(name of the zero factor, it, the other)``; an adapter of an embedding has its zeros in A, and so has MiCA."""
+    for zero, other, first, second in (
+        ("B", "A", layer.lora_B, layer.lora_A),
+        ("A", "B", layer.lora_embedding_A, layer.lora_embedding_B),
+    ):
+        if NAME not in first:
+            continue
+        parts = [getattr(part[NAME], "weight", part[NAME]) for part in (first, second)]
+        swap = not (parts[1] != 0).any() and bool((parts[0] != 0).any())
+        yield (other, parts[1], parts[0]) if swap else (zero, parts[0], parts[1])
+
+
+def _faults(name: str, layer: Any) -> Iterator[str]:
+    for zero, first, second in _factors(layer):
+        other = "A" if zero == "B" else "B"
+        if first.grad is None or not (first.grad != 0).any():
+            yield f"gradients: {zero} of {name} gets none at step 0, although one arrives there: it would never learn"
+        starts_zero = not (first != 0).any()
+        if starts_zero and second.grad is not None and (second.grad != 0).any():
+            yield f"gradients: {other} of {name} has one at step 0, although {zero} is zero"
+        if not starts_zero and second.requires_grad and (second.grad is None or not (second.grad != 0).any()):
+            yield f"gradients: {other} of {name} gets none at step 0: it would never learn"
+
+
+def _idle_experts(layer: Any) -> int:
+    """How many of a fused layer's experts got no gradient. Columns of B are ranks by experts."""
+    experts = getattr(layer, "num_experts", 1)
+    if experts < 2 or layer.lora_B[NAME].weight.grad is None:
+        return 0
+    gradient = layer.lora_B[NAME].weight.grad
+    return experts - int((gradient.view(gradient.shape[0], -1, experts) != 0).any(0).any(0).sum())

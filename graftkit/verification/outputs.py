@@ -1,0 +1,254 @@
+"""The check that runs both checkpoints on the same probes and compares everything that comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.verification.differences import Differences, OutputComparison
+from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
+from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.new_ids import run_new_ids
+from graftkit.verification.probes import Probe, covered_ids
+from graftkit.verification.promises import Scope
+from graftkit.verification.reference import Reference, Step, run_source, timed
+from graftkit.verification.vocabulary import KLPromise, VocabularyChange
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsReport:
+    """What was run, covered and measured. ``failures`` is empty when the promise holds on every probe.
+
+    ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
+    ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
+    ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on.
+    """
+
+    architecture: str
+    dtype: str
+    probes: Mapping[str, int]
+    skipped: Mapping[str, str]
+    inputs: tuple[str, ...]
+    ids_covered: int
+    ids: int
+    cached_decoding: str
+    comparisons: tuple[OutputComparison, ...]
+    not_kept: int
+    mass_mean: float | None
+    mass_max: float | None
+    distribution: Distribution | None
+    seconds: Mapping[str, float]
+    failures: tuple[str, ...]
+    measured: bool = False
+    new_ids: int = 0
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failures
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**dataclasses.asdict(self), "passed": self.passed}
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        tokens = sum(self.probes.values())
+        beside = f", with {', '.join(self.inputs)}" if self.inputs else ""
+        yield "probes", "run", f"{tokens} tokens, {self.ids_covered} of {self.ids} old ids, {self.dtype}{beside}"
+        for name, reason in self.skipped.items():
+            yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
+        yield "cached decoding", self.cached_decoding, ""
+        if self.new_ids:
+            yield "new ids", "run", f"{self.new_ids} of them, no NaN"
+        if self.not_kept:
+            yield "outputs left out", "not compared", f"{self.not_kept}, for want of memory"
+        for group in ("hidden states", "logits", "other outputs"):
+            items = [item for item in self.comparisons if _group(item.name) == group]
+            if items:
+                yield group, _verdict(items, measured=self.measured), _figure(items)
+        if self.mass_max is not None:
+            yield "mass of new ids", "measured", f"mean {self.mass_mean:.3g}, max {self.mass_max:.3g}"
+        if self.distribution is not None:
+            d = self.distribution
+            bound = f" <= {d.bound:.3g} ({d.bound_kind})" if d.bound is not None else f" ({d.bound_kind})"
+            result = "measured" if d.bound is None else "bounded" if d.excess <= ROUNDING else "failed"
+            yield "KL(old, new)", result, f"max {d.kl_max:.3g}{bound}, float64"
+
+
+#: What float64 itself may add to a KL, in nats.
+ROUNDING = 1e-9
+
+
+def _group(name: str) -> str:
+    if "hidden" in name:
+        return "hidden states"
+    return "logits" if "logits" in name else "other outputs"
+
+
+def _verdict(items: list[OutputComparison], *, measured: bool) -> str:
+    if all(item.bitwise for item in items):
+        return "bitwise"
+    if measured:
+        return "measured"
+    return "within tolerance" if all(item.bitwise or item.largest <= item.allowed for item in items) else "failed"
+
+
+def _figure(items: list[OutputComparison]) -> str:
+    text = f"max |Δ| {max(item.largest for item in items):.3g} over {sum(item.places for item in items):,} values"
+    worst = max(items, key=lambda item: item.kl_max or 0.0)
+    if worst.kl_max is None:
+        return text
+    return f"{text}, KL(old, new) of {worst.name} mean {worst.kl_mean:.3g}, max {worst.kl_max:.3g}"
+
+
+def compare_outputs(
+    source: Path, result: Path, *, vocabulary: VocabularyChange | None, kl: KLPromise | None, seed: int = 0,
+    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, progress: Progress | None = None,
+) -> OutputsReport:  # fmt: skip
+    """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
+
+    ``token_budget`` overrides the number of tokens that is taken from the model's size.
+
+    Raises:
+        InputRejected: the source's own load misses tensors, so that its outputs are random.
+        VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
+    """
+    seconds: dict[str, float] = {}
+    backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    with undisturbed():
+        before = run_source(
+            source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone
+        )
+        gc.collect()
+        with timed(seconds, "load result"):
+            new = load(result)
+        failures = _loading_failures(before, new, backbone=backbone)
+        new = new.backbone() if backbone else new
+        table = output_table(new.model, vocabulary.new_rows) if vocabulary else None
+        found = Differences(vocabulary, table, measured=measured)
+        with timed(seconds, "run result"):
+            failures += _run_result(new, before, found, _step(progress, "run the result"), backbone=backbone)
+        failures += found.failures()
+        with timed(seconds, "distribution"):
+            distribution = _distribution(found, kl)
+    failures += _bound_failures(distribution, found, kl)
+    count = sum(n for _, _, n in found.masses)
+    return OutputsReport(
+        architecture=before.architecture,
+        dtype=before.dtype,
+        probes=_tokens_by_probe(before.parts),
+        skipped=before.skipped,
+        inputs=tuple(sorted(before.made)),
+        ids_covered=covered_ids(before.parts, before.live),
+        ids=before.live,
+        cached_decoding=before.cached,
+        comparisons=tuple(found.comparisons()),
+        not_kept=before.not_kept,
+        mass_mean=sum(mean * n for mean, _, n in found.masses) / count if count else None,
+        mass_max=max((largest for _, largest, _ in found.masses), default=None),
+        distribution=distribution,
+        seconds=seconds,
+        failures=tuple(failures),
+        measured=measured,
+        new_ids=min(before.parts[0].ids.shape[1] // 2, len(vocabulary.fresh)) if vocabulary and not failures else 0,
+    )
+
+
+def _tokens_by_probe(parts: list[Probe]) -> dict[str, int]:
+    tokens: dict[str, int] = {}
+    for part in parts:
+        name = part.name.partition(" [")[0]
+        tokens[name] = tokens.get(name, 0) + part.tokens
+    return tokens
+
+
+def _step(progress: Progress | None, what: str) -> Step:
+    return (lambda share: progress(what, share)) if progress else (lambda _: None)
+
+
+def _loading_failures(before: Reference, new: Loaded, *, backbone: bool) -> list[str]:
+    failures = [
+        f"outputs: the result's load reports {what}: {few(names)}"
+        for what, names in (
+            ("missing tensors", new.missing),
+            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected),
+            ("shapes that do not fit", new.mismatched - before.mismatched),
+        )
+        if names
+    ]
+    found = (before.architecture if backbone else type(new.model).__name__, new.dtype)
+    if found != (before.architecture, before.dtype):
+        failures.append(
+            f"outputs: the result loads as {' in '.join(found)}, the source as {before.architecture} in {before.dtype}"
+        )
+    return failures
+
+
+def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, *, backbone: bool) -> list[str]:
+    """Run the result on what the source ran on, comparing as it goes and dropping what was compared."""
+    compared = 0
+    rows = found.change.new_rows if found.change else 0
+    places = math.ceil(positions_for(rows) / len(before.parts)) if rows else 0
+    with Capture(found.module) as capture:
+        for index, part in enumerate(before.parts):
+            capture.calls.clear()
+            try:
+                outputs = run(new.model, part, before.made)
+            except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
+                return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
+            old = before.kept.pop(part.name)
+            other = before.names[part.name] ^ outputs.keys()
+            if other and not backbone:
+                return [
+                    f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
+                ]
+            pairs = hidden_states(old, outputs) if backbone else {name: name for name in old}
+            for name, other_name in pairs.items():
+                found.compare(part, name, old[name], outputs[other_name], capture, places)
+                compared += 1
+            step((index + 1) / len(before.parts))
+    if found.change and found.change.fresh:
+        broken = run_new_ids(new.model, before.parts[0], before.made, found.change.fresh)
+        if broken:
+            return broken
+    return [] if compared else ["outputs: source and result have no hidden state in common"]
+
+
+def hidden_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the hidden states that two base models share, as the old calls them -> as the new does.
+
+    The encoder alone of an encoder-decoder gives without a prefix what the whole gives as ``encoder_...``.
+    """
+    halved = any(n.startswith("encoder_") for n in old) and not any(n.startswith("encoder_") for n in new)
+    names = {f"encoder_{name}" if halved else name: name for name in new}
+    return {name: other for name, other in names.items() if "hidden" in name and name in old}
+
+
+def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | None:
+    import torch
+
+    positions = found.positions()
+    if positions is None or found.change is None:
+        return None
+    with torch.inference_mode():
+        return measure(found.module, *positions, found.change, kl)
+
+
+def _bound_failures(measured: Distribution | None, found: Differences, kl: KLPromise | None) -> list[str]:
+    if measured is None:
+        promised = kl is not None and found.change is not None and found.change.fresh
+        return ["outputs: a bound on the KL is promised, but no output has the vocabulary's size"] if promised else []
+    if measured.bound is None or measured.excess <= ROUNDING:
+        return []
+    return [
+        f"outputs: KL(old, new) is {measured.kl_max:.3g}, above the promised bound {measured.bound:.3g} ({measured.bound_kind})"
+    ]

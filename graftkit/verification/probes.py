@@ -1,0 +1,177 @@
+"""The inputs that both models run on: texts, random ids, every old id, both paddings, long positions, cached decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graftkit.verification.probe_texts import PROBE_TEXTS
+
+#: Floating point operations that one pass over all probes may cost: some seconds on two cores.
+OPERATIONS = 7e11
+
+#: Bytes of outputs that are kept of the source while the result runs.
+KEPT_BYTES = 256 << 20
+
+#: Bytes of logits that one forward may make, widened to float32.
+LOGIT_BYTES = 128 << 20
+
+#: Tokens in one forward, but where a single sequence is longer.
+FORWARD_TOKENS = 1_024
+
+#: Beside the probe of every old id, never more tokens than this: more of the same finds nothing new.
+MOST_TOKENS = 3_000
+
+#: Below this budget each forward is dear, since it reads every weight: both paddings share one batch.
+COMPACT = 256
+
+#: Positions taken where the config names no largest one.
+POSITIONS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One batch. *Shapes:* ``ids`` and ``mask`` int64 ``(batch, length)``; a mask of 0 is padding.
+
+    ``steps`` ids at the end are fed one at a time with the cache. ``hidden_only`` leaves the logits out.
+    """
+
+    name: str
+    ids: Any
+    mask: Any
+    steps: int = 0
+    hidden_only: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Unmasked tokens."""
+        return int(self.mask.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How many tokens a model may be probed with: in time, with all outputs kept, and with hidden states kept."""
+
+    tokens: int
+    kept: int
+    hidden: int
+    forward: int
+
+    @classmethod
+    def of(cls, parameters: int, rows: int, hidden_bytes: int, item_bytes: int, tokens: int | None = None) -> Budget:
+        """Scale with the model: ``rows`` of its table, ``hidden_bytes`` of hidden states of all layers for one token."""
+        timed = tokens or max(int(OPERATIONS / (2 * parameters)), 64)
+        kept = max(KEPT_BYTES // (rows * item_bytes + hidden_bytes), 32)
+        forward = min(max(LOGIT_BYTES // (4 * rows), 128), FORWARD_TOKENS)
+        return cls(timed, kept, KEPT_BYTES // hidden_bytes, forward)
+
+
+def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed: int, pad: int) -> list[Probe]:
+    """Deterministic probes over the ids ``0..live-1``, within ``budget``; the first is a batch of texts where there are any."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = min(budget.tokens, budget.kept, MOST_TOKENS)
+    texts = encoded_texts(directory, live) or [
+        row.tolist() for row in torch.randint(live, (8, 48), generator=generator)
+    ]
+    if tokens < COMPACT:
+        return _compact(texts, live, positions, tokens, generator, pad)
+    width = max(min(positions, tokens // 40, 64), 4)
+    longest = torch.randint(live, (1, max(min(positions, tokens // 4), 4)), generator=generator)
+    cut = [text[:width] for text in texts]
+    probes = [
+        _batch("texts, right padding", [(text, False) for text in cut], pad),
+        _batch("texts, left padding", [(text, True) for text in cut[1::2]], pad),
+        _batch("one text alone", [(texts[0][:width], False)], pad),
+        replace(_batch("cached decoding", [(texts[0][: min(width, 24)], False)], pad), steps=4),
+        _full("random ids to the longest position", longest),
+    ]
+    return [*probes, *_every_id(live, positions, budget, sum(probe.ids.numel() for probe in probes), generator)]
+
+
+def _compact(texts: list[list[int]], live: int, positions: int, tokens: int, generator: Any, pad: int) -> list[Probe]:
+    """Three forwards of a big model: texts and random ids with both paddings, cached decoding, and one longer row."""
+    import torch
+
+    width = max(min(positions, tokens // 8), 4)
+    rows = [(text[: width - index % 3], index % 2 == 1) for index, text in enumerate(texts[:6])]
+    fresh = torch.randperm(live, generator=generator)[: 2 * width].tolist()
+    batch = _batch("texts and random ids, both paddings", [*rows, (fresh[:width], False), (fresh[-width:], False)], pad)
+    cached = _batch("cached decoding", [(texts[0][: min(width, 12)], False)], pad)
+    longest = torch.randint(live, (1, max(min(positions, tokens // 4), 4)), generator=generator)
+    return [batch, replace(cached, steps=2), _full("random ids to the longest position", longest)]
+
+
+def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: Any) -> Iterator[Probe]:
+    """Every old id once, with hidden states alone where the logits would not fit; else a sample, without replacement."""
+    import torch
+
+    room = max(budget.kept - spent, 64)
+    if live <= min(budget.tokens, budget.hidden // 2):
+        order, name = torch.arange(live), "every old id"
+    else:
+        count = min(room, budget.tokens, MOST_TOKENS)
+        order, name = torch.randperm(live, generator=generator)[:count].sort().values, "a sample of old ids"
+    rows = min(positions, 128)
+    whole = len(order) // rows * rows
+    hidden_only = len(order) > room
+    if whole:
+        yield replace(_full(name, order[:whole].view(-1, rows)), hidden_only=hidden_only)
+    if len(order) > whole:
+        yield replace(_full(f"{name}, rest", order[whole:].view(1, -1)), hidden_only=hidden_only)
+
+
+def covered_ids(probes: list[Probe], live: int) -> int:
+    """How many of the old ids stand in at least one unmasked place."""
+    import torch
+
+    seen = torch.zeros(live, dtype=torch.bool)
+    for probe in probes:
+        seen[probe.ids[probe.mask.bool()]] = True
+    return int(seen.sum())
+
+
+def encoded_texts(directory: Path, live: int) -> list[list[int]]:
+    """Ids of the probe texts as the tokenizer in ``directory`` splits them, those below ``live``; empty without one."""
+    from tokenizers import Tokenizer
+
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        return []
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    encoded = [[i for i in tokenizer.encode(text).ids if i < live] for text in PROBE_TEXTS]
+    return [ids for ids in encoded if len(ids) >= 4]
+
+
+def _batch(name: str, rows: list[tuple[list[int], bool]], pad: int) -> Probe:
+    """Rows of ids, each padded on the left where its flag says so, else on the right."""
+    import torch
+
+    length = max(len(row) for row, _ in rows)
+    ids = torch.full((len(rows), length), pad)
+    mask = torch.zeros(len(rows), length, dtype=torch.int64)
+    for index, (row, left) in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[index, place] = torch.tensor(row)
+        mask[index, place] = 1
+    return Probe(name, ids, mask)
+
+
+def _full(name: str, ids: Any) -> Probe:
+    import torch
+
+    return Probe(name, ids, torch.ones_like(ids))
+
+
+def split(probe: Probe, tokens: int) -> Iterator[Probe]:
+    """The probe in batches of at most ``tokens`` tokens, so that one forward's memory is bounded."""
+    step = max(tokens // probe.ids.shape[1], 1)
+    for start in range(0, len(probe.ids), step):
+        part = slice(start, start + step)
+        name = probe.name if len(probe.ids) <= step else f"{probe.name} [{start}:{start + step}]"
+        yield replace(probe, name=name, ids=probe.ids[part], mask=probe.mask[part])

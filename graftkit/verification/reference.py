@@ -1,0 +1,173 @@
+"""What the source gives on its probes: the reference that the result is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.embeddings import INPUT, embedding_of
+from graftkit.architecture.skeleton import one_line
+from graftkit.errors import InputRejected, VerificationFailed
+from graftkit.verification.forward import Loaded, can_cache, few, largest_position, load, run
+from graftkit.verification.inputs import find_inputs
+from graftkit.verification.probes import KEPT_BYTES, POSITIONS, Budget, Probe, make_probes, split
+from graftkit.verification.vocabulary import VocabularyChange
+
+Step = Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the source gave: its outputs by probe, what it was fed (``made``, beside ids), and what it would not do."""
+
+    architecture: str
+    dtype: str
+    unexpected: frozenset[str]
+    mismatched: frozenset[str]
+    live: int
+    parts: list[Probe]
+    made: frozenset[str]
+    names: dict[str, frozenset[str]]
+    kept: dict[str, dict[str, Any]]
+    not_kept: int
+    skipped: dict[str, str]
+    cached: str
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Note under ``name`` how long the body took."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def run_source(
+    source: Path,
+    vocabulary: VocabularyChange | None,
+    seed: int,
+    tokens: int | None,
+    seconds: dict[str, float],
+    step: Step,
+    *,
+    backbone: bool = False,
+) -> Reference:
+    """Load the source, run it (or its ``backbone``) on its probes, and let it go: only its outputs remain.
+
+    Raises:
+        InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
+        VerificationFailed: the forward needs inputs that cannot be made.
+    """
+    with timed(seconds, "load source"):
+        try:
+            old = load(source)
+        except VerificationFailed as error:
+            raise InputRejected(str(error)) from error
+    old = old.backbone() if backbone else old
+    if old.missing:
+        raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
+    return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
+
+
+def run_loaded(
+    old: Loaded,
+    directory: Path,
+    vocabulary: VocabularyChange | None,
+    seed: int,
+    tokens: int | None,
+    seconds: dict[str, float],
+    step: Step,
+    *,
+    backbone: bool = False,
+) -> Reference:
+    """Run a loaded model on its probes, with texts of the tokenizer in ``directory`` where there is one.
+
+    Raises:
+        VerificationFailed: the forward needs inputs that cannot be made.
+    """
+    probes, budget, live, rows = plan_probes(old.model, directory, vocabulary, seed, tokens)
+    with timed(seconds, "run source"):
+        return _collect(old, probes, budget, live, rows, step, backbone=backbone)
+
+
+def plan_probes(
+    model: Any, source: Path, vocabulary: VocabularyChange | None, seed: int, tokens: int | None
+) -> tuple[list[Probe], Budget, int, int]:
+    """The probes of a model, their budget, how many old ids there are, and the rows of its table."""
+    rows, width, item_bytes = _table(model)
+    live = vocabulary.live if vocabulary else rows
+    budget = _budget(model, rows, width, item_bytes, tokens)
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    pad = pad if isinstance(pad, int) and 0 <= pad < live else 0
+    positions = min(largest_position(model) or POSITIONS, budget.tokens)
+    return make_probes(source, live, positions, budget, seed, pad), budget, live, rows
+
+
+def _table(model: Any) -> tuple[int, int, int]:
+    """Rows and columns of the input embedding, and bytes of one element of the model's outputs."""
+    table = embedding_of(model, INPUT)
+    if table is None:
+        raise VerificationFailed(
+            f"outputs: {type(model).__name__} has no input embedding; verify: {{outputs: false}} leaves the forward out"
+        )
+    rows, width = table.weight.shape
+    return rows, width, model.dtype.itemsize
+
+
+def _budget(model: Any, rows: int, width: int, item_bytes: int, tokens: int | None) -> Budget:
+    text = model.config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", None) or 12
+    sides = 2 if model.config.is_encoder_decoder else 1
+    hidden = max(getattr(text, "hidden_size", None) or width, width)
+    return Budget.of(model.num_parameters(), rows, sides * (layers + 1) * hidden * item_bytes, item_bytes, tokens)
+
+
+def _collect(
+    old: Loaded, probes: list[Probe], budget: Budget, live: int, rows: int, step: Step, *, backbone: bool
+) -> Reference:
+    """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
+    first, *others = [part for probe in probes for part in split(probe, budget.forward)]
+    made, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
+    names, kept, skipped = {}, {}, {}
+    room, not_kept = KEPT_BYTES, 0
+    reason = "a base model alone does not generate" if backbone else can_cache(old.model, made)
+    parts = [first, *(part for part in others if not part.steps or reason is None)]
+    for index, part in enumerate(parts):
+        try:
+            outputs = outputs if index == 0 else run(old.model, part, made)
+        except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
+            if part.steps:
+                reason = one_line(error)
+            else:
+                skipped[part.name] = one_line(error)
+            continue
+        names[part.name] = frozenset(outputs)
+        kept[part.name], room, left = _keep(outputs, part, rows, room)
+        not_kept += left
+        step((index + 1) / len(parts))
+    ran = [part for part in parts if part.name in kept]
+    return Reference(
+        type(old.model).__name__, old.dtype, old.unexpected, old.mismatched, live, ran, made, names, kept, not_kept, skipped,
+        "covered" if reason is None else f"not covered: {reason}",
+    )  # fmt: skip
+
+
+def _keep(outputs: dict[str, Any], part: Probe, rows: int, room: int) -> tuple[dict[str, Any], int, int]:
+    """What is kept of a probe's outputs within ``room`` bytes, the room left, and how many outputs did not fit.
+
+    Logits first, then hidden states from the last layer down: a difference in an early layer shows in the later ones.
+    """
+    wanted = {k: v for k, v in outputs.items() if not (part.hidden_only and v.shape[-1] == rows and "hidden" not in k)}
+    plain = [name for name in wanted if "hidden_states" not in name]
+    order = plain + [name for name in reversed(wanted) if "hidden_states" in name]
+    fitting = set()
+    for name in order:
+        nbytes = wanted[name].numel() * wanted[name].element_size()
+        if nbytes <= room:
+            fitting.add(name)
+            room -= nbytes
+    return {name: value for name, value in wanted.items() if name in fitting}, room, len(wanted) - len(fitting)

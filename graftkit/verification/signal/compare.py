@@ -1,0 +1,135 @@
+"""Source and result on the same texts: their figures block by block, with the band that the source's texts span."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.errors import VerificationFailed
+from graftkit.verification.forward import run, undisturbed
+from graftkit.verification.inputs import find_inputs
+from graftkit.verification.lens.setting import device_of, load_both
+from graftkit.verification.probes import Probe
+from graftkit.verification.promises import Scope
+from graftkit.verification.reference import plan_probes, timed
+from graftkit.verification.signal.blocks import counterparts, stacks
+from graftkit.verification.signal.report import SignalFigure, SignalReport
+from graftkit.verification.signal.run import (
+    COSINE,
+    ENTROPY,
+    GRADIENT,
+    KURTOSIS,
+    RATIO,
+    RESIDUAL,
+    Block,
+    Signal,
+    measure,
+)
+from graftkit.verification.vocabulary import VocabularyChange
+
+Progress = Callable[[str, float], None]
+
+#: Floating point operations that forward and backward of one model may cost.
+OPERATIONS = 3e11
+
+#: So many texts at most, and at least as many as a band needs.
+MOST_TEXTS, FEWEST_TEXTS = 8, 2
+
+#: Key -> title, caption, and whether it is shown on a logarithmic axis.
+SHOWN = {
+    RESIDUAL: ("Residual RMS", "root mean square of what leaves the block", True),
+    RATIO: ("Branch over stream", "RMS of what the block adds over that of what it is added to", True),
+    KURTOSIS: ("Kurtosis", "3 is a normal distribution; outlier channels raise it", True),
+    COSINE: ("Token cosine", "mean between two tokens of a text; 1 is rank collapse", False),
+    GRADIENT: ("Gradient RMS", "of the loss by what leaves the block", True),
+    ENTROPY: ("Attention entropy", "mean over heads and queries, in nats", False),
+}
+
+
+def compare_signal(
+    source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, progress: Progress | None = None,
+) -> SignalReport:  # fmt: skip
+    """Load both checkpoints, run forward and backward on a few texts of old ids, and set their figures side by side.
+
+    Raises:
+        InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
+        VerificationFailed: the result does not load, or a forward fails.
+    """
+    seconds: dict[str, float] = {}
+    with undisturbed():
+        with timed(seconds, "load"):
+            old, new = load_both(source, result, device_of(device), backbone=Scope.BACKBONE in scope, adapter=adapter)
+        tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
+        probes, *_ = plan_probes(old.model, source, vocabulary, seed, tokens)
+        probe = _fewer(probes[0], tokens, old.model.device)
+        made, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
+        found = []
+        for place, (what, loaded) in enumerate((("source", old), ("result", new))):
+            with timed(seconds, f"run {what}"):
+                found.append(_measured(what, loaded.model, probe, made))
+            if progress:
+                progress("measure the signal", (place + 1) / 2)
+        pairs = _pairs(old.model, new.model)
+    before, after = found
+    return SignalReport(
+        texts=len(probe.ids), tokens=probe.tokens, dtype=old.dtype, loss=after.loss,
+        figures=tuple(_figures(before, after, pairs)), new_blocks=tuple(_new(after, pairs)),
+        absent={SHOWN[key][0]: reason for key, reason in (before.absent | after.absent).items()}, seconds=seconds,
+    )  # fmt: skip
+
+
+def _fewer(probe: Probe, tokens: int, device: Any) -> Probe:
+    rows = min(max(tokens // probe.ids.shape[1], FEWEST_TEXTS), MOST_TEXTS)
+    return replace(probe, ids=probe.ids[:rows].to(device), mask=probe.mask[:rows].to(device))
+
+
+def _measured(what: str, model: Any, probe: Probe, made: frozenset[str]) -> Signal:
+    try:
+        return measure(model, probe, made)
+    except Exception as error:  # whatever forward or backward raises is the finding
+        raise VerificationFailed(f"signal: the {what}'s forward or backward fails: {one_line(error)}") from error
+
+
+def _pairs(old: Any, new: Any) -> dict[str, list[int | None]]:
+    """Stack -> for each block of the result the source's block that it is."""
+    before = stacks(old)
+    return {name: counterparts(before[name], blocks) for name, blocks in stacks(new).items() if name in before}
+
+
+def _new(after: Signal, pairs: dict[str, list[int | None]]) -> Iterator[str]:
+    for name in after.blocks:
+        yield from (f"{name}.{index}" for index, place in enumerate(pairs.get(name, ())) if place is None)
+
+
+def _figures(before: Signal, after: Signal, pairs: dict[str, list[int | None]]) -> Iterator[SignalFigure]:
+    common = [name for name in after.blocks if name in before.blocks and name in pairs]
+    for name in common:
+        old, new = before.blocks[name], after.blocks[name]
+        places = pairs[name][: len(new)]
+        for key, (title, caption, log) in SHOWN.items():
+            if all(key in block for block in (*old, *new)):
+                rows = [_row(old, key, places, index) for index in range(len(new))]
+                means, low, high = zip(*rows, strict=True)
+                values = tuple(_mean(block[key]) for block in new)
+                stack = name if len(common) > 1 else ""
+                yield SignalFigure(key, stack, title, caption, log, means, values, low, high)
+
+
+def _row(old: Sequence[Block], key: str, places: Sequence[int | None], index: int) -> tuple[float | None, float, float]:
+    """The source's mean at the block that stands at ``index``, and the band there."""
+    place = places[index]
+    if place is not None:
+        values = old[place][key]
+        return _mean(values), min(values), max(values)
+    earlier = [p for p in places[:index] if p is not None][-1:]
+    later = [p for p in places[index + 1 :] if p is not None][:1]
+    near = [value for p in (*earlier, *later) for value in old[p][key]] or [v for block in old for v in block[key]]
+    return None, min(near), max(near)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,219 @@
+"""The written tokenizer still has to do what it did, and to know the new tokens.
+
+Both directories are loaded as a user loads them. Old ids keep their tokens; each new token is one id, alone and inside
+text; old text splits as before, except where a plain new token stands in it, which is shown; roles agree between
+tokenizer, config and generation config; chat template and settings are the source's.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from graftkit.errors import InputRejected, printable
+from graftkit.verification.loaded_tokenizer import LoadedTokenizer
+from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
+from graftkit.verification.token_roles import check_roles
+from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
+
+#: JSON documents that may hold the chat template once more, for servers that read only that.
+TEMPLATE_COPIES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+#: The parts of tokenizer.json that split text and join it again.
+PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
+#: What a tokenizer is told at load and keeps: a change of one changes batches without changing a token.
+SETTINGS = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
+    "split_special_tokens",
+    "model_input_names",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizationReport:
+    """What was found when two tokenizers were compared.
+
+    Attributes:
+        failures: one sentence for each check that did not hold.
+        differences: old text that a new token in it splits in another way, at most 4 for a token and 100 in all.
+        covered: how many of what were checked.
+        notes: what changed on purpose, or disagrees in the source already.
+        seconds: how long loading and checking took.
+
+    """
+
+    failures: tuple[str, ...]
+    differences: tuple[SplitDifference, ...]
+    covered: dict[str, int]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check held."""
+        return not self.failures
+
+    def figure(self) -> str:
+        """What was covered, in one line."""
+        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.covered.items())
+
+
+def check_tokenization(
+    source: Path,
+    result: Path,
+    *,
+    new: Mapping[str, int],
+    special: Collection[str],
+    probes: Sequence[str] | None = None,
+    chat_template_changed: bool = False,
+) -> TokenizationReport:
+    """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
+
+    ``special`` names those of the new tokens that have to be special. ``probes`` replaces the embedded texts; texts
+    derived from the new tokens are added to them.
+
+    Raises:
+        InputRejected: the source's own tokenizer cannot be loaded.
+
+    """
+    start = time.perf_counter()
+    before = LoadedTokenizer.of(source)
+    try:
+        after = LoadedTokenizer.of(result)
+    except InputRejected as error:
+        return TokenizationReport((f"tokenizer: {error}",), (), {}, (), time.perf_counter() - start)
+    every_special = {*special, *(content for content, index in new.items() if _is_special(after, index))}
+    texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, new, every_special)]
+    split_failures, differences, differing = compare_splits(before, after, texts, new, every_special)
+    role_failures, notes = check_roles(before, after)
+    failures = chain(
+        _check_ids(before, after, new),
+        check_new_tokens(after, new, special),
+        _check_parts(before, after),
+        _check_kept(before, after),
+        split_failures,
+        role_failures,
+        _check_frame(before, after, texts[:1]),
+        _check_templates(before, after, changed=chat_template_changed),
+    )
+    covered = {
+        "old_ids": len(before.ids),
+        "new_tokens": len(new),
+        "placements": len(new) * len(PLACEMENTS),
+        "probe_texts": len(texts),
+        "texts_split_differently": differing,
+    }
+    found = tuple(f"tokenizer: {failure}" for failure in failures)
+    return TokenizationReport(found, differences, covered, notes, time.perf_counter() - start)
+
+
+def _is_special(after: LoadedTokenizer, index: int) -> bool:
+    return index in after.added and bool(after.added[index].special)
+
+
+def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str, int]) -> Iterator[str]:
+    yield from _some(
+        f"id {index} was {printable(token)!r}, now {_at(after, index)} stands there"
+        for token, index in before.ids.items()
+        if after.ids.get(token) != index
+    )
+    yield from _some(
+        f"the new token {printable(token)!r} should have id {index}, it is loaded with {after.ids.get(token, 'none')}"
+        for token, index in new.items()
+        if after.ids.get(token) != index
+    )
+    yield from _some(
+        f"token {printable(token)!r} has id {index} in tokenizer.json, it is loaded with {after.ids.get(token, 'none')}"
+        for token, index in after.file_ids.items()
+        if after.ids.get(token) not in (index, before.ids.get(token, index))
+    )
+    yield from _some(
+        f"token {printable(token)!r} (id {index}) appears at load, and nobody asked for it"
+        for token, index in after.ids.items()
+        if token not in before.ids and token not in new
+    )
+
+
+def _at(after: LoadedTokenizer, index: int) -> str:
+    return repr(printable(after.tokens[index])) if index in after.tokens else "nothing"
+
+
+def _check_parts(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
+    """Yield the parts of tokenizer.json that changed: no set of probes would notice each merge that is lost."""
+    pairs = [(part, before.tokenizer_json.get(part), after.tokenizer_json.get(part)) for part in PARTS]
+    for part, old, now in pairs:
+        if old != now and before.part_as_loaded(part) != after.part_as_loaded(part):
+            yield f"tokenizer.json: {part} is not the source's"
+
+
+def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
+    """Yield what the old tokens and the tokenizer itself lost: flags, specialness, class, settings."""
+    lost = [token for token in before.tokenizer.all_special_tokens if token not in after.tokenizer.all_special_tokens]
+    yield from _some(f"{printable(token)!r} is no longer a special token" for token in lost)
+    yield from _some(
+        f"the added token {printable(token.content)!r} was {_flags(token)}, now it is {_flags(after.added.get(index))}"
+        for index, token in before.added.items()
+        if _flags(token) != _flags(after.added.get(index)) and not _was_given_a_role(after, index)
+    )
+    names = [type(loaded.tokenizer).__name__ for loaded in (before, after)]
+    if names[0] != names[1]:
+        yield f"AutoTokenizer loads a {names[1]}, it was a {names[0]}"
+    for name in SETTINGS:
+        old, now = (getattr(loaded.tokenizer, name, None) for loaded in (before, after))
+        if old != now:
+            yield f"{name} was {printable(old)}, now {printable(now)}"
+
+
+def _was_given_a_role(after: LoadedTokenizer, index: int) -> bool:
+    return _is_special(after, index) and after.added[index].content in after.roles.values()
+
+
+def _flags(token: object) -> str:
+    if token is None:
+        return "gone"
+    names = ("special", "normalized", "lstrip", "rstrip", "single_word")
+    return ", ".join(name for name in names if getattr(token, name, False)) or "without flags"
+
+
+def _check_frame(before: LoadedTokenizer, after: LoadedTokenizer, texts: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence if other special tokens are put around a text, although no role changed."""
+    old, now = before.encode(texts, framed=True), after.encode(texts, framed=True)
+    if old == now or before.encode(texts) != after.encode(texts) or before.roles != after.roles:
+        return
+    around = [
+        loaded.tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) if ids else []
+        for loaded, (ids,) in ((before, old), (after, now))
+    ]
+    yield f"a text was framed by {printable(around[0])}, now by {printable(around[1])}"
+
+
+def _check_templates(before: LoadedTokenizer, after: LoadedTokenizer, *, changed: bool) -> Iterator[str]:
+    old, now = before.tokenizer.chat_template, after.tokenizer.chat_template
+    if changed and not now:
+        yield "the chat template was to be set, but none is loaded"
+    if not changed and old != now:
+        yield "the chat template is not the source's" if now else "the chat template is lost"
+    for name in TEMPLATE_COPIES:
+        source, copy = ((loaded.document(name) or {}).get("chat_template") for loaded in (before, after))
+        if changed and isinstance(copy, str) and copy != now:
+            yield f"{name}: the copy of the chat template is not the new one"
+        if not changed and copy != source:
+            yield f"{name}: the copy of the chat template is not the source's"
+
+
+def _some(failures: Iterable[str]) -> Iterator[str]:
+    """Yield the first failure of a kind with the count of the others: a shifted table would yield 128,000."""
+    found = list(failures)
+    if found:
+        yield found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")

@@ -1,7 +1,0 @@
-"""The first step of training: old gradients equal, new parameters alive, and what one optimiser step does to old outputs."""
-
-from graftkit.verify.first_step.compare import compare_first_step
-from graftkit.verify.first_step.forecast import StepFigure
-from graftkit.verify.first_step.report import FirstStepReport
-
-__all__ = ["FirstStepReport", "StepFigure", "compare_first_step"]

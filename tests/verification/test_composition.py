@@ -1,0 +1,73 @@
+"""The recipe's promise is what all of its operations keep, and a weaker measurement fails."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from support.families import ROWS, build
+
+import graftkit
+from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.engine import plan
+from graftkit.errors import VerificationFailed
+from graftkit.verification.composition import check_measured, compose, measured_class
+from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.promises import Promise, PromiseClass, Scope
+
+LOGITS = Promise(PromiseClass.BITWISE, "logits", "old ids", ("one kernel",))
+HIDDEN = Promise(PromiseClass.BITWISE, "hidden states", "every input")
+ANEW = Promise(PromiseClass.INTENTIONAL, "a layer made anew", "every input")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return build("llama", tmp_path_factory.mktemp("llama") / "source", tokens=ROWS)
+
+
+def test_the_narrowest_observable_wins_among_equals():
+    for order in ([0, 1], [1, 0]):
+        parts = [(LOGITS, Scope.EVERYTHING), (HIDDEN, Scope.BACKBONE)]
+        found = compose([parts[index] for index in order])
+        assert (found.strength, found.observable) == (PromiseClass.BITWISE, "hidden states")
+        assert found.domain == "old ids"
+        assert found.assumptions == ("one kernel",)
+
+
+def test_the_weakest_class_wins():
+    assert compose([(LOGITS, Scope.EVERYTHING), (ANEW, Scope.MEASURE)]).observable == "a layer made anew"
+
+
+def test_a_new_head_behind_new_tokens_promises_no_old_logits(source, tmp_path):
+    grow = {"op": "extend_vocab", "special_tokens": ["<|a|>"], "roles": {"pad_token": "<pad>"}}
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["x", "y"]}
+    operations = [{**grow, "roles": {}}, head]
+    found = plan({"version": 1, "base_model": str(source), "operations": operations, "output": str(tmp_path / "o")})
+    assert "logits over the old ids" not in found.promise.observable
+    assert found.promise.observable == "hidden states of the backbone"
+
+
+def test_a_weaker_measurement_fails(source, tmp_path):
+    target = tmp_path / "flipped"
+    shutil.copytree(source, target)
+    tensor = read_header(target / "model.safetensors").tensors["model.layers.1.mlp.down_proj.weight"]
+    words = np.memmap(tensor.path, np.uint32, "r+", tensor.offset, tensor.nbytes // 4)
+    words[5] ^= 1 << 12
+    words.flush()
+    clean, flipped = (compare_outputs(source, other, vocabulary=None, kl=None) for other in (source, target))
+    assert measured_class(clean) is PromiseClass.BITWISE
+    assert measured_class(flipped) is PromiseClass.INTENTIONAL
+    check_measured(LOGITS, clean)
+    check_measured(ANEW, flipped)
+    with pytest.raises(VerificationFailed, match=r"promised was bitwise, measured is intentional: .* differs by"):
+        check_measured(LOGITS, flipped)
+
+
+def test_both_classes_stand_in_the_report(source, tmp_path):
+    operation = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
+    recipe = {"version": 1, "base_model": str(source), "operations": [operation], "output": str(tmp_path / "out")}
+    report = graftkit.apply(recipe)
+    stored = json.loads((tmp_path / "out" / "graft_report.json").read_text())["promise"]
+    assert stored["strength"] == "bitwise"
+    assert stored["measured"] in ("bitwise", "rounded")
+    assert any(check == "promise" and figure == "bitwise promised" for check, _, figure in report.rows())
