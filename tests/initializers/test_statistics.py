@@ -41,6 +41,16 @@ def test_untrained_rows_are_left_out_of_the_mean(table):
     assert torch.allclose(found.mean, table[found.live].double().mean(0), rtol=0, atol=1e-9)
 
 
+def test_rows_that_differ_only_between_the_sampled_columns_are_no_duplicates():
+    table = torch.randn(20, 256, generator=torch.Generator().manual_seed(3)).to(torch.bfloat16)
+    table[7] = table[2]
+    table[11] = table[2]
+    table[11, 5] += 1
+    found = table_statistics(source(table, 20), 20)
+    assert found.duplicates == 1
+    assert found.live.nonzero().flatten().tolist() == [i for i in range(20) if i != 7]
+
+
 def test_a_table_that_is_mostly_duplicates_is_averaged_whole(table):
     table[10:] = table[0]
     found = table_statistics(source(table, 50), 50)
