@@ -13,6 +13,7 @@ from graftkit.selftest.subject import Subject
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 
 
+@pytest.mark.slow
 def test_bert_in_bfloat16(tmp_path):
     build("bert", tmp_path / "bert", dtype="bfloat16")
     found = selftest(str(tmp_path / "bert"), clean=3)
