@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.adapter_task import head_modules, task_type
@@ -16,6 +15,7 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import RecipeError
+from graftkit.operations.adapter_base import base_fields
 from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.untie import untied
@@ -182,19 +182,11 @@ def _disk_names(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _config(spec: AddLora, injection: Injection, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
-    """adapter_config.json, with the base that it is loaded on: the written one where the recipe changes it."""
-    source = context.source
-    if checkpoint is not source:
-        name, revision = str(Path(context.output).absolute()), None
-    elif source.revision is not None:
-        name, revision = source.name, source.revision
-    else:
-        name, revision = str(source.directory), None
+    """adapter_config.json, with the base that it is loaded on."""
     init = spec.init_lora_weights if spec.init_lora_weights in (*SAMPLED, "mica") else True
     return {
         **injection.config,
-        "base_model_name_or_path": name,
-        "revision": revision,
+        **base_fields(checkpoint, context),
         "init_lora_weights": init,
     }
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from graftkit.architecture.skeleton import Skeleton, build_skeleton
+from graftkit.architecture.skeleton import Skeleton
+from graftkit.architecture.tying import untied as untied_config
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import InputRejected
-
-FLAG = "tie_word_embeddings"
 
 
 def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -22,17 +20,7 @@ def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str])
     touched = {t: o for t, o in skeleton.tied.items() if t in trained or o in trained}
     if not touched:
         return checkpoint, ()
-    config = {**checkpoint.config, FLAG: False}
-    for key, value in checkpoint.config.items():
-        if isinstance(value, dict) and FLAG in value:
-            config[key] = {**value, FLAG: False}
-    left = build_skeleton(config, skeleton.architecture)
-    kept = sorted(touched.keys() & left.tied.keys())
-    if kept:
-        raise InputRejected(
-            f"add_lora: {kept[0]} is tied to {touched[kept[0]]} in this class whatever its config says;"
-            " an adapter on one side would change the other when it is merged: leave it out"
-        )
+    config, left = untied_config(checkpoint.config, frozenset({*touched, *touched.values()}))
     disk = {memory: name for name, (memory, _) in skeleton.memory_names(list(checkpoint.tensors)).items()}
     copies = {}
     for target, origin in skeleton.tied.items():

@@ -63,14 +63,24 @@ def run_source(
         VerificationFailed: the forward needs inputs that cannot be made.
     """
     with timed(seconds, "load source"):
-        try:
-            old = load(source)
-        except VerificationFailed as error:
-            raise InputRejected(str(error)) from error
+        old = load_source(source, backbone=backbone)
+    return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
+
+
+def load_source(source: Path, *, backbone: bool) -> Loaded:
+    """Load the source, whole or without its head.
+
+    Raises:
+        InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
+    """
+    try:
+        old = load(source)
+    except VerificationFailed as error:
+        raise InputRejected(str(error)) from error
     old = old.backbone() if backbone else old
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
-    return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
+    return old
 
 
 def run_loaded(

@@ -159,7 +159,7 @@ def test_one_side_of_a_tied_pair_is_untied_by_copy(base, target, tmp_path):
 
 
 def test_a_tie_that_the_class_insists_on_is_refused(base, tmp_path):
-    with pytest.raises(InputRejected, match="in this class whatever its config says"):
+    with pytest.raises(InputRejected, match="whatever config.json says"):
         plan(recipe(base("t5"), tmp_path / "out", lora(target_modules=["lm_head"])))
 
 

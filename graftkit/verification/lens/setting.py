@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
-from graftkit.verification.forward import Loaded, can_cache, few, load, outputs_of, run
+from graftkit.errors import RecipeError, VerificationFailed, printable
+from graftkit.verification.forward import Loaded, can_cache, load, outputs_of, run
 from graftkit.verification.inputs import find_inputs
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor, measure_floor
 from graftkit.verification.lens.trace import record, tokens_that_fit
 from graftkit.verification.probes import Probe, split
-from graftkit.verification.reference import plan_probes
+from graftkit.verification.reference import load_source, plan_probes
 from graftkit.verification.vocabulary import VocabularyChange
 
 #: Rows and tokens of the batch that the floor is measured on.
@@ -61,13 +61,7 @@ def load_both(
     source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None
 ) -> tuple[Loaded, Loaded]:
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one."""
-    try:
-        old = load(source)
-    except VerificationFailed as error:
-        raise InputRejected(str(error)) from error
-    old = old.backbone() if backbone else old
-    if old.missing:
-        raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
+    old = load_source(source, backbone=backbone)
     new = load(result)
     if adapter is not None:
         new.model.load_adapter(str(adapter))
