@@ -1,8 +1,16 @@
-"""Lines to paste into the common trainers' configs, for a checkpoint whose new rows stand in its base."""
+"""Lines to paste into the common trainers' configs: for a checkpoint whose new rows stand in its base, or for an adapter.
+
+transformers and TRL train every class; axolotl, LLaMA-Factory and unsloth only models that generate text; ms-swift those
+and sequence classifiers.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+
+#: How the names of the classes end that every trainer trains.
+GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
 def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int]) -> str:
@@ -15,27 +23,31 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
         "# transformers Trainer, TRL",
         f"model = {architecture}.from_pretrained({path})",
         f"tokenizer = AutoTokenizer.from_pretrained({path})",
-        "# axolotl",
-        f"base_model: {path}",
-        "# LLaMA-Factory",
-        f"model_name_or_path: {path}",
-        "# ms-swift",
-        f"swift sft --model {path}",
     ]
+    if architecture.endswith(GENERATING):
+        lines += ["# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}"]
+    lines += _swift(path, architecture)
     if new_ids and modules:
         rows = dict.fromkeys(sorted(set(modules)), new_ids)
         lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={json.dumps(rows)}"]
+        lines += _for_trl(modules, architecture)
     return "\n".join(lines)
 
 
-def adapter_snippets(base: str, adapter: str, architecture: str) -> str:
-    """Return what the trainers need to go on training the prepared ``adapter`` on ``base``; none makes one of its own."""
+def adapter_snippets(base: str, adapter: str, architecture: str, modules: Sequence[str] = ()) -> str:
+    """Return what the trainers need to go on training the prepared ``adapter`` on ``base``; none makes one of its own.
+
+    ``modules`` are the modules of which the adapter trains some rows.
+    """
     path, prepared = json.dumps(base), json.dumps(adapter)
-    return "\n".join(
-        [
-            "# transformers Trainer, TRL (pass no peft_config)",
-            f"model = {architecture}.from_pretrained({path})",
-            f"model = PeftModel.from_pretrained(model, {prepared}, is_trainable=True)",
+    lines = [
+        "# transformers Trainer, TRL (pass no peft_config)",
+        f"model = {architecture}.from_pretrained({path})",
+        f"model = PeftModel.from_pretrained(model, {prepared}, is_trainable=True)",
+        *_for_trl(modules, architecture),
+    ]
+    if architecture.endswith(GENERATING):
+        lines += [
             "# axolotl",
             f"base_model: {path}",
             "adapter: lora",
@@ -44,9 +56,21 @@ def adapter_snippets(base: str, adapter: str, architecture: str) -> str:
             f"model_name_or_path: {path}",
             "finetuning_type: lora",
             f"adapter_name_or_path: {prepared}",
-            "# ms-swift",
-            f"swift sft --model {path} --adapters {prepared}",
-            "# unsloth",
-            f"model, tokenizer = FastLanguageModel.from_pretrained({prepared})",
+            "# unsloth, which would load the base in 4 bits",
+            f"model, tokenizer = FastLanguageModel.from_pretrained({prepared}, load_in_4bit=False)",
         ]
-    )
+    return "\n".join([*lines, *_swift(path, architecture, f" --adapters {prepared}")])
+
+
+def _swift(path: str, architecture: str, more: str = "") -> Iterator[str]:
+    if architecture.endswith((*GENERATING, "ForSequenceClassification")):
+        task = "" if architecture.endswith(GENERATING) else " --task_type seq_cls"
+        yield "# ms-swift"
+        yield f"swift sft --model {path}{task}{more}"
+
+
+def _for_trl(modules: Sequence[str], architecture: str) -> Iterator[str]:
+    """Yield what TRL 1.16 needs: it reads the bias of the output table, which peft's wrapper of single rows does not show."""
+    if modules and architecture.endswith(GENERATING):
+        yield "# TRL, where the output table is one of those whose new rows are trained"
+        yield "model.get_output_embeddings().bias = None"
