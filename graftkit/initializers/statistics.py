@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 #: A row whose norm is below this share of the median norm was never trained.
 NEVER_TRAINED = 1e-3
 
 #: How many rows of 16-bit floats are added in float32 before float64 takes over.
 BLOCK = 32
+
+#: How much of a table of 16-bit floats stands beside itself in float32 at a time: little enough to stay in a core's cache.
+WIDE_BYTES = 1 << 20
 
 #: About how many columns are hashed to find equal rows; those found are compared whole.
 SAMPLED = 64
@@ -45,17 +50,56 @@ class TableStatistics:
 
 def table_statistics(rows: RowSource, size: int) -> TableStatistics:
     """Find the live rows among the first ``size`` rows and their mean, accumulated in float64."""
+    with _OneThread():
+        return _statistics(rows, size)
+
+
+class _OneThread(contextlib.AbstractContextManager[None]):
+    """torch computes in the calling thread alone, and as before afterwards.
+
+    Tables are summed side by side, one in each thread of the writer, in short steps: a team of threads for each step
+    of each table would mostly wait for one another.
+    """
+
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _inside: ClassVar[int] = 0
+    _before: ClassVar[int] = 1
+
+    def __enter__(self) -> None:
+        import torch
+
+        with self._lock:
+            if _OneThread._inside == 0:  # a fresh thread starts with the number that was set last, in any thread
+                _OneThread._before = torch.get_num_threads()
+            _OneThread._inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        with self._lock:
+            _OneThread._inside -= 1
+            torch.set_num_threads(_OneThread._before)
+
+
+def _statistics(rows: RowSource, size: int) -> TableStatistics:
     import torch
 
     norms, hashes = torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.int64)
     total: Any = 0.0
     squares: Any = 0.0
+    buffer = torch.empty(0)
     for start, chunk in rows():
-        wide = chunk if chunk.dtype == torch.float64 else chunk.float()
         stop = start + len(chunk)
-        norms[start:stop] = torch.linalg.vector_norm(wide, dim=1)
         hashes[start:stop] = row_hashes(chunk[:, :: max(chunk.shape[1] // SAMPLED, 1)])
-        total = total + _sum_rows(chunk, wide)
+        if not len(buffer):
+            buffer = torch.empty(max(WIDE_BYTES // (4 * chunk.shape[1]) // BLOCK, 1) * BLOCK, chunk.shape[1])
+        place = start
+        for part in chunk.split(len(buffer)):
+            wide = part if part.element_size() > 2 else buffer[: len(part)].copy_(part)
+            norms[place : place + len(part)] = torch.linalg.vector_norm(wide, dim=1)
+            total = total + _sum_rows(part, wide)
+            place += len(part)
         squares = squares + norms[start:stop].square().sum()
     live, zero, small, duplicates = _live(rows, norms, hashes)
     all_used = 2 * int(live.sum()) < size
