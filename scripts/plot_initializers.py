@@ -219,11 +219,16 @@ def prepare() -> Path:
     """Set the style of all figures; return the folder that the command line names, by default docs/img."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "img"
     folder.mkdir(parents=True, exist_ok=True)
+    style()
+    return folder
+
+
+def style() -> None:
+    """Set the style of all figures."""
     mpl.rcParams.update({
         "svg.fonttype": "none", "svg.hashsalt": "graftkit", "font.family": "sans-serif", "font.size": 8.5, "axes.edgecolor": INK,
         "xtick.color": INK, "ytick.color": INK, "figure.facecolor": "white", "savefig.bbox": "tight", "savefig.pad_inches": 0.04,
     })  # fmt: skip
-    return folder
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from support.adapters import make_adapter
 
 LLAMA = "LlamaForCausalLM"
+ROOT = Path(__file__).parents[2]
 
 
 def apply(directory, name, base, **operation):
@@ -17,21 +19,28 @@ def apply(directory, name, base, **operation):
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
-def test_an_adapter_goes_into_the_base_and_comes_out_again(tmp_path):
-    base, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    merged = apply(tmp_path, "merged", base, op="merge_adapter", adapter=str(adapter))
-    assert merged.returncode == 0, merged.stderr
-    assert "outputs beside peft" in merged.stdout
-    extracted = apply(tmp_path, "extracted", base, op="extract_lora", fine_tuned=str(tmp_path / "merged"), r=4)
-    assert extracted.returncode == 0, extracted.stderr
-    report = json.loads((tmp_path / "extracted/graft_report.json").read_text())
-    check = report["checks"]["extracted adapter against fine-tuned"]
-    assert max(check["lost"].values()) < 1e-9
-    again = str(tmp_path / "extracted/adapter")
-    resized = apply(tmp_path, "resized", base, op="resize_adapter", adapter=again, r=8)
-    assert resized.returncode == 0, resized.stderr
-    assert "adapter's products" in resized.stdout
+def run_recipe(name, output, *overrides):
+    command = [sys.executable, "-m", "graftkit", "apply", f"recipes/{name}.yaml", *overrides, "--output", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((output / "graft_report.json").read_text())
+
+
+def test_a_trained_adapter_goes_through_the_recipes_that_merge_extract_and_resize(demo, tmp_path):
+    _, adapter = make_adapter(
+        tmp_path, LLAMA, base=demo, r=16, scale=0.02, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"
+    )
+    printed, _ = run_recipe("merge", tmp_path / "merged", f"operations.0.adapter={adapter}")
+    assert "outputs beside peft" in printed
+    _, report = run_recipe("extract", tmp_path / "extracted", f"operations.0.fine_tuned={tmp_path / 'merged'}")
+    lost = report["checks"]["extracted adapter against fine-tuned"]["lost"]
+    assert len(lost) == 6
+    assert max(lost.values()) < 0.05
+    again = tmp_path / "extracted/adapter"
+    printed, _ = run_recipe("resize", tmp_path / "resized", f"operations.0.adapter={again}")
+    assert "adapter's products" in printed
     assert not (tmp_path / "resized/model.safetensors").exists()
+    assert json.loads((tmp_path / "resized/adapter/adapter_config.json").read_text())["r"] == 8
 
 
 def test_a_wrong_adapter_ends_with_one_line_and_no_output(tmp_path):
