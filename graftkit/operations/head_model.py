@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.head import Head
+from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import chunks, torch_dtype
-from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
 from graftkit.verification.forward import undisturbed
 from graftkit.verification.heads.texts import write_tokenizer
 
 
 @contextlib.contextmanager
-def feature_model(result: Checkpoint, head: Head) -> Iterator[tuple[Any, Any]]:
-    """Yield the model, in the dtype that it is stored in, and its tokenizer, under which nothing else is disturbed.
+def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -> Iterator[tuple[Any, Any]]:
+    """Yield the model, in the dtype that it is stored in or in ``dtype``, and its tokenizer; nothing else is disturbed.
 
     The label projection is an identity, so the logits are the features: pooled as the class pools them.
 
@@ -31,20 +31,27 @@ def feature_model(result: Checkpoint, head: Head) -> Iterator[tuple[Any, Any]]:
 
     name = projection_of(head)
     projection = {tensor.name for tensor in head.tensors if tensor.part != "inner"}
-    with undisturbed(), tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="graftkit-") as folder:
         write_tokenizer(result, Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         state = {
-            key: torch.zeros(lazy.shape, dtype=torch_dtype(lazy.dtype)) if key in projection else _tensor(lazy)
+            key: torch.zeros(lazy.shape, dtype=torch_dtype(lazy.dtype)) if key in projection else read_tensor(lazy)
             for key, lazy in result.tensors.items()
         }
-        wanted = {lazy.dtype for key, lazy in result.tensors.items() if key in projection}
-        model = type(head.skeleton.model).from_pretrained(
-            None, config=head.skeleton.model.config, state_dict=state, dtype=torch_dtype(wanted.pop())
+        stored = next(lazy.dtype for key, lazy in result.tensors.items() if key in projection)
+        with loaded(head.skeleton, state, dtype or stored) as model:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
+            yield model, AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def loaded(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
+    """Yield the skeleton's class with real tensors, in eval mode and ``dtype``, under which nothing else is disturbed."""
+    with undisturbed():
+        model: Any = type(skeleton.model).from_pretrained(
+            None, config=skeleton.model.config, state_dict=state, dtype=torch_dtype(dtype)
         )
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
-        yield model.eval(), tokenizer
+        yield model.eval()
 
 
 def projection_of(head: Head) -> str:
@@ -63,10 +70,3 @@ def projection_of(head: Head) -> str:
             f" layer ({', '.join(map(printable, sorted(names)))}), which is all that can be fitted"
         )
     return min(names)
-
-
-def _tensor(lazy: LazyTensor) -> Any:
-    import torch
-
-    raw = bytearray(b"".join(chunks(lazy)))
-    return torch.frombuffer(raw, dtype=torch.uint8).view(torch_dtype(lazy.dtype)).view(lazy.shape)

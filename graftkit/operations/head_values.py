@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,14 +23,14 @@ class HeadMaker:
     """Makes each tensor of a head on demand, once; ``dtype`` is the safetensors tag that all of them get.
 
     ``seed`` is the recipe's seed and the operation's place: with the tensor's name it decides whatever is sampled.
-    ``fitted`` holds tensors that were computed from texts, and ``feature_norm`` what a target for the logits is over.
+    ``fitted`` holds tensors that were copied or computed from texts, and ``feature_norm`` what a target for the logits is over.
     """
 
     spec: ReplaceHead
     head: Head
     dtype: str
     seed: tuple[int, int]
-    fitted: Mapping[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Any] = field(default_factory=dict)
     feature_norm: float | None = None
     _bytes: dict[str, memoryview] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)

@@ -1,12 +1,12 @@
-"""How a head's label projection is initialised: from nothing, or from labelled examples."""
+"""How a head's label projection is initialised: from nothing, from words of the vocabulary, or from labelled examples."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from graftkit.recipe.choice import OneOf
-from graftkit.recipe.fields import ListOf, PathText, Text
+from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.schemes import SchemeSpec
 from graftkit.recipe.spec import Path
 from graftkit.recipe.weight_schemes import (
@@ -65,6 +65,30 @@ class HeadNormal(SchemeSpec):
             yield ("target_logit_std",), "says again what std says; give one of them"
 
 
+def _each_a_list(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    return {label: (words,) if isinstance(words, str) else words for label, words in value.items()}
+
+
+Words = Annotated[
+    Mapping[Text, Annotated[ListOf[Text], Field(min_length=1)]],
+    BeforeValidator(_each_a_list, json_schema_input_type=Mapping[Text, Text | list[Text]]),
+    AfterValidator(FrozenMapping),
+    PlainSerializer(dict),
+]
+
+
+class Verbalizer(SchemeSpec):
+    """Rows of the language-model head: the logit of a label is the mean of those of its words (Schick 2021)."""
+
+    scheme: Literal["verbalizer"] = "verbalizer"
+    words: Annotated[
+        Words,
+        Field(description="Label -> its word or words, each one token, spelled as in the text: mostly with a space before."),
+    ]  # fmt: skip
+
+
 class FromExamples(SchemeSpec):
     """Fields of the schemes that are fitted to labelled texts."""
 
@@ -104,6 +128,7 @@ class Prototype(FromExamples):
 HeadScheme = Annotated[
     HeadZeros
     | HeadNormal
+    | Verbalizer
     | Ridge
     | Lda
     | Prototype

@@ -31,6 +31,9 @@ LANGUAGE = ("masked_lm", "causal_lm")
 #: Schemes that are computed from texts.
 FITTED = ("ridge", "lda", "prototype")
 
+#: Tasks whose logits can be those of words.
+VERBALIZED = ("sequence_classification", "token_classification")
+
 #: How far the shares of a class prior may miss 1: they are written with a few digits.
 PRIOR_SLACK = 1e-3
 
@@ -114,11 +117,28 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
     single = task == "sequence_classification" and count > 1 and kind in (None, "single_label_classification")
     if scheme in FITTED and not single and task in TASKS:
         yield ("init",), f"{scheme} is for sequence_classification with a single label for each text"
+    if scheme == "verbalizer" and task in TASKS:
+        yield from _word_problems(data, init.get("words") if isinstance(init, dict) else getattr(init, "words", None))
     prior = init.get("class_prior") if isinstance(init, dict) else getattr(init, "class_prior", None)
     if prior:
         yield from (
             (("init", "class_prior"), problem) for problem in _prior_problems(prior, task=task, kind=kind, count=count)
         )
+
+
+def _word_problems(data: Mapping[str, object], words: object) -> Iterator[tuple[Path, str]]:
+    task, labels = data.get("task"), data.get("labels")
+    if task not in VERBALIZED:
+        yield ("init",), f"verbalizer is for {' and '.join(VERBALIZED)}"
+    elif not labels:
+        yield ("init", "words"), "needs labels, which it gives words to"
+    elif isinstance(words, Mapping) and isinstance(labels, list | tuple):
+        for label in labels:
+            if label not in words:
+                yield ("init", "words"), f"has no word for the label {shown(str(label))}"
+        for label in words:
+            if label not in labels:
+                yield ("init", "words", label), f"is none of the labels: {', '.join(map(str, labels))}"
 
 
 def _prior_problems(prior: object, *, task: object, kind: object, count: int) -> Iterator[str]:

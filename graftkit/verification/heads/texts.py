@@ -53,7 +53,7 @@ def outputs_of_texts(
                 truncation=True, max_length=max_length, padding=len(batch) > 1, return_tensors="pt",
             )  # fmt: skip
             with torch.inference_mode():
-                logits = model(**_known(model, inputs)).logits.double()
+                logits = model(**known_inputs(model, inputs)).logits.double()
             yield from ((window[index][0], row) for index, row in zip(batch, logits, strict=True))
 
 
@@ -68,7 +68,8 @@ def _batches(order: list[int], encoded: list[list[int]], *, alone: bool) -> Iter
         yield batch
 
 
-def _known(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def known_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a tokenizer's ``inputs`` that the model's forward takes."""
     import inspect
 
     parameters = inspect.signature(model.forward).parameters
