@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import CONFIG, WEIGHTS
+from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
 from graftkit.verification.adapter import AdapterCheck, AdapterReport
+from graftkit.verification.digests import BaseDigests, tensor_digests
+from graftkit.verification.forward import few
 from graftkit.verification.promises import PromiseClass
 
 REPORT = "graft_report.json"
@@ -26,23 +28,28 @@ UNSEEN = (
 
 @dataclass(frozen=True, slots=True)
 class AdapterVerification:
-    """What was found of an adapter: the check itself, and how it differs from what its report says."""
+    """What was found of an adapter: the check itself, and how adapter and base differ from what their report says."""
 
     adapter: str
     base: str
     report: str | None
     check: AdapterReport
-    identity: tuple[str, ...]
+    identity: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
+
+    @property
+    def found(self) -> Mapping[str, tuple[str, ...]]:
+        """One sentence for each thing that each kind of look found wrong: adapter, base, and those of the check itself."""
+        return {**self.identity, **self.check.found}
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each check that failed."""
-        return (*self.identity, *self.check.failures)
+        return tuple(sentence for sentences in self.found.values() for sentence in sentences)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**dataclasses.asdict(self), "failures": self.failures}
+        return {**dataclasses.asdict(self), "found": dict(self.found), "failures": self.failures}
 
 
 def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = True) -> AdapterVerification:
@@ -55,41 +62,78 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
         InputRejected: the folder holds no adapter, or its base cannot be found or opened.
     """
     directory = Path(adapter)
-    config = _read(directory / CONFIG)
-    if not (directory / WEIGHTS).is_file():
-        raise InputRejected(f"{printable(adapter)}: holds no {WEIGHTS}")
-    opened = _open_base(directory, config, base)
-    found = next((path for path in (directory / REPORT, directory.resolve().parent / REPORT) if path.is_file()), None)
-    report = _read(found) if found else {}
-    known = report.get("checks", {}).get("adapter")
-    strength = PromiseClass[known["strength"].upper()] if known else PromiseClass.BITWISE
-    residual = known is not None and (known.get("weights") or {}).get("word") == "rounded"
+    there = open_adapter(adapter)
+    opened = _open_base(directory, there.config, base)
+    known = _known(directory)
+    strength = known.strength if known else PromiseClass.BITWISE
     reason = "" if outputs else "--no-outputs"
-    source = _source(report) if residual and outputs else None
-    notes = []
-    if known is None:
-        notes.append(UNSEEN)
-    if residual and outputs and source is None:
-        reason = "the source that base and adapter together stand for is not there any more"
+    source = None
+    if known and known.residual and outputs:
+        source = _source(known.source)
+        reason = "" if source else "the source that base and adapter together stand for is not there any more"
     check = AdapterCheck(strength, residual=source is not None).run(opened.directory, directory, source, reason=reason)
-    if known and not check.base.weights:
-        notes.append("the base's weights were not read, so that another base of the same shape cannot be seen")
-    elif known and not known["base"]["weights"]:
-        notes.append("the report holds no digests of the base's weights: it was made without running the model")
-    identity = tuple(_identity(known, report, config, check)) if known else ()
+    notes: tuple[str, ...] = (UNSEEN,)
+    identity: Mapping[str, tuple[str, ...]] = {}
+    if known:
+        notes = tuple(_unread(known, check.base))
+        identity = {
+            "adapter": tuple(_changed_adapter(known, there)),
+            "base": tuple(_changed_base(known.base, check.base)),
+        }
     return AdapterVerification(
-        adapter, str(opened.directory), str(found) if known else None, check, identity, tuple(notes)
+        adapter, str(opened.directory), str(known.path) if known else None, check, identity, notes
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the report of the run that made an adapter says of it; ``tensors`` are dtype, shape and SHA-256 by name."""
+
+    path: Path
+    strength: PromiseClass
+    residual: bool
+    source: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
+    base: BaseDigests
+
+
+def _known(directory: Path) -> _Known | None:
+    """Read the report that lies in the adapter's folder or above it; None where there is none, or none of an adapter.
+
+    Raises:
+        InputRejected: it is there and cannot be read.
+    """
+    path = next((path for path in (directory / REPORT, directory.resolve().parent / REPORT) if path.is_file()), None)
+    if path is None:
+        return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputRejected(f"{printable(path)}: cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputRejected(f"{printable(path)}: holds no mapping")
-    return value
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = report["checks"].get("adapter")
+        if found is None:
+            return None
+        ledger = [entry for entry in report["ledger"] if entry["shard"] == f"{FOLDER}/{WEIGHTS}"]
+        return _Known(
+            path,
+            PromiseClass[found["strength"].upper()],
+            (found["weights"] or {}).get("word") == "rounded",
+            {name: report["source"][name] for name in ("name", "revision")},
+            dict(report["adapter"]["config"]),
+            {entry["name"]: (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
+            BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputRejected(
+            f"{printable(path)}: is damaged ({type(error).__name__}: {printable(error)}); move it away to verify the"
+            " adapter without it"
+        ) from error
+
+
+def _unread(known: _Known, base: BaseDigests) -> Iterator[str]:
+    if not base.weights:
+        yield "the base's weights were not read, so that another base of the same shape cannot be seen"
+    elif not known.base.weights:
+        yield "the report holds no digests of the base's weights: it was made without running the model"
 
 
 def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> Checkpoint:
@@ -108,18 +152,16 @@ def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> 
         ) from error
 
 
-def _source(report: Mapping[str, Any]) -> Path | None:
+def _source(source: Mapping[str, Any]) -> Path | None:
     try:
-        return Checkpoint.open(report["source"]["name"], revision=report["source"]["revision"]).directory
+        return Checkpoint.open(source["name"], revision=source["revision"]).directory
     except InputRejected:
         return None
 
 
-def _identity(
-    known: Mapping[str, Any], report: Mapping[str, Any], config: Mapping[str, Any], check: AdapterReport
-) -> Iterator[str]:
-    """Yield what is no longer as it was reported: config value by value, weights, base."""
-    before = report["adapter"]["config"]
+def _changed_adapter(known: _Known, adapter: Adapter) -> Iterator[str]:
+    """Yield how config and tensors are no longer as they were reported, value by value."""
+    before, config = known.config, adapter.config
     changed = [
         f"{name} is {config.get(name)!r}, was {before.get(name)!r}"
         for name in sorted({*before, *config})
@@ -127,14 +169,22 @@ def _identity(
     ]
     if changed:
         yield f"adapter: {CONFIG} is not the reported one: {printable('; '.join(changed[:3]))}"
-    elif check.digests[CONFIG] != known["digests"][CONFIG]:
-        yield f"adapter: {CONFIG} was written anew, with the same values"
-    if check.digests[WEIGHTS] != known["digests"][WEIGHTS]:
-        yield f"adapter: {WEIGHTS} is not the reported one (SHA-256 {check.digests[WEIGHTS][:12]}…)"
-    old, new = known["base"], check.base
-    if new.tensors != old["tensors"]:
+    digests = tensor_digests(adapter.tensors)
+    tensors = {name: (tensor.dtype, tensor.shape, digests[name]) for name, tensor in adapter.tensors.items()}
+    if tensors != known.tensors:
+        yield f"adapter: {WEIGHTS} is not the reported one: {few(_unlike(known.tensors, tensors))}"
+
+
+def _changed_base(old: BaseDigests, new: BaseDigests) -> Iterator[str]:
+    """Yield how the base is not the reported one."""
+    if new.tensors != old.tensors:
         yield "adapter: the base has other tensors than the reported one"
-    if new.config != old["config"]:
+    if new.config != old.config:
         yield "adapter: the base's config.json is not the reported one"
-    if old["weights"] and new.weights and sorted(new.weights.values()) != sorted(old["weights"].values()):
-        yield "adapter: the base's weights are not those of the reported one"
+    if old.weights and new.weights and old.weights != new.weights:
+        names = few(_unlike(old.weights, new.weights))
+        yield f"adapter: the base's weights are not those of the reported one: {names}"
+
+
+def _unlike(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+    return [name for name in {*old, *new} if old.get(name) != new.get(name)]

@@ -245,7 +245,7 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     console = _console()
     console.print(f"adapter  {_text(found.adapter)}\nbase     {_text(found.base)}")
     table = _table("verification", "check", "result", "figure")
-    same = "not compared" if found.report is None else "changed" if found.identity else "equal"
+    same = "not compared" if found.report is None else "changed" if any(found.identity.values()) else "equal"
     table.add_row("digests", same, _text(found.report or "no report"))
     for row in found.check.rows():
         table.add_row(*map(_text, row))

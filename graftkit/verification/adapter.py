@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.checkpoint.adapter import WEIGHTS, adapter_digests
+from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
@@ -31,21 +31,20 @@ if TYPE_CHECKING:
 class AdapterReport:
     """What was found of an adapter.
 
-    ``not_compared`` says why the model was not run, empty where it was; ``digests`` are those of the adapter's two files, and
-    ``base`` those of what it was loaded on.
+    ``not_compared`` says why the model was not run, empty where it was; ``base`` holds digests of what it was loaded on.
+    ``found`` gives the sentences of each kind of look that found something wrong: peft, outputs, weights, gradients, merging.
     """
 
     strength: str
     tensors: int
     nbytes: int
-    digests: Mapping[str, str]
     base: BaseDigests
     not_compared: str
     gap: OutputGap | None = None
     merged: str = ""
     weights: WeightGap | None = None
     gradients: Liveness | None = None
-    failures: tuple[str, ...] = ()
+    found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -53,9 +52,14 @@ class AdapterReport:
         """Its key in the report."""
         return "adapter"
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One sentence for each thing found wrong."""
+        return tuple(sentence for sentences in self.found.values() for sentence in sentences)
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "failures": self.failures}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
@@ -119,7 +123,6 @@ class AdapterCheck:
             self.strength.word,
             len(header.tensors),
             sum(tensor.nbytes for tensor in header.tensors.values()),
-            adapter_digests(adapter),
             base_digests(base, weights=not reason),
             reason,
         )
@@ -138,7 +141,6 @@ class AdapterCheck:
         seed: int,
         seconds: dict[str, float],
     ) -> AdapterReport:
-        failures: list[str] = []
         reference = None
         if source is not None:
             reference = run_loaded(load(source), source, self.vocabulary, seed, None, seconds, lambda _: None)
@@ -146,32 +148,33 @@ class AdapterCheck:
         if reference is None:
             reference = run_loaded(model, base, None, seed, None, seconds, lambda _: None)
         try:
-            peft_model = _with_peft(model.model, adapter, failures)
+            peft_model, named = _with_peft(model.model, adapter)
         except Exception as error:  # noqa: BLE001 - whatever peft runs into is the finding
-            return dataclasses.replace(report, failures=(f"adapter: peft cannot load it: {one_line(error)}",))
+            return dataclasses.replace(report, found={"peft": (f"adapter: peft cannot load it: {one_line(error)}",)})
         gap = compare(peft_model.get_base_model(), reference, self.vocabulary if source is not None else None)
-        failures += gap.failures(self.strength)
         weights = weight_gap(
             peft_model, source or base, self.strength, residual=self.residual, vocabulary=self.vocabulary
         )
-        failures += weights.failures if weights else ()
-        found = liveness(peft_model, reference.parts[0], reference.made, seed)
-        failures += found.failures
-        after = "" if failures else self._merged(peft_model, reference, base, failures)
+        alive = liveness(peft_model, reference.parts[0], reference.made, seed)
+        found = {
+            "peft": named,
+            "outputs": tuple(gap.failures(self.strength)),
+            "weights": weights.failures if weights else (),
+            "gradients": alive.failures,
+        }
+        after = "" if any(found.values()) else self._merged(peft_model, reference, base)
+        found["merging"] = ("adapter: merging it changes the outputs",) if after == "failed" else ()
         return dataclasses.replace(
-            report, gap=gap, merged=after, weights=weights, gradients=found, failures=tuple(failures), seconds=seconds
+            report, gap=gap, merged=after, weights=weights, gradients=alive, found=found, seconds=seconds
         )
 
-    def _merged(self, peft_model: Any, reference: Reference, base: Path, failures: list[str]) -> str:
+    def _merged(self, peft_model: Any, reference: Reference, base: Path) -> str:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
         if _weight_bytes(base) > available_memory() // 2:
             return "not run: too little memory"
-        found = merged(peft_model, reference.parts[0], reference.made)
-        if found == "failed":
-            failures.append("adapter: merging it changes the outputs")
-        return found
+        return merged(peft_model, reference.parts[0], reference.made)
 
 
 def _weight_bytes(base: Path) -> int:
@@ -189,8 +192,8 @@ def _cannot_run(base: Path) -> str:
     return ""
 
 
-def _with_peft(model: Any, adapter: Path, failures: list[str]) -> Any:
-    """Load the adapter as a trainer does; names that are missing or unexpected are failures."""
+def _with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
+    """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
     from peft import PeftModel
 
     with warnings.catch_warnings(record=True):
@@ -198,7 +201,5 @@ def _with_peft(model: Any, adapter: Path, failures: list[str]) -> Any:
         loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
         result = loaded.load_adapter(str(adapter), NAME, is_trainable=True)
     loaded.eval()
-    for what, names in (("missing", result.missing_keys), ("unexpected", result.unexpected_keys)):
-        if names:
-            failures.append(f"adapter: peft reports {what} tensors: {few(names)}")
-    return loaded
+    both = (("missing", result.missing_keys), ("unexpected", result.unexpected_keys))
+    return loaded, tuple(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names)

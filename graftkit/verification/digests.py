@@ -1,49 +1,65 @@
-"""Digests of a base and of an adapter, so that later somebody can tell whether these are still the ones."""
+"""Digests of a base and of an adapter, so that later somebody can tell whether these are still the ones.
+
+They are of values, not of files: a copy in other shards, or with its JSON spelled otherwise, has the same.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import CHUNK, read_range
+from graftkit.checkpoint.tensors import FileRange, LazyTensor
+from graftkit.verification.documents import DESCRIBING
 
-#: Files that are hashed at a time.
+#: Tensors that are hashed at a time.
 READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class BaseDigests:
-    """SHA-256 of config.json, of names, dtypes and shapes of all tensors, and of each weight file; {} where not read."""
+    """SHA-256 of the config's values, of names, dtypes and shapes of all tensors, and of each tensor; {} where not read."""
 
     config: str
     tensors: str
     weights: Mapping[str, str]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def tensor_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
+    """SHA-256 of the bytes of each tensor that lies in a file, by name; read a piece at a time."""
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
+        return dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
+
+
+def _digest(tensor: LazyTensor) -> str:
+    found = hashlib.sha256()
+    for segment in tensor.segments():
+        if not isinstance(segment, FileRange):
+            raise TypeError("the tensor does not lie in a file")
+        for start in range(0, segment.nbytes, CHUNK):
+            count = min(CHUNK, segment.nbytes - start)
+            found.update(read_range(segment.path, segment.offset + start, count).data)
+    return found.hexdigest()
 
 
 def base_digests(directory: Path, *, weights: bool) -> BaseDigests:
-    """Digest a checkpoint; its weight files are read only when ``weights`` is set.
+    """Digest a checkpoint; its weights are read only when ``weights`` is set.
 
     Raises:
         InputRejected: it cannot be opened.
     """
     base = Checkpoint.open(str(directory))
+    values = {name: value for name, value in base.config.items() if name not in DESCRIBING}
     lines = sorted(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in base.tensors.items())
-    shards: dict[str, str] = {}
-    if weights:
-        with ThreadPoolExecutor(max_workers=READERS) as pool:
-            shards = dict(zip(base.shards, pool.map(file_digest, map(base.path_of, base.shards)), strict=True))
-    return BaseDigests(
-        file_digest(base.path_of("config.json")), hashlib.sha256("\n".join(lines).encode()).hexdigest(), shards
+    config, tensors = (
+        hashlib.sha256(text.encode()).hexdigest() for text in (json.dumps(values, sort_keys=True), "\n".join(lines))
     )
+    return BaseDigests(config, tensors, tensor_digests(base.tensors) if weights else {})
 
 
 def available_memory() -> int:

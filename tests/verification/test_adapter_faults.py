@@ -234,3 +234,20 @@ def test_an_adapter_that_is_damaged_while_it_is_written_is_caught_byte_by_byte(m
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({**config, "r": 5}))
     with pytest.raises(VerificationFailed, match=r"adapter_config.json on disk is not the planned one"):
         check_adapter(planned.adapter, tmp_path / "adapter")
+
+
+def test_the_same_values_in_other_files_are_the_same(made, output):
+    """What a save or a re-sharding does to files is no fault."""
+    path = output / "adapter/adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(dict(reversed(tensors.items())), path, metadata={"format": "pt", "longer": "header"})
+    config = output / "adapter/adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text())))
+    assert verify_adapter(str(output / "adapter"), outputs=False).failures == ()
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"checks": {"adapter": {"strength": "strong"}}, "ledger": []}'])
+def test_a_damaged_report_is_named(output, report):
+    (output / "graft_report.json").write_text(report)
+    with pytest.raises(InputRejected, match=r"graft_report.json: is damaged .*move it away"):
+        verify_adapter(str(output / "adapter"), outputs=False)
