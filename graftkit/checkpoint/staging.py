@@ -2,13 +2,13 @@
 
 Beside ``out`` stands, while it is being written::
 
-    .out.graftkit-staging/         removed at the end, whatever the end is
-        .graftkit-staging          the mark that it is ours, and the lock of the run that writes
+    .out.graftkit-staging/         locked by the run that writes; removed at the end, whatever the end is
+        .graftkit-staging          the mark that it is ours
         checkpoint/                what becomes ``out`` by one rename, or by one exchange with the old ``out``
 
-The lock is on a file, since a network file system does not lock directories, and nothing that is renamed is locked,
-so that there is no moment at which another run could take what this one still needs. After an exchange the old output
-stands where the new one stood: inside a marked and locked directory, from which any later run may delete it.
+Nothing that is renamed is locked, so that there is no moment at which another run could take what this one still needs.
+After an exchange the old output stands where the new one stood: inside a marked and locked directory, from which any
+later run may delete it. Where directories cannot be locked, as on a network file system, the lock is on the mark.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ __all__ = ["Staging", "refuse_output", "require_space", "staging_path"]
 MARK, TREE, TRIAL = ".graftkit-staging", "checkpoint", "trial"
 
 _NAME_MAX = 255
+
+#: What a file system answers that locks files, but no directories.
+_NO_DIRECTORY_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.EOPNOTSUPP})
 
 #: How often another run may remove the staging directory between two system calls of this one.
 _ATTEMPTS = 100
@@ -131,7 +134,7 @@ class Staging:
                 with contextlib.suppress(FileExistsError):
                     self._root.mkdir()
                 self._refuse_foreign()
-                self._lock = self._locked_mark()
+                self._lock = self._locked()
             except FileNotFoundError:  # the run that held it has just removed it: begin again
                 if attempts_left == 0:
                     raise
@@ -142,22 +145,27 @@ class Staging:
             else:
                 return
 
-    def _locked_mark(self) -> int:
-        """Return a descriptor that holds the lock.
+    def _locked(self) -> int:
+        """Return a descriptor that holds the lock, of a staging directory that has its mark.
 
         Raises:
             BlockingIOError: another run holds it.
-            FileNotFoundError: the mark, or the whole directory, was removed meanwhile.
+            FileNotFoundError: the directory or its mark was removed meanwhile.
         """
-        mark = self._root / MARK
-        fd = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _require_same_file(fd, mark)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        with contextlib.ExitStack() as stack:
+            root = _open(self._root, os.O_RDONLY | os.O_DIRECTORY, stack)
+            try:
+                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_DIRECTORY_LOCKS:
+                    raise
+                mark = _open(self._root / MARK, os.O_RDWR | os.O_CREAT, stack)
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _require_same_file(mark, self._root / MARK)
+                return os.dup(mark)
+            _require_same_file(root, self._root)
+            _open(self._root / MARK, os.O_RDWR | os.O_CREAT, stack)
+            return os.dup(root)
 
     def _make_parents(self) -> None:
         nearest = nearest_existing(self.output.parent)
@@ -216,13 +224,14 @@ class Staging:
                 shutil.rmtree(tree)
 
     def _remove_root(self) -> None:
-        """Remove the empty staging directory: mark, lock, directory.
+        """Remove the empty staging directory: mark, directory, lock.
 
-        Without its mark a directory that holds anything would never be taken over, so trees go before. Without the mark the
-        lock means nothing, and a network file system keeps a file that is open: it goes before the directory.
+        Without its mark a directory that holds anything would never be taken over, so trees go before. A lock on the mark means
+        nothing once the mark is gone, and a network file system keeps a file that is open: it goes before the directory.
         """
         (self._root / MARK).unlink()
-        self._release()
+        if not stat.S_ISDIR(os.fstat(self._lock).st_mode):
+            self._release()
         try:
             self._root.rmdir()
         except OSError as error:  # another run was quick to take it
@@ -233,6 +242,13 @@ class Staging:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _open(path: Path, flags: int, stack: contextlib.ExitStack) -> int:
+    """Open a file or directory, never through a link, until the stack is left."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    stack.callback(os.close, fd)
+    return fd
 
 
 def _require_same_file(fd: int, path: Path) -> None:

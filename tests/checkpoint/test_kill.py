@@ -1,5 +1,7 @@
 """Killed, or out of space, at every system call that touches the disk: the old output, the new one, or none."""
 
+import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +80,34 @@ def test_the_same_faults_tear_a_writer_that_writes_into_its_output(tmp_path):
         inject(scene(tmp_path / "run", overwrite=True, how="naive"), call, place, "signal=KILL")
         torn += state(tmp_path / "run" / "out") not in (OLD, NEW)
     assert torn
+
+
+@needs_strace
+def test_where_directories_cannot_be_locked_the_mark_is(tmp_path):
+    done = inject(scene(tmp_path / "run", overwrite=False), "flock", 1, "error=EBADF")
+    assert done.returncode == 0, done.stderr
+    assert state(tmp_path / "run" / "out") == NEW
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["out", "source"]
+    command = scene(tmp_path / "run", overwrite=False)
+    staging = tmp_path / "run" / ".out.graftkit-staging"
+    staging.mkdir()
+    with open(staging / ".graftkit-staging", "w") as mark:
+        fcntl.flock(mark, fcntl.LOCK_EX)
+        done = inject(command, "flock", 1, "error=EBADF")
+    assert done.returncode == 6, done.stderr
+
+
+def test_a_run_that_finds_the_directory_locked_gives_way(tmp_path):
+    command = [str(part) for part in scene(tmp_path / "run", overwrite=False)]
+    staging = tmp_path / "run" / ".out.graftkit-staging"
+    staging.mkdir()
+    held = os.open(staging, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    os.close(held)
+    assert done.returncode == 6, done.stderr
+    assert "another run is writing it" in done.stderr
+    assert subprocess.run(command, capture_output=True, text=True, check=False).returncode == 0
 
 
 def test_many_at_once_have_one_winner(tmp_path):
