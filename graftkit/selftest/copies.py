@@ -35,11 +35,15 @@ def stored(directory: Path, name: str) -> Stored:
 
 
 def edit_tensor(directory: Path, name: str, change: Callable[[Any], None]) -> None:
-    """Let ``change`` write into the values of one tensor, which are mapped from its file."""
+    """Let ``change`` write into the values of one tensor of a checkpoint."""
+    edit_stored(stored(directory, name), change)
+
+
+def edit_stored(tensor: Stored, change: Callable[[Any], None]) -> None:
+    """Let ``change`` write into the values of a tensor, which are mapped from its file."""
     import numpy as np
     import torch
 
-    tensor = stored(directory, name)
     raw = np.memmap(tensor.path, np.uint8, "r+", tensor.offset, tensor.nbytes)
     change(torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(tensor.shape))
     raw.flush()

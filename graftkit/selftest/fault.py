@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from graftkit.selftest.subject import Subject
+S = TypeVar("S")
 
 #: The checks by their names in a verification; a copy that is refused when it is opened was seen by ``LOADING``.
 BYTES, CONFIG, TOKENIZER, OUTPUTS = "bytes", "config", "tokenizer", "outputs"
 LOADING = "loading"
+#: Those of an adapter: its files and its base beside their report, what peft says of it, and the gradients at step 0.
+ADAPTER, BASE, PEFT, GRADIENTS = "adapter", "base", "peft", "gradients"
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One fault.
+class Fault(Generic[S]):
+    """One fault in a subject: a model, or an adapter on it.
 
     Attributes:
         name: what it is called in the report.
@@ -25,6 +28,6 @@ class Fault:
     """
 
     name: str
-    at: Callable[[Subject], str]
-    plant: Callable[[Path, Subject, str], None]
+    at: Callable[[S], str]
+    plant: Callable[[Path, S, str], None]
     seen_by: tuple[str, ...]

@@ -7,7 +7,7 @@ from graftkit.selftest.fault import BYTES, CONFIG, LOADING, OUTPUTS, TOKENIZER, 
 from graftkit.selftest.settings import changed
 from graftkit.selftest.subject import Subject
 
-FAULTS = (
+FAULTS: tuple[Fault[Subject], ...] = (
     Fault("ulp flip in a weight", Subject.weight, weights.flip_an_ulp, (BYTES,)),
     Fault("ulp flip in a norm", Subject.norm, weights.flip_an_ulp, (BYTES,)),
     Fault("ulp flip in the input table", Subject.table, weights.flip_an_ulp, (BYTES,)),

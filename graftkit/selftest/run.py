@@ -6,24 +6,34 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from graftkit.compare import CHECKS, verify
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.selftest.clean import CleanCopy, clean_copies
+from graftkit.selftest import adapters
+from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
+from graftkit.selftest.adapters import AdapterSubject
+from graftkit.selftest.bench import Bench, Look, Seen, first_sentences, largest
+from graftkit.selftest.clean import clean_copies
 from graftkit.selftest.copies import copy_checkpoint
-from graftkit.selftest.fault import LOADING, OUTPUTS, Fault
+from graftkit.selftest.fault import BASE, GRADIENTS, LOADING, OUTPUTS, PEFT, Fault
 from graftkit.selftest.faults import FAULTS
-from graftkit.selftest.report import CleanRun, PlantedFault, Selftest
+from graftkit.selftest.report import PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
 from graftkit.verification.outputs import OutputsReport
+
+T = TypeVar("T")
 
 #: ``(what is being done, done, in all)``.
 Progress = Callable[[str, float, float], None]
 
 #: Clean copies that are made: none of them flagged says that the false alarm rate is below 3/20 (95 %).
 CLEAN = 20
+
+#: What a run without the forward does not look at: a base's weights are only digested where it is loaded.
+FUNCTIONAL = (OUTPUTS, PEFT, GRADIENTS, BASE)
 
 
 def selftest(
@@ -32,83 +42,69 @@ def selftest(
     leave_out: Collection[str] = (),
     outputs: bool = True,
     clean: int = CLEAN,
-    faults: Sequence[Fault] = FAULTS,
+    faults: Sequence[Fault[Subject]] = FAULTS,
+    adapter_faults: Sequence[Fault[AdapterSubject]] = ADAPTER_FAULTS,
     progress: Progress | None = None,
 ) -> Selftest:
-    """Verify the verifier on ``model``, by default the one that ships with the project.
+    """Verify the verifier on ``model``, by default the one that ships with the project, and on an adapter made for it.
 
     ``leave_out`` names checks that are switched off, which the report then shows to be missed; ``outputs=False`` leaves
-    out the forward, and does not ask it of any fault.
+    out the forward, and does not ask it of any fault. Without ``adapter_faults`` no adapter is made.
 
     Raises:
         RecipeError: no model is named and none ships, or a check is not known.
         InputRejected: the model itself cannot be opened.
     """
-    unknown = sorted(set(leave_out) - set(CHECKS))
+    known = tuple(dict.fromkeys((*CHECKS, *adapters.CHECKS)))
+    unknown = sorted(set(leave_out) - set(known))
     if unknown:
-        raise RecipeError(f"selftest: there is no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
+        raise RecipeError(f"selftest: there is no check {unknown[0]!r}; the checks are {', '.join(known)}")
     start, model = time.perf_counter(), model or _shipped()
     subject = Subject.open(model)
     copies = list(clean_copies(clean))
-    planted, runs = [], []
-    with tempfile.TemporaryDirectory(prefix="graftkit-selftest-") as room:
-        bench = _Bench(subject, Path(room), frozenset(leave_out), outputs=outputs)
-        for index, fault in enumerate(faults):
-            planted.append(bench.fault(fault))
-            _tell(progress, "plant faults", index + 1, len(faults))
-        for index, copy in enumerate(copies):
-            runs.append(bench.clean(copy))
-            _tell(progress, "clean copies", index + 1, len(copies))
+    silent = () if outputs else FUNCTIONAL
+    with tempfile.TemporaryDirectory(prefix="graftkit-selftest-") as folder:
+        room = Path(folder)
+        bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), silent)
+        planted = [bench.fault(fault) for fault in _told(progress, "plant faults", faults)]
+        runs = [bench.clean(copy.name, copy.make) for copy in _told(progress, "clean copies", copies)]
+        if adapter_faults:
+            try:
+                adapter = AdapterSubject.make(subject, room)
+            except NotApplicable as why:
+                planted += [PlantedFault(fault.name, not_applicable=str(why)) for fault in adapter_faults]
+            else:
+                look = adapters.look_at(adapter, room, leave_out, outputs=outputs)
+                other = Bench(adapter, look, silent)
+                planted += [other.fault(fault) for fault in _told(progress, "faults in adapters", adapter_faults)]
+                runs += [
+                    other.clean(f"adapter; {copy.name}", adapters.spell_again(adapter, copy))
+                    for copy in _told(progress, "clean adapters", copies)
+                ]
     return Selftest(model, tuple(leave_out), tuple(planted), tuple(runs), round(time.perf_counter() - start, 3))
 
 
-class _Bench:
-    """Makes one copy at a time, and lets the checks run on it."""
+def _look_at(subject: Subject, room: Path, leave_out: Collection[str], *, outputs: bool) -> Look:
+    """Look at changed copies of the model with `verify`."""
 
-    def __init__(self, subject: Subject, room: Path, leave_out: frozenset[str], *, outputs: bool) -> None:
-        self._subject, self._room, self._leave_out, self._outputs = subject, room, leave_out, outputs
-
-    def fault(self, fault: Fault) -> PlantedFault:
-        """Plant one fault and see which checks see it."""
-        try:
-            place = fault.at(self._subject)
-        except NotApplicable as why:
-            return PlantedFault(fault.name, not_applicable=str(why))
-        seen, weights, outputs = self._run(lambda copy: fault.plant(copy, self._subject, place))
-        due = [check for check in fault.seen_by if self._outputs or check != OUTPUTS]
-        missed = () if LOADING in seen else tuple(check for check in due if check not in seen)
-        return PlantedFault(fault.name, place, seen, missed, weights, outputs)
-
-    def clean(self, copy: CleanCopy) -> CleanRun:
-        """Make one clean copy and see whether a check flags it."""
-        return CleanRun(copy.name, self._run(copy.make)[0])
-
-    def _run(self, change: Callable[[Path], None]) -> tuple[Mapping[str, str], float | None, float | None]:
-        """The first sentence of each check that found something in a changed copy; max |Δ| over weights and over outputs."""
-        target = copy_checkpoint(self._subject.checkpoint, self._room / "copy")
+    def look(change: Callable[[Path], None]) -> Seen:
+        target = copy_checkpoint(subject.checkpoint, room / "copy")
         try:
             change(target)
+            source = str(subject.checkpoint.directory)
             try:
-                found = verify(
-                    str(self._subject.checkpoint.directory),
-                    str(target),
-                    outputs=self._outputs,
-                    leave_out=self._leave_out,
-                )
+                found = verify(source, str(target), outputs=outputs, leave_out=leave_out)
             except InputRejected as refused:
-                return {LOADING: str(refused).replace(str(target), "copy")}, None, None
+                return Seen({LOADING: str(refused).replace(str(target), "copy")})
         finally:
             shutil.rmtree(target)
-        seen = {check: _first(sentences) for check, sentences in found.found.items() if sentences}
-        weights = (item.largest for item in found.difference.tensors if item.largest is not None)
-        return seen, max(weights, default=None), _largest(found.outputs)
+        weights = largest(item.largest for item in found.difference.tensors)
+        return Seen(first_sentences(found.found), weights, _apart(found.outputs))
+
+    return look
 
 
-def _first(sentences: tuple[str, ...]) -> str:
-    return sentences[0] + (f" (and {len(sentences) - 1} more)" if len(sentences) > 1 else "")
-
-
-def _largest(outputs: OutputsReport | None) -> float | None:
+def _apart(outputs: OutputsReport | None) -> float | None:
     """Max |Δ| over everything that was compared; infinite where an output holds NaN or has another shape."""
     if outputs is None or not outputs.comparisons:
         return None
@@ -116,9 +112,11 @@ def _largest(outputs: OutputsReport | None) -> float | None:
     return math.inf if broken else max(item.largest for item in outputs.comparisons)
 
 
-def _tell(progress: Progress | None, what: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(what, done, total)
+def _told(progress: Progress | None, what: str, items: Sequence[T]) -> Iterator[T]:
+    for done, item in enumerate(items, 1):
+        yield item
+        if progress is not None:
+            progress(what, done, len(items))
 
 
 def _shipped() -> str:

@@ -15,12 +15,13 @@ from graftkit.selftest.subject import NotApplicable, Subject, first
 
 def flip_an_ulp(directory: Path, _: Subject, name: str) -> None:
     """Flip the last bit of the middle value."""
+    edit_tensor(directory, name, flip_middle)
 
-    def change(values: Any) -> None:
-        words = values.flatten().view(_words(values))
-        words[len(words) // 2] ^= 1
 
-    edit_tensor(directory, name, change)
+def flip_middle(values: Any) -> None:
+    """Flip the last bit of the middle one of these values."""
+    words = values.flatten().view(_words(values))
+    words[len(words) // 2] ^= 1
 
 
 def swap_rows(directory: Path, subject: Subject, name: str) -> None:
