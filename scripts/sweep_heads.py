@@ -1,16 +1,18 @@
 """Put a new head onto every class of transformers' mappings that can be built small, and check each without graftkit's help.
 
-    scripts/sweep_heads.py --jobs 2 --out docs/sweep_heads.md
+    scripts/sweep_heads.py --jobs 2 --done sweep.jsonl --out docs/sweep_heads.md   # goes on where it was stopped
     scripts/sweep_heads.py --task token_classification --match '^Llama'
 
 For each model type with a class for the task, a small random checkpoint of its base model (or, where that cannot be built,
 of the task's own class) gets three labels, is reloaded twice with plain transformers, and its backbone compared with the
-source's. Exits 1 when a result is wrong.
+source's. A reward head is that of sequence classification with one label. Exits 1 when a result is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import multiprocessing
 import os
 import re
@@ -19,7 +21,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 TASKS = (
     "sequence_classification", "token_classification", "question_answering", "multiple_choice", "image_classification",
-    "audio_classification", "masked_lm",
+    "audio_classification", "masked_lm", "causal_lm",
 )  # fmt: skip
 VERDICTS = ("works", "refused", "wrong", "not built")
 
-#: Seconds that one class may take.
-LIMIT = 120
+#: Seconds of CPU time that one class may take.
+LIMIT = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +67,20 @@ def jobs(task: str, match: str) -> list[tuple[str, str, str]]:
     return list(found.values())
 
 
-def judge(job: tuple[str, str, str]) -> Verdict:
+def judge(job: tuple[str, str, str], limit: float = LIMIT) -> Verdict:
     """Build, apply and check one class."""
     import torch
 
     torch.set_num_threads(1)
     place = Path(tempfile.mkdtemp(prefix="sweep-"))
-    signal.signal(signal.SIGALRM, _late)
-    signal.alarm(LIMIT)
+    signal.signal(signal.SIGPROF, _late)
+    signal.setitimer(signal.ITIMER_PROF, limit)
     try:
         return _judge(job, place)
     except TimeoutError:
-        return Verdict(*job, "not built", f"took more than {LIMIT} s")
+        return Verdict(*job, "wrong", f"took more than {limit:g} s")
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -138,8 +140,21 @@ def _build(model_type: str, name: str, source: Path) -> str:
         except Exception as error:  # noqa: BLE001 - a class that cannot be built may fail in any way
             why = why or _line(error)
         else:
+            _pad_as_its_own_tokenizer(model_type, source)
             return ""
     return why
+
+
+def _pad_as_its_own_tokenizer(model_type: str, source: Path) -> None:
+    """The small tokenizer pads on the side that transformers' own for this model type pads on."""
+    import transformers
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    own = getattr(transformers, TOKENIZER_MAPPING_NAMES.get(model_type) or "", None)
+    path = source / "tokenizer_config.json"
+    if getattr(own, "padding_side", "right") == "left" and path.exists():
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps({**config, "padding_side": "left"}), encoding="utf-8")
 
 
 def check(source: Path, output: Path, *, labels: bool) -> None:
@@ -169,8 +184,6 @@ def check(source: Path, output: Path, *, labels: bool) -> None:
 
 
 def _load(directory: Path) -> tuple[Any, Any]:
-    import json
-
     import transformers
 
     name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
@@ -216,13 +229,20 @@ def main() -> int:
     parser.add_argument("--task", choices=TASKS, help="only this task")
     parser.add_argument("--match", default="", help="only classes whose name this regular expression finds")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="CPU seconds for one class")
+    parser.add_argument("--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     arguments = parser.parse_args()
     wanted = [job for task in ([arguments.task] if arguments.task else TASKS) for job in jobs(task, arguments.match)]
-    verdicts = []
+    verdicts = [one for one in _read(arguments.done) if (one.task, one.model_type, one.class_name) in set(wanted)]
+    known = {(one.task, one.model_type, one.class_name) for one in verdicts}
+    left = [job for job in wanted if job not in known]
     with multiprocessing.get_context("spawn").Pool(arguments.jobs, maxtasksperchild=40) as pool:
-        for verdict in pool.imap_unordered(judge, wanted):
+        for verdict in pool.imap_unordered(functools.partial(judge, limit=arguments.limit), left):
             verdicts.append(verdict)
+            if arguments.done:
+                with arguments.done.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(asdict(verdict)) + "\n")
             if verdict.verdict != "works":
                 print(f"{verdict.class_name:46} {verdict.verdict}: {verdict.reason}", flush=True)
     counts = Counter(verdict.verdict for verdict in verdicts)
@@ -232,6 +252,12 @@ def main() -> int:
         verdicts.sort(key=lambda item: order[item.task, item.model_type, item.class_name])
         arguments.out.write_text(markdown(verdicts), encoding="utf-8")
     return 1 if counts["wrong"] else 0
+
+
+def _read(done: Path | None) -> list[Verdict]:
+    if done is None or not done.exists():
+        return []
+    return [Verdict(**json.loads(line)) for line in done.read_text(encoding="utf-8").splitlines()]
 
 
 if __name__ == "__main__":

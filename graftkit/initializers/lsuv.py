@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,8 @@ from graftkit.initializers.seeding import generator_for
 
 if TYPE_CHECKING:
     import torch
+
+    Batch = torch.Tensor | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,8 @@ class Scaled:
 
 
 def lsuv(
-    module: torch.nn.Module, batch: torch.Tensor | Mapping[str, Any], *,
-    seed: int = 0, tolerance: float = 0.1, most: int = 10,
+    module: torch.nn.Module, batch: Batch | Sequence[Batch], *,
+    only: Collection[str] | None = None, seed: int = 0, tolerance: float = 0.1, most: int = 10,
 ) -> dict[str, Scaled]:  # fmt: skip
     """Initialise every linear map and convolution of a *new* ``module``, in place, until its outputs have variance one.
 
@@ -36,7 +38,8 @@ def lsuv(
 
     Args:
         module: called as ``module(batch)``, or ``module(**batch)`` with a mapping; without dropout, as in evaluation.
-        batch: real inputs, as many as fit; their own scale is what the first layer is fitted to.
+        batch: real inputs, as many as fit; their own scale is what the first layer is fitted to. A list is run one by one.
+        only: names of the layers that are new, where others hold trained weights; None means every layer.
         seed: of the orthogonal weights, together with each layer's name.
         tolerance: the largest deviation from variance one.
         most: how many forwards a layer may take.
@@ -50,8 +53,13 @@ def lsuv(
     """
     import torch
 
-    run: Callable[[], object] = (lambda: module(**batch)) if isinstance(batch, Mapping) else (lambda: module(batch))
-    layers = dict(_layers(module))
+    batches = batch if isinstance(batch, list | tuple) else [batch]
+
+    def run() -> None:
+        for one in batches:
+            _ = module(**one) if isinstance(one, Mapping) else module(one)
+
+    layers = {name: layer for name, layer in layers_of(module) if only is None or name in only}
     with torch.no_grad(), _evaluation(module):
         order = _order_of_calls(layers, run)
         for name, layer in layers.items():
@@ -63,7 +71,8 @@ def lsuv(
         return {name: _scale(name, layers[name], run, tolerance, most) for name in order}
 
 
-def _layers(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+def layers_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Every linear map and convolution in ``module``, by name."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -113,7 +122,9 @@ def _scale(name: str, layer: Any, run: Callable[[], object], tolerance: float, m
     for forwards in range(1, most + 1):
         variance = _output_variance(layer, run)
         if not 0 < variance < float("inf"):
-            raise ValueError(f"the outputs of {name} have variance {variance:g} on this batch, which no scale makes one")
+            raise ValueError(
+                f"the outputs of {name} have variance {variance:g} on this batch, which no scale makes one"
+            )
         first = variance if first is None else first
         if abs(variance - 1) < tolerance:
             return Scaled(first, variance, forwards)
@@ -122,10 +133,12 @@ def _scale(name: str, layer: Any, run: Callable[[], object], tolerance: float, m
 
 
 def _output_variance(layer: Any, run: Callable[[], object]) -> float:
+    import torch
+
     kept: list[torch.Tensor] = []
-    hook = layer.register_forward_hook(lambda _, __, output: kept.append(output.double()))
+    hook = layer.register_forward_hook(lambda _, __, output: kept.append(output.double().flatten()))
     try:
         run()
     finally:
         hook.remove()
-    return float(kept[-1].var())
+    return float(torch.cat(kept).var())

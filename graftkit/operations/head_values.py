@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.head import Head, HeadTensor
+from graftkit.architecture.parameters import layout_of
 from graftkit.checkpoint.reading import torch_dtype
-from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv
+from graftkit.initializers.fans import LINEAR, Layout
 from graftkit.initializers.making import Surroundings, make
-from graftkit.initializers.seeding import generator_for
+from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
 from graftkit.recipe.weight_schemes import WeightNormal
@@ -58,15 +59,30 @@ class HeadMaker:
             return self._projection(tensor, dtype)
         if tensor.part == "projection_bias":
             return self._bias(tensor).to(dtype)
-        module = owner(self.head.skeleton.model, tensor.name)
-        if len(tensor.shape) > 1:
-            scheme = self.spec.inner_init if is_map(module) else WeightNormal()
-            return make(scheme, tensor.shape, dtype, layout_of(module), self._generator(tensor), self._around())
-        own = constant_of(self.head.skeleton.model, module, tensor)
+        layout = layout_of(self.head.skeleton, tensor.name)
+        if layout is not None:
+            return self._made(self.spec.inner_init, tensor, dtype, layout, self._around())
+        own = self._own(tensor)
         return own.to(dtype) if own.is_floating_point() else own
 
-    def _generator(self, tensor: HeadTensor) -> Any:
-        return generator_for(*self.seed, tensor.name)
+    def _made(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, around: Surroundings) -> Any:
+        return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), around)
+
+    def _own(self, tensor: HeadTensor) -> Any:
+        """What is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
+
+        Where the class says nothing, a matrix is normal, and a vector 1 if it is a weight or a variance, else 0.
+        """
+        import torch
+
+        skeleton, leaf = self.head.skeleton, tensor.name.rpartition(".")[2]
+        dtype = skeleton.model.state_dict()[tensor.name].dtype
+        if leaf == "bias" or not dtype.is_floating_point:
+            return torch.zeros(tensor.shape, dtype=dtype)
+        own = own_values(skeleton, tensor.name, seed_of(*self.seed, tensor.name))
+        if own is None and len(tensor.shape) > 1:
+            return self._made(WeightNormal(), tensor, torch.float32, LINEAR, self._around())
+        return torch.full(tensor.shape, float(leaf in ("weight", "running_var"))) if own is None else own
 
     def _around(self, *, readout: bool = False) -> Surroundings:
         config = self.head.skeleton.model.config
@@ -79,17 +95,16 @@ class HeadMaker:
     def _projection(self, tensor: HeadTensor, dtype: Any) -> Any:
         import torch
 
-        module = owner(self.head.skeleton.model, tensor.name)
-        generator, around = self._generator(tensor), self._around(readout=True)
-        match self.spec.init:
-            case HeadZeros():
-                return torch.zeros(tensor.shape, dtype=dtype)
-            case HeadNormal(std=std, target_logit_std=target):
-                if target is not None and self.feature_norm is not None:
-                    std = target / self.feature_norm
-                return make(WeightNormal(std=std), tensor.shape, dtype, layout_of(module), generator, around)
-            case scheme:
-                return make(scheme, tensor.shape, dtype, layout_of(module), generator, around)  # type: ignore[arg-type]
+        scheme: Any = self.spec.init
+        if isinstance(scheme, HeadZeros):
+            return torch.zeros(tensor.shape, dtype=dtype)
+        if isinstance(scheme, HeadNormal):
+            std = scheme.std
+            if scheme.target_logit_std is not None and self.feature_norm is not None:
+                std = scheme.target_logit_std / self.feature_norm
+            scheme = WeightNormal(std=std)
+        layout = layout_of(self.head.skeleton, tensor.name) or LINEAR
+        return self._made(scheme, tensor, dtype, layout, self._around(readout=True))
 
     def _bias(self, tensor: HeadTensor) -> Any:
         """The bias in float64: zero, or with a prior what makes the first logits say just that."""
@@ -100,50 +115,3 @@ class HeadMaker:
             return torch.zeros(tensor.shape, dtype=torch.float64)
         prior = torch.tensor(scheme.class_prior, dtype=torch.float64).expand(tensor.shape)
         return prior.logit() if self.spec.problem_type == "multi_label_classification" else prior.log()
-
-
-def owner(model: Any, name: str) -> Any:
-    """The module that holds the tensor ``name``."""
-    return model.get_submodule(name.rpartition(".")[0])
-
-
-def is_map(module: Any) -> bool:
-    """Whether a module is one of those whose matrix has fans: linear maps, convolutions, lookups."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.modules.conv._ConvNd, Conv1D)  # noqa: SLF001 - their one base
-    return isinstance(module, kinds)
-
-
-def layout_of(module: Any) -> Layout:
-    """How a module's matrix lies."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return CONV1D
-    if isinstance(module, torch.nn.Embedding):
-        return EMBEDDING
-    return conv(module.groups) if isinstance(module, torch.nn.modules.conv._ConvNd) else LINEAR  # noqa: SLF001 - as above
-
-
-def constant_of(model: Any, module: Any, tensor: HeadTensor) -> Any:
-    """A vector as the class itself begins it: 0 for biases, 1 for norms (0 for those that add 1 themselves).
-
-    The module alone is built for real and given to the class's own ``_init_weights``; what that leaves alone is 1 for a
-    weight or a variance, else 0. *Shape:* ``tensor.shape``.
-    """
-    import torch
-
-    leaf = tensor.name.rpartition(".")[2]
-    real = copy.deepcopy(module).to_empty(device="cpu", recurse=False)
-    value = {**dict(real.named_parameters(recurse=False)), **dict(real.named_buffers(recurse=False))}[leaf].detach()
-    if leaf == "bias" or not value.is_floating_point():
-        return torch.zeros_like(value)
-    value.fill_(float("nan"))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model._init_weights(real)  # noqa: SLF001 - the class's own initialisation
-    if value.isfinite().all():
-        return value
-    return torch.full_like(value, float(leaf in ("weight", "running_var")))

@@ -16,6 +16,7 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.head_documents import head_config, with_pad_token
 from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
+from graftkit.operations.head_lsuv import UnitVariance
 from graftkit.operations.head_values import HeadMaker
 from graftkit.operations.head_words import WordRows
 from graftkit.operations.learning_rates import head_multipliers, with_multipliers
@@ -60,15 +61,19 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
     fit = ExampleFit(spec, head, maker.seed) if is_fitted(spec) else None
+    unit = UnitVariance(spec, head, maker.seed) if UnitVariance.wanted(spec) else None
     words = WordRows(spec, head, checkpoint, structure) if isinstance(spec.init, Verbalizer) else None
     figures: dict[str, Any] = {}
 
     def prepare(step: Callable[[float], None]) -> None:
+        if unit is not None:
+            maker.fitted |= unit.run(result, maker.dtype, step)
+            figures["lsuv"] = unit.figures
         if fit is not None:
-            maker.fitted = fit.run(result, maker.dtype, step)
+            maker.fitted |= fit.run(result, maker.dtype, step)
             figures.update(fit.figures)
         elif words is not None:
-            maker.fitted = words.copies(maker.dtype)
+            maker.fitted |= words.copies(maker.dtype)
             maker.fitted |= words.run(result, maker.dtype, step)
             figures.update(words.figures)
         elif isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None:

@@ -9,21 +9,7 @@ from graftkit.recipe.choice import OneOf
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.schemes import SchemeSpec
 from graftkit.recipe.spec import Path
-from graftkit.recipe.weight_schemes import (
-    Constant,
-    DepthScaled,
-    KaimingNormal,
-    KaimingUniform,
-    LecunNormal,
-    Matched,
-    Mup,
-    Ones,
-    Orthogonal,
-    TruncNormal,
-    Uniform,
-    XavierNormal,
-    XavierUniform,
-)
+from graftkit.recipe.weight_schemes import Lsuv, SharedScheme, Std
 
 
 def _as_list(value: object) -> object:
@@ -49,10 +35,7 @@ class HeadNormal(SchemeSpec):
     """Normal around zero."""
 
     scheme: Literal["normal"] = "normal"
-    std: Annotated[
-        float | None,
-        Field(gt=0, description="The standard deviation; null means the config's initializer_range, or 0.02 without one."),
-    ] = None  # fmt: skip
+    std: Std = None
     target_logit_std: Annotated[
         float | None,
         Field(gt=0, description="Standard deviation of the logits: std is this over the RMS norm of probe texts' features."),
@@ -126,24 +109,6 @@ class Prototype(FromExamples):
 
 
 HeadScheme = Annotated[
-    HeadZeros
-    | HeadNormal
-    | Verbalizer
-    | Ridge
-    | Lda
-    | Prototype
-    | Ones
-    | Constant
-    | TruncNormal
-    | Uniform
-    | XavierUniform
-    | XavierNormal
-    | KaimingUniform
-    | KaimingNormal
-    | LecunNormal
-    | Orthogonal
-    | DepthScaled
-    | Mup
-    | Matched,
+    HeadZeros | HeadNormal | Verbalizer | Ridge | Lda | Prototype | SharedScheme | Lsuv,
     OneOf("scheme", "scheme", words=True),
 ]

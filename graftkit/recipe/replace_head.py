@@ -9,7 +9,7 @@ from pydantic import Field
 from graftkit.recipe.fields import ListOf, Text
 from graftkit.recipe.head_schemes import HeadScheme, HeadZeros
 from graftkit.recipe.spec import Path, Spec
-from graftkit.recipe.weight_schemes import WeightNormal, WeightScheme
+from graftkit.recipe.weight_schemes import NewModuleScheme, WeightNormal
 from graftkit.recipe.wording import shown
 
 Task = Literal[
@@ -51,7 +51,7 @@ class ReplaceHead(Spec):
     ] = None
     init: Annotated[HeadScheme, Field(description="The label projection.")] = HeadZeros.model_construct()
     inner_init: Annotated[
-        WeightScheme, Field(description="The head's matrices before the label projection; norms get 1, biases 0.")
+        NewModuleScheme, Field(description="The head's matrices before the label projection; norms get 1, biases 0.")
     ] = WeightNormal.model_construct()
     pad_token: Annotated[
         Text | None, Field(description="The token that pads a batch; the head of a causal backbone looks for it.")

@@ -151,11 +151,16 @@ class Matched(SchemeSpec):
     scheme: Literal["matched"] = "matched"
 
 
-WeightScheme = Annotated[
-    Zeros
-    | Ones
+class Lsuv(SchemeSpec):
+    """Orthogonal, then divided by the standard deviation of its own outputs on texts until that is one (Mishkin 2016)."""
+
+    scheme: Literal["lsuv"] = "lsuv"
+
+
+#: What a label projection shares with every other matrix.
+SharedScheme = (
+    Ones
     | Constant
-    | WeightNormal
     | TruncNormal
     | Uniform
     | XavierUniform
@@ -166,6 +171,10 @@ WeightScheme = Annotated[
     | Orthogonal
     | DepthScaled
     | Mup
-    | Matched,
-    OneOf("scheme", "scheme", words=True),
-]
+    | Matched
+)
+
+WeightScheme = Annotated[Zeros | WeightNormal | SharedScheme, OneOf("scheme", "scheme", words=True)]
+
+#: For modules that are new: data cannot decide what is put in the place of trained weights.
+NewModuleScheme = Annotated[Zeros | WeightNormal | SharedScheme | Lsuv, OneOf("scheme", "scheme", words=True)]

@@ -89,6 +89,38 @@ def test_an_encoder_that_forgets_the_mask_is_told_apart_from_a_head_that_fails()
     assert not side.failed
 
 
+TEXTS = [list(range(5, 5 + n)) for n in (5, 9, 14, 20)]
+
+
+def test_a_class_that_reads_one_position_behind_the_end_is_told_from_a_wrong_pad_id():
+    """T5Gemma shifts its decoder by one and stops at the end of the batch, so the longest text is read otherwise."""
+    from graftkit.verification.heads.padding import compare_paddings
+
+    part = {
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16,
+    }  # fmt: skip
+    config = transformers.T5GemmaConfig(encoder=part, decoder=part, vocab_size=64, num_labels=3, pad_token_id=0)
+    config.decoder.bos_token_id = 2
+    model = transformers.T5GemmaForSequenceClassification(config).eval()
+    (side,) = compare_paddings(model, TEXTS, 0, ["right"], ["score.out_proj.weight"], choices=False)
+    assert (side.beyond, side.failed) == (True, False)
+    assert side.apart > 1e-3
+    model.config.pad_token_id = 63
+    (side,) = compare_paddings(model, TEXTS, 0, ["right"], ["score.out_proj.weight"], choices=False)
+    assert (side.beyond, side.failed) == (False, True)
+
+
+def test_a_head_that_reads_the_last_position_is_sound_on_the_left_alone():
+    from graftkit.verification.heads.padding import compare_paddings
+
+    config = transformers.XLNetConfig(vocab_size=64, d_model=32, n_layer=1, n_head=2, d_inner=32, num_labels=3)
+    model = transformers.XLNetForSequenceClassification(config).eval()
+    right, left = compare_paddings(model, TEXTS, 5, ["right", "left"], ["logits_proj.weight"], choices=False)
+    assert (right.failed, left.failed) == (True, False)
+    assert left.apart <= 1e-9
+
+
 def test_a_missing_head_tensor_and_a_random_one_are_caught(written, tmp_path):
     source, output, _ = written("bert_base")
     broken = with_tensor(output, tmp_path / "broken", "classifier.weight", lambda _: None)

@@ -73,7 +73,8 @@ class HeadReport:
             elif side.failed:
                 yield (
                     f"head: a text gets other logits in a batch with {side.side} padding than alone: relative difference"
-                    f" {side.apart:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad token?"
+                    f" {side.apart:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad token,"
+                    " and does the tokenizer pad on the side that the class wants?"
                 )
         if self.entropy is not None and not abs((self.first_loss or 0.0) - self.entropy) <= self.slack:
             yield f"head: the first loss is {self.first_loss:.6g}, the prior's entropy {self.entropy:.6g}"
@@ -89,6 +90,7 @@ class HeadReport:
             yield "backbone", result, figure
         for side in self.paddings:
             differs = "not judged" if side.backbone is None else "backbone differs itself"
+            differs = "read behind the end, as its class does" if side.beyond else differs
             result = "failed" if side.failed else differs if side.apart > APART else "equal"
             yield f"batch = single, {side.side} padding", result, f"{side.apart:.2g} relative, float64"
         if self.entropy is not None:
@@ -151,7 +153,8 @@ def _run(model: Any, directory: Path, promise: HeadPromise, report: HeadReport) 
             ids = torch.tensor([texts[-1]])
             found = _first_loss(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], promise)
             report = dataclasses.replace(report, **found)
-        paddings = compare_paddings(model, texts, pad, promise.sides, promise.projection, choices=promise.choices)
+        sides = promise.sides if len(promise.sides) > 1 else (side_of_tokenizer(directory),)
+        paddings = compare_paddings(model, texts, pad, sides, promise.projection, choices=promise.choices)
         return dataclasses.replace(report, paddings=paddings)
     except Exception as error:  # noqa: BLE001 - inputs that cannot be made show in any way
         return dataclasses.replace(report, skipped=one_line(error))
@@ -167,6 +170,16 @@ def pad_of_tokenizer(directory: Path) -> int | None:
         return None
     tokenizer = read_tokenizer(documents)
     return tokenizer.id_of(tokenizer.special.get("pad_token", ""))
+
+
+def side_of_tokenizer(directory: Path) -> Side:
+    """The side that a user's tokenizer pads on: what its files say, else its class (XLNet's is left)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return "left" if AutoTokenizer.from_pretrained(directory).padding_side == "left" else "right"
+    except Exception:  # noqa: BLE001 - a folder without a tokenizer fails in any way
+        return "right"
 
 
 def _media(model: Any) -> Sequence[dict[str, Any]]:
