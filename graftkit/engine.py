@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,19 @@ def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return load_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
 
 
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Leave the cyclic collector out: what a plan makes stays, and it would walk over all of torch again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
 
@@ -149,7 +164,8 @@ def _check_order(place: int, op: str, outcome: Outcome, earlier: tuple[Outcome, 
 
 
 def _check_result(result: Checkpoint) -> None:
-    """A skeleton built from the new config must have exactly the shapes of the result."""
+    """A skeleton built from the new config must have exactly the shapes of the result; every document must be readable."""
+    dict(result.documents)
     try:
         account(result)
     except InputRejected as error:

@@ -70,6 +70,8 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
 
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
     """Every value that differs between the JSON documents of two checkpoints; texts are compared whole."""
+    if source.documents is result.documents:
+        return ()
     changes: list[ValueChange] = []
     for name in dict.fromkeys([*source.documents, *result.documents]):
         old, new = source.documents.get(name), result.documents.get(name)

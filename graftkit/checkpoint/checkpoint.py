@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checkpoint.documents import read_document
+from graftkit.checkpoint.documents import TOKENIZER, Documents, read_document
 from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.inventory import inventory
 from graftkit.checkpoint.location import Location, locate
@@ -33,7 +33,8 @@ class Checkpoint:
         shards: file name of each weight file, and the names of its tensors in the order of their data.
         shard_metadata: the ``__metadata__`` of each weight file.
         index: model.safetensors.index.json as read, or None for a single file.
-        documents: by relative path, the value of a JSON file or the text of another: what operations may edit.
+        documents: by relative path, the value of a JSON file or the text of another: what operations may edit; tokenizer.json
+            is read, and refused if malformed, when it is first asked for.
         carried: relative paths of the other files that come along byte for byte.
         left_behind: relative paths of what does not come along, each with the reason.
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
@@ -77,7 +78,17 @@ class Checkpoint:
         config = check_config(read_document(directory, "config.json"))
         weights = read_weights(directory, config)
         names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
-        documents = {name: config if name == "config.json" else read_document(directory, name) for name in names}
+        small = [name for name in names if name != TOKENIZER]
+        known = {name: config if name == "config.json" else read_document(directory, name) for name in small}
+        if TOKENIZER in names:
+            resolve_member(directory, TOKENIZER)
+
+        def read(name: str) -> object:
+            try:
+                return read_document(directory, name)
+            except InputRejected as error:
+                raise InputRejected(f"{printable(location.name)}: {error}") from error
+
         return cls(
             name=location.name,
             directory=directory,
@@ -86,10 +97,10 @@ class Checkpoint:
             shards=MappingProxyType(dict(weights.shards)),
             shard_metadata=MappingProxyType(dict(weights.metadata)),
             index=weights.index,
-            documents=MappingProxyType(documents),
+            documents=Documents(names, known, read),
             carried=carried,
             left_behind=MappingProxyType(left_behind),
-            remote_code=remote_code(documents),
+            remote_code=remote_code(known),
             notes=quantization(config),
         )
 

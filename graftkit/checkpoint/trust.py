@@ -47,7 +47,7 @@ def remote_code(documents: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(
         f"{name}: {place}: {printable(', '.join(_texts(value)) or value)}"
         for name, document in documents.items()
-        if name != "tokenizer.json" and isinstance(document, dict)
+        if isinstance(document, dict)
         for place, key, value in _items(document)
         if key == "auto_map" and value
     )

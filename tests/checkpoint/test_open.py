@@ -193,3 +193,19 @@ def test_opening_imports_neither_torch_nor_transformers(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, env=os.environ
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_the_tokenizer_is_read_when_it_is_asked_for_and_once(tmp_path):
+    make_single(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    checkpoint = Checkpoint.open(str(tmp_path))
+    assert "tokenizer.json" in checkpoint.documents
+    with pytest.raises(InputRejected, match=f"{tmp_path}: tokenizer.json:1:2: is not JSON"):
+        checkpoint.documents["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    first = checkpoint.documents["tokenizer.json"]
+    assert first == {"model": {}}
+    (tmp_path / "tokenizer.json").unlink()
+    assert checkpoint.with_documents({"README.md": "hi"}).documents["tokenizer.json"] is first
+    with pytest.raises(KeyError):
+        checkpoint.documents["vocab.txt"]

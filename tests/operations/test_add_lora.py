@@ -214,3 +214,12 @@ def test_a_quantized_base_gets_an_adapter_and_the_report_says_what_was_not_run(b
     assert "the base is quantized" in report.checks[0].not_compared
     with pytest.raises(RecipeError, match="needs the weights, and the base is quantized"):
         plan(recipe(source, tmp_path / "no", lora(init_lora_weights="pissa")))
+
+
+def test_a_malformed_tokenizer_stops_what_writes_a_base_and_nothing_else(base, tmp_path):
+    source = tmp_path / "base"
+    shutil.copytree(base("llama"), source)
+    (source / "tokenizer.json").write_text("{")
+    assert plan(recipe(source, tmp_path / "out", lora())).adapter is not None
+    with pytest.raises(InputRejected, match="tokenizer.json:1:2"):
+        plan(recipe(source, tmp_path / "out", lora(init_lora_weights="pissa")))
