@@ -184,7 +184,12 @@ def test_a_new_id_beyond_a_table_that_did_not_grow_is_caught(tmp_path):
     sizes = {"vocab_size_per_layer_input": ROWS + 1}
     build_tiny("Gemma4ForCausalLM", tmp_path / "source", vocab_size=ROWS, tokenizer_size=ROWS, config_overrides=sizes)
     operation = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
-    recipe = {"version": 1, "base_model": str(tmp_path / "source"), "operations": [operation], "output": str(tmp_path / "out")}
+    recipe = {
+        "version": 1,
+        "base_model": str(tmp_path / "source"),
+        "operations": [operation],
+        "output": str(tmp_path / "out"),
+    }
     with pytest.raises(VerificationFailed, match="fails on the new ids.*index out of range"):
         graftkit.apply(recipe)
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from support.families import ROWS, TOKENS, build
 
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.write import write_checkpoint
-from graftkit.engine import plan
+from graftkit.engine import execute, plan
 from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.verification.structural import check_structure
 
@@ -140,3 +140,22 @@ def test_tokens_that_take_padding_rows_leave_the_shape_alone(tmp_path):
     planned = planned_for(source, tmp_path / "out")
     assert {change.new_shape for change in planned.tensors} == {(ROWS, 32)}
     assert {change.rows for change in planned.tensors} == {1}
+
+
+def test_a_file_that_was_not_carried_along_is_named(tmp_path):
+    source = build("llama", tmp_path / "source")
+    (source / "LICENSE").write_text("free")
+    planned = planned_for(source, tmp_path / "never")
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    write_checkpoint(planned.source, planned.result, staged)
+    (staged / "LICENSE").unlink()
+    with pytest.raises(VerificationFailed, match="file LICENSE was not carried along"):
+        check_structure(planned.result, staged)
+
+
+def test_a_produced_value_that_is_not_finite_is_never_written(source, tmp_path):
+    planned = planned_for(source, tmp_path / "out", init={"scheme": "normal", "std": 1e39})
+    with pytest.raises(VerificationFailed, match=r"not finite at element \d+; it was computed by the recipe"):
+        execute(planned)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""A new check enters with its fault: whatever can fail a verification is listed here with the test that plants it.
+
+What can fail is found in the source: each class with ``failures``, each function that raises VerificationFailed, and each kind
+of look of an adapter's check. Where such a class or function is new, this test fails until a line names its test.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from graftkit.compare import CHECKS
+from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
+from graftkit.selftest.adapters import CHECKS as ADAPTER_CHECKS
+from graftkit.selftest.faults import FAULTS
+
+TESTS = Path(__file__).parents[1]
+PACKAGE = TESTS.parent / "graftkit"
+
+#: Only say of others what they say, or raise what others found.
+PASSED_ON = {"selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
+
+PLANTED = {
+    "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
+    "compare.py Verification": "selftest/test_demo.py test_every_fault_is_caught_and_no_clean_copy_flagged",
+    "verification/adapted.py AdaptedReport": "verification/test_adapted.py test_a_planted_fault_is_caught_by_name",
+    "verification/adapter.py AdapterReport": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
+    "verification/adapter_outputs.py OutputGap": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
+    "verification/adapter_weights.py WeightGap": "operations/test_add_lora_spectral.py test_a_factor_that_is_wrong_is_caught",
+    "verification/composition.py check_measured": "verification/test_composition.py test_a_weaker_measurement_fails",
+    "verification/differences.py Differences": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
+    "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",
+    "verification/first_step/report.py FirstStepReport": "verification/test_first_step.py test_a_changed_old_weight_shows_in_the_gradients",
+    "verification/forward.py load": "verification/test_outputs.py test_a_stale_vocabulary_size_does_not_load",
+    "verification/heads/check.py HeadReport": "verification/test_heads.py test_a_missing_head_tensor_and_a_random_one_are_caught",
+    "verification/heads/held_out.py HeldOutReport": "operations/test_head_examples.py test_labels_that_changed_places_are_caught",
+    "verification/lens/lens.py _Found": "verification/lens/test_lens.py test_an_ulp_is_named_and_stands_in_the_noise",
+    "verification/lens/report.py LensReport": "verification/lens/test_lens.py test_another_epsilon_is_named_by_its_module",
+    "verification/liveness.py Liveness": "verification/test_adapter_faults.py test_an_operation_that_makes_a_wrong_adapter_writes_nothing",
+    "verification/outputs.py OutputsReport": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
+    "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
+    "verification/signal/report.py SignalReport": "verification/test_signal.py test_what_is_not_finite_is_a_failure",
+    "verification/structural.py _check_documents": "verification/test_structural.py test_a_changed_config_is_named",
+    "verification/structural.py _check_finite": "verification/test_structural.py test_a_produced_value_that_is_not_finite_is_never_written",
+    "verification/structural.py _check_names": "verification/test_structural.py test_a_lost_tensor_is_named",
+    "verification/structural.py _check_tensor": "verification/test_structural.py test_changed_values_are_named",
+    "verification/structural.py check_adapter": "verification/test_adapter_faults.py test_an_adapter_that_is_damaged_while_it_is_written_is_caught_byte_by_byte",
+    "verification/tokenization.py TokenizationReport": "verification/test_tokenization.py test_a_planted_fault_is_caught",
+}
+
+#: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
+CANNOT_RUN = {
+    "verification/adapted.py adapt",
+    "verification/inputs.py find_inputs",
+    "verification/lens/setting.py in_float64",
+    "verification/reference.py _table",
+    "verification/signal/compare.py _measured",
+}
+
+
+def what_can_fail(source):
+    """Names of the classes that hold failures and of the functions that raise VerificationFailed."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            fields = {getattr(item.target, "id", "") for item in node.body if isinstance(item, ast.AnnAssign)}
+            methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            if "failures" in fields | methods:
+                yield node.name
+        elif isinstance(node, ast.FunctionDef):
+            raised = [item.exc for item in ast.walk(node) if isinstance(item, ast.Raise) and item.exc]
+            if any(getattr(getattr(call, "func", None), "id", "") == "VerificationFailed" for call in raised):
+                yield node.name
+
+
+def test_whatever_can_fail_has_a_test_that_plants_its_fault():
+    found = {
+        f"{path.relative_to(PACKAGE)} {name}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name in what_can_fail(path.read_text(encoding="utf-8"))
+    }
+    assert found == PLANTED.keys() | PASSED_ON | CANNOT_RUN
+
+
+@pytest.mark.parametrize("entry", sorted(set(PLANTED.values())))
+def test_the_named_test_is_there_and_expects_a_failure(entry):
+    path, name = entry.split()
+    tree = ast.parse((TESTS / path).read_text(encoding="utf-8"))
+    body = next(ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == name)
+    assert re.search(r"pytest\.raises\(VerificationFailed|failures", body)
+
+
+def test_a_check_that_is_new_is_seen():
+    planted = "class New:\n    failures: tuple\n\ndef look():\n    raise VerificationFailed('no')\n"
+    assert list(what_can_fail(planted)) == ["New", "look"]
+
+
+def test_each_check_of_verify_is_asked_of_a_planted_fault():
+    assert {check for fault in FAULTS for check in fault.seen_by} == {*CHECKS, "loading"}
+    asked = {check for fault in ADAPTER_FAULTS for check in fault.seen_by}
+    assert asked == {*ADAPTER_CHECKS, "outputs", "loading"}
