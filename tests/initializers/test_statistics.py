@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -105,3 +107,31 @@ def test_normal_has_the_std_asked_for(table):
     made = rows.normal(stats, list(range(2000)), 0.02)
     assert float(made.std()) == pytest.approx(0.02, rel=0.03)
     assert float((rows.normal(stats, list(range(2000)), None) - stats.mean).std()) == pytest.approx(stats.std, rel=0.03)
+
+
+def test_torch_has_as_many_threads_after_it_as_before(table):
+    def count(_):
+        table_statistics(source(table, 50), 50)
+        return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(count, range(8))) == {3}
+        assert count(0) == 3
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_mean_does_not_depend_on_the_number_of_threads():
+    table = torch.randn(3000, 700, generator=torch.Generator().manual_seed(4)).to(torch.bfloat16)
+    found = []
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(table_statistics(source(table, 3000, 1000), 3000).mean)
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
