@@ -12,6 +12,7 @@ from typing import Any
 from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
+from graftkit.recipe.add_adapter import STARTS
 from graftkit.verification.adapter import AdapterCheck, AdapterReport
 from graftkit.verification.digests import BaseDigests, tensor_digests
 from graftkit.verification.forward import few
@@ -65,7 +66,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     there = open_adapter(adapter)
     opened = _open_base(directory, there.config, base)
     known = _known(directory)
-    strength = known.strength if known else PromiseClass.BITWISE
+    strength = known.strength if known else PromiseClass[STARTS.get(there.config["peft_type"], "bitwise").upper()]
     reason = "" if outputs else "--no-outputs"
     source = None
     if known and known.residual and outputs:

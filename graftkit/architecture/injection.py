@@ -105,7 +105,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     entries = {key: _entry(key, tensor, owners, shapes) for key, tensor in state.items()}
     tuner = model.base_model
     return Injection(
-        _saved_config(model),
+        saved_config(model),
         entries,
         tuple(owner for owner in owners.values() if isinstance(owner, Target)),
         tuple(tuner.targeted_module_names),
@@ -159,7 +159,7 @@ def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str
     return Entry("copy", shape, dtype, weight=weight)
 
 
-def _saved_config(model: Any) -> dict[str, Any]:
+def saved_config(model: Any) -> dict[str, Any]:
     """adapter_config.json as `save_pretrained` writes it, lists in a fixed order."""
     config = model.peft_config[NAME]
     values = config.to_dict() | {"inference_mode": True}

@@ -69,6 +69,34 @@ def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[s
     return found, notes
 
 
+def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple[str, ...]]:
+    """``target_modules`` for a kind of adapter whose targets need not be linears: globs become names, towers are left out.
+
+    A regular expression and null are peft's to read. Also returns sentences on what was left out.
+
+    Raises:
+        RecipeError: an entry matches nothing; near names are shown.
+    """
+    if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
+        found, notes = resolve(build, {"r": 1, "target_modules": wanted})
+        return found.config["target_modules"], notes
+    if not isinstance(wanted, list):
+        return wanted, ()
+    skeleton = build()
+    names = [name for name, module in skeleton.model.named_modules() if name]
+    owning = [name for name in names if any(True for _ in skeleton.model.get_submodule(name).parameters(recurse=False))]
+    entries: list[str] = []
+    for entry in wanted:
+        glob = _GLOB.search(entry)
+        matched = _matched(owning, entry) if glob else [name for name in names if _named(name, entry)]
+        if not matched:
+            raise _unmatched(entry, names, operation)
+        entries += matched if glob else [entry]
+    found_names = tuple(name for name in names if any(_named(name, entry) for entry in entries))
+    kept, notes = _kept(found_names, wanted, towers(skeleton), ())
+    return list(dict.fromkeys(entries)) if kept == found_names else list(kept), notes
+
+
 def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> list[str]:
     """The entries with globs replaced by the full names that they match; each entry must match something."""
     names = [name for name, _ in skeleton.model.named_modules() if name]
@@ -77,9 +105,7 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
     entries: list[str] = []
     for entry in values["target_modules"]:
         if _GLOB.search(entry):
-            matched = [
-                n for n in names if n in fit and (fnmatch.fnmatchcase(n, entry) or fnmatch.fnmatchcase(n, f"*.{entry}"))
-            ]
+            matched = [name for name in _matched(names, entry) if name in fit]
             if not matched:
                 raise _unmatched(entry, names)
             layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
@@ -94,6 +120,10 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
         else:
             raise _unmatched(entry, names)
     return list(dict.fromkeys(entries))
+
+
+def _matched(names: Iterable[str], glob: str) -> list[str]:
+    return [name for name in names if fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")]
 
 
 def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
@@ -128,12 +158,12 @@ def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
     return bool(found.modules or found.parameters)
 
 
-def _unmatched(entry: str, names: Iterable[str]) -> RecipeError:
+def _unmatched(entry: str, names: Iterable[str], operation: str = "add_lora") -> RecipeError:
     known = list(names)
     lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))
     close = difflib.get_close_matches(entry, known if "." in entry else lasts, n=3, cutoff=0.5) or lasts[-8:]
     return RecipeError(
-        f"operations: add_lora: target_modules: {printable(entry)!r} matches no module; near names: {', '.join(close)}"
+        f"operations: {operation}: target_modules: {printable(entry)!r} matches no module; near names: {', '.join(close)}"
     )
 
 

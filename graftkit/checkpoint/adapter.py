@@ -55,7 +55,7 @@ def open_adapter(path: str) -> Adapter:
 
     Raises:
         InputRejected: there is no such folder, a file is missing or malformed, the weights are a pickle, or a tensor
-            is not floating point; the file is named.
+            of a LoRA is not floating point; the file is named.
         StorageFault: the file system failed.
     """
     directory = Path(path).expanduser()
@@ -80,7 +80,7 @@ def _open(directory: Path) -> Adapter:
     if not header.tensors:
         raise InputRejected(f"{WEIGHTS}: holds no tensors")
     for name, tensor in header.tensors.items():
-        if tensor.dtype not in FLOATING:
+        if tensor.dtype not in FLOATING and config["peft_type"] == "LORA":  # other kinds also store places
             raise InputRejected(f"{WEIGHTS}: tensor {printable(name)!r} is {tensor.dtype}, not floating point")
     return Adapter(config, header.tensors)
 

@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 #: How much of a tensor is held at a time. Large enough for sequential speed, small enough to stay in the caches' reach.
 CHUNK = 8 << 20
 
+#: Tag of the safetensors format -> name of torch's dtype.
+DTYPES = {
+    "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
+
+#: Name of torch's dtype -> tag.
+TAGS = {name: tag for tag, name in DTYPES.items()}
+
 
 def torch_dtype(tag: str) -> Any:
     """The torch dtype of a safetensors tag; opaque dtypes become uint8, since only their shape is asked for."""
     import torch
 
-    names = {
-        "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64", "I32": "int32",
-        "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-    }  # fmt: skip
-    return getattr(torch, names.get(tag, "uint8"))
+    return getattr(torch, DTYPES.get(tag, "uint8"))
 
 
 def read_range(path: os.PathLike[str], offset: int, nbytes: int) -> np.ndarray[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
 from graftkit.operations.base import Context, Operation, Outcome, Written
 from graftkit.operations.extend_vocab import extend_vocab
@@ -13,6 +14,7 @@ from graftkit.operations.resize_adapter import resize_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "add_adapter": add_adapter,
     "add_lora": add_lora,
     "extract_lora": extract_lora,
     "merge_adapter": merge_adapter,

@@ -1,11 +1,31 @@
-"""The base that an adapter's config names, so that loading it resolves."""
+"""What every operation that makes an adapter asks of the base: how it loads, where its tensors lie, what else is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.adapter_task import head_modules
+from graftkit.architecture.embeddings import INPUT, OUTPUT
+from graftkit.architecture.injection import skeleton_of
+from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.errors import InputRejected, printable
 from graftkit.operations.base import Context
+from graftkit.verification.vocabulary import VocabularyChange
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base as it is when the adapter is made: config and the dtype that it loads in. Called, it builds a skeleton."""
+
+    config: Mapping[str, Any]
+    dtype: str
+
+    def __call__(self) -> Skeleton:
+        return skeleton_of(self.config, self.dtype)
 
 
 def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
@@ -16,3 +36,63 @@ def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
     if source.revision is not None:
         return {"base_model_name_or_path": source.name, "revision": source.revision}
     return {"base_model_name_or_path": str(source.directory), "revision": None}
+
+
+def loaded_dtype(checkpoint: Checkpoint) -> str:
+    """The dtype that the base loads in: the config's, else that of its first floating tensor, as the loader decides."""
+    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
+    if isinstance(named, str):
+        return named.removeprefix("torch.")
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    return next((names[t.dtype] for t in checkpoint.tensors.values() if t.dtype in FLOATING), "float32")
+
+
+def disk_names(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name in memory -> name on disk, through ties; tensors that are stored in a converted form are left out."""
+    names = skeleton.memory_names(list(checkpoint.tensors))
+    disk = {memory: name for name, (memory, converted) in names.items() if not converted}
+    for name, origin in skeleton.tied.items():
+        if name not in disk and origin in disk:
+            disk[name] = disk[origin]
+    return disk
+
+
+def base_tensor(operation: str, checkpoint: Checkpoint, disk: Mapping[str, str], weight: str) -> LazyTensor:
+    """The base's tensor of the name in memory ``weight``; ``disk`` is what :func:`disk_names` returns.
+
+    Raises:
+        InputRejected: on disk it has another form.
+    """
+    name = disk.get(weight)
+    if name is None:
+        raise InputRejected(
+            f"{operation}: {printable(weight)} is stored in a converted form, and what is asked for needs its values;"
+            " save the checkpoint once with this transformers, or leave the module out"
+        )
+    return checkpoint.tensors[name]
+
+
+def modules_to_save(asked: str | tuple[str, ...] | None, skeleton: Skeleton, context: Context) -> list[str]:
+    """The modules that are trained whole: those ``asked`` for, and for ``auto`` the head of the recipe or of the base."""
+    if asked != "auto":
+        return list(asked or ())
+    new = [module for outcome in context.earlier for module in outcome.new_modules]
+    return new or list(head_modules(skeleton))
+
+
+def trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int]]:
+    """Module -> ids of the tokens that the recipe has added, for the input table and an output table of its own."""
+    ids = sorted(i for o in context.earlier if o.vocabulary for i in o.vocabulary.new_tokens.values())
+    if not ids:
+        return {}
+    names = {}
+    for getter in (INPUT, OUTPUT):
+        weights = sorted(skeleton.weight_names(getter), key=lambda name: (name in skeleton.tied, len(name)))
+        if weights and not (getter == OUTPUT and weights[0] in skeleton.tied):
+            names[weights[0].removesuffix(".weight")] = ids
+    return names
+
+
+def vocabulary_change(context: Context) -> VocabularyChange | None:
+    """What the recipe has done to the vocabulary before."""
+    return next((outcome.vocabulary.change for outcome in context.earlier if outcome.vocabulary), None)

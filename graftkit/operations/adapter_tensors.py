@@ -9,13 +9,12 @@ from typing import Any
 
 from graftkit.architecture.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import read_ids, read_tensor, torch_dtype
+from graftkit.checkpoint.reading import TAGS, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
 from graftkit.initializers.seeding import seed_of
-
-TAGS = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16"}
+from graftkit.operations.adapter_base import base_tensor
 
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
@@ -55,13 +54,7 @@ class AdapterMaker:
         Raises:
             InputRejected: on disk it has another form.
         """
-        name = self.disk.get(weight)
-        if name is None:
-            raise InputRejected(
-                f"add_lora: {printable(weight)} is stored in a converted form, and what is asked for needs its values;"
-                " save the checkpoint once with this transformers, or leave the module out"
-            )
-        return self.checkpoint.tensors[name]
+        return base_tensor("add_lora", self.checkpoint, self.disk, weight)
 
     def residual(self, target: Target) -> LazyTensor:
         """The weight less scaling·B·A, rounded once to its own dtype."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.adapter_task import head_modules, task_type
-from graftkit.architecture.embeddings import INPUT, OUTPUT
-from graftkit.architecture.injection import Injection, skeleton_of
+from graftkit.architecture.adapter_task import task_type
+from graftkit.architecture.injection import Injection
 from graftkit.architecture.skeleton import Skeleton, architecture_of
 from graftkit.architecture.targets import resolve
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import RecipeError
-from graftkit.operations.adapter_base import base_fields
+from graftkit.operations.adapter_base import (
+    Base,
+    base_fields,
+    disk_names,
+    loaded_dtype,
+    modules_to_save,
+    trainable_tokens,
+    vocabulary_change,
+)
 from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.untie import untied
@@ -27,17 +32,6 @@ from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, S
 OWN = ("op", "exact", "modules_to_save", "train_new_tokens", "examples", "config")
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """The base as it is when the adapter is made: config and the dtype that it loads in."""
-
-    config: Mapping[str, Any]
-    dtype: str
-
-    def __call__(self) -> Skeleton:
-        return skeleton_of(self.config, self.dtype)
-
-
 def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Make the adapter, and take out of the base what a spectral init moves into it.
 
@@ -46,7 +40,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         InputRejected: the base cannot be operated on.
     """
     _check_offered(spec, checkpoint)
-    base = _Base(checkpoint.config, _dtype(checkpoint))
+    base = Base(checkpoint.config, loaded_dtype(checkpoint))
     skeleton = base()
     fields = _fields(spec, skeleton, context)
     injection, notes = resolve(base, fields)
@@ -54,10 +48,10 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
     if not fields.get("ensure_weight_tying"):
         checkpoint, tie_notes = untied(checkpoint, skeleton, _trained(injection))
     if tie_notes:
-        base = _Base(checkpoint.config, base.dtype)
+        base = Base(checkpoint.config, base.dtype)
         injection, notes = resolve(base, fields)
         skeleton = base()
-    disk = _disk_names(skeleton, checkpoint)
+    disk = disk_names(skeleton, checkpoint)
     halves = 2 if spec.exact else 1
     if spec.init_lora_weights not in SAMPLED:
         reasons = list(unsuitable(injection, disk, checkpoint, halves))
@@ -72,7 +66,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         residuals = {disk[target.weight]: maker.residual(target) for target in injection.targets}
         checkpoint = checkpoint.with_tensors(residuals)
     adapter = Adapter(_config(spec, injection, checkpoint, context), tensors)
-    check = AdapterCheck(_strength(spec), residual=takes_out, vocabulary=_vocabulary(context))
+    check = AdapterCheck(_strength(spec), residual=takes_out, vocabulary=vocabulary_change(context))
     return Outcome(
         checkpoint,
         _promise(spec),
@@ -106,15 +100,6 @@ def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
         raise RecipeError(f"operations: add_lora: use_dora: starts as the identity from B = 0, not from {kind}")
 
 
-def _dtype(checkpoint: Checkpoint) -> str:
-    """The dtype that the base loads in: the config's, else that of its first floating tensor, as the loader decides."""
-    named = checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")
-    if isinstance(named, str):
-        return named.removeprefix("torch.")
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    return next((names[t.dtype] for t in checkpoint.tensors.values() if t.dtype in FLOATING), "float32")
-
-
 def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, Any]:
     """The fields of LoraConfig; the init is left to the maker, since it changes neither names nor shapes."""
     written = spec.plain_fields()
@@ -122,11 +107,11 @@ def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, An
     fields |= dict(written.get("config") or {})  # type: ignore[call-overload]
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     fields["init_lora_weights"] = True
-    saved = _modules_to_save(spec, skeleton, context)
+    saved = modules_to_save(spec.modules_to_save, skeleton, context)
     if saved:
         fields["modules_to_save"] = saved
     if spec.train_new_tokens and "trainable_token_indices" not in fields:
-        tokens = _trainable_tokens(skeleton, context)
+        tokens = trainable_tokens(skeleton, context)
         if tokens:
             fields["trainable_token_indices"] = tokens
     if spec.exact:
@@ -145,40 +130,10 @@ def _doubled(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _modules_to_save(spec: AddLora, skeleton: Skeleton, context: Context) -> list[str]:
-    if spec.modules_to_save != "auto":
-        return list(spec.modules_to_save or ())
-    new = [module for outcome in context.earlier for module in outcome.new_modules]
-    return new or list(head_modules(skeleton))
-
-
-def _trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int]]:
-    """Module -> ids of the tokens that the recipe has added, for the input table and an output table of its own."""
-    ids = sorted(i for o in context.earlier if o.vocabulary for i in o.vocabulary.new_tokens.values())
-    if not ids:
-        return {}
-    names = {}
-    for getter in (INPUT, OUTPUT):
-        weights = sorted(skeleton.weight_names(getter), key=lambda name: (name in skeleton.tied, len(name)))
-        if weights and not (getter == OUTPUT and weights[0] in skeleton.tied):
-            names[weights[0].removesuffix(".weight")] = ids
-    return names
-
-
 def _trained(injection: Injection) -> frozenset[str]:
     """Names in memory of the tables and matrices that are trained in one place: targets, and modules saved whole."""
     copies = {entry.weight for entry in injection.entries.values() if entry.role == "copy"}
     return frozenset({target.weight for target in injection.targets} | copies)
-
-
-def _disk_names(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, str]:
-    """Name in memory -> name on disk, through ties; tensors that are stored in a converted form are left out."""
-    names = skeleton.memory_names(list(checkpoint.tensors))
-    disk = {memory: name for name, (memory, converted) in names.items() if not converted}
-    for name, origin in skeleton.tied.items():
-        if name not in disk and origin in disk:
-            disk[name] = disk[origin]
-    return disk
 
 
 def _config(spec: AddLora, injection: Injection, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
@@ -189,10 +144,6 @@ def _config(spec: AddLora, injection: Injection, checkpoint: Checkpoint, context
         **base_fields(checkpoint, context),
         "init_lora_weights": init,
     }
-
-
-def _vocabulary(context: Context) -> Any:
-    return next((outcome.vocabulary.change for outcome in context.earlier if outcome.vocabulary), None)
 
 
 def _strength(spec: AddLora) -> PromiseClass:

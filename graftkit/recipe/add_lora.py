@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, PlainSerializer, Tag
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.choice import BRANCH
+from graftkit.recipe.adapter_fields import Pattern, Saved, Targets, Values, nothing, several
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import did_you_mean, found, shown
@@ -41,38 +41,6 @@ def _init(value: object) -> object:
     raise problem(f"unknown value {shown(value)}; {hint}")
 
 
-def _text_or_list(value: object) -> str:
-    return f"{BRANCH}text" if isinstance(value, str) else f"{BRANCH}list"
-
-
-def _several(value: object) -> object:
-    return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _frozen(value: object) -> object:
-    if isinstance(value, Mapping):
-        return FrozenMapping({key: _frozen(item) for key, item in value.items()})
-    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-Targets = Annotated[
-    Annotated[Text, Tag(f"{BRANCH}text")] | Annotated[ListOf[Text], Field(min_length=1), Tag(f"{BRANCH}list")],
-    Discriminator(_text_or_list),
-]
-Saved = Annotated[
-    Annotated[Literal["auto"], Tag(f"{BRANCH}text")] | Annotated[ListOf[Text], Tag(f"{BRANCH}list")],
-    Discriminator(_text_or_list),
-]
-
-
-def _nothing(value: object) -> object:
-    return None if value == () else value
-
-
-Pattern = Annotated[Mapping[Text, Annotated[int, Field(ge=1)]], AfterValidator(FrozenMapping), PlainSerializer(dict)]
-Values = Annotated[Mapping[Text, object], AfterValidator(_frozen), PlainSerializer(dict)]
-
-
 class AddLora(Spec):
     """Make a LoRA adapter that starts as the identity, beside the base (Hu 2021)."""
 
@@ -103,13 +71,13 @@ class AddLora(Spec):
     )
     layers_to_transform: Annotated[
         ListOf[Annotated[int, Field(ge=0)]] | None,
-        BeforeValidator(_several),
+        BeforeValidator(several),
         Field(description="Indices of the layers that get an adapter; null means all."),
     ] = None
     layers_pattern: Annotated[Text | None, Field(description="Name of the list of layers, such as layers.")] = None
     modules_to_save: Annotated[
         Saved | None,
-        AfterValidator(_nothing),
+        AfterValidator(nothing),
         Field(description="Modules trained whole; auto finds the head that the recipe or the base has."),
     ] = "auto"
     train_new_tokens: Annotated[

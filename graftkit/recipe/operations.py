@@ -6,6 +6,7 @@ that literal as its default, and put the class into the union: ``ExtendVocab | R
 
 from typing import Annotated
 
+from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
@@ -16,5 +17,6 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 
 Operation = Annotated[
-    ExtendVocab | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter, OneOf("op", "operation")
+    ExtendVocab | AddAdapter | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter,
+    OneOf("op", "operation"),
 ]

@@ -83,9 +83,8 @@ class Report:
         adapter = self.plan.adapter
         if adapter is not None:
             base = adapter.config["base_model_name_or_path"]
-            rows = tuple(adapter.config.get("trainable_token_indices") or ())
             written = f"{self.plan.recipe.output}/{FOLDER}"
-            return adapter_snippets(base, written, architecture_of(self.plan.result.config), rows)
+            return adapter_snippets(base, written, architecture_of(self.plan.result.config), adapter.config)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name][0]

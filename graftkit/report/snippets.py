@@ -7,7 +7,8 @@ and sequence classifiers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 #: How the names of the classes end that every trainer trains.
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -34,12 +35,15 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
     return "\n".join(lines)
 
 
-def adapter_snippets(base: str, adapter: str, architecture: str, modules: Sequence[str] = ()) -> str:
+def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any]) -> str:
     """Return what the trainers need to go on training the prepared ``adapter`` on ``base``; none makes one of its own.
 
-    ``modules`` are the modules of which the adapter trains some rows.
+    ``config`` is adapter_config.json: another kind than LoRA goes through peft alone, and learnt prompts are only loaded.
     """
     path, prepared = json.dumps(base), json.dumps(adapter)
+    if config["peft_type"] != "LORA":
+        return _peft_alone(path, prepared, architecture, prompt="num_virtual_tokens" in config)
+    modules = tuple(config.get("trainable_token_indices") or ())
     lines = [
         "# transformers Trainer, TRL (pass no peft_config)",
         f"model = {architecture}.from_pretrained({path})",
@@ -60,6 +64,13 @@ def adapter_snippets(base: str, adapter: str, architecture: str, modules: Sequen
             f"model, tokenizer = FastLanguageModel.from_pretrained({prepared}, load_in_4bit=False)",
         ]
     return "\n".join([*lines, *_swift(path, architecture, f" --adapters {prepared}")])
+
+
+def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) -> str:
+    what = "# peft loads learnt prompts for inference alone" if prompt else "# transformers Trainer, TRL (pass no peft_config)"
+    trainable = "" if prompt else ", is_trainable=True"
+    load = f"model = PeftModel.from_pretrained(model, {prepared}{trainable})"
+    return "\n".join([what, f"model = {architecture}.from_pretrained({path})", load])
 
 
 def _swift(path: str, architecture: str, more: str = "") -> Iterator[str]:

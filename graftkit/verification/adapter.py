@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.skeleton import one_line
+from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
@@ -21,10 +21,14 @@ from graftkit.verification.forward import few, load, undisturbed
 from graftkit.verification.liveness import NAME, Liveness, liveness
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
 from graftkit.verification.vocabulary import VocabularyChange
 
 if TYPE_CHECKING:
     from graftkit.operations.base import Written
+
+#: The tensor of learnt vectors.
+PROMPT = "prompt_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class AdapterReport:
     gap: OutputGap | None = None
     merged: str = ""
     weights: WeightGap | None = None
-    gradients: Liveness | None = None
+    gradients: Liveness | TunerGradients | None = None
     found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 
@@ -77,16 +81,7 @@ class AdapterReport:
         if self.merged:
             yield "after merging", self.merged, ""
         if self.gradients is not None:
-            yield from _gradient_rows(self.gradients)
-
-
-def _gradient_rows(found: Liveness) -> Iterator[tuple[str, str, str]]:
-    yield "gradients at step 0", "alive" if not found.failures else "failed", f"{found.alive} targets"
-    for what, names in (("not run by the probe", found.unreached), ("no gradient arrives", found.blocked)):
-        if names:
-            yield "gradients", what, few(names)
-    for name, count in list(found.unrouted.items())[:2]:
-        yield "gradients", "not routed to", f"{count} experts of {name}"
+            yield from self.gradients.rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +146,8 @@ class AdapterCheck:
             peft_model, named = _with_peft(model.model, adapter)
         except Exception as error:  # noqa: BLE001 - whatever peft runs into is the finding
             return dataclasses.replace(report, found={"peft": (f"adapter: peft cannot load it: {one_line(error)}",)})
+        if peft_model.active_peft_config.peft_type != "LORA":
+            return dataclasses.replace(self._tuner(report, peft_model, named, reference, seed), seconds=seconds)
         gap = compare(peft_model.get_base_model(), reference, self.vocabulary if source is not None else None)
         weights = weight_gap(
             peft_model, source or base, self.strength, residual=self.residual, vocabulary=self.vocabulary
@@ -167,6 +164,16 @@ class AdapterCheck:
         return dataclasses.replace(
             report, gap=gap, merged=after, weights=weights, gradients=alive, found=found, seconds=seconds
         )
+
+    def _tuner(
+        self, report: AdapterReport, peft_model: Any, named: tuple[str, ...], reference: Reference, seed: int
+    ) -> AdapterReport:
+        """The same for a kind of adapter that is no LoRA; no promise speaks of merging it."""
+        model, reference, prompt = as_it_runs(peft_model, reference)
+        gap = compare(model, reference, None, prompt)
+        alive = tuner_gradients(peft_model, model, reference.parts[0], reference.made, seed)
+        found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": alive.failures}
+        return dataclasses.replace(report, gap=gap, gradients=alive, found=found)
 
     def _merged(self, peft_model: Any, reference: Reference, base: Path) -> str:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
@@ -194,12 +201,32 @@ def _cannot_run(base: Path) -> str:
 
 def _with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
     """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
-    with warnings.catch_warnings(record=True):
-        warnings.simplefilter("always")
-        loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-        result = loaded.load_adapter(str(adapter), NAME, is_trainable=True)
+    prompts = PeftConfig.from_pretrained(str(adapter)).is_prompt_learning  # peft loads these for inference alone
+    with silent():
+        loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=not prompts)
+        result = loaded.load_adapter(str(adapter), NAME, is_trainable=not prompts)
     loaded.eval()
-    both = (("missing", result.missing_keys), ("unexpected", result.unexpected_keys))
-    return loaded, tuple(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names)
+    other = _other_prompt(loaded, adapter) if prompts else ()
+    if prompts:
+        result.unexpected_keys.remove(PROMPT)  # peft puts it where it belongs, and calls it unexpected all the same
+    both = (("missing", _lost(loaded, result.missing_keys)), ("unexpected", result.unexpected_keys))
+    return loaded, (*other, *(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names))
+
+
+def _other_prompt(model: Any, adapter: Path) -> tuple[str, ...]:
+    """A sentence where the learnt vectors are not those of the file."""
+    from safetensors.torch import load_file
+
+    stored = load_file(adapter / WEIGHTS)[PROMPT]
+    equal = model.prompt_encoder[NAME].embedding.weight.to(stored.dtype).equal(stored)
+    return () if equal else (f"adapter: the vectors that peft loads are not those of {WEIGHTS}",)
+
+
+def _lost(model: Any, missing: list[str]) -> list[str]:
+    """The ``missing`` names less those of a parameter that was loaded under another of its names."""
+    everywhere = list(model.named_parameters(remove_duplicate=False))
+    loaded = {id(parameter) for name, parameter in everywhere if name not in missing}
+    aliases = {name for name, parameter in everywhere if id(parameter) in loaded}
+    return [name for name in missing if name not in aliases]

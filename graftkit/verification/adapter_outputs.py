@@ -34,7 +34,7 @@ class OutputGap:
     def failures(self, strength: PromiseClass) -> Iterator[str]:
         """Yield a sentence for what is beyond the promise."""
         yield from self.broken
-        if self.bitwise or self.broken:
+        if self.bitwise or self.broken or strength is PromiseClass.INTENTIONAL:
             return
         allowed = 0.0 if strength is PromiseClass.BITWISE else ROUNDED.get(self.dtype, 1e-3)
         if self.relative > allowed or strength is PromiseClass.BITWISE:
@@ -54,8 +54,11 @@ class _Sums:
     values: int = 0
 
 
-def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | None) -> OutputGap:
-    """Run ``model`` on the probes of ``reference``; logits over new ids are left out where ``vocabulary`` is given."""
+def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | None, prompt: int = 0) -> OutputGap:
+    """Run ``model`` on the probes of ``reference``; logits over new ids are left out where ``vocabulary`` is given.
+
+    ``prompt`` is the number of learnt vectors that the model may put before its input; their outputs are left out.
+    """
     sums: dict[str, _Sums] = {}
     broken: list[str] = []
     dtype = ""
@@ -66,7 +69,7 @@ def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | Non
             broken.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
             break
         for name, old in reference.kept[part.name].items():
-            new = _old_part(outputs.get(name), old, vocabulary)
+            new = _behind_prompt(_old_part(outputs.get(name), old, vocabulary), old, prompt)
             if new is None or new.shape != old.shape:
                 broken.append(f"adapter: {name} has another shape or is gone, on probe {part.name!r}")
                 continue
@@ -98,6 +101,11 @@ def _old_part(new: Any, old: Any, vocabulary: VocabularyChange | None) -> Any:
     ):
         return new
     return new[..., : vocabulary.old_rows]
+
+
+def _behind_prompt(new: Any, old: Any, prompt: int) -> Any:
+    longer = prompt and new is not None and new.ndim == old.ndim > 1 and new.shape[1] == old.shape[1] + prompt
+    return new[:, prompt:] if longer else new
 
 
 def _unmasked(part: Probe, values: Any, vocabulary: VocabularyChange | None) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.verification.forward import flatten
+from graftkit.verification.forward import few, flatten
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
 
@@ -34,9 +34,14 @@ class Liveness:
     unrouted: dict[str, int]
     failures: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """The figures as JSON values."""
-        return dataclasses.asdict(self)
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        yield "gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} targets"
+        for what, names in (("not run by the probe", self.unreached), ("no gradient arrives", self.blocked)):
+            if names:
+                yield "gradients", what, few(names)
+        for name, count in list(self.unrouted.items())[:2]:
+            yield "gradients", "not routed to", f"{count} experts of {name}"
 
 
 @dataclass(slots=True)
@@ -68,7 +73,7 @@ def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liven
     seen = {name: _Seen() for name in layers}
     hooks = [module.register_forward_hook(seen[name].forward) for name, module in layers.items()]
     try:
-        _backward(inner, _with_new_tokens(inner, _cut(probe)), made, seed)
+        backward(inner, with_trained_rows(inner, cut(probe)), made, seed)
     finally:
         for hook in hooks:
             hook.remove()
@@ -88,16 +93,18 @@ def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liven
     return Liveness(alive, tuple(unreached), tuple(blocked), unrouted, tuple(failures))
 
 
-def _cut(probe: Probe) -> Probe:
+def cut(probe: Probe) -> Probe:
+    """A small batch of the probe's first rows and tokens."""
     rows = max(TOKENS // probe.ids.shape[1], 1)
     return dataclasses.replace(probe, ids=probe.ids[:rows, :TOKENS], mask=probe.mask[:rows, :TOKENS], steps=0)
 
 
-def _with_new_tokens(model: Any, probe: Probe) -> Probe:
+def with_trained_rows(model: Any, probe: Probe) -> Probe:
     """The probe with ids of trained rows in unmasked places of its first row, so that they are looked up."""
-    from peft.utils.other import TrainableTokensWrapper
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
-    ids = sorted({i for m in model.modules() if isinstance(m, TrainableTokensWrapper) for i in _rows(m)})
+    layers = [module for module in model.modules() if isinstance(module, TrainableTokensLayer)]
+    ids = sorted({int(i) for layer in layers for i in layer.token_indices.get(NAME, ())})
     places = probe.mask[0].nonzero().flatten()[1:-1]
     count = min(len(ids), len(places))
     if not count:
@@ -107,11 +114,7 @@ def _with_new_tokens(model: Any, probe: Probe) -> Probe:
     return dataclasses.replace(probe, ids=changed)
 
 
-def _rows(wrapper: Any) -> list[int]:
-    return list(wrapper.token_adapter.token_indices.get(NAME, ()))
-
-
-def _backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None:
+def backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None:
     """Differentiate Σ ⟨R, output⟩ over the last hidden states and whatever else comes out, R normal."""
     import torch
 
@@ -122,12 +125,13 @@ def _backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None
         for name, value in outputs.items():
             stem, _, index = name.rpartition(".")
             last[stem if index.isdigit() else name] = value
-        total = sum(
+        total: Any = sum(
             (torch.randn(value.shape, generator=generator) * value.float()).mean()
             for value in last.values()
             if value.requires_grad
         )
-        total.backward()
+        if isinstance(total, torch.Tensor):
+            total.backward()  # type: ignore[no-untyped-call]
 
 
 def _factors(layer: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -1,0 +1,202 @@
+"""add_adapter: any of peft's other adapters beside the base, initialised by peft itself."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftkit.architecture.adapter_task import task_type
+from graftkit.architecture.skeleton import Skeleton, architecture_of
+from graftkit.architecture.targets import resolve_names
+from graftkit.architecture.tuner import Tuned, config_fields, tune
+from graftkit.checkpoint.adapter import Adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor
+from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.initializers.seeding import seed_of
+from graftkit.operations.adapter_base import (
+    Base,
+    base_fields,
+    base_tensor,
+    disk_names,
+    loaded_dtype,
+    modules_to_save,
+    trainable_tokens,
+    vocabulary_change,
+)
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.low_rank import as_bytes
+from graftkit.operations.untie import untied
+from graftkit.recipe.add_adapter import FILLED, OWN, STARTS, AddAdapter
+from graftkit.recipe.wording import unknown
+from graftkit.verification.adapter import AdapterCheck
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+
+#: Kinds that group a weight's rows by their values and make a tensor for each group.
+SHAPED_BY_WEIGHTS = ("ADAMSS",)
+
+
+@dataclass
+class _Maker:
+    """Makes the adapter: names and shapes when it is planned, and once more where peft needs weights for the values."""
+
+    base: Base
+    checkpoint: Checkpoint
+    spec: AddAdapter
+    fields: Mapping[str, Any]
+    seed: int
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @functools.cached_property
+    def unread(self) -> Tuned:
+        """What peft makes on stand-ins for the weights."""
+        return self._tune({})
+
+    @property
+    def planned(self) -> Tuned:
+        """What names, shapes and dtypes are taken from."""
+        return self.made if self.spec.peft_type in SHAPED_BY_WEIGHTS else self.unread
+
+    @functools.cached_property
+    def made(self) -> Tuned:
+        """What peft makes with the values of every weight that it computes with."""
+        made = self.unread
+        weights: dict[str, Any] = {}
+        while made.read:
+            for name in made.read:
+                weights[name] = read_tensor(self._stored(name)).to(torch_dtype(TAGS[self.base.dtype]))
+            made = self._tune(weights)
+        return made
+
+    @functools.cached_property
+    def disk(self) -> Mapping[str, str]:
+        """Name in memory -> name on disk."""
+        return disk_names(self.base(), self.checkpoint)
+
+    def tensors(self) -> dict[str, LazyTensor]:
+        """The lazy tensor of every name in adapter_model.safetensors.
+
+        Raises:
+            InputRejected: peft needs a weight that is stored in another form.
+        """
+        for name in sorted(self.unread.read):
+            self._stored(name)
+        return {name: self._lazy(name, tensor) for name, tensor in self.planned.tensors.items()}
+
+    def _lazy(self, name: str, tensor: Any) -> LazyTensor:
+        tag = TAGS[str(tensor.dtype).removeprefix("torch.")]
+        return Computed(tag, tuple(tensor.shape), lambda: as_bytes(self._value(name)))
+
+    def _value(self, name: str) -> Any:
+        with self._lock:
+            return self.made.tensors[name]
+
+    def _stored(self, name: str) -> LazyTensor:
+        stored = base_tensor("add_adapter", self.checkpoint, self.disk, name)
+        if stored.dtype not in FLOATING:
+            raise InputRejected(
+                f"add_adapter: {self.spec.peft_type} computes from {printable(name)!r}, which is stored quantized"
+            )
+        return stored
+
+    def _tune(self, weights: Mapping[str, Any]) -> Tuned:
+        return tune(self.base(), self.spec.peft_type, self.fields, weights, self.seed)
+
+
+def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Make the adapter as peft does, seeded; weights are read only where peft computes from them.
+
+    Raises:
+        RecipeError: a target or field does not fit this base or the installed peft, or peft refuses.
+        InputRejected: the base cannot be operated on.
+    """
+    base = Base(checkpoint.config, loaded_dtype(checkpoint))
+    skeleton = base()
+    fields, notes = _fields(spec, base, skeleton, context)
+    seed = seed_of(context.seed, context.place, spec.peft_type)
+    maker = _Maker(base, checkpoint, spec, fields, seed)
+    tie_notes: tuple[str, ...] = ()
+    if spec.peft_type != "TRAINABLE_TOKENS":  # peft keeps tied rows together there
+        checkpoint, tie_notes = untied(checkpoint, skeleton, maker.unread.trained)
+    if tie_notes:
+        maker = _Maker(Base(checkpoint.config, base.dtype), checkpoint, spec, fields, seed)
+    tensors = maker.tensors()
+    adapter = Adapter({**maker.planned.config, **base_fields(checkpoint, context)}, tensors)
+    strength = PromiseClass.INTENTIONAL if spec.allow_change else PromiseClass[STARTS[spec.peft_type].upper()]
+    return Outcome(
+        checkpoint,
+        _promise(strength),
+        (*_notes(maker), *notes, *tie_notes),
+        adapter=adapter,
+        scope=Scope.MEASURE if strength is PromiseClass.INTENTIONAL else Scope.EVERYTHING,
+        checks=(AdapterCheck(strength, vocabulary=vocabulary_change(context)),),
+    )
+
+
+def _fields(
+    spec: AddAdapter, base: Base, skeleton: Skeleton, context: Context
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The arguments of peft's config class, and sentences on what was left out."""
+    known = config_fields(spec.peft_type)
+    if not known:
+        raise RecipeError(f"operations: add_adapter: peft_type: the installed peft has no {spec.peft_type}")
+    written: Mapping[str, Any] = spec.plain_fields()
+    fields: dict[str, Any] = dict(written.get("config") or {})
+    for name in fields:
+        if name not in known:
+            free = [other for other in known if other not in (*OWN, *FILLED)]
+            what = f"operations: add_adapter: config: {printable(name)!r} is no field of {spec.peft_type}"
+            raise RecipeError(unknown(what, name, free, all_called="its fields are"))
+    fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
+    notes: tuple[str, ...] = ()
+    if spec.target_modules is not None:
+        _need("target_modules", known, spec)
+        fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
+    saved = modules_to_save(spec.modules_to_save, skeleton, context)
+    if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
+        notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
+    elif saved:
+        _need("modules_to_save", known, spec)
+        fields["modules_to_save"] = saved
+    return fields, (*notes, *_new_tokens(spec, fields, known, trainable_tokens(skeleton, context)))
+
+
+def _need(name: str, known: tuple[str, ...], spec: AddAdapter) -> None:
+    if name not in known:
+        raise RecipeError(f"operations: add_adapter: {name}: has no effect: {spec.peft_type} has no such field")
+
+
+def _new_tokens(
+    spec: AddAdapter, fields: dict[str, Any], known: tuple[str, ...], tokens: Mapping[str, list[int]]
+) -> Iterator[str]:
+    """Let the rows of this recipe's new tokens learn where the kind can; else say that they do not."""
+    if not tokens:
+        return
+    if spec.peft_type == "TRAINABLE_TOKENS":
+        fields.setdefault("token_indices", next(iter(tokens.values())))
+        fields.setdefault("target_modules", list(tokens))
+    elif "trainable_token_indices" in known:
+        fields.setdefault("trainable_token_indices", dict(tokens))
+    else:
+        yield f"the rows of the new tokens are not trained: {spec.peft_type} has no trainable_token_indices"
+
+
+def _promise(strength: PromiseClass) -> Promise:
+    said = {
+        PromiseClass.BITWISE: (),
+        PromiseClass.ROUNDED: ("peft's arithmetic gives back what it takes away, up to rounding",),
+        PromiseClass.INTENTIONAL: ("the adapter is meant to change the outputs from the start",),
+    }[strength]
+    return Promise(strength, "every output of the base with the adapter", EVERY_INPUT, said)
+
+
+def _notes(maker: _Maker) -> Iterator[str]:
+    kind, tensors = maker.spec.peft_type, maker.planned.tensors
+    yield f"{kind}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} values"
+    if maker.unread.read:
+        when = "to plan it, since shapes depend on them" if kind in SHAPED_BY_WEIGHTS else "when it is written"
+        yield f"peft computes from {len(maker.unread.read)} weights, which are read {when}"

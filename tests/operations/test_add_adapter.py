@@ -1,0 +1,199 @@
+"""Adapters of other kinds than LoRA: the files that peft itself saves, and outputs that are what the table promises."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.families import build
+from support.sweeps import load_script
+
+from graftkit.adapter_verification import verify_adapter
+from graftkit.checkpoint import reading
+from graftkit.engine import apply, plan
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed
+from graftkit.recipe.add_adapter import REFUSED, STARTS
+
+SWEEP = load_script("sweep_adapters")
+
+#: One of each way: sampled, from the weights, shaped by them, whole modules, rows, nothing but hooks, rounded, learnt prompts.
+HANDFUL = (
+    "IA3",
+    "VERA",
+    "PSOFT",
+    "ADAMSS",
+    "LN_TUNING",
+    "TRAINABLE_TOKENS",
+    "SHADOW",
+    "OSF",
+    "PREFIX_TUNING",
+    "P_TUNING",
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    made = {}
+
+    def of(family, dtype="float32", **options):
+        key = (family, dtype, *options.items())
+        if key not in made:
+            made[key] = build(family, tmp_path_factory.mktemp(family), dtype=dtype, **options)
+        return made[key]
+
+    return of
+
+
+def recipe(source, output, *operations, **others):
+    return {"version": 1, "base_model": str(source), "output": str(output), "operations": list(operations), **others}
+
+
+def kind(name, **fields):
+    return {"op": "add_adapter", "peft_type": name, **fields}
+
+
+def test_the_table_names_every_kind_of_the_installed_peft():
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    assert {name.value for name in PEFT_TYPE_TO_CONFIG_MAPPING} == {*STARTS, *REFUSED}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", HANDFUL)
+def test_a_kind_is_what_peft_saves_and_what_the_table_promises(base, name, dtype, tmp_path):
+    found = SWEEP.measure(name, "llama", base("llama", dtype), tmp_path)
+    assert not found.refused
+    assert SWEEP.holds(name, found), found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "dtype"), SWEEP.SETTINGS)
+@pytest.mark.parametrize("name", STARTS)
+def test_every_kind_is_what_peft_saves_and_what_the_table_promises(base, name, family, dtype, tmp_path):
+    found = SWEEP.measure(name, family, base(family, dtype), tmp_path)
+    assert family != "llama" or not found.refused
+    assert SWEEP.holds(name, found), found
+
+
+def test_a_wrong_promise_is_found(base, tmp_path, monkeypatch):
+    monkeypatch.setitem(STARTS, "FOURIERFT", "bitwise")
+    with pytest.raises(VerificationFailed, match="promised bitwise"):
+        apply(recipe(base("llama"), tmp_path / "out", kind("FOURIERFT", target_modules=["q_proj"])))
+
+
+def test_only_the_weights_that_peft_computes_from_are_read(base, tmp_path, monkeypatch):
+    source = base("llama")
+    read = []
+    real = reading.read_range
+    monkeypatch.setattr(reading, "read_range", lambda path, *rest: (read.append(rest[1]), real(path, *rest))[1])
+    off = {"verify": {"outputs": False}}
+    apply(recipe(source, tmp_path / "vera", kind("VERA", target_modules="all-linear", config={"r": 4}), **off))
+    assert read == []
+    apply(recipe(source, tmp_path / "delora", kind("DELORA", target_modules=["q_proj"], config={"r": 4}), **off))
+    assert read == [32 * 32 * 4] * 2
+    adapter = load_file(tmp_path / "delora/adapter/adapter_model.safetensors")
+    weight = load_file(source / "model.safetensors")["model.layers.1.self_attn.q_proj.weight"]
+    key = "base_model.model.model.layers.1.self_attn.q_proj.delora_w_norm"
+    assert adapter[key].equal(torch.linalg.norm(weight, dim=0))
+
+
+def test_the_seed_of_the_recipe_decides(base, tmp_path):
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        operation = kind("LOHA", target_modules=["q_proj"])
+        apply(recipe(base("llama"), tmp_path / name, operation, seed=seed, verify={"outputs": False}))
+    one, again, other = (
+        load_file(tmp_path / name / "adapter/adapter_model.safetensors") for name in ("one", "again", "other")
+    )
+    assert all(one[key].equal(again[key]) for key in one)
+    assert not all(one[key].equal(other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"config": {"feedforward_module": ["down_proj"]}}, "'feedforward_module' is no field of IA3; did you mean"),
+        ({"target_modules": ["q_prj"]}, "'q_prj' matches no module; near names: q_proj"),
+        ({"target_modules": ["*.none"]}, "matches no module"),
+        ({"target_modules": ["q_proj"], "config": {"feedforward_modules": ["up_proj"]}}, "peft refuses: ValueError"),
+    ],
+)
+def test_fields_and_targets_that_do_not_fit_are_named(base, fields, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        plan(recipe(base("llama"), tmp_path / "out", kind("IA3", **fields)))
+
+
+def test_a_field_that_the_kind_lacks_is_refused_where_it_is_asked_for(base, tmp_path):
+    with pytest.raises(RecipeError, match="target_modules: has no effect: PROMPT_TUNING has no such field"):
+        prompt = kind("PROMPT_TUNING", allow_change=True, target_modules=["q_proj"], config={"num_virtual_tokens": 2})
+        plan(recipe(base("llama"), tmp_path / "out", prompt))
+
+
+def test_globs_and_all_linear_leave_the_vision_tower_out(base, tmp_path):
+    for name, targets in (("glob", ["*.q_proj"]), ("all", "all-linear")):
+        planned = plan(recipe(base("llava"), tmp_path / name, kind("LOHA", target_modules=targets)))
+        assert not [key for key in planned.adapter.tensors if "vision_tower" in key]
+        assert any("vision_tower is left out" in note for note in planned.outcomes[0].notes)
+    named = plan(recipe(base("llava"), tmp_path / "named", kind("LOHA", target_modules=["vision_tower.*.q_proj"])))
+    assert all("vision_tower" in key for key in named.adapter.tensors)
+
+
+def test_new_tokens_and_a_new_head_are_trained_where_the_kind_can(base, tmp_path):
+    tokens = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
+    report = apply(recipe(base("llama"), tmp_path / "rows", tokens, kind("TRAINABLE_TOKENS")))
+    config = json.loads((tmp_path / "rows/adapter/adapter_config.json").read_text())
+    assert config["token_indices"] == sorted(report.plan.new_tokens.values())
+    assert len(load_file(tmp_path / "rows/adapter/adapter_model.safetensors")) == 2  # input and output side
+    planned = plan(recipe(base("llama"), tmp_path / "loha", tokens, kind("LOHA", target_modules=["q_proj"])))
+    assert any("new tokens are not trained: LOHA" in note for note in planned.outcomes[1].notes)
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["x", "y"], "init": "zeros"}
+    report = apply(
+        recipe(
+            base("llama"), tmp_path / "head", head, kind("OFT", target_modules=["q_proj"], config={"oft_block_size": 8})
+        )
+    )
+    saved = load_file(tmp_path / "head/adapter/adapter_model.safetensors")
+    assert "base_model.model.score.weight" in saved
+    assert report.checks[-1].gap.bitwise
+
+
+def test_one_side_of_a_tied_pair_is_untied_and_rows_of_both_are_not(base, tmp_path):
+    planned = plan(recipe(base("llama_tied"), tmp_path / "a", kind("LOHA", target_modules=["lm_head", "q_proj"])))
+    assert planned.result.config["tie_word_embeddings"] is False
+    report = apply(
+        recipe(base("llama_tied"), tmp_path / "b", kind("TRAINABLE_TOKENS", config={"token_indices": [5, 6]}))
+    )
+    assert not report.plan.writes_base
+    assert report.checks[0].gap.bitwise
+
+
+def test_verify_finds_faults_of_other_kinds_too(base, tmp_path):
+    source = base("llama")
+    apply(recipe(source, tmp_path / "places", kind("SHIRA", target_modules=["q_proj"], config={"r": 2})))
+    assert verify_adapter(str(tmp_path / "places/adapter")).failures == ()
+    apply(recipe(source, tmp_path / "out", kind("VERA", target_modules=["q_proj"], config={"r": 4})))
+    assert verify_adapter(str(tmp_path / "out/adapter")).failures == ()
+    config = tmp_path / "out/adapter/adapter_config.json"
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "d_initial": 0.5}))
+    assert "d_initial is 0.5, was 0.1" in verify_adapter(str(tmp_path / "out/adapter"), outputs=False).failures[0]
+    config.write_text(json.dumps({key: value for key, value in values.items() if key != "peft_type"}))
+    with pytest.raises(InputRejected, match="names its peft_type"):
+        verify_adapter(str(tmp_path / "out/adapter"))
+
+
+def test_a_lost_tensor_of_another_kind_is_missed(base, tmp_path):
+    from safetensors.torch import save_file
+
+    apply(
+        recipe(
+            base("llama"), tmp_path / "out", kind("IA3", target_modules=["k_proj"], config={"feedforward_modules": []})
+        )
+    )
+    weights = tmp_path / "out/adapter/adapter_model.safetensors"
+    tensors = load_file(weights)
+    renamed = {key.replace("layers.1", "layers.7"): value for key, value in tensors.items()}
+    save_file(renamed, weights, {"format": "pt"})
+    (tmp_path / "out/graft_report.json").unlink()
+    found = verify_adapter(str(tmp_path / "out/adapter")).failures
+    assert any("missing tensors" in failure for failure in found)
+    assert any("unexpected tensors" in failure for failure in found)
