@@ -81,6 +81,12 @@ def test_a_wrong_promise_is_found(base, tmp_path, monkeypatch):
         apply(recipe(base("llama"), tmp_path / "out", kind("FOURIERFT", target_modules=["q_proj"])))
 
 
+def test_an_adapter_that_would_never_learn_is_refused(base, tmp_path):
+    with pytest.raises(VerificationFailed, match="no parameter of the adapter gets one at step 0"):
+        apply(recipe(base("gpt2"), tmp_path / "out", kind("OSF", target_modules=["c_attn"])))
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_the_weights_that_peft_computes_from_are_read(base, tmp_path, monkeypatch):
     source = base("llama")
     read = []
