@@ -7,15 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.command import here, real
 
 ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments, cwd=ROOT, **options):
-    command = [sys.executable, "-m", "graftkit", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options
-    )
 
 
 def tree(directory):
@@ -25,7 +19,7 @@ def tree(directory):
 @pytest.fixture(scope="module")
 def applied(tmp_path_factory):
     output = tmp_path_factory.mktemp("applied") / "out"
-    done = run("apply", "recipes/quickstart.yaml", "--output", output)
+    done = real("apply", "recipes/quickstart.yaml", "--output", output)
     assert done.returncode == 0, done.stderr
     return output, done.stdout
 
@@ -73,7 +67,7 @@ def test_the_output_is_all_that_is_left(applied):
 def test_the_resolved_recipe_makes_the_same_checkpoint_again(applied, tmp_path):
     output, _ = applied
     again = tmp_path / "again"
-    done = run("apply", output / "graft_recipe.yaml", "--output", again, "-q")
+    done = here("apply", output / "graft_recipe.yaml", "--output", again, "-q")
     assert (done.returncode, done.stdout) == (0, "")
     assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
     assert (again / "tokenizer.json").read_bytes() == (output / "tokenizer.json").read_bytes()
@@ -82,7 +76,7 @@ def test_the_resolved_recipe_makes_the_same_checkpoint_again(applied, tmp_path):
 def test_an_output_that_exists_is_refused_and_left_alone(applied):
     output, _ = applied
     before = tree(output)
-    done = run("apply", "recipes/quickstart.yaml", "--output", output)
+    done = real("apply", "recipes/quickstart.yaml", "--output", output)
     assert done.returncode == 2
     assert "--overwrite" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -94,7 +88,7 @@ def test_overwrite_replaces_it_whole(tmp_path):
     output.mkdir()
     (output / "old.txt").write_text("old")
     (output / "config.json").write_text("{}")
-    assert run("apply", "recipes/quickstart.yaml", "--output", output, "--overwrite", "-q").returncode == 0
+    assert here("apply", "recipes/quickstart.yaml", "--output", output, "--overwrite", "-q").returncode == 0
     assert "old.txt" not in tree(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -103,7 +97,7 @@ def test_overwrite_refuses_a_directory_that_is_no_checkpoint(tmp_path):
     thesis = tmp_path / "documents" / "thesis.tex"
     thesis.parent.mkdir()
     thesis.write_text("ten years")
-    done = run("apply", "recipes/quickstart.yaml", "--output", thesis.parent, "--overwrite", "-q")
+    done = real("apply", "recipes/quickstart.yaml", "--output", thesis.parent, "--overwrite", "-q")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert thesis.read_text() == "ten years"
@@ -111,7 +105,7 @@ def test_overwrite_refuses_a_directory_that_is_no_checkpoint(tmp_path):
 
 
 def test_dry_run_and_plan_write_nothing(tmp_path):
-    for arguments in (["apply", "--dry-run"], ["plan"]):
+    for run, *arguments in ((here, "apply", "--dry-run"), (real, "plan")):
         done = run(*arguments, "recipes/quickstart.yaml", "--output", tmp_path / "out", "--json")
         assert done.returncode == 0, done.stderr
         planned = json.loads(done.stdout)
@@ -120,21 +114,21 @@ def test_dry_run_and_plan_write_nothing(tmp_path):
 
 
 def test_overrides_may_stand_before_and_behind_options(tmp_path):
-    done = run("plan", "recipes/quickstart.yaml", "seed=3", "--output", tmp_path / "out", "--json", "operations.0.init=zeros")
+    done = here("plan", "recipes/quickstart.yaml", "seed=3", "--output", tmp_path / "out", "--json", "operations.0.init=zeros")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == str(tmp_path / "out")
-    refused = run("plan", "recipes/quickstart.yaml", "--output", tmp_path / "out", "operations.0.init=zero")
+    refused = here("plan", "recipes/quickstart.yaml", "--output", tmp_path / "out", "operations.0.init=zero")
     assert refused.returncode == 2
     assert "operations.0.init" in refused.stderr
     for stranger in (["diff", "a", "b", "c=1"], ["plan", "recipes/quickstart.yaml", "--no-such"]):
-        done = run(*stranger)
+        done = here(*stranger)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert "unrecognized arguments" in done.stderr
 
 
 def test_diff_names_only_what_was_changed(applied):
     output, _ = applied
-    found = json.loads(run("diff", "recipes/models/demo-lm", output, "--json").stdout)
+    found = json.loads(real("diff", "recipes/models/demo-lm", output, "--json").stdout)
     assert {(item["name"], item["rows"]) for item in found["tensors"]} == {
         ("lm_head.weight", 5),
         ("model.embed_tokens.weight", 5),
@@ -143,7 +137,7 @@ def test_diff_names_only_what_was_changed(applied):
 
 
 def test_inspect_finds_the_missing_pad_token():
-    found = json.loads(run("inspect", "recipes/models/demo-lm", "--json", "--nonfinite").stdout)
+    found = json.loads(real("inspect", "recipes/models/demo-lm", "--json", "--nonfinite").stdout)
     assert (found["rows"], found["tokens"], found["padding_rows"], found["tied"]) == (2048, 2040, 8, False)
     assert any("no pad token" in finding for finding in found["findings"])
     assert found["nonfinite"] == []
@@ -153,14 +147,14 @@ def test_verify_passes_the_output_and_catches_a_flipped_byte(applied, tmp_path):
     import shutil
 
     output, _ = applied
-    done = run("verify", "recipes/models/demo-lm", output)
+    done = real("verify", "recipes/models/demo-lm", output)
     assert done.returncode == 0, done.stdout + done.stderr
     broken = tmp_path / "broken"
     shutil.copytree(output, broken)
     raw = bytearray((broken / "model.safetensors").read_bytes())
     raw[len(raw) // 2] ^= 1
     (broken / "model.safetensors").write_bytes(raw)
-    done = run("verify", "recipes/models/demo-lm", broken)
+    done = here("verify", "recipes/models/demo-lm", broken)
     assert done.returncode == 4
     assert "changed, max" in done.stdout or "of old ids changed" in done.stdout
 
@@ -177,7 +171,7 @@ def test_verify_passes_the_output_and_catches_a_flipped_byte(applied, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_the_right_code(arguments, code, words):
-    done = run(*arguments)
+    done = real(*arguments)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1

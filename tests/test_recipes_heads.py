@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from support.command import here
 from torch.utils.data import Dataset
 
 ROOT = Path(__file__).parent.parent
@@ -17,9 +15,7 @@ STEPS = 20
 
 
 def apply(recipe, output, *overrides):
-    command = [sys.executable, "-m", "graftkit", "apply", f"recipes/{recipe}", *overrides, "--output", str(output)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = here("apply", f"recipes/{recipe}", *overrides, "--output", output)
     assert done.returncode == 0, done.stderr
     return json.loads((output / "graft_report.json").read_text())
 

@@ -1,18 +1,10 @@
-"""The recipes with adapters, each through the real command line, then loaded as a trainer does it."""
+"""The recipes with adapters, each through the command line, then loaded as a trainer does it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
-
-
-def apply(name, output):
-    command = [sys.executable, "-m", "graftkit", "apply", f"recipes/{name}.yaml", "--output", str(output)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+from support.command import here
 
 
 def loaded(output):
@@ -28,7 +20,7 @@ def loaded(output):
 
 @pytest.mark.parametrize("name", ["lora", "pissa_exact", "tools_lora", "classifier_lora"])
 def test_the_recipe_gives_an_adapter_that_a_trainer_loads(name, tmp_path):
-    done = apply(name, tmp_path / "out")
+    done = here("apply", f"recipes/{name}.yaml", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     for words in ("base with adapter", "gradients at step 0", "PeftModel.from_pretrained", "--adapters"):
         assert words in done.stdout

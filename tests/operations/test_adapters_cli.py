@@ -1,27 +1,22 @@
-"""Merge an adapter, take the difference out again, and give it another rank: the real command line, one after another."""
+"""Merge an adapter, take the difference out again, and give it another rank: the command line, one after another."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 from support.adapters import make_adapter
+from support.command import here, real
 
 LLAMA = "LlamaForCausalLM"
-ROOT = Path(__file__).parents[2]
 
 
 def apply(directory, name, base, **operation):
     recipe = {"version": 1, "base_model": str(base), "operations": [operation], "output": str(directory / name)}
     path = directory / f"{name}.yaml"
     path.write_text(json.dumps(recipe))
-    command = [sys.executable, "-m", "graftkit", "apply", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    return real("apply", path)
 
 
 def run_recipe(name, output, *overrides):
-    command = [sys.executable, "-m", "graftkit", "apply", f"recipes/{name}.yaml", *overrides, "--output", str(output)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = here("apply", f"recipes/{name}.yaml", *overrides, "--output", output)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((output / "graft_report.json").read_text())
 

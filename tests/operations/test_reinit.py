@@ -3,21 +3,17 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.command import here
 from support.families import build
 
 import graftkit
 from graftkit.errors import InputRejected, RecipeError
-
-ROOT = Path(__file__).parents[2]
 
 #: Names in memory of the layers' common prefix.
 PREFIX = {
@@ -85,7 +81,9 @@ def test_the_last_layer_is_new_and_nothing_else_is(family, sources, tmp_path):
             gain = 0.0 if family == "gemma2" else 1.0
             assert torch.equal(value, torch.full_like(value, gain)), name
     with pytest.raises(AssertionError):
-        assert torch.equal(new[next(n for n in new if n.startswith(top))], old[next(n for n in new if n.startswith(top))])
+        assert torch.equal(
+            new[next(n for n in new if n.startswith(top))], old[next(n for n in new if n.startswith(top))]
+        )
 
 
 def test_the_report_says_what_changed(sources, tmp_path):
@@ -252,7 +250,9 @@ def test_one_side_of_a_pair_that_is_stored_twice_is_refused(sources, tmp_path):
 def test_quantized_weights_are_refused(sources, tmp_path):
     source = shutil.copytree(sources("llama"), tmp_path / "quantized")
     config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
+    (source / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     with pytest.raises(InputRejected, match="quantization_config"):
         graftkit.plan(recipe(source, tmp_path / "out", {"layers": [0]}))
 
@@ -263,7 +263,9 @@ def test_what_a_class_leaves_open_is_named_and_can_be_left_out(tmp_path):
     source = tmp_path / "apertus"
     tiny.build("ApertusForCausalLM", source)
     remedy = r'parameters: \["\*", "!\*.alpha_n", "!\*.alpha_p"\]'
-    with pytest.raises(RecipeError, match="does not say what .*act_fn.alpha_n' holds in a new model; leave it out: " + remedy):
+    with pytest.raises(
+        RecipeError, match="does not say what .*act_fn.alpha_n' holds in a new model; leave it out: " + remedy
+    ):
         graftkit.plan(recipe(source, tmp_path / "out", {"layers": "last 1"}))
     operation = {"layers": "last 1", "parameters": ["*", "!*.alpha_*"]}
     graftkit.apply(recipe(source, tmp_path / "out", operation))
@@ -284,8 +286,7 @@ def test_a_state_space_layer_is_what_its_class_makes(tmp_path):
 
 def test_the_recipe_for_few_samples_through_the_command_line(sources, tmp_path):
     source, output = sources("bert_base"), tmp_path / "out"
-    command = [sys.executable, "-m", "graftkit", "apply", "recipes/reinit_top_layers.yaml", f"base_model={source}"]
-    done = subprocess.run([*command, "--output", str(output)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = here("apply", "recipes/reinit_top_layers.yaml", f"base_model={source}", "--output", output)
     assert done.returncode == 0, done.stderr
     for words in ("layers 0, 1 of the 2 in encoder.layer", "intentional", "measured", "std 0.02, from the config"):
         assert words in done.stdout

@@ -1,11 +1,10 @@
 """The verifier catches every planted fault on the model that ships, and flags no clean copy of it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.command import real
 
 from graftkit.compare import CHECKS
 from graftkit.errors import RecipeError
@@ -15,11 +14,6 @@ from graftkit.selftest.run import selftest
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "recipes" / "models" / "demo-lm")
-
-
-def command(*arguments):
-    done = [sys.executable, "-m", "graftkit", "selftest", *arguments]
-    return subprocess.run(done, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +58,7 @@ def test_a_blinded_verifier_fails_its_selftest(check):
 
 
 def test_the_command_says_what_a_switched_off_check_would_miss():
-    done = command("--no-outputs", "--without", "config", "--json")
+    done = real("selftest", "--no-outputs", "--without", "config", "--json")
     assert done.returncode == 4, done.stderr
     report = json.loads(done.stdout)
     assert report["left_out"] == ["config"]

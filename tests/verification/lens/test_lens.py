@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.command import here, real
 from support.families import ROWS, build
 
 import graftkit
@@ -209,28 +208,22 @@ def test_a_device_that_is_not_there_is_refused(name, message):
     assert "\x1b" not in str(refused.value)
 
 
-def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "graftkit", *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
 def test_the_command_line_looks_through_the_lens(llama, tmp_path):
     def flip(tensors):
         tensors["model.layers.0.self_attn.o_proj.weight"].view(torch.int16)[1, 1] += 1
 
     result = changed(llama, tmp_path / "result", weights=flip)
-    done = command("verify", llama, result, "--lens", "--no-outputs")
+    done = here("verify", llama, result, "--lens", "--no-outputs")
     assert done.returncode == 4, done.stderr
     assert "model.layers.0.self_attn.o_proj.weight differs" in " ".join(done.stdout.split())
-    found = json.loads(command("verify", llama, result, "--lens", "--json").stdout)
+    found = json.loads(real("verify", llama, result, "--lens", "--json").stdout)
     assert found["lens"]["first"]["module"] == "model.layers.0.self_attn.o_proj"
     assert found["found"]["lens"]
 
 
 @pytest.mark.parametrize("arguments", [["--device", "cpu"], ["--lens", "--device", "cuda:99"]])
 def test_a_device_that_cannot_be_used_is_a_usage_error(llama, arguments):
-    done = command("verify", llama, llama, *arguments)
+    done = here("verify", llama, llama, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("graftkit: --device: ")
     assert len(done.stderr.splitlines()) == 1
