@@ -1,11 +1,13 @@
 """Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
 
 A tensor is *stored* (a byte range of a source file), *patched* (source bytes with some rows replaced or appended) or
-*computed* (bytes made on demand). A writer only ever sees :class:`FileRange` and :class:`Produced` segments.
+*computed* (bytes made on demand, whole or some rows at a time). A writer only ever sees :class:`FileRange` and
+:class:`Produced` segments.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -85,6 +87,43 @@ class Computed:
 
     def segments(self) -> Iterator[Segment]:
         yield Produced(self.nbytes, self.produce)
+
+
+#: Makes the bytes of the rows from ``start`` to ``stop`` of the first axis.
+Rows = Callable[[int, int], memoryview]
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A tensor whose bytes are made on demand, ``rows`` rows of the first axis at a time and in their order.
+
+    ``begin()`` returns what makes them; it is called when the first are wanted and given up with the last.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    rows: int
+    begin: Callable[[], Rows]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def segments(self) -> Iterator[Segment]:
+        held: list[Rows] = []
+
+        def produce(start: int, stop: int) -> memoryview:
+            if not held:
+                held.append(self.begin())
+            made = held[0](start, stop)
+            if stop == self.shape[0]:
+                held.clear()
+            return made
+
+        width = self.nbytes // max(self.shape[0], 1)
+        for start in range(0, self.shape[0], self.rows):
+            stop = min(start + self.rows, self.shape[0])
+            yield Produced((stop - start) * width, functools.partial(produce, start, stop))
 
 
 #: What zeros are written from, again and again: however large a tensor is, no more than this lies in memory.

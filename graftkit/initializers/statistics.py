@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
+
+from graftkit.initializers.one_thread import OneThread
 
 #: A row whose norm is below this share of the median norm was never trained.
 NEVER_TRAINED = 1e-3
@@ -50,36 +50,8 @@ class TableStatistics:
 
 def table_statistics(rows: RowSource, size: int) -> TableStatistics:
     """Find the live rows among the first ``size`` rows and their mean, accumulated in float64."""
-    with _OneThread():
+    with OneThread():
         return _statistics(rows, size)
-
-
-class _OneThread(contextlib.AbstractContextManager[None]):
-    """torch computes in the calling thread alone, and as before afterwards.
-
-    Tables are summed side by side, one in each thread of the writer, in short steps: a team of threads for each step
-    of each table would mostly wait for one another.
-    """
-
-    _lock: ClassVar[threading.Lock] = threading.Lock()
-    _inside: ClassVar[int] = 0
-    _before: ClassVar[int] = 1
-
-    def __enter__(self) -> None:
-        import torch
-
-        with self._lock:
-            if _OneThread._inside == 0:  # a fresh thread starts with the number that was set last, in any thread
-                _OneThread._before = torch.get_num_threads()
-            _OneThread._inside += 1
-            torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        with self._lock:
-            _OneThread._inside -= 1
-            torch.set_num_threads(_OneThread._before)
 
 
 def _statistics(rows: RowSource, size: int) -> TableStatistics:

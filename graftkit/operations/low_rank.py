@@ -6,15 +6,17 @@ float32 and rounded once; peft rounds the product of embeddings and experts befo
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import Slice
-from graftkit.checkpoint.reading import read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor, Stored, patch_rows
+from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
+from graftkit.initializers.one_thread import OneThread
 
 #: How many weights are computed at a time: the threads that write and check would otherwise hold one each.
 AT_ONCE = threading.BoundedSemaphore(2)
@@ -22,13 +24,46 @@ AT_ONCE = threading.BoundedSemaphore(2)
 #: Elements that are widened to float32 at a time: they stay in the caches, and their memory is used again at once.
 WIDENED = 1 << 16
 
+#: Bytes of a half precision weight that are read, folded into and written at a time.
+BLOCK = 4 << 20
+
 
 def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None) -> LazyTensor:
     """``base`` with ``edits`` applied in their order, in its own dtype; ``part`` says what of the edited weight it is."""
     rows = edits[0]
     if len(edits) == 1 and isinstance(rows, TokenRows) and isinstance(base, Stored):
         return _with_rows(base, rows)
+    if len(edits) == 1 and isinstance(rows, Factors) and part is None and _streams(base, rows):
+        count = max(BLOCK // (2 * math.prod(base.shape[1:])), 1)
+        return Streamed(base.dtype, base.shape, count, functools.partial(_folding, base, rows))
     return Computed(base.dtype, base.shape, lambda: _produce(base, edits, part))
+
+
+def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Stored]:
+    """Whether rows can be folded into one by one: not where peft's own product of the whole is wanted to the last bit."""
+    plain = edit.magnitude is None and edit.layout in {"linear", "transposed"}
+    return plain and isinstance(base, Stored) and base.dtype in ("BF16", "F16")
+
+
+def _folding(base: Stored, edit: Factors) -> Rows:
+    """What reads rows of ``base`` and folds the factors into them; the sum is formed in float32 and rounded once."""
+    import torch
+
+    with torch.inference_mode():
+        a, b = read_tensor(edit.a).float(), read_tensor(edit.b).float()
+        left, right = (a.T, b.T) if edit.layout == "transposed" else (b, a)
+        step = max(WIDENED // right.shape[1], 1)
+        buffer = torch.empty(step, right.shape[1])
+
+    def rows(start: int, stop: int) -> memoryview:
+        with OneThread(), torch.inference_mode():
+            block = read_rows(base, 0, start, stop)
+            for part, factor in zip(block.split(step), left[start:stop].split(step), strict=True):
+                wide = buffer[: len(part)].copy_(part)
+                part.copy_(torch.addmm(wide, factor, right, alpha=edit.scaling, out=wide))
+            return as_bytes(block)
+
+    return rows
 
 
 def as_bytes(tensor: Any) -> memoryview:

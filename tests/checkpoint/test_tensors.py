@@ -1,6 +1,6 @@
 import pytest
 
-from graftkit.checkpoint.tensors import FileRange, Stored, patch_rows
+from graftkit.checkpoint.tensors import FileRange, Stored, Streamed, patch_rows
 
 
 def assemble(tensor, data):
@@ -54,3 +54,18 @@ def test_rows_that_leave_a_hole_or_shrink_are_refused(stored, rows, size):
 def test_rows_that_are_not_contiguous_are_refused(stored):
     with pytest.raises(ValueError, match="not contiguous"):
         patch_rows(stored[0], axis=1, rows=(3,), size=4, produce=lambda: memoryview(b""))
+
+
+def test_streamed_rows_are_made_in_order_by_what_is_given_up_with_the_last():
+    begun = []
+
+    def begin():
+        begun.append(True)
+        return lambda start, stop: memoryview(bytes(row for row in range(start, stop) for _ in range(2)))
+
+    tensor = Streamed("U8", (5, 2), 2, begin)
+    pieces = list(tensor.segments())
+    assert [piece.nbytes for piece in pieces] == [4, 4, 2]
+    for times in (1, 2):
+        assert b"".join(piece.produce() for piece in pieces) == bytes([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+        assert len(begun) == times

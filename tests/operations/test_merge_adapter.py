@@ -7,7 +7,10 @@ import pytest
 from support.adapters import edit_adapter, load_adapted, make_adapter, merged_by_peft
 
 from graftkit import engine
+from graftkit.architecture.edits import Factors
+from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected, VerificationFailed
+from graftkit.operations import low_rank
 
 CAUSAL = "CAUSAL_LM"
 LLAMA, GPT2, MIXTRAL = "LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"
@@ -86,6 +89,28 @@ def test_bf16_is_rounded_once_and_never_worse_than_peft(tmp_path, config):
         better += bool(ours < theirs)
         assert (found[name] != exact[name].float().to(torch.bfloat16)).float().mean() < 1e-3
     assert better
+
+
+@pytest.mark.parametrize("layout", ["linear", "transposed"])
+def test_rows_that_are_folded_block_by_block_are_rounded_once(tmp_path, monkeypatch, layout):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    weight, a, b = torch.randn(50, 24).bfloat16(), torch.randn(4, 24), torch.randn(50, 4)
+    if layout == "transposed":
+        a, b = torch.randn(4, 50), torch.randn(24, 4)
+    save_file({"weight": weight, "a": a, "b": b.contiguous()}, tmp_path / "x.safetensors")
+    stored = read_header(tmp_path / "x.safetensors").tensors
+    monkeypatch.setattr(low_rank, "BLOCK", 7 * 48)
+    monkeypatch.setattr(low_rank, "WIDENED", 3 * 24)
+    edit = Factors("weight", stored["a"], stored["b"], 4, 0.3, layout)
+    made = low_rank.edited(stored["weight"], (edit,))
+    found = torch.frombuffer(bytearray(b"".join(piece.produce() for piece in made.segments())), dtype=torch.bfloat16)
+    assert [piece.nbytes for piece in made.segments()] == [7 * 48] * 7 + [48]
+    product = b.double() @ a.double()
+    exact = weight.double() + 0.3 * (product.T if layout == "transposed" else product)
+    assert torch.equal(found.view(50, 24), exact.float().bfloat16())
 
 
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
