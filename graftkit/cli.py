@@ -93,6 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
     )
+    verify.add_argument(
+        "--paged", action="store_true", default=None,
+        help="read parameters from the files as the forward asks for them, also where the models fit into memory",
+    )  # fmt: skip
     for sub in (apply, verify):
         sub.add_argument("--device", help="where the lens runs: cpu, cuda or cuda:N")
     add("report", _report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
@@ -253,7 +257,7 @@ def _verify(options: argparse.Namespace) -> int:
     with terminal.progress(silent=options.json) as progress:
         found = verify(
             options.a, options.b, outputs=not options.no_outputs, lens=options.lens, device=options.device,
-            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+            paged=options.paged, progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
         )  # fmt: skip
     if options.json:
         lens = found.lens.to_json() if found.lens else None

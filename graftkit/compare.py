@@ -81,12 +81,14 @@ def verify(
     leave_out: Collection[str] = (),
     lens: bool = False,
     device: str | None = None,
+    paged: bool | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> Verification:
     """Check that ``after`` does what ``before`` did, for the old vocabulary, without a recipe.
 
     ``leave_out`` names checks of :data:`CHECKS` that are not run; ``outputs=False`` leaves that one out.
-    ``lens`` adds the comparison in float64, on ``device``.
+    ``lens`` adds the comparison in float64, on ``device``. With ``paged`` parameters are read from the files as the
+    forwards ask for them; None lets the memory that is free decide.
 
     Raises:
         InputRejected: one of them cannot be opened.
@@ -127,32 +129,37 @@ def verify(
         )
         found["tokenizer"] = tokenization.failures
     if "outputs" not in left_out:
-        measured, found["outputs"] = _outputs(old, new, change)
+        measured, found["outputs"] = _outputs(old, new, change, paged, progress)
     seen = None
     if lens:
-        seen, found["lens"] = _lens(old, new, change, device, progress)
+        seen, found["lens"] = _lens(old, new, change, device, paged, progress)
     return Verification(_diff(old, new), tokenization, measured, found, seen)
 
 
 def _lens(
-    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None,
+    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None, paged: bool | None,
     progress: Callable[[str, float], None] | None,
 ) -> tuple[LensReport | None, tuple[str, ...]]:  # fmt: skip
     from graftkit.verification.lens.lens import compare_lens
 
     try:
-        seen = compare_lens(old.directory, new.directory, vocabulary=change, device=device, progress=progress)
+        seen = compare_lens(
+            old.directory, new.directory, vocabulary=change, device=device, paged=paged, progress=progress
+        )
     except VerificationFailed as error:
         return None, (str(error),)
     return seen, seen.failures
 
 
 def _outputs(
-    old: Checkpoint, new: Checkpoint, change: VocabularyChange
-) -> tuple[OutputsReport | None, tuple[str, ...]]:
+    old: Checkpoint, new: Checkpoint, change: VocabularyChange, paged: bool | None,
+    progress: Callable[[str, float], None] | None,
+) -> tuple[OutputsReport | None, tuple[str, ...]]:  # fmt: skip
     """What was measured and found; a second checkpoint that does not load or run is found, and nothing is measured."""
     try:
-        measured = compare_outputs(old.directory, new.directory, vocabulary=change, kl=None)
+        measured = compare_outputs(
+            old.directory, new.directory, vocabulary=change, kl=None, paged=paged, progress=progress
+        )
     except VerificationFailed as error:
         return None, (str(error),)
     return measured, measured.failures

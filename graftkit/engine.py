@@ -76,13 +76,21 @@ class Plan:
         """Bytes of memory that `apply` needs beside the imports, about.
 
         Verifying outputs holds one model at a time and what the source gave, lens and signal hold both; writing holds pieces.
+        Where models are paged in, outputs and lens hold no more than writing does.
         """
         wanted = self.recipe.verify
         both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
         if not (both or self.compares_outputs):
             return WRITING_BYTES
+        if wanted.paged is True and not wanted.signal:
+            return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES
         models = [sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result)]
         return (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
+
+    @property
+    def paged(self) -> bool | None:
+        """Whether parameters are paged in; None where the memory that is free decides."""
+        return None if self.recipe.verify.paged == "auto" else self.recipe.verify.paged
 
     @property
     def compares_outputs(self) -> bool:
@@ -289,6 +297,7 @@ def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> Ou
         kl=vocabulary.kl() if vocabulary and not planned.scope else None,
         seed=planned.recipe.seed,
         scope=planned.scope,
+        paged=planned.paged,
         progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
     )
     _raise_first(found.failures)
@@ -325,7 +334,8 @@ def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | 
 
     vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
     found: list[CheckReport] = []
-    looks = ((compare_lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))
+    lens = functools.partial(compare_lens, paged=planned.paged)
+    looks = ((lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))
     for compare in (function for function, asked in looks if asked):
         report = compare(
             planned.source.directory,

@@ -84,7 +84,7 @@ def read_bounded(directory: Path, relative: str, limit: int) -> bytes:
     shown = printable(relative)
     with open_regular(resolve_member(directory, relative), shown) as file:
         try:
-            raw = file.read(limit + 1)
+            raw = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)  # the buffer is as large as is asked for
         except OSError as error:
             raise _read_fault(error, shown) from error
     if len(raw) > limit:

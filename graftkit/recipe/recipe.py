@@ -39,6 +39,13 @@ class VerifyOptions(Spec):
             description="Take the first step of training on a copy: old gradients, new parameters, and a forecast of the change."
         ),
     ] = False
+    paged: Annotated[
+        Literal["auto"] | bool,
+        Field(
+            description="Read parameters from the files as the forward asks for them, for outputs and lens: auto where the"
+            " models do not fit into the memory that is free."
+        ),
+    ] = "auto"
 
 
 class Recipe(Spec):

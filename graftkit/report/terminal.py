@@ -122,14 +122,17 @@ def _short(value: object, limit: int = 60) -> str:
 
 @contextlib.contextmanager
 def progress(*, silent: bool) -> Iterator[Progress | None]:
-    """A progress bar for each phase, on standard error; nothing when silent or when that is not a terminal."""
+    """A progress bar with the time left for each phase, on standard error; nothing when silent or when that is not a terminal."""
     if silent or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("[dim]left[/dim]"), TimeRemainingColumn(),
+    )  # fmt: skip
     with Bars(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, TaskID] = {}
 

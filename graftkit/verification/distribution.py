@@ -229,7 +229,8 @@ def _products(weight: Any, hidden: Any) -> Any:
 def largest_row_norm(weight: Any) -> float:
     """The largest Euclidean norm of a row of ``weight``, a piece of the table at a time."""
     step = max(CHUNK // weight.shape[1], 1)
-    return max(float(rows.float().norm(dim=1).max()) for rows in weight.split(step))
+    starts = range(0, len(weight), step)
+    return max(float(weight[start : start + step].float().norm(dim=1).max()) for start in starts)
 
 
 def native_mass(logits: Any, change: VocabularyChange) -> tuple[float, float]:

@@ -9,12 +9,15 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.errors import InputRejected, VerificationFailed, printable
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
+
+if TYPE_CHECKING:
+    from graftkit.verification.paging.pager import Pager
 
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
 STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
@@ -25,12 +28,13 @@ CACHES = ("past_key_values", "cache_params")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model in eval mode, and the loader's words about it: names in memory."""
+    """A model in eval mode, and the loader's words about it: names in memory. ``pager`` reads its parameters, if they are paged in."""
 
     model: Any
     missing: frozenset[str]
     unexpected: frozenset[str]
     mismatched: frozenset[str]
+    pager: Pager | None = None
 
     @property
     def dtype(self) -> str:
@@ -54,8 +58,10 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def load(directory: Path) -> Loaded:
+def load(directory: Path, *, paged: bool = False) -> Loaded:
     """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
+
+    A ``paged`` model's parameters stay in their files and are read as its forward asks for them.
 
     float32 tensors are copied into fresh aligned memory: mapped ones start anywhere in their file, and float32
     matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
@@ -74,17 +80,24 @@ def load(directory: Path) -> Loaded:
         raise InputRejected(
             f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
         )
+    pager = None
     try:
-        model, info = model_class.from_pretrained(directory, output_loading_info=True)
+        if paged:
+            from graftkit.verification.paging.skeleton import load_paged
+
+            model, info, pager = load_paged(model_class, directory)
+        else:
+            model, info = model_class.from_pretrained(directory, output_loading_info=True)
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)
         why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)
         raise VerificationFailed(f"outputs: {directory.name} does not load: {why}") from error
     model.eval()
-    for tensor in (*model.parameters(), *model.buffers()):
+    for tensor in () if paged else (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.float32:
             tensor.data = tensor.data.clone()
-    return Loaded(model, *(_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched")))
+    missing, unexpected, mismatched = (_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched"))
+    return Loaded(model, missing, unexpected, mismatched, pager)
 
 
 def _misfits(model_class: Any, directory: Path) -> str:

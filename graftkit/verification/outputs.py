@@ -15,7 +15,10 @@ from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verification.forward import Loaded, few, load, run, undisturbed
 from graftkit.verification.new_ids import run_new_ids
-from graftkit.verification.probes import Probe, covered_ids
+from graftkit.verification.paging.room import paged as paged_in
+from graftkit.verification.paging.share import part_of
+from graftkit.verification.paging.skeleton import in_pieces
+from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.verification.promises import Scope
 from graftkit.verification.reference import Reference, Step, run_source, timed
 from graftkit.verification.vocabulary import KLPromise, VocabularyChange
@@ -29,7 +32,8 @@ class OutputsReport:
 
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
     ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
-    ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on.
+    ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on,
+    ``paged`` whether parameters were read from the files as the forwards asked for them.
     """
 
     architecture: str
@@ -49,6 +53,7 @@ class OutputsReport:
     failures: tuple[str, ...]
     measured: bool = False
     new_ids: int = 0
+    paged: bool = False
 
     @property
     def passed(self) -> bool:
@@ -63,7 +68,8 @@ class OutputsReport:
         """``(check, result, figure)`` for a terminal."""
         tokens = sum(self.probes.values())
         beside = f", with {', '.join(self.inputs)}" if self.inputs else ""
-        yield "probes", "run", f"{tokens} tokens, {self.ids_covered} of {self.ids} old ids, {self.dtype}{beside}"
+        how = ", parameters paged in from the files" if self.paged else ""
+        yield "probes", "run", f"{tokens} tokens, {self.ids_covered} of {self.ids} old ids, {self.dtype}{beside}{how}"
         for name, reason in self.skipped.items():
             yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield "cached decoding", self.cached_decoding, ""
@@ -112,11 +118,13 @@ def _figure(items: list[OutputComparison]) -> str:
 
 def compare_outputs(
     source: Path, result: Path, *, vocabulary: VocabularyChange | None, kl: KLPromise | None, seed: int = 0,
-    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, progress: Progress | None = None,
+    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
+    progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
-    ``token_budget`` overrides the number of tokens that is taken from the model's size.
+    ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
+    from the files as the forwards ask for them; None lets the memory that is free decide.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
@@ -124,13 +132,18 @@ def compare_outputs(
     """
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    from_files = max(
+        paged_in((directory,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for directory in (source, result)
+    )
     with undisturbed():
         before = run_source(
-            source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone
-        )
+            source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
+            paged=from_files,
+        )  # fmt: skip
         gc.collect()
         with timed(seconds, "load result"):
-            new = load(result)
+            new = load(result, paged=from_files)
+            in_pieces(new.model)
         failures = _loading_failures(before, new, backbone=backbone)
         new = new.backbone() if backbone else new
         table = output_table(new.model, vocabulary.new_rows) if vocabulary else None
@@ -159,6 +172,7 @@ def compare_outputs(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
+        paged=from_files,
         new_ids=min(before.parts[0].ids.shape[1] // 2, len(vocabulary.fresh)) if vocabulary and not failures else 0,
     )
 
@@ -202,7 +216,8 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
         for index, part in enumerate(before.parts):
             capture.calls.clear()
             try:
-                outputs = run(new.model, part, before.made)
+                with part_of(new.pager, step, index, len(before.parts)):
+                    outputs = run(new.model, part, before.made)
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)

@@ -14,6 +14,8 @@ from graftkit.architecture.skeleton import one_line
 from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.verification.forward import Loaded, can_cache, few, largest_position, load, run
 from graftkit.verification.inputs import find_inputs
+from graftkit.verification.paging.share import part_of
+from graftkit.verification.paging.skeleton import in_pieces
 from graftkit.verification.probes import KEPT_BYTES, POSITIONS, Budget, Probe, make_probes, split
 from graftkit.verification.vocabulary import VocabularyChange
 
@@ -55,6 +57,7 @@ def run_source(
     step: Step,
     *,
     backbone: bool = False,
+    paged: bool = False,
 ) -> Reference:
     """Load the source, run it (or its ``backbone``) on its probes, and let it go: only its outputs remain.
 
@@ -63,18 +66,19 @@ def run_source(
         VerificationFailed: the forward needs inputs that cannot be made.
     """
     with timed(seconds, "load source"):
-        old = load_source(source, backbone=backbone)
+        old = load_source(source, backbone=backbone, paged=paged)
+        in_pieces(old.model)
     return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
 
 
-def load_source(source: Path, *, backbone: bool) -> Loaded:
-    """Load the source, whole or without its head.
+def load_source(source: Path, *, backbone: bool, paged: bool = False) -> Loaded:
+    """Load the source, whole or without its head, in memory or ``paged`` in.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
     """
     try:
-        old = load(source)
+        old = load(source, paged=paged)
     except VerificationFailed as error:
         raise InputRejected(str(error)) from error
     old = old.backbone() if backbone else old
@@ -148,7 +152,9 @@ def _collect(
     parts = [first, *(part for part in others if not part.steps or reason is None)]
     for index, part in enumerate(parts):
         try:
-            outputs = outputs if index == 0 else run(old.model, part, made)
+            if index:
+                with part_of(old.pager, step, index, len(parts)):
+                    outputs = run(old.model, part, made)
         except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
             if part.steps:
                 reason = one_line(error)

@@ -155,6 +155,7 @@ verify:
   lens: false
   signal: false
   first_step: false
+  paged: auto
 output: out
 """
     )

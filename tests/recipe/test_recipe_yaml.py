@@ -56,7 +56,7 @@ ANCHORS = "anchors and aliases (&name, *name) are not allowed; write the value o
         (f"{VALID}1: x\n", "recipe.yaml:7: a key must be text, but YAML reads '1' as the number 1; quote it"),
         (f"{VALID}? [a]\n: x\n", "recipe.yaml:7: a key must be text, found a mapping or a list; quote it if it begins with"
          " { or ["),
-        (f'{VALID}verify: {{"\\ud800": 1}}\n', "recipe.yaml:7: verify.\\ud800: unknown field; the fields here are: outputs, lens, signal, first_step"),
+        (f'{VALID}verify: {{"\\ud800": 1}}\n', "recipe.yaml:7: verify.\\ud800: unknown field; the fields here are: outputs, lens, signal, first_step, paged"),
         (f"{VALID}x: a\x00b\n", "recipe.yaml:7: holds the character U+0000; write it as an escape inside double quotes"),
         (f"{VALID}x: \x1b[31m\n", "recipe.yaml:7: holds the character U+001B; write it as an escape inside double quotes"),
         (VALID.encode() + b"x: \xff\xfe\n", "recipe.yaml:7: is not UTF-8 text (byte 0xFF)"),

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from graftkit.architecture.skeleton import one_line
+from graftkit.errors import RecipeError
 from graftkit.verification.forward import Loaded, few, outputs_of, run, undisturbed
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
@@ -19,7 +20,9 @@ from graftkit.verification.lens.noise import NoiseTally
 from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
-from graftkit.verification.lens.trace import Trace, compare, kept_columns, own_differences, record
+from graftkit.verification.lens.trace import KEPT_BYTES, Trace, compare, kept_columns, own_differences, record
+from graftkit.verification.paging.room import paged as paged_in
+from graftkit.verification.paging.skeleton import in_pieces
 from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
 from graftkit.verification.reference import timed
@@ -45,24 +48,28 @@ class _Found:
 
 def compare_lens(
     source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None, paged: bool | None = None,
     progress: Progress | None = None,
 ) -> LensReport:  # fmt: skip
     """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
 
-    Both models are in memory at once, in their own dtype; tensors that the loader maps from their file need none.
-    The result runs with the PEFT ``adapter`` where one is given. ``token_budget`` overrides the number of tokens that is
-    taken from the model's size.
+    Both models are in memory at once, in their own dtype; with ``paged`` their parameters are read from the files as the
+    forwards ask for them, and None lets the memory that is free decide. The result runs with the PEFT ``adapter``
+    where one is given. ``token_budget`` overrides the number of tokens that is taken from the model's size.
 
     Raises:
         InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
-        RecipeError: there is no such device.
+        RecipeError: there is no such device, or only models in memory run on it.
         VerificationFailed: the result does not load, or a forward does not run in float64.
     """
     place, seconds = device_of(device), dict[str, float]()
+    from_files = _paged(source, result, place, wanted=paged)
     with undisturbed():
         with timed(seconds, "load"):
-            old, new = load_both(source, result, place, backbone=Scope.BACKBONE in scope, adapter=adapter)
+            backbone = Scope.BACKBONE in scope
+            old, new = load_both(source, result, place, backbone=backbone, adapter=adapter, paged=from_files)
+            for loaded in (old, new):
+                in_pieces(loaded.model)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
             setting = prepare(source, old, new, vocabulary, seed, tokens)
@@ -76,7 +83,16 @@ def compare_lens(
         architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
         floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
         noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
+        paged=from_files,
     )  # fmt: skip
+
+
+def _paged(source: Path, result: Path, device: torch.device, *, wanted: bool | None) -> bool:
+    if device.type == "cpu":
+        return paged_in((source, result), KEPT_BYTES, wanted=wanted)
+    if wanted:
+        raise RecipeError(f"--device: parameters are paged in on the cpu only, not on {device}; leave one of the two out")
+    return False
 
 
 def _run(setting: Setting, noise: NoiseTally, progress: Progress | None) -> _Found:

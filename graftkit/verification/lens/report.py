@@ -42,7 +42,8 @@ class LensReport:
     """Everything that the lens measured. ``failures`` is empty when source and result are equal where that is promised.
 
     ``probes`` gives unmasked tokens by probe. ``outputs`` are relative differences in float64 by output, ``modules`` by
-    module in the order of the calls; both are the largest of all probes. ``measured`` says that differences are expected.
+    module in the order of the calls; both are the largest of all probes. ``measured`` says that differences are expected, ``paged``
+    that parameters were read from the files as the forwards asked for them.
     """
 
     architecture: str
@@ -58,6 +59,7 @@ class LensReport:
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     measured: bool = False
+    paged: bool = False
 
     @property
     def name(self) -> str:
@@ -81,7 +83,8 @@ class LensReport:
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         tokens = sum(self.probes.values())
-        yield "lens", "run", f"{tokens:,} tokens in float64 and in {self.dtype}, on {self.device}"
+        how = ", parameters paged in from the files" if self.paged else ""
+        yield "lens", "run", f"{tokens:,} tokens in float64 and in {self.dtype}, on {self.device}{how}"
         for name, reason in self.skipped.items():
             yield f"lens probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield (

@@ -58,16 +58,19 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_both(
-    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None
+    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None, paged: bool = False
 ) -> tuple[Loaded, Loaded]:
-    """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one."""
-    old = load_source(source, backbone=backbone)
-    new = load(result)
+    """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
+
+    ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu.
+    """
+    old = load_source(source, backbone=backbone, paged=paged)
+    new = load(result, paged=paged)
     if adapter is not None:
         new.model.load_adapter(str(adapter))
         new.model.eval()
     new = new.backbone() if backbone else new
-    for loaded in (old, new):
+    for loaded in () if paged else (old, new):
         loaded.model.to(device)
     gc.collect()
     return old, new

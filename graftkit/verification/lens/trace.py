@@ -20,6 +20,9 @@ from graftkit.verification.vocabulary import VocabularyChange
 #: Bytes of module outputs that are kept of one batch.
 KEPT_BYTES = 768 << 20
 
+#: Bytes of rows of a parameter that are compared at a time.
+ROWS_BYTES = 32 << 20
+
 
 @dataclass(slots=True)
 class ModuleGap:
@@ -171,19 +174,29 @@ def own_differences(source: Any, result: Any, name: str, change: VocabularyChang
     except AttributeError:
         return ()
     found = []
-    others = {**dict(two.named_parameters(recurse=False)), **dict(two.named_buffers(recurse=False))}
-    for key, a in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
-        b = others.get(key)
-        if b is None or not _equal(a, b, change):
+    for key, _ in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
+        other = getattr(two, key, None)  # by name, since a parameter that is paged in is read then
+        if not isinstance(other, torch.Tensor) or not _equal(getattr(one, key), other, change):
             found.append(f"{name}.{key}")
     return tuple(found)
 
 
 def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
-    if change and old.shape[:1] == (change.old_rows,) and new.shape[:1] == (change.new_rows,):
-        rows = list(change.kept)
-        return torch.equal(old[rows], new[rows])
-    return torch.equal(old, new)
+    """Whether the same values stand in both, but for the rows of fresh ids; a bounded piece of the rows at a time."""
+    grown = change is not None and old.shape[:1] == (change.old_rows,) and new.shape[:1] == (change.new_rows,)
+    if old.shape[1:] != new.shape[1:] or (old.shape != new.shape and not grown):
+        return False
+    if old.ndim < 2:
+        kept = list(change.kept) if change and grown else ...
+        return torch.equal(old[kept], new[kept])
+    fresh = set(change.fresh) if change and grown else set()
+    step = max(ROWS_BYTES // (old[:1].nbytes or 1), 1)
+    for start in range(0, len(old), step):
+        part = slice(start, start + step)
+        apart = (old[part] != new[part][: len(old[part])]).flatten(1).any(1).nonzero()[:, 0]
+        if not {start + row for row in apart.tolist()} <= fresh:
+            return False
+    return True
 
 
 def tokens_that_fit(kept: Record, tokens: int) -> int:

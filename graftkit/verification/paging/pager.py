@@ -1,0 +1,117 @@
+"""Parameters that are read from their files when a forward asks for them, and let go when others need their room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from graftkit.verification.paging.origin import Origin, apart
+from graftkit.verification.paging.table import is_large, table_of
+
+
+class Pager:
+    """Reads parameters by name and keeps the last used within ``room`` bytes.
+
+    ``nbytes`` is what one forward reads at least once, and ``read`` is called with the bytes of each reading.
+    """
+
+    def __init__(self, origins: Mapping[str, Origin], room: int) -> None:
+        self.read: Callable[[int], None] | None = None
+        self.nbytes = 0
+        self._origins, self._room = origins, room
+        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._held = 0
+
+    def __call__(self, name: str, nbytes: int) -> Any:
+        """The parameter of that name and size."""
+        if name in self._kept:
+            self._kept.move_to_end(name)
+            return self._kept[name]
+        self._make_room(nbytes)
+        with apart():
+            for other, tensor in self._origins[name].read().items():
+                self._keep(other, tensor)
+        return self._kept[name]
+
+    def _keep(self, name: str, tensor: Any) -> None:
+        if name in self._kept:
+            return
+        self._make_room(tensor.nbytes)
+        self._kept[name] = torch.nn.Parameter(tensor, requires_grad=False)
+        self._held += tensor.nbytes
+        if self.read:
+            self.read(tensor.nbytes)
+
+    def _make_room(self, nbytes: int) -> None:
+        while self._kept and self._held + nbytes > self._room:
+            _, tensor = self._kept.popitem(last=False)
+            self._held -= tensor.nbytes
+
+
+class Paged(dict[str, Any]):
+    """A module's parameters: what is asked for by name is read, what is iterated over tells shape and dtype alone.
+
+    Placeholders are one NaN as often as the shape asks for, so that what is computed from one by mistake shows.
+    """
+
+    def __init__(self, placeholders: Mapping[str, Any], names: Mapping[str, str], pager: Pager) -> None:
+        super().__init__(placeholders)
+        self._names, self._pager = names, pager
+
+    def __getitem__(self, key: str) -> Any:
+        held = super().__getitem__(key)
+        if key not in self._names:
+            return held
+        found = self._pager(self._names[key], held.nbytes)
+        if found.dtype != held.dtype:  # a forward that casts its own module, such as a router to float32
+            with apart():
+                return torch.nn.Parameter(found.to(held.dtype), requires_grad=False)
+        return found
+
+
+def page(model: Any, origins: Mapping[str, Origin], tables: frozenset[int]) -> Pager:
+    """Let every parameter of ``model`` that is on the meta device be paged in; ``tables`` are the ids of vocabulary tables.
+
+    Parameters that several modules share are shared afterwards. What lies in memory stays there.
+    """
+    names: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.is_meta and name in origins:
+            names.setdefault(id(parameter), name)
+    pager = Pager(origins, _largest_block(model))
+    placeholders: dict[int, Any] = {}
+    read: dict[str, int] = {}
+    for module in model.modules():
+        held = {key: value for key, value in module._parameters.items() if value is not None and value.is_meta}  # noqa: SLF001
+        paged = {}
+        for key, value in held.items():
+            name = names.get(id(value))
+            if id(value) not in placeholders:
+                placeholders[id(value)] = _placeholder(value, origins.get(name or ""), table=id(value) in tables)
+            module._parameters[key] = placeholders[id(value)]  # noqa: SLF001
+            if name is not None and not hasattr(placeholders[id(value)], "read"):
+                paged[key] = name
+                read[name] = value.nbytes
+        if paged:
+            module._parameters = Paged(module._parameters, paged, pager)  # noqa: SLF001
+    pager.nbytes = sum(read.values())
+    return pager
+
+
+def _placeholder(value: Any, origin: Origin | None, *, table: bool) -> Any:
+    empty = torch.full((), torch.nan if value.is_floating_point() else 0, dtype=value.dtype).expand(value.shape)
+    if table and origin is not None and origin.stored is not None and is_large(value):
+        return table_of(empty, origin.rows)
+    return torch.nn.Parameter(empty, requires_grad=False)
+
+
+def _largest_block(model: Any) -> int:
+    """Bytes of the largest entry of any list of modules, or of the largest parameter where there is none."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    inside = {id(inner) for module in lists for block in module for inner in block.modules()}
+    outermost = [block for module in lists if id(module) not in inside for block in module]
+    blocks = [sum(parameter.nbytes for parameter in block.parameters()) for block in outermost]
+    return max(blocks, default=0) or max(parameter.nbytes for parameter in model.parameters())

@@ -1,0 +1,92 @@
+"""A model as the loader makes it, with its parameters left on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graftkit.architecture.embeddings import INPUT, OUTPUT, embedding_of
+from graftkit.architecture.vocabulary import equal_bytes
+from graftkit.checkpoint.reading import torch_dtype
+from graftkit.checkpoint.weights import read_weights
+from graftkit.verification.paging.origin import Origin, origins
+from graftkit.verification.paging.pager import Pager, page
+from graftkit.verification.paging.table import is_large, table_of
+
+
+def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, dict[str, Any], Pager]:
+    """The model of a checkpoint and what its loader says, as ``from_pretrained(directory)`` gives them, and what reads it.
+
+    Buffers, and parameters that no file holds, lie in memory. Large vocabulary tables are read by rows, all other
+    parameters when the forward asks for them.
+
+    Raises:
+        Exception: whatever transformers' loader raises.
+    """
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    tensors = read_weights(directory, config).tensors
+    state = {
+        name: torch.empty(stored.shape, dtype=torch_dtype(stored.dtype), device="meta")
+        for name, stored in tensors.items()
+    }
+    model, info = model_class.from_pretrained(
+        None, config=model_class.config_class.from_pretrained(directory), state_dict=state, device_map="meta",
+        output_loading_info=True, **options,
+    )  # fmt: skip
+    found = origins(model, tensors)
+    _tie(model, found)
+    _fill(model, found)
+    return model, info, page(model, found, vocabulary_tables(model))
+
+
+def in_pieces(model: Any) -> None:
+    """Let the large vocabulary tables of a model in memory be multiplied in the pieces of one that is paged in."""
+    wanted = vocabulary_tables(model)
+    tables: dict[int, Any] = {}
+    for module in model.modules():
+        held = module._parameters  # noqa: SLF001
+        for key, value in held.items():
+            if value is not None and id(value) in wanted and is_large(value):
+                held[key] = tables.setdefault(id(value), table_of(value.detach()))
+
+
+def vocabulary_tables(model: Any) -> frozenset[int]:
+    """Ids of the parameters that embeddings and the output embedding look up and multiply."""
+    modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    modules += [module for getter in (INPUT, OUTPUT) if (module := embedding_of(model, getter)) is not None]
+    return frozenset(id(module._parameters.get("weight")) for module in modules)  # noqa: SLF001 - without reading it
+
+
+def _tie(model: Any, found: dict[str, Origin]) -> None:
+    """Tie what is stored twice where the bytes are equal: on the meta device the loader cannot compare them."""
+    for target, source in list(model.all_tied_weights_keys.items()):
+        one, two = found.get(target), found.get(source)
+        if one is None or two is None or model.get_parameter(target) is model.get_parameter(source):
+            continue
+        if one.stored is None or two.stored is None or not equal_bytes(one.stored, two.stored):
+            model.all_tied_weights_keys.pop(target)
+            continue
+        parent, _, name = target.rpartition(".")
+        setattr(model.get_submodule(parent), name, model.get_parameter(source))
+
+
+def _fill(model: Any, found: dict[str, Origin]) -> None:
+    """Give buffers their stored values, and what no file holds the values that the class itself gives it."""
+    filled = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in found}
+    made: dict[int, Any] = {}
+    for module_name, module in model.named_modules():
+        for held in (module._buffers, module._parameters):  # noqa: SLF001
+            for key, value in held.items():
+                if value is None or not value.is_meta or id(value) in filled:
+                    continue
+                name = f"{module_name}.{key}" if module_name else key
+                if name in found:
+                    held[key] = found[name].read()[name]
+                    held[key]._is_hf_initialized = True  # noqa: SLF001 - what transformers asks for
+                else:
+                    held[key] = made.setdefault(id(value), torch.empty_like(value, device="cpu"))
+        module._is_hf_initialized = False  # noqa: SLF001
+    model.initialize_weights()
