@@ -17,6 +17,7 @@ LAYERS = [
     {"architecture"},
     {"verification"},
     {"operations"},
+    {"planning"},
     {"report"},
     {"engine", "compare", "inspection", "adapter_verification"},
     {"selftest"},

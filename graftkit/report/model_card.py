@@ -10,7 +10,7 @@ import yaml
 from graftkit.errors import printable
 
 if TYPE_CHECKING:
-    from graftkit.engine import Plan
+    from graftkit.planning import Plan
     from graftkit.report.report import Report
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n?", re.DOTALL)

@@ -20,7 +20,7 @@ from graftkit.report.unchecked import unchecked
 from graftkit.verification.composition import measured_class
 
 if TYPE_CHECKING:
-    from graftkit.engine import Plan
+    from graftkit.planning import Plan
     from graftkit.verification.checks import CheckReport
     from graftkit.verification.outputs import OutputsReport
     from graftkit.verification.structural import LedgerEntry

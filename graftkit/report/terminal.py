@@ -17,8 +17,9 @@ from graftkit.report.tables import text as _text
 if TYPE_CHECKING:
     from graftkit.adapter_verification import AdapterVerification
     from graftkit.compare import Difference, Verification
-    from graftkit.engine import Plan, Progress
+    from graftkit.engine import Progress
     from graftkit.inspection import Inspection
+    from graftkit.planning import Plan
     from graftkit.report.report import Report
     from graftkit.verification.outputs import OutputsReport
 

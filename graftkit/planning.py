@@ -1,0 +1,168 @@
+"""Plan: what a recipe would write, computed from headers, config and tokenizer alone."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.vocabulary import account
+from graftkit.checkpoint.adapter import Adapter
+from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.write import bytes_to_write
+from graftkit.errors import InputRejected, RecipeError
+from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
+from graftkit.operations.combinations import combined
+from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.verification.composition import compose
+from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES
+from graftkit.verification.promises import Promise, Scope
+
+#: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
+WRITING_BYTES = 300 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `apply` would write, computed from headers, config and tokenizer alone."""
+
+    recipe: Recipe
+    source: Checkpoint
+    result: Checkpoint
+    outcomes: tuple[Outcome, ...]
+    promise: Promise
+
+    @property
+    def tensors(self) -> tuple[TensorChange, ...]:
+        """Every tensor that is not taken over as it is."""
+        return tensor_changes(self.source, self.result)
+
+    @property
+    def values(self) -> tuple[ValueChange, ...]:
+        """Every value that changes in config, generation config and tokenizer files."""
+        return document_changes(self.source, self.result)
+
+    @property
+    def bytes_taken_over(self) -> int:
+        """Bytes of shards that are taken over whole."""
+        return bytes_to_write(self.source, self.result)[0] if self.writes_base else 0
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of shards that are written anew, unchanged tensors in them copied as byte ranges; and of the adapter."""
+        base = bytes_to_write(self.source, self.result)[1] if self.writes_base else 0
+        return base + (self.adapter.nbytes if self.adapter else 0)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that `apply` needs beside the imports, about.
+
+        Verifying outputs holds one model at a time and what the source gave, lens and signal hold both; writing holds pieces.
+        Where models are paged in, outputs and lens hold no more than writing does.
+        """
+        wanted = self.recipe.verify
+        both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
+        if not (both or self.compares_outputs):
+            return WRITING_BYTES
+        if wanted.paged is True and not wanted.signal:
+            return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES
+        models = [sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result)]
+        return (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
+
+    @property
+    def paged(self) -> bool | None:
+        """Whether parameters are paged in; None where the memory that is free decides."""
+        return None if self.recipe.verify.paged == "auto" else self.recipe.verify.paged
+
+    @property
+    def compares_outputs(self) -> bool:
+        """Whether the base's outputs are compared with the source's."""
+        return self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The adapter that an operation makes, if one does."""
+        return next((outcome.adapter for outcome in self.outcomes if outcome.adapter), None)
+
+    @property
+    def writes_base(self) -> bool:
+        """Whether the base differs from the source, so that it is written beside the adapter."""
+        return self.result is not self.source
+
+    @property
+    def scope(self) -> Scope:
+        """What of the outputs is compared with the source's."""
+        return functools.reduce(operator.or_, (outcome.scope for outcome in self.outcomes), Scope.EVERYTHING)
+
+    @property
+    def new_tokens(self) -> Mapping[str, int]:
+        """Content of each new token -> its id."""
+        return {t: i for o in self.outcomes if o.vocabulary for t, i in o.vocabulary.new_tokens.items()}
+
+
+def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
+    return load_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Leave the cyclic collector out: what a plan makes stays, and it would walk over all of torch again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
+    """Plan a recipe: read headers, config and tokenizer, no weights.
+
+    Raises:
+        RecipeError: the recipe is wrong, or asks for what this checkpoint has no place for.
+        InputRejected: the checkpoint cannot be operated on.
+    """
+    recipe = _as_recipe(recipe)
+    source = result = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    outcomes: tuple[Outcome, ...] = ()
+    for place, spec in enumerate(recipe.operations):
+        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
+        outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
+        outcome = combined(recipe.operations[: place + 1], source, outcomes, outcome)
+        _check_order(place, spec.op, outcome, outcomes, changed=outcome.checkpoint is not result)
+        result = outcome.checkpoint
+        outcomes += (outcome,)
+    if result is not source:
+        _check_result(result)
+    return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
+
+
+def _check_order(place: int, op: str, outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
+    """An adapter is made for the base as it is then; nothing may change that base afterwards."""
+    if not any(before.adapter for before in earlier):
+        return
+    if outcome.adapter:
+        raise RecipeError(
+            f"operations.{place}: {op}: a recipe makes one adapter; put the second into a recipe of its own"
+        )
+    if changed:
+        raise RecipeError(
+            f"operations.{place}: {op}: changes the base of the adapter made before it; put it before that"
+        )
+
+
+def _check_result(result: Checkpoint) -> None:
+    """A skeleton built from the new config must have exactly the shapes of the result; every document must be readable."""
+    dict(result.documents)
+    try:
+        account(result)
+    except InputRejected as error:
+        raise InputRejected(f"the planned result would not load: {error}") from error
