@@ -1,4 +1,4 @@
-"""Labelled texts from a file: JSON lines, CSV or Parquet, read as a stream, every complaint with its line."""
+"""Texts from a file, labelled or not: JSON lines, CSV or Parquet, read as a stream, every complaint with its line."""
 
 from __future__ import annotations
 
@@ -47,15 +47,13 @@ class ExampleFile:
             RecipeError: the file cannot be read, or an example has no text or no label of the recipe; with the line.
         """
         numbers = {name: index for index, name in enumerate(self.labels)}
-        for line, row in self._rows():
+        for line, row in _rows(self.path, READERS):
             where = f"{printable(self.path)}:{line}"
             for field in (self.text, self.label):
                 if row.get(field) is None:
                     known = ", ".join(printable(name) for name in row)
                     raise RecipeError(f"{where}: has no field '{printable(field)}'; its fields are: {known}")
-            text = row[self.text]
-            if not isinstance(text, str) or not text.strip():
-                raise RecipeError(f"{where}: {printable(self.text)} is empty or no text")
+            text = _text(row[self.text], self.text, where)
             yield Example(line, text, self._number(row[self.label], numbers, where))
 
     def survey(self) -> list[int]:
@@ -87,16 +85,41 @@ class ExampleFile:
             raise RecipeError(f"{where}: the label '{printable(value)}' is no number from 0 to {self.count - 1}")
         return int(text)
 
-    def _rows(self) -> Iterator[Row]:
-        reader = READERS.get(self.path.suffix.lower())
-        if reader is None:
-            raise RecipeError(f"{printable(self.path)}: is none of {', '.join(READERS)}")
-        try:
-            yield from reader(self.path)
-        except OSError as error:
-            raise RecipeError(f"{printable(self.path)}: cannot be read: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"{printable(self.path)}: is not UTF-8 text") from error
+
+def read_texts(path: Path) -> Iterator[str]:
+    """Yield the texts of a file in its order: each line of a .txt that is not blank, else the field ``text`` of each row.
+
+    Raises:
+        RecipeError: the file cannot be read, or a row has no text; with the line.
+    """
+    for line, row in _rows(path, {".txt": _lines, **READERS}):
+        where = f"{printable(path)}:{line}"
+        if row.get("text") is None:
+            raise RecipeError(f"{where}: has no field 'text'; its fields are: {', '.join(map(printable, row))}")
+        yield _text(row["text"], "text", where)
+
+
+def _text(value: Any, field: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise RecipeError(f"{where}: {printable(field)} is empty or no text")
+    return value
+
+
+def _rows(path: Path, readers: Mapping[str, Callable[[Path], Iterator[Row]]]) -> Iterator[Row]:
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise RecipeError(f"{printable(path)}: is none of {', '.join(readers)}")
+    try:
+        yield from reader(path)
+    except OSError as error:
+        raise RecipeError(f"{printable(path)}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{printable(path)}: is not UTF-8 text") from error
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as file:
+        yield from ((line, {"text": text.rstrip("\r\n")}) for line, text in enumerate(file, 1) if text.strip())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:

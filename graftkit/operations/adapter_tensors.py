@@ -15,6 +15,7 @@ from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import base_tensor
+from graftkit.operations.data_factors import DataFactors
 
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
@@ -25,7 +26,8 @@ class AdapterMaker:
     """Makes each tensor of an adapter on demand. One matrix of the base is in memory at a time.
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
-    factors twice with opposite signs, in which case the targets' ranks are already doubled.
+    factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
+    from examples.
     """
 
     checkpoint: Checkpoint
@@ -34,6 +36,7 @@ class AdapterMaker:
     init: bool | str
     offset: bool
     seed: tuple[int, int]
+    data: DataFactors | None = None
     _factors: dict[str, low_rank.Factors] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -77,6 +80,9 @@ class AdapterMaker:
             return self._factors[target.weight]
 
     def _make(self, target: Target) -> low_rank.Factors:
+        if self.data is not None:
+            found = self.data.of(target.module)
+            return low_rank.offset(found) if self.offset else found
         rank = target.rank // 2 if self.offset else target.rank
         kind, _, iterations = str(self.init).partition("_niter_")
         stored = self.base_tensor(target.weight)
@@ -153,11 +159,15 @@ def _bytes(values: Any) -> memoryview:
     return raw
 
 
-def unsuitable(injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int) -> Iterator[str]:
-    """Yield a sentence for each target that no init can start from the weight of; ``rank_of`` ranks make up a target's."""
+def unsuitable(
+    injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int, init: bool | str
+) -> Iterator[str]:
+    """Yield a sentence for each target that ``init`` cannot start from the weight of; ``rank_of`` ranks make up a target's."""
     embeddings = {_target(e).module for e in injection.entries.values() if e.role == "embedding_A"}
+    vectors = 2 if init == "lora_ga" else 1  # singular vectors that one rank takes
     for target in injection.targets:
         name = disk.get(target.weight)
+        rank = target.rank // rank_of * vectors
         stored = checkpoint.tensors[name] if name else None
         if target.experts:
             yield f"{target.weight} holds fused experts"
@@ -167,5 +177,6 @@ def unsuitable(injection: Injection, disk: Mapping[str, str], checkpoint: Checkp
             yield f"{target.weight} is stored in another form (converted or quantized)"
         elif len(stored.shape) != 2:
             yield f"{target.module} is a convolution"
-        elif target.rank // rank_of > min(stored.shape):
-            yield f"{target.module} is {' x '.join(map(str, stored.shape))}, smaller than the rank {target.rank // rank_of}"
+        elif rank > min(stored.shape):
+            twice = "twice the rank, " if vectors == 2 else "the rank "
+            yield f"{target.module} is {' x '.join(map(str, stored.shape))}, smaller than {twice}{rank}"

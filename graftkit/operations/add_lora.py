@@ -23,8 +23,9 @@ from graftkit.operations.adapter_base import (
 )
 from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome
+from graftkit.operations.data_factors import DataFactors
 from graftkit.operations.untie import untied
-from graftkit.recipe.add_lora import DATA_INITS, AddLora
+from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
@@ -54,12 +55,15 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
     disk = disk_names(skeleton, checkpoint)
     halves = 2 if spec.exact else 1
     if spec.init_lora_weights not in SAMPLED:
-        reasons = list(unsuitable(injection, disk, checkpoint, halves))
+        reasons = list(unsuitable(injection, disk, checkpoint, halves, spec.init_lora_weights))
         if reasons:
             more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
             raise RecipeError(f"operations: add_lora: init_lora_weights: {spec.init_lora_weights}: {reasons[0]}{more}")
     seed = (context.seed, context.place)
-    maker = AdapterMaker(checkpoint, injection, disk, spec.init_lora_weights, spec.exact, seed)
+    data = None
+    if spec.init_lora_weights in DATA_INITS:
+        data = DataFactors(spec, checkpoint, base, tuple(target.module for target in injection.targets), seed)
+    maker = AdapterMaker(checkpoint, injection, disk, spec.init_lora_weights, spec.exact, seed, data)
     tensors = maker.tensors()
     takes_out = spec.spectral and not spec.exact and spec.init_lora_weights != "orthogonal"
     if takes_out:
@@ -74,6 +78,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         adapter=adapter,
         scope=Scope.NOTHING if takes_out else Scope.EVERYTHING,
         checks=(check,),
+        prepare=data.run if data else None,
     )
 
 
@@ -84,15 +89,10 @@ def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
         raise RecipeError(
             f"operations: add_lora: {what}: needs the weights, and the base is quantized; true starts without"
         )
-    if kind in DATA_INITS:
-        raise RecipeError(
-            f"operations: add_lora: init_lora_weights: {kind} starts from what examples give, and no examples are run here;"
-            " pissa and olora start from the weights alone"
-        )
     if kind == "loftq":
         raise RecipeError(
-            "operations: add_lora: init_lora_weights: loftq quantizes the base while it makes the adapter, and no quantized"
-            " base is written here; pissa on the same targets makes the quantization error small, too"
+            "operations: add_lora: init_lora_weights: loftq quantizes the base while it makes the adapter, by bitsandbytes on a"
+            " GPU, and no quantized base is written here; pissa on the same targets makes the quantization error small, too"
         )
     if kind == "orthogonal" and any(rank % 2 for rank in (spec.r, *spec.rank_pattern.values())):
         raise RecipeError("operations: add_lora: init_lora_weights: orthogonal takes even ranks alone")
@@ -104,7 +104,8 @@ def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, An
     """The fields of LoraConfig; the init is left to the maker, since it changes neither names nor shapes."""
     written = spec.plain_fields()
     fields = {name: value for name, value in written.items() if name not in OWN}
-    fields |= dict(written.get("config") or {})  # type: ignore[call-overload]
+    others: Any = written.get("config") or {}
+    fields |= {name: value for name, value in others.items() if name not in DATA_CONFIGS.values()}
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     fields["init_lora_weights"] = True
     saved = modules_to_save(spec.modules_to_save, skeleton, context)

@@ -20,6 +20,9 @@ SPECTRAL_INITS = ("pissa", "olora", "orthogonal", "corda", "lora_ga", "loftq")
 #: Starts from what examples give: activations or gradients.
 DATA_INITS = ("eva", "corda", "lora_ga")
 
+#: Where peft keeps the settings of each of these.
+DATA_CONFIGS = {kind: f"{kind}_config" for kind in DATA_INITS}
+
 _NITER = re.compile(r"pissa_niter_[0-9]+")
 
 
@@ -86,7 +89,10 @@ class AddLora(Spec):
     task_type: Annotated[Text | None, Field(description="As peft names it; null means that of the base's class.")] = (
         None
     )
-    examples: Annotated[PathText | None, Field(description="Texts, one a line, for eva, corda and lora_ga.")] = None
+    examples: Annotated[
+        PathText | None,
+        Field(description="Texts for eva, corda and lora_ga: a line each of a .txt, or text in .jsonl, .csv or .parquet."),
+    ] = None
     config: Annotated[
         Values, Field(description="Any other field of peft's LoraConfig; the installed peft checks it.")
     ] = FrozenMapping()
@@ -112,6 +118,8 @@ class AddLora(Spec):
             yield ("exact",), "cannot hold with use_dora: DoRA divides by the norm of what the two halves add up to"
         if data.get("examples") is not None and kind not in DATA_INITS:
             yield ("examples",), f"has no effect: only {', '.join(DATA_INITS)} look at examples"
+        if kind in DATA_INITS and data.get("examples") is None:
+            yield ("init_lora_weights",), f"{kind} starts from what texts give; name their file: examples: texts.txt"
         layers = data.get("layers_to_transform")
         if data.get("layers_pattern") is not None and layers is None:
             yield ("layers_pattern",), "has no effect without layers_to_transform"
@@ -122,3 +130,5 @@ class AddLora(Spec):
         for name in others if isinstance(others, dict) else ():
             if name in cls.model_fields:
                 yield ("config", name), "is a field of the operation; write it there"
+            elif name in DATA_CONFIGS.values() and name != DATA_CONFIGS.get(kind):
+                yield ("config", name), f"has no effect: init_lora_weights is not {name.removesuffix('_config')}"

@@ -100,7 +100,6 @@ def test_dora_on_a_row_of_norm_zero_is_refused_by_name(tmp_path):
         ("mixtral", {"init_lora_weights": "pissa"}, "holds fused experts"),
         ("llama", {"init_lora_weights": "olora", "target_modules": ["embed_tokens"]}, "is an embedding"),
         ("llama", {"init_lora_weights": "orthogonal", "r": 3}, "even ranks"),
-        ("llama", {"init_lora_weights": "eva"}, "no examples are run here"),
         ("llama", {"init_lora_weights": "loftq"}, "quantizes the base"),
         ("llama", {"init_lora_weights": "pissa", "use_dora": True}, "starts as the identity from B = 0"),
     ],
