@@ -19,3 +19,19 @@ ROOT = Path(__file__).parent.parent
 def demo():
     """The small trained model that ships with the project."""
     return ROOT / "recipes" / "models" / "demo-lm"
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory):
+    """Small checkpoints by family, each written once: read them, do not change them."""
+    from support.families import build
+
+    made = {}
+
+    def source(family, dtype="float32", **options):
+        key = (family, dtype, *options.items())
+        if key not in made:
+            made[key] = build(family, tmp_path_factory.mktemp("source") / family, dtype=dtype, **options)
+        return made[key]
+
+    return source

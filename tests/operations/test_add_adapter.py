@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import build
+from support.recipes import recipe
 from support.sweeps import load_script
 
 from graftkit.adapter_verification import verify_adapter
@@ -31,21 +31,9 @@ HANDFUL = (
 )
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    made = {}
-
-    def of(family, dtype="float32", **options):
-        key = (family, dtype, *options.items())
-        if key not in made:
-            made[key] = build(family, tmp_path_factory.mktemp(family), dtype=dtype, **options)
-        return made[key]
-
-    return of
-
-
-def recipe(source, output, *operations, **others):
-    return {"version": 1, "base_model": str(source), "output": str(output), "operations": list(operations), **others}
+@pytest.fixture
+def base(sources):
+    return sources
 
 
 def kind(name, **fields):

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import build
+from support.recipes import recipe
 
 from graftkit.checkpoint import reading
 from graftkit.engine import apply, plan
@@ -15,21 +15,9 @@ from graftkit.errors import InputRejected, RecipeError
 TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    made = {}
-
-    def of(family, dtype="float32", **options):
-        key = (family, dtype, *options.items())
-        if key not in made:
-            made[key] = build(family, tmp_path_factory.mktemp(family), dtype=dtype, **options)
-        return made[key]
-
-    return of
-
-
-def recipe(source, output, *operations, **others):
-    return {"version": 1, "base_model": str(source), "output": str(output), "operations": list(operations), **others}
+@pytest.fixture
+def base(sources):
+    return sources
 
 
 def lora(**fields):

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import recipes
 from support.families import build
 
 from graftkit.engine import apply, execute, plan
@@ -12,21 +13,14 @@ from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations.adapter_tensors import AdapterMaker
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    made = {}
-
-    def of(family, dtype):
-        if (family, dtype) not in made:
-            made[family, dtype] = build(family, tmp_path_factory.mktemp(family), dtype=dtype)
-        return made[family, dtype]
-
-    return of
+@pytest.fixture
+def base(sources):
+    return sources
 
 
 def recipe(source, output, **fields):
     operation = {"op": "add_lora", "r": 4, "lora_alpha": 8, **fields}
-    return {"version": 1, "base_model": str(source), "output": str(output), "operations": [operation]}
+    return recipes.recipe(source, output, operation)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 import transformers
+from support import recipes
 from support.families import FAMILIES, ROWS, TOKENS, build
+from support.recipes import load
 
 import graftkit
 
@@ -13,28 +15,7 @@ NEW = ["<|a|>", "<|b|>", "<|c|>"]
 
 
 def recipe(source, output, **fields):
-    operation = {"op": "extend_vocab", "special_tokens": NEW, **fields}
-    return {"version": 1, "base_model": str(source), "operations": [operation], "output": str(output)}
-
-
-def load(directory):
-    name = json.loads((directory / "config.json").read_text())["architectures"][0]
-    model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
-    return model.eval(), info
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    place = tmp_path_factory.mktemp("families")
-    made = {}
-
-    def source(family, **options):
-        key = f"{family}-{options}"
-        if key not in made:
-            made[key] = build(family, place / str(len(made)), **options)
-        return made[key]
-
-    return source
+    return recipes.recipe(source, output, {"op": "extend_vocab", "special_tokens": NEW, **fields})
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,11 +6,10 @@ import shutil
 
 import pytest
 import torch
-import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support import recipes
 from support.command import here
-from support.families import build
 
 import graftkit
 from graftkit.errors import InputRejected, RecipeError
@@ -25,12 +24,11 @@ PREFIX = {
 
 def recipe(source, output, *operations, **fields):
     listed = [{"op": "reinit", **operation} for operation in operations]
-    return {"version": 1, "base_model": str(source), "operations": listed, "output": str(output), **fields}
+    return recipes.recipe(source, output, *listed, **fields)
 
 
 def load(directory):
-    name = json.loads((directory / "config.json").read_text())["architectures"][0]
-    model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
+    model, info = recipes.load(directory)
     assert not info["missing_keys"]
     return model
 
@@ -45,20 +43,6 @@ def tensors(directory):
 def changed(before, after):
     assert before.keys() == after.keys()
     return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    place = tmp_path_factory.mktemp("reinit")
-    made = {}
-
-    def source(family, **options):
-        key = f"{family}-{options}"
-        if key not in made:
-            made[key] = build(family, place / str(len(made)), **options)
-        return made[key]
-
-    return source
 
 
 @pytest.mark.parametrize("family", PREFIX)

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 import transformers
-from support.families import build
+from support import recipes
+from support.recipes import config_of, load
 
 import graftkit
 from graftkit.recipe.replace_head import LABELLED
@@ -28,31 +29,7 @@ TASKS = [
 def recipe(source, output, task="sequence_classification", *before, **fields):
     labels = {"labels": LABELS} if task in LABELLED and "num_labels" not in fields and "labels" not in fields else {}
     operation = {"op": "replace_head", "task": task, **labels, **fields}
-    return {"version": 1, "base_model": str(source), "operations": [*before, operation], "output": str(output)}
-
-
-def config_of(directory):
-    return json.loads((directory / "config.json").read_text())
-
-
-def load(directory):
-    name = config_of(directory)["architectures"][0]
-    model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
-    return model.eval(), info
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    place = tmp_path_factory.mktemp("families")
-    made = {}
-
-    def source(family, **options):
-        key = f"{family}-{options}"
-        if key not in made:
-            made[key] = build(family, place / str(len(made)), **options)
-        return made[key]
-
-    return source
+    return recipes.recipe(source, output, *before, operation)
 
 
 @pytest.mark.parametrize(("family", "task"), TASKS)

@@ -9,24 +9,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from support.families import build
 
 import graftkit
 from graftkit.verification.signal import compare_signal, statistics
 from graftkit.verification.signal.blocks import counterparts, stacks
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    place = tmp_path_factory.mktemp("signal")
-    made = {}
-
-    def source(family):
-        if family not in made:
-            made[family] = build(family, place / family)
-        return made[family]
-
-    return source
 
 
 def altered(source, place, change):
