@@ -10,12 +10,13 @@ from typing import Any
 from graftkit.architecture.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS, read_ids, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
+from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Stored, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import base_tensor
 from graftkit.operations.data_factors import DataFactors
+from graftkit.operations.low_rank import folded
 
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
@@ -62,6 +63,8 @@ class AdapterMaker:
     def residual(self, target: Target) -> LazyTensor:
         """The weight less scaling·B·A, rounded once to its own dtype."""
         stored = self.base_tensor(target.weight)
+        if isinstance(stored, Stored):
+            return folded(stored, lambda: self.factors(target), -target.scaling, transposed=target.transposed)
 
         def produce() -> memoryview:
             a, b = self.factors(target)

@@ -6,10 +6,9 @@ float32 and rounded once; peft rounds the product of embeddings and experts befo
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
@@ -34,8 +33,8 @@ def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None)
     if len(edits) == 1 and isinstance(rows, TokenRows) and isinstance(base, Stored):
         return _with_rows(base, rows)
     if len(edits) == 1 and isinstance(rows, Factors) and part is None and _streams(base, rows):
-        count = max(BLOCK // (2 * math.prod(base.shape[1:])), 1)
-        return Streamed(base.dtype, base.shape, count, functools.partial(_folding, base, rows))
+        edit = rows
+        return folded(base, lambda: (read_tensor(edit.a), read_tensor(edit.b)), edit.scaling, transposed=edit.layout == "transposed")
     return Computed(base.dtype, base.shape, lambda: _produce(base, edits, part))
 
 
@@ -45,22 +44,31 @@ def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Stored]:
     return plain and isinstance(base, Stored) and base.dtype in ("BF16", "F16")
 
 
-def _folding(base: Stored, edit: Factors) -> Rows:
-    """What reads rows of ``base`` and folds the factors into them; the sum is formed in float32 and rounded once."""
+def folded(base: Stored, factors: Callable[[], tuple[Any, Any]], scaling: float, *, transposed: bool) -> Streamed:
+    """``base + scaling·B·A``, some rows at a time; ``factors`` gives A and B in float32.
+
+    The sum is formed in float32 for half precision, else in float64, and rounded once.
+    """
+    count = max(BLOCK // (base.nbytes // max(base.shape[0], 1)), 1)
+    return Streamed(base.dtype, base.shape, count, lambda: _folding(base, factors(), scaling, transposed=transposed))
+
+
+def _folding(base: Stored, factors: tuple[Any, Any], scaling: float, *, transposed: bool) -> Rows:
+    """What reads rows of ``base`` and folds the factors into them."""
     import torch
 
-    with torch.inference_mode():
-        a, b = read_tensor(edit.a).float(), read_tensor(edit.b).float()
-        left, right = (a.T, b.T) if edit.layout == "transposed" else (b, a)
-        step = max(WIDENED // right.shape[1], 1)
-        buffer = torch.empty(step, right.shape[1])
+    wide = torch.float32 if base.dtype in ("BF16", "F16") else torch.float64
+    a, b = (factor.to(wide) for factor in factors)
+    left, right = (a.T, b.T) if transposed else (b, a)
+    step = max(WIDENED // right.shape[1], 1)
+    buffer = torch.empty(step, right.shape[1], dtype=wide)
 
     def rows(start: int, stop: int) -> memoryview:
         with OneThread(), torch.inference_mode():
             block = read_rows(base, 0, start, stop)
             for part, factor in zip(block.split(step), left[start:stop].split(step), strict=True):
-                wide = buffer[: len(part)].copy_(part)
-                part.copy_(torch.addmm(wide, factor, right, alpha=edit.scaling, out=wide))
+                held = buffer[: len(part)].copy_(part)
+                part.copy_(torch.addmm(held, factor, right, alpha=scaling, out=held))
             return as_bytes(block)
 
     return rows
