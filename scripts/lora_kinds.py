@@ -13,6 +13,7 @@ from typing import Any
 import graftkit
 
 DEMO = Path(__file__).parent.parent / "recipes" / "models" / "demo-lm"
+TEXTS = {"examples": str(DEMO.parent.parent / "examples" / "docstrings.jsonl")}
 KINDS: dict[str, dict[str, Any]] = {
     "`true`": {"init_lora_weights": True},
     "`gaussian`": {"init_lora_weights": "gaussian"},
@@ -22,9 +23,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "`pissa`": {"init_lora_weights": "pissa"},
     "`pissa_niter_4`": {"init_lora_weights": "pissa_niter_4"},
     "`olora`": {"init_lora_weights": "olora"},
+    "`eva`": {"init_lora_weights": "eva", **TEXTS},
+    "`corda`": {"init_lora_weights": "corda", **TEXTS},
+    "`lora_ga`": {"init_lora_weights": "lora_ga", **TEXTS},
     "`pissa` with `exact`": {"init_lora_weights": "pissa", "exact": True},
     "`olora` with `exact`": {"init_lora_weights": "olora", "exact": True},
     "`orthogonal` with `exact`": {"init_lora_weights": "orthogonal", "exact": True},
+    "`corda` with `exact`": {"init_lora_weights": "corda", "exact": True, **TEXTS},
+    "`lora_ga` with `exact`": {"init_lora_weights": "lora_ga", "exact": True, **TEXTS},
 }
 
 

@@ -1,9 +1,8 @@
-"""Tied weights: which names share their values when a checkpoint is loaded, and how a config unties them."""
+"""Tied weights: which names share their values when a checkpoint is loaded, and how they come to stand on their own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterator
 
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, with_values
 from graftkit.architecture.vocabulary import Structure, equal_bytes
@@ -33,19 +32,52 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
     return frozenset(group)
 
 
-def untied(config: Mapping[str, Any], members: frozenset[str]) -> tuple[dict[str, Any], Skeleton]:
-    """``config`` with the flag off wherever it stands, and its skeleton, in which no two of ``members`` are tied.
+def untie(checkpoint: Checkpoint, skeleton: Skeleton, changed: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag is put off wherever it stands.
+
+    Each side that is not stored gets a copy: the same bytes under its own name, in the shard of the other side. The identical
+    checkpoint where there is nothing to undo; also returns the names of the copies, on disk as in memory.
 
     Raises:
-        InputRejected: the class ties them whatever the config says.
+        InputRejected: the class ties them whatever the config says, or a copy would need another name on disk.
     """
-    paths = [(FLAG,)] + [(key, FLAG) for key, value in config.items() if isinstance(value, dict) and FLAG in value]
-    changed = with_values(config, tuple(paths), value=False)
-    skeleton = build_skeleton(changed)
-    still = [target for target, source in skeleton.tied.items() if target in members and source in members]
+    touched = {name for pair in skeleton.tied.items() if not set(changed).isdisjoint(pair) for name in pair}
+    if not touched:
+        return checkpoint, ()
+    paths = [(FLAG,)] + [(key, FLAG) for key, value in checkpoint.config.items() if isinstance(value, dict) and FLAG in value]
+    config = with_values(checkpoint.config, tuple(paths), value=False)
+    after = build_skeleton(config)
+    still = [target for target, source in after.tied.items() if target in touched and source in touched]
     if still:
         raise InputRejected(
-            f"{skeleton.architecture}: the adapter changes only one side of tied weights, and the class ties"
+            f"{after.architecture}: the adapter changes only one side of tied weights, and the class ties"
             f" {printable(min(still))!r} whatever config.json says"
         )
-    return changed, skeleton
+    disk = {memory: stored for stored, (memory, _) in skeleton.memory_names(list(checkpoint.tensors)).items()}
+    checkpoint = checkpoint.with_documents({"config.json": config})
+    copied = []
+    for members in _parted(skeleton, after):
+        stored = next(disk[member] for member in sorted(members) if member in disk)
+        shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
+        for member in sorted(members - disk.keys()):
+            _check_name(after, member)
+            checkpoint = checkpoint.with_tensors({member: checkpoint.tensors[stored]}, shard=shard)
+            copied.append(member)
+    return checkpoint, tuple(copied)
+
+
+def _parted(before: Skeleton, after: Skeleton) -> Iterator[set[str]]:
+    """Yield the names of each group of ``before`` that are on their own in ``after``, where there are any."""
+    groups: dict[str, set[str]] = {}
+    for target, source in before.tied.items():
+        if target not in after.tied:
+            groups.setdefault(source, {source}).add(target)
+    yield from groups.values()
+
+
+def _check_name(skeleton: Skeleton, name: str) -> None:
+    if skeleton.memory_names([name])[name][0] != name:
+        raise InputRejected(
+            f"the adapter changes only one side of tied weights, and {printable(name)!r} is stored under another name;"
+            " save the base once with a current transformers"
+        )

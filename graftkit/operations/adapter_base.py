@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from graftkit.architecture.adapter_task import head_modules
 from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.injection import skeleton_of
 from graftkit.architecture.skeleton import Skeleton
+from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, printable
@@ -70,6 +71,19 @@ def base_tensor(operation: str, checkpoint: Checkpoint, disk: Mapping[str, str],
             " save the checkpoint once with this transformers, or leave the module out"
         )
     return checkpoint.tensors[name]
+
+
+def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint without the ties of which ``trained`` (names in memory) touches a side, and a note where there are any.
+
+    Raises:
+        InputRejected: the class ties them whatever the config says.
+    """
+    apart, copied = untie(checkpoint, skeleton, trained)
+    if apart is checkpoint:
+        return checkpoint, ()
+    copies = f" by copy ({', '.join(copied)})" if copied else ""
+    return apart, (f"untied{copies}, since one side is trained",)
 
 
 def modules_to_save(asked: str | tuple[str, ...] | None, skeleton: Skeleton, context: Context) -> list[str]:

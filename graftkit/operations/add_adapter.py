@@ -26,11 +26,11 @@ from graftkit.operations.adapter_base import (
     loaded_dtype,
     modules_to_save,
     trainable_tokens,
+    untied,
     vocabulary_change,
 )
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.low_rank import as_bytes
-from graftkit.operations.untie import untied
 from graftkit.recipe.add_adapter import FILLED, OWN, STARTS, AddAdapter
 from graftkit.recipe.wording import unknown
 from graftkit.verification.adapter import AdapterCheck

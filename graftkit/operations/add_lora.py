@@ -19,12 +19,12 @@ from graftkit.operations.adapter_base import (
     loaded_dtype,
     modules_to_save,
     trainable_tokens,
+    untied,
     vocabulary_change,
 )
 from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.data_factors import DataFactors
-from graftkit.operations.untie import untied
 from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope

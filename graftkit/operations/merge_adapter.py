@@ -10,8 +10,8 @@ from typing import Any
 from graftkit.architecture.adapted import find_edits
 from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import slices
-from graftkit.architecture.skeleton import Skeleton, build_skeleton
-from graftkit.architecture.tying import tied_group, untied
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.architecture.tying import tied_group, untie
 from graftkit.architecture.vocabulary import Structure, account
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -71,7 +71,6 @@ def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tu
     Returns the checkpoint with those copies, and their names on disk by name in memory. ``by_weight`` is completed.
     """
     copied: dict[str, str] = {}
-    disk = _disk_names(structure)
     for name in list(by_weight):
         group = tied_group(name, checkpoint, structure)
         if len(group) == 1:
@@ -82,27 +81,13 @@ def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tu
             by_weight[member] = (*shared[:1], *own[member])
         if len({_unnamed(edits) for edits in own.values()}) == 1:
             continue
-        config, skeleton = untied(checkpoint.config, group)
-        checkpoint = checkpoint.with_documents({"config.json": config})
-        stored = next(disk[member][0] for member in sorted(group) if member in disk)
-        for member in sorted(group - disk.keys()):
-            _check_name(skeleton, member)
-            copied[member] = member
-            shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
-            checkpoint = checkpoint.with_tensors({member: checkpoint.tensors[stored]}, shard=shard)
+        checkpoint, names = untie(checkpoint, structure.skeleton, group)
+        copied |= {copy: copy for copy in names}
     return checkpoint, copied
 
 
 def _unnamed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     return tuple(dataclasses.replace(edit, weight="") for edit in edits)
-
-
-def _check_name(skeleton: Skeleton, name: str) -> None:
-    if skeleton.memory_names([name])[name][0] != name:
-        raise InputRejected(
-            f"the adapter changes only one side of tied weights, and {printable(name)!r} is stored under another name;"
-            " save the base once with a current transformers"
-        )
 
 
 def _disk_names(structure: Structure) -> dict[str, list[str]]:
