@@ -23,6 +23,10 @@ HEAD = """# The first step of training
   predicts their change, and half its variance under the model's own distribution the KL. Beside it stands the step as it really is, at eight
   learning rates. The recommended ceiling is the largest of them up to which the forecast is within 20 % of the measurement.
 
+With an adapter the base is frozen and has no gradients to compare: what moves is the adapter. Of a zero-B LoRA the first step lies in B alone (A has
+no gradient until B has moved), rows of new tokens move with it, and the forecast is that of this step. Parameters on modules that the batch does
+not run are listed; A and B both zero fail by name.
+
 All parameters are trained, eps is 1e-8 and weight decay 0.01. Figures below are for `recipes/quickstart.yaml`, made by
 `scripts/first_step.py`.
 

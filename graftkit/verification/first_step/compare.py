@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_logits
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import MOST_IDS, differentiable, gradients, loss_of, with_ids
+from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, loss_of, with_ids
 from graftkit.verification.forward import load, run, undisturbed
 from graftkit.verification.inputs import find_inputs
 from graftkit.verification.probes import Probe
@@ -24,9 +25,6 @@ Progress = Callable[[str, float], None]
 #: Old gradients may differ by so much, relative to their norm: another order of float32 sums, and nothing else.
 GRADIENT_TOLERANCE = 1e-4
 
-#: Texts in the batch.
-TEXTS = 4
-
 
 def compare_first_step(
     source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
@@ -34,7 +32,8 @@ def compare_first_step(
 ) -> FirstStepReport:  # fmt: skip
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
 
-    The old gradients are those of the loss over old texts and the old ids alone, where everything is promised.
+    The old gradients are those of the loss over old texts and the old ids alone, where everything is promised. With an
+    ``adapter`` the base is frozen, and the step is that of the adapter.
 
     Raises:
         VerificationFailed: the result does not load, or its forward cannot be differentiated.
@@ -42,9 +41,7 @@ def compare_first_step(
     del device
     seconds: dict[str, float] = {}
     if adapter is not None:
-        return FirstStepReport(
-            None, "", "the recipe makes an adapter", {}, 0, (), None, "the recipe makes an adapter", {}, ()
-        )
+        return adapter_first_step(result, adapter, vocabulary, seed, scope, lambda share: _tell(progress, share))
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
             old = load(source).model.float()

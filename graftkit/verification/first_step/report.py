@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
+from graftkit.verification.forward import few
+
+#: What the parts of an adapter's names say of what they are.
+KINDS = ("lora_", "trainable_tokens_delta", "modules_to_save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,7 @@ class FirstStepReport:
         gradient_at: the parameter with that error; ``gradients_left_out`` says why none was compared.
         moves: new parameter -> the step at which it first has a gradient, None where it is dead.
         left_out: new ids that the batch had no room for.
+        not_run: parameters of an adapter on modules that the batch does not run.
         steps: forecast and measured KL over the old domain by learning rate; ``no_forecast`` says why there is none.
         ceiling: the largest learning rate of ``steps`` up to which the forecast holds.
     """
@@ -33,6 +38,7 @@ class FirstStepReport:
     no_forecast: str
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
+    not_run: tuple[str, ...] = ()
     name: str = "first_step"
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
@@ -48,14 +54,15 @@ class FirstStepReport:
             )
         dead = [name for name, step in self.moves.items() if step is None]
         if self.moves:
-            steps = sorted({step for step in self.moves.values() if step is not None})
             alive = f"{len(self.moves) - len(dead)} of {len(self.moves)} have a gradient"
             more = f", {self.left_out} not tried" if self.left_out else ""
             yield (
                 "new parameters",
                 "dead" if dead else "alive",
-                f"{alive}, first at step {', '.join(map(str, steps))}{more}",
+                f"{alive}, {', '.join(_when(self.moves))}{more}",
             )
+        if self.not_run:
+            yield "new parameters", "not run by the batch", few(self.not_run)
         if not self.steps:
             yield "first optimiser step", "not forecast", self.no_forecast
             return
@@ -69,3 +76,11 @@ class FirstStepReport:
         """Everything as JSON values."""
         steps = [{**dataclasses.asdict(figure), "error": figure.error} for figure in self.steps]
         return {**dataclasses.asdict(self), "steps": steps}
+
+
+def _when(moves: Mapping[str, int | None]) -> Iterator[str]:
+    """Yield for each step what moves first in it, by kind where it is an adapter's."""
+    for step in sorted({step for step in moves.values() if step is not None}):
+        names = (name for name, first in moves.items() if first == step)
+        kinds = {next((part for part in name.split(".") if part.startswith(KINDS)), "") for name in names}
+        yield f"{' and '.join(sorted(kinds)) or 'first'} at step {step}" if "" not in kinds else f"first at step {step}"

@@ -13,6 +13,9 @@ from graftkit.verification.probes import Probe
 #: More new ids than this are not put into the batch; they are said to be left out.
 MOST_IDS = 256
 
+#: Texts in the batch.
+TEXTS = 4
+
 
 @contextlib.contextmanager
 def differentiable() -> Iterator[None]:
@@ -64,9 +67,10 @@ def loss_of(model: Any, batch: Probe, made: frozenset[str], ids: int | None = No
 
 
 def gradients(model: Any, loss: Any) -> Mapping[str, Any]:
-    """The gradient of every parameter by name; a parameter that the loss does not reach is left out."""
+    """The gradient of every trained parameter by name; a parameter that the loss does not reach is left out."""
     import torch
 
-    names, values = zip(*model.named_parameters(), strict=True)
+    trained = ((name, value) for name, value in model.named_parameters() if value.requires_grad)
+    names, values = zip(*trained, strict=True)
     found = torch.autograd.grad(loss, values, allow_unused=True)
     return {name: gradient for name, gradient in zip(names, found, strict=True) if gradient is not None}

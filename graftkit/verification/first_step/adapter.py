@@ -1,0 +1,96 @@
+"""The first step of an adapter: the base is frozen, and the step lies in what the adapter trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_logits
+from graftkit.verification.first_step.reach import first_moves
+from graftkit.verification.first_step.report import FirstStepReport
+from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, loss_of, with_ids
+from graftkit.verification.forward import few, load, run, undisturbed
+from graftkit.verification.inputs import feed, find_inputs
+from graftkit.verification.probes import Probe
+from graftkit.verification.promises import Scope
+from graftkit.verification.reference import plan_probes, timed
+from graftkit.verification.vocabulary import VocabularyChange
+
+FROZEN = "the base is frozen"
+
+
+def adapter_first_step(
+    base: Path, adapter: Path, vocabulary: VocabularyChange | None, seed: int, scope: Scope, tell: Callable[[float], None]
+) -> FirstStepReport:
+    """Take the first step of training ``adapter`` on ``base``, in float32: what moves, when, and what it does to the outputs.
+
+    Raises:
+        VerificationFailed: the base does not load, or its forward cannot be differentiated.
+    """
+    from peft import PeftConfig, PeftModel
+
+    seconds: dict[str, float] = {}
+    if PeftConfig.from_pretrained(str(adapter)).is_prompt_learning:
+        why = "a prompt is no part of the model's weights"
+        return FirstStepReport(None, "", FROZEN, {}, 0, (), None, why, seconds, ())
+    with undisturbed(), differentiable():
+        with timed(seconds, "load"):
+            loaded = PeftModel.from_pretrained(load(base).model, str(adapter), is_trainable=True)
+            model: Any = loaded.float().eval().get_base_model()
+        probes, *_ = plan_probes(model, base, None, seed, None)
+        texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
+        made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
+        fresh = vocabulary.fresh[:MOST_IDS] if vocabulary else ()
+        task = with_ids(texts, fresh)
+        tell(0.3)
+        trained = [name for name, value in model.named_parameters() if value.requires_grad]
+        with timed(seconds, "reach"):
+            idle = not_run(model, task, made, trained)
+            moves = first_moves(model, task, made, {name: None for name in trained if name not in idle})
+        tell(0.6)
+        with timed(seconds, "forecast"):
+            ids = _ids(outputs, texts, vocabulary) if not scope else 0
+            parameters = {name: value.detach() for name, value in model.named_parameters()}
+            along = direction(parameters, gradients(model, loss_of(model, task, made)))
+            steps = list(forecast(old_logits(model, texts, made, ids), parameters, along)) if ids else []
+        tell(1.0)
+    why = "" if ids else "a new head or a layer made anew has other logits"
+    left_out = len(vocabulary.fresh) - len(fresh) if vocabulary else 0
+    return FirstStepReport(
+        None, "", FROZEN, moves, left_out, tuple(steps), ceiling(steps), why, seconds, tuple(_dead(moves)), tuple(idle)
+    )
+
+
+def not_run(model: Any, batch: Probe, made: frozenset[str], names: list[str]) -> list[str]:
+    """Those of the parameters ``names`` whose adapted module the batch does not run: an image tower, say."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    ran: set[str] = set()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))}
+    hooks = [m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()]
+    try:
+        with torch.no_grad():
+            model(**feed(model, batch, made))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    idle = [f"{name}." for name in layers if name not in ran]
+    return [name for name in names if name.startswith(tuple(idle))]
+
+
+def _ids(outputs: Mapping[str, Any], texts: Probe, vocabulary: VocabularyChange | None) -> int:
+    """How many old ids the logits are a distribution over; 0 where they are none."""
+    logits = outputs.get("logits")
+    if logits is None or logits.ndim != 3 or logits.shape[-1] <= int(texts.ids.max()):
+        return 0
+    return vocabulary.live if vocabulary else int(logits.shape[-1])
+
+
+def _dead(moves: Mapping[str, int | None]) -> Iterator[str]:
+    dead = [name for name, step in moves.items() if step is None]
+    if dead:
+        yield f"first step: {few(dead)} of the adapter: no gradient from the task's loss within three steps"
