@@ -1,7 +1,7 @@
 """Put a new head onto every class of transformers' mappings that can be built small, and check each without graftkit's help.
 
-    scripts/sweep_heads.py --jobs 2 --done sweep.jsonl --out docs/sweep_heads.md   # goes on where it was stopped
-    scripts/sweep_heads.py --task token_classification --match '^Llama'
+    python scripts/sweep_heads.py --jobs 2 --done sweep.jsonl --out docs/sweep_heads.md   # goes on where it was stopped
+    python scripts/sweep_heads.py --task token_classification --match '^Llama'
 
 For each model type with a class for the task, a small random checkpoint of its base model (or, where that cannot be built,
 of the task's own class) gets three labels, is reloaded twice with plain transformers, and its backbone compared with the
@@ -175,7 +175,11 @@ def check(source: Path, output: Path, *, labels: bool) -> None:
     if labels and (new.config.num_labels, new.config.id2label[1]) != (3, "b"):
         raise Wrong(f"labels are {new.config.id2label}")
     before, after = old.base_model.state_dict(), new.base_model.state_dict()
+    if not before.keys() & after.keys():  # Mllama's text decoder has another name within the base model than alone
+        before = {key: before[name] for key in after for name in before if name.endswith(f".{key.partition('.')[2]}")}
     common = before.keys() & after.keys()
+    if new.base_model is new:  # its head stands among them
+        common = {key for key in common if before[key].shape == after[key].shape}
     if not common:
         raise Wrong("the base models have no tensor in common")
     moved = sorted(key for key in common if not torch.equal(before[key], after[key]))
@@ -245,6 +249,8 @@ def main() -> int:
                     file.write(json.dumps(asdict(verdict)) + "\n")
             if verdict.verdict != "works":
                 print(f"{verdict.class_name:46} {verdict.verdict}: {verdict.reason}", flush=True)
+        pool.close()
+        pool.join()
     counts = Counter(verdict.verdict for verdict in verdicts)
     print(f"{len(wanted)} classes:", dict(counts))
     if arguments.out:

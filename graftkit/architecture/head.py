@@ -73,6 +73,11 @@ class Head:
         return tuple(tensor for tensor in self.tensors if tensor.part == part)
 
     @property
+    def reads_last_position(self) -> bool:
+        """Whether the head summarises a text by its last position, padding or not (XLNet, RoFormer)."""
+        return any(getattr(module, "summary_type", None) == "last" for module in self.skeleton.model.modules())
+
+    @property
     def modules(self) -> tuple[str, ...]:
         """Names in memory of the outermost modules whose every tensor is new, such as ``classifier``."""
         new = {tensor.name for tensor in self.tensors}
@@ -123,7 +128,7 @@ def find_head(checkpoint: Checkpoint, structure: Structure, config: Mapping[str,
     lost = set(info.missing) | {name for name, *_ in info.mismatched}
     new = lost if language else lost | moved | _outside(skeleton, backbone_names(structure), memory)
     new = {name for name in new if skeleton.tied.get(name) not in skeleton.shapes}
-    _check_backbone(checkpoint, skeleton, lost)
+    _check_backbone(checkpoint, skeleton, lost, {name for name, *_ in info.mismatched} - moved)
     _check_names(skeleton, sorted(new))
     outputs = skeleton.weight_names(OUTPUT) if language else frozenset()
     rows = skeleton.shapes[min(outputs)][0] if outputs else 0
@@ -169,19 +174,20 @@ def _outside(skeleton: sk.Skeleton, backbone: frozenset[str], memory: Mapping[st
     return frozenset(name for name in skeleton.shapes if not name.startswith(inside) and name not in given)
 
 
-def _check_backbone(checkpoint: Checkpoint, skeleton: sk.Skeleton, lost: set[str]) -> None:
-    """A pooler may be new; blocks of the backbone may not, since they would be random."""
+def _check_backbone(checkpoint: Checkpoint, skeleton: sk.Skeleton, lost: set[str], misfits: set[str]) -> None:
+    """A pooler may be new; blocks of the backbone may not, nor what has another shape, since they would be random."""
     inside = _inside(skeleton.model)
     table = skeleton.weight_names(INPUT)
     blocks = sorted(
         name
         for name in lost
-        if name in table or (inside and name.startswith(inside) and any(map(str.isdigit, name.split("."))))
+        if name in table
+        or (inside and name.startswith(inside) and (name in misfits or any(map(str.isdigit, name.split(".")))))
     )
     if blocks:
         raise InputRejected(
             f"{checkpoint.name}: {skeleton.architecture} has {len(blocks)} tensors in its backbone that the checkpoint"
-            f" lacks, such as {printable(blocks[0])!r}; a new head cannot stand on them"
+            f" lacks, or has in another shape, such as {printable(blocks[0])!r}; a new head cannot stand on them"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from graftkit.architecture.skeleton import build_config
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import add_tokens, read_tokenizer
-from graftkit.errors import RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.recipe import ReplaceHead
 
 #: What a config says of labels: all of it belongs to the head.
@@ -48,6 +48,23 @@ def with_pad_token(spec: ReplaceHead, checkpoint: Checkpoint, *, needed: bool) -
         )
     documents, _ = add_tokens(checkpoint.documents, [], {"pad_token": spec.pad_token})
     return checkpoint.with_documents(documents) if documents else checkpoint
+
+
+def check_padding_side(checkpoint: Checkpoint, architecture: str) -> None:
+    """Of a head that reads the last position of a batch, the tokenizer has to pad on the left.
+
+    Raises:
+        InputRejected: it pads on the right.
+    """
+    import transformers
+
+    said = checkpoint.documents.get("tokenizer_config.json", {})
+    own = getattr(transformers, str(said.get("tokenizer_class")), None)
+    if said.get("padding_side", getattr(own, "padding_side", "right")) != "left":
+        raise InputRejected(
+            f"{architecture}: its head reads the last position, which is padding where the tokenizer pads on the right;"
+            ' write "padding_side": "left" into tokenizer_config.json'
+        )
 
 
 def _check_pad_token(checkpoint: Checkpoint) -> None:

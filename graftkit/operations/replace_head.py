@@ -14,7 +14,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
-from graftkit.operations.head_documents import head_config, with_pad_token
+from graftkit.operations.head_documents import check_padding_side, head_config, with_pad_token
 from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
 from graftkit.operations.head_lsuv import UnitVariance
 from graftkit.operations.head_values import HeadMaker
@@ -26,6 +26,7 @@ from graftkit.recipe.replace_head import LABELLED, LANGUAGE
 from graftkit.verification.heads.check import HeadPromise, HeadReport, check_head
 from graftkit.verification.heads.held_out import check_held_out
 from graftkit.verification.heads.media import takes_text
+from graftkit.verification.heads.padding import Side
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 #: Tasks whose head turns a whole text into one row of logits.
@@ -107,10 +108,14 @@ def _check(promise: HeadPromise) -> Check:
 
 
 def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:
-    """Both paddings where the head itself finds the last token; encoders change with left padding by their nature."""
+    """Both paddings where the head itself finds the last token; encoders change with left padding by their nature.
+
+    Images are not padded, whatever they are fed as (ImageGPT: ids of colours).
+    """
+    sides: tuple[Side, ...] = ("right", "left") if _finds_last_token(spec, head) else ("right",)
     return HeadPromise(
         projection=tuple(tensor.name for tensor in head.of("projection")),
-        sides=("right", "left") if _finds_last_token(spec, head) else ("right",),
+        sides=() if spec.task == "image_classification" else sides,
         pools_at_eos=head.pools_at_eos,
         choices=spec.task == "multiple_choice",
         prior=_prior(spec),
@@ -148,6 +153,8 @@ def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
     name = head.skeleton.architecture
     if not head.tensors and not head.dropped and checkpoint.config.get("architectures") == [name]:
         raise RecipeError(f"operations: replace_head: the checkpoint is {name} already, with every tensor of its head")
+    if head.reads_last_position:
+        check_padding_side(checkpoint, name)
     if spec.task in LABELLED and not head.of("projection"):
         raise InputRejected(f"{name}: no tensor of its head depends on the number of labels")
     prior = isinstance(spec.init, HeadZeros) and spec.init.class_prior

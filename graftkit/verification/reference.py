@@ -135,6 +135,7 @@ def _table(model: Any) -> tuple[int, int, int]:
 def _budget(model: Any, rows: int, width: int, item_bytes: int, tokens: int | None) -> Budget:
     text = model.config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None) or 12
+    layers = sum(layers.values()) if isinstance(layers, dict) else layers  # LXMERT: by kind of input
     sides = 2 if model.config.is_encoder_decoder else 1
     hidden = max(getattr(text, "hidden_size", None) or width, width)
     return Budget.of(model.num_parameters(), rows, sides * (layers + 1) * hidden * item_bytes, item_bytes, tokens)

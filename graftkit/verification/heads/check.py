@@ -26,7 +26,7 @@ class HeadPromise:
 
     Attributes:
         projection: names in memory of the tensors that make the logits.
-        sides: the paddings under which a text must get the logits that it gets alone.
+        sides: the paddings under which a text must get the logits that it gets alone; ``("right",)`` is the tokenizer's own.
         pools_at_eos: whether the head looks for the end-of-sequence token.
         choices: whether an input has an axis of choices behind the batch.
         prior: the probability of each label that the first logits say; empty where they say something else.
@@ -146,14 +146,14 @@ def _run(model: Any, directory: Path, promise: HeadPromise, report: HeadReport) 
     text = model.config.get_text_config()
     eos = text.eos_token_id if promise.pools_at_eos else None
     pad = pad_of_tokenizer(directory)
-    pad = next((i for i in (pad, text.pad_token_id) if isinstance(i, int) and 0 <= i < rows), 0)
+    pad = next((i for i in (pad, getattr(text, "pad_token_id", None)) if isinstance(i, int) and 0 <= i < rows), 0)
     texts = texts_for(directory, rows, pad, eos[0] if isinstance(eos, list) else eos)
     try:
         if promise.prior:
             ids = torch.tensor([texts[-1]])
             found = _first_loss(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], promise)
             report = dataclasses.replace(report, **found)
-        sides = promise.sides if len(promise.sides) > 1 else (side_of_tokenizer(directory),)
+        sides = (side_of_tokenizer(directory),) if promise.sides == ("right",) else promise.sides
         paddings = compare_paddings(model, texts, pad, sides, promise.projection, choices=promise.choices)
         return dataclasses.replace(report, paddings=paddings)
     except Exception as error:  # noqa: BLE001 - inputs that cannot be made show in any way

@@ -70,19 +70,21 @@ def compare_backbones(source: Path, result: Path) -> Backbone:
     fed: dict[str, Any] = {}
     why = f"it takes {old.main_input_name}, which cannot be made from its config"
     before: dict[str, Any] = {}
-    with torch.inference_mode():
-        for tried in main_inputs(old):
-            try:
-                before = _hidden(old, tried)
-            except Exception as error:  # noqa: BLE001 - a forward that is fed the wrong shape raises anything
-                why = one_line(error)
-                continue
-            fed = tried
-            break
-        del old
-        if not fed:
-            return Backbone("", 0, (), why)
-        after = _hidden(load(result).backbone().model, fed)
+    for tried in main_inputs(old):
+        try:
+            before = _hidden(old, tried)
+        except Exception as error:  # noqa: BLE001 - a forward that is fed the wrong shape raises anything
+            why = one_line(error)
+            continue
+        fed = tried
+        break
+    del old
+    if not fed:
+        return Backbone("", 0, (), why)
+    new = load(result)
+    after = _hidden(new.backbone().model, fed)
+    if new.model.base_model is new.model:  # PPLCNet calls its logits a hidden state
+        after = {name: value for name, value in after.items() if value.shape[-1] != new.model.config.num_labels}
     common = before.keys() & after.keys()
     differing = tuple(sorted(name for name in common if not torch.equal(before[name], after[name])))
     shapes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in fed.items())
@@ -90,5 +92,9 @@ def compare_backbones(source: Path, result: Path) -> Backbone:
 
 
 def _hidden(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    found = flatten(model(**inputs, output_hidden_states=True, return_dict=True))
+    """The hidden states; a model that was loaded in inference mode takes other kernels, so only its forward runs in it."""
+    import torch
+
+    with torch.inference_mode():
+        found = flatten(model(**inputs, output_hidden_states=True, return_dict=True))
     return {name: value for name, value in found.items() if "hidden" in name}
