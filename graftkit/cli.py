@@ -17,7 +17,9 @@ Command = Callable[[argparse.Namespace], int]
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
-        raise RecipeError(f"{self.prog}: {printable(message)}; see {self.prog} --help")
+        command = self.prog.removeprefix("graftkit").strip()
+        said = message.removesuffix(", KEY=VALUE")  # overrides need not be there, whatever argparse says
+        raise RecipeError(f"{command}{': ' * bool(command)}{printable(said)}; see {self.prog} --help")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -88,7 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = add("verify", _verify, "check that B does what A did, or a prepared adapter on its base A")
     verify.add_argument("a", metavar="A", nargs="?")
     verify.add_argument("b", metavar="B", nargs="?")
-    verify.add_argument("--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names")
+    verify.add_argument(
+        "--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names"
+    )
     verify.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
     verify.add_argument(
         "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
@@ -139,7 +143,7 @@ def _recipe(options: argparse.Namespace) -> Any:
     from graftkit.recipe import load_recipe
 
     overrides = list(options.overrides)
-    if getattr(options, "output", None):
+    if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")
     return load_recipe(options.recipe, overrides)
 
@@ -242,7 +246,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     if options.b is not None if options.adapter else options.b is None:
-        raise RecipeError("graftkit verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
+        raise RecipeError("verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
     _quiet_libraries()
     if options.adapter:
         return _verify_adapter(options)

@@ -131,6 +131,8 @@ def special_token_findings(documents: Mapping[str, Any], tokenizer: TokenizerFil
 def _id_places(documents: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
     for file in ("config.json", "generation_config.json"):
         values = documents.get(file, {})
+        if not isinstance(values, dict):
+            raise InputRejected(f"{file}: is not a JSON object")
         yield file, "", values
         for key, inner in values.items():
             if key in ("text_config", "decoder", "encoder") and isinstance(inner, dict):

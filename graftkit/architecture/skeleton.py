@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from graftkit.checkpoint.tensors import LazyTensor
 
 Path = tuple[str, ...]
+
+#: Keys that hold a number of layers, and more layers than any model has.
+LAYERS = re.compile(r"(num_hidden_layers|n_layers?|num_layers|\w+_layers)")
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,7 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
     import transformers
 
     built = build_config(config)
+    _refuse_absurd_depth(config, "")
     name = architecture or architecture_of(config)
     model_class = getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
@@ -175,6 +181,15 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
             raise InputRejected(f"{name}: cannot be built from config.json: {one_line(error)}") from error
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     return Skeleton(name, model, shapes, dict(model.all_tied_weights_keys))
+
+
+def _refuse_absurd_depth(config: Mapping[str, Any], place: str) -> None:
+    """A module is made for each layer, so that a number from a damaged config would keep the machine busy for hours."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _refuse_absurd_depth(value, f"{place}{key}.")
+        elif LAYERS.fullmatch(key) and isinstance(value, int) and value > MOST_LAYERS:
+            raise InputRejected(f"config.json: {place}{key} is {value}: no model has more than {MOST_LAYERS} layers")
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -68,13 +68,8 @@ def account(checkpoint: Checkpoint) -> Structure:
             neither the class, nor its ignore patterns, nor any other class with the same config.
     """
     skeleton = sk.build_skeleton(checkpoint.config)
-    info = skeleton.loading(checkpoint.tensors)
     where = f"{checkpoint.name}: {skeleton.architecture}"
-    if info.mismatched:
-        name, found, wanted = min(info.mismatched)
-        raise InputRejected(
-            f"{where}: tensor {printable(name)!r} has shape {list(found)} on disk, the config wants {list(wanted)}"
-        )
+    info = check_shapes(checkpoint, skeleton)
     if info.missing:
         raise InputRejected(
             f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
@@ -94,6 +89,22 @@ def account(checkpoint: Checkpoint) -> Structure:
             )
         others |= known
     return Structure(skeleton, memory, others)
+
+
+def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:
+    """What the loader would do with the tensors, none of which has another shape than the config gives it.
+
+    Raises:
+        InputRejected: one has.
+    """
+    info = skeleton.loading(checkpoint.tensors)
+    if info.mismatched:
+        name, found, wanted = min(info.mismatched)
+        raise InputRejected(
+            f"{checkpoint.name}: {skeleton.architecture}: tensor {printable(name)!r} has shape {list(found)} on disk,"
+            f" the config wants {list(wanted)}"
+        )
+    return info
 
 
 def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:

@@ -54,7 +54,7 @@ def write_page(directory: Path) -> Path:
     source = directory / REPORT
     try:
         report = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputRejected(f"{printable(directory)}: has no {REPORT}; graftkit apply writes one") from error
     except (ValueError, RecursionError) as error:
         raise InputRejected(f"{printable(source)}: is not JSON: {printable(error)}") from error
