@@ -11,6 +11,7 @@ source's. A reward head is that of sequence classification with one label. Exits
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -150,9 +151,10 @@ def _pad_as_its_own_tokenizer(model_type: str, source: Path) -> None:
     import transformers
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-    own = getattr(transformers, TOKENIZER_MAPPING_NAMES.get(model_type) or "", None)
-    path = source / "tokenizer_config.json"
-    if getattr(own, "padding_side", "right") == "left" and path.exists():
+    path, side = source / "tokenizer_config.json", "right"
+    with contextlib.suppress(AttributeError, ImportError):  # a tokenizer whose library is not installed says nothing
+        side = getattr(transformers, TOKENIZER_MAPPING_NAMES.get(model_type) or "").padding_side
+    if side == "left" and path.exists():
         config = json.loads(path.read_text(encoding="utf-8"))
         path.write_text(json.dumps({**config, "padding_side": "left"}), encoding="utf-8")
 

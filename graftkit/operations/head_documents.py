@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from graftkit.architecture.skeleton import build_config
@@ -59,8 +60,11 @@ def check_padding_side(checkpoint: Checkpoint, architecture: str) -> None:
     import transformers
 
     said = checkpoint.documents.get("tokenizer_config.json", {})
-    own = getattr(transformers, str(said.get("tokenizer_class")), None)
-    if said.get("padding_side", getattr(own, "padding_side", "right")) != "left":
+    side = said.get("padding_side")
+    if side is None:
+        with contextlib.suppress(AttributeError, ImportError):  # a class whose library is not installed says nothing
+            side = getattr(transformers, str(said.get("tokenizer_class"))).padding_side
+    if side != "left":
         raise InputRejected(
             f"{architecture}: its head reads the last position, which is padding where the tokenizer pads on the right;"
             ' write "padding_side": "left" into tokenizer_config.json'

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from support.families import ROWS, build
 
 import graftkit
@@ -129,3 +130,22 @@ def test_two_backward_passes_stand_in_where_an_operator_lacks_forward_mode():
     at, along = {"x": torch.randn(5)}, {"x": torch.randn(5)}
     found = jacobian_vector(lambda values: Cube.apply(values["x"]), at, along)
     assert torch.allclose(found, 3 * at["x"] ** 2 * along["x"])
+
+
+def test_a_question_answering_head_has_a_loss_over_places():
+    from graftkit.verification.first_step.task import gradients, loss_of
+
+    torch.manual_seed(0)
+    config = transformers.BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    model = transformers.BertForQuestionAnswering(config).eval()
+    ids = torch.arange(5, 29).view(2, 12)
+    loss = loss_of(model, Probe("texts", ids, torch.ones_like(ids)), frozenset())
+    with torch.no_grad():
+        outputs = model(input_ids=ids)
+    wanted = -torch.stack([
+        logits.log_softmax(-1)[row, 2 * side + row]
+        for side, logits in enumerate((outputs.start_logits, outputs.end_logits))
+        for row in range(2)
+    ]).mean()  # fmt: skip
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
+    assert gradients(model, loss)["qa_outputs.weight"].abs().sum() > 0

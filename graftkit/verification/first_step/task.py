@@ -46,14 +46,16 @@ def with_ids(probe: Probe, ids: Sequence[int]) -> Probe:
 
 
 def loss_of(model: Any, batch: Probe, made: frozenset[str], ids: int | None = None) -> Any:
-    """The mean loss of a batch: of the next token, of naming each token, or of a label given in turn.
+    """The mean loss of a batch: of the next token, of naming each token, or of a label (of an answer, a place) given in turn.
 
     ``ids`` restricts the softmax to the ids below it.
     """
     import torch
 
-    logits = model(**feed(model, batch, made))["logits"]
-    if logits.ndim == 3 and logits.shape[-1] > int(batch.ids.max()):
+    outputs = model(**feed(model, batch, made))
+    answers = [outputs[name] for name in ("start_logits", "end_logits") if name in outputs]
+    logits = torch.cat(answers) if answers else outputs["logits"]
+    if not answers and logits.ndim == 3 and logits.shape[-1] > int(batch.ids.max()):
         shift = 1 if model.can_generate() else 0
         length = min(logits.shape[1], batch.ids.shape[1])
         targets, mask = batch.ids[:, shift:length], batch.mask[:, shift:length].bool()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.trace import KEPT_BYTES, Trace, compare, kept_columns, own_differences, record
+from graftkit.verification.outputs import hidden_states
 from graftkit.verification.paging.room import paged as paged_in
 from graftkit.verification.paging.skeleton import in_pieces
 from graftkit.verification.probes import Probe
@@ -72,7 +73,7 @@ def compare_lens(
                 in_pieces(loaded.model)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
-            setting = prepare(source, old, new, vocabulary, seed, tokens)
+            setting = prepare(source, old, new, vocabulary, seed, tokens, backbone=backbone)
         noise = NoiseTally()
         with timed(seconds, "run"):
             found = _run(setting, noise, progress)
@@ -117,6 +118,8 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
     old, new, made, change = setting.old.model, setting.new.model, setting.made, setting.change
     with in_float64(setting.old), float64(old):
         kept, exact = record(old, lambda: outputs_of(old, part, made))
+    if setting.backbone:
+        kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
         with float64(new):
             other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, change)
@@ -124,6 +127,13 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
         return False
+    if setting.backbone:
+        pairs = hidden_states(exact, other)
+        if not pairs:
+            found.failures.append("lens: source and result have no hidden state in common")
+            return False
+        exact, native = _named(exact, {name: name for name in pairs}), _named(native, {name: name for name in pairs})
+        other, ours = _named(other, pairs), _named(ours, pairs)
     for name, value in exact.items():
         _note_output(found, name, value, other.get(name), change)
     kept_ids = None if change is None else torch.tensor(change.kept, device=part.ids.device)
@@ -135,6 +145,10 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         for name, outputs in null_runs(old, part, made):
             noise.add(name, beside, outputs, null=True)
     return True
+
+
+def _named(outputs: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {name: outputs[given] for name, given in names.items()}
 
 
 def _note_output(found: _Found, name: str, old: Any, new: Any, change: VocabularyChange | None) -> None:

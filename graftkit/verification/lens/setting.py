@@ -36,6 +36,7 @@ class Setting:
     floor: Floor
     rows: int
     change: VocabularyChange | None
+    backbone: bool = False
 
 
 def device_of(name: str | None) -> torch.device:
@@ -76,13 +77,18 @@ def load_both(
     return old, new
 
 
-def prepare(source: Path, old: Loaded, new: Loaded, change: VocabularyChange | None, seed: int, tokens: int) -> Setting:
-    """Make the probes, find out what they must be fed, measure the floor, and cut them to what fits into memory."""
+def prepare(
+    source: Path, old: Loaded, new: Loaded, change: VocabularyChange | None, seed: int, tokens: int, *, backbone: bool
+) -> Setting:  # fmt: skip
+    """Make the probes, find out what they must be fed, measure the floor, and cut them to what fits into memory.
+
+    A ``backbone`` does not generate.
+    """
     device = next(old.model.parameters()).device
     probes, budget, live, rows = plan_probes(old.model, source, change, seed, tokens)
     probes = [_on(device, probe) for probe in probes]
     made, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
-    reason = can_cache(old.model, made)
+    cached = not backbone and can_cache(old.model, made) is None
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(live, (FLOOR_ROWS, min(probes[0].ids.shape[1], FLOOR_TOKENS)), generator=generator)
     batch = _on(device, Probe("floor", ids, torch.ones_like(ids)))
@@ -91,8 +97,8 @@ def prepare(source: Path, old: Loaded, new: Loaded, change: VocabularyChange | N
         with float64(old.model):
             kept, _ = record(old.model, lambda: outputs_of(old.model, batch, made))
     fitting = min(budget.forward, tokens_that_fit(kept, ids.numel()))
-    parts = [part for probe in probes if not probe.steps or reason is None for part in split(probe, fitting)]
-    return Setting(old, new, parts, made, floor, rows, change)
+    parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
+    return Setting(old, new, parts, made, floor, rows, change, backbone)
 
 
 def _on(device: torch.device, probe: Probe) -> Probe:

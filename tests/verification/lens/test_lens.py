@@ -179,6 +179,24 @@ def test_a_head_is_left_out_where_only_the_backbone_is_compared(llama, tmp_path)
     assert look(llama, result, scope=Scope.BACKBONE).failures == ()
 
 
+def test_a_backbone_without_its_pooler_or_its_decoder_is_compared_as_far_as_it_goes(tmp_path):
+    for family, task in (("bert_base", "masked_lm"), ("t5", "token_classification")):
+        source, result = build(family, tmp_path / family), tmp_path / f"{family} out"
+        labels = {"labels": ["a", "b"]} if task == "token_classification" else {}
+        operation = {"op": "replace_head", "task": task, **labels}
+        recipe = {"version": 1, "base_model": str(source), "operations": [operation], "output": str(result)}
+        graftkit.apply({**recipe, "verify": {"outputs": False}})
+        assert look(source, result, scope=Scope.BACKBONE).failures == ()
+        name = {
+            "bert_base": "bert.encoder.layer.1.output.dense.weight",
+            "t5": "transformer.encoder.block.1.layer.1.DenseReluDense.wo.weight",
+        }[family]
+        moved = changed(result, tmp_path / f"{family} moved", weights=lambda t, name=name: t[name][3, 5].mul_(1 + 1e-4))
+        (failure,) = look(source, moved, scope=Scope.BACKBONE).failures
+        assert "differs in float64" in failure
+        assert name.partition(".")[2].removesuffix(".weight") in failure
+
+
 def test_a_source_with_missing_tensors_is_refused(llama, tmp_path):
     source = changed(llama, tmp_path / "source", weights=lambda tensors: tensors.pop("model.norm.weight"))
     with pytest.raises(InputRejected, match="norm"):
