@@ -13,10 +13,11 @@ from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter, open_a
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
 from graftkit.recipe.add_adapter import STARTS
-from graftkit.verification.adapter import AdapterCheck, AdapterReport
+from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
 from graftkit.verification.digests import BaseDigests, tensor_digests
 from graftkit.verification.forward import few
 from graftkit.verification.promises import PromiseClass
+from graftkit.verification.vocabulary import VocabularyChange
 
 REPORT = "graft_report.json"
 
@@ -72,7 +73,8 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     if known and known.residual and outputs:
         source = _source(known.source)
         reason = "" if source else "the source that base and adapter together stand for is not there any more"
-    check = AdapterCheck(strength, residual=source is not None).run(opened.directory, directory, source, reason=reason)
+    residual = known.residual if known and source else None
+    check = AdapterCheck(strength, residual).run(opened.directory, directory, source, reason=reason)
     notes: tuple[str, ...] = (UNSEEN,)
     identity: Mapping[str, tuple[str, ...]] = {}
     if known:
@@ -92,7 +94,7 @@ class _Known:
 
     path: Path
     strength: PromiseClass
-    residual: bool
+    residual: Residual | None
     source: Mapping[str, Any]
     config: Mapping[str, Any]
     tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
@@ -117,7 +119,7 @@ def _known(directory: Path) -> _Known | None:
         return _Known(
             path,
             PromiseClass[found["strength"].upper()],
-            (found["weights"] or {}).get("word") == "rounded",
+            _residual(found["residual"]),
             {name: report["source"][name] for name in ("name", "revision")},
             dict(report["adapter"]["config"]),
             {entry["name"]: (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
@@ -128,6 +130,13 @@ def _known(directory: Path) -> _Known | None:
             f"{printable(path)}: is damaged ({type(error).__name__}: {printable(error)}); move it away to verify the"
             " adapter without it"
         ) from error
+
+
+def _residual(found: Mapping[str, Any] | None) -> Residual | None:
+    if found is None:
+        return None
+    change = found["vocabulary"]
+    return Residual(change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])}), found["backbone"])
 
 
 def _unread(known: _Known, base: BaseDigests) -> Iterator[str]:

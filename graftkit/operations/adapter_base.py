@@ -10,11 +10,14 @@ from graftkit.architecture.adapter_task import head_modules
 from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.injection import skeleton_of
 from graftkit.architecture.skeleton import Skeleton
+from graftkit.architecture.tuner import config_fields
 from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context
+from graftkit.recipe.adapter_fields import FILLED
+from graftkit.recipe.wording import unknown
 from graftkit.verification.vocabulary import VocabularyChange
 
 
@@ -71,6 +74,20 @@ def base_tensor(operation: str, checkpoint: Checkpoint, disk: Mapping[str, str],
             " save the checkpoint once with this transformers, or leave the module out"
         )
     return checkpoint.tensors[name]
+
+
+def check_fields(operation: str, peft_type: str, given: Collection[str], own: Collection[str]) -> None:
+    """Compare the names under ``config`` with the fields of peft's config class, less those of the operation's ``own``.
+
+    Raises:
+        RecipeError: a name is none of them; a near one is shown.
+    """
+    known = config_fields(peft_type)
+    free = [name for name in known if name not in own and name not in FILLED]
+    for name in given:
+        if name not in known:
+            what = f"operations: {operation}: config: {printable(name)!r} is no field of {peft_type}"
+            raise RecipeError(unknown(what, name, free, all_called="its fields are"))
 
 
 def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:

@@ -135,7 +135,7 @@ class AdapterMaker:
 
         target = _target(entry)
         weight = read_tensor(self.base_tensor(target.weight)).to(torch_dtype(TAGS[entry.dtype]))
-        weight = weight.T if target.transposed else weight
+        weight = weight.T if target.transposed or target.module in embeddings(self.injection) else weight
         norms = torch.linalg.norm(weight.flatten(1), dim=1)
         zero = (norms == 0).nonzero().flatten().tolist()
         if zero:
@@ -162,11 +162,16 @@ def _bytes(values: Any) -> memoryview:
     return raw
 
 
+def embeddings(injection: Injection) -> frozenset[str]:
+    """The targets that are tables: their norms and factors run along the other axis."""
+    return frozenset(_target(e).module for e in injection.entries.values() if e.role == "embedding_A")
+
+
 def unsuitable(
     injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int, init: bool | str
 ) -> Iterator[str]:
     """Yield a sentence for each target that ``init`` cannot start from the weight of; ``rank_of`` ranks make up a target's."""
-    embeddings = {_target(e).module for e in injection.entries.values() if e.role == "embedding_A"}
+    tables = embeddings(injection)
     vectors = 2 if init == "lora_ga" else 1  # singular vectors that one rank takes
     for target in injection.targets:
         name = disk.get(target.weight)
@@ -174,7 +179,7 @@ def unsuitable(
         stored = checkpoint.tensors[name] if name else None
         if target.experts:
             yield f"{target.weight} holds fused experts"
-        elif target.module in embeddings:
+        elif target.module in tables:
             yield f"{target.module} is an embedding"
         elif stored is None or stored.dtype not in FLOATING:
             yield f"{target.weight} is stored in another form (converted or quantized)"

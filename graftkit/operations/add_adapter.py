@@ -22,17 +22,16 @@ from graftkit.operations.adapter_base import (
     Base,
     base_fields,
     base_tensor,
+    check_fields,
     disk_names,
     loaded_dtype,
     modules_to_save,
     trainable_tokens,
     untied,
-    vocabulary_change,
 )
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.low_rank import as_bytes
-from graftkit.recipe.add_adapter import FILLED, OWN, STARTS, AddAdapter
-from graftkit.recipe.wording import unknown
+from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
@@ -133,7 +132,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
         (*_notes(maker), *notes, *tie_notes),
         adapter=adapter,
         scope=Scope.MEASURE if strength is PromiseClass.INTENTIONAL else Scope.EVERYTHING,
-        checks=(AdapterCheck(strength, vocabulary=vocabulary_change(context)),),
+        checks=(AdapterCheck(strength),),
     )
 
 
@@ -146,11 +145,7 @@ def _fields(
         raise RecipeError(f"operations: add_adapter: peft_type: the installed peft has no {spec.peft_type}")
     written: Mapping[str, Any] = spec.plain_fields()
     fields: dict[str, Any] = dict(written.get("config") or {})
-    for name in fields:
-        if name not in known:
-            free = [other for other in known if other not in (*OWN, *FILLED)]
-            what = f"operations: add_adapter: config: {printable(name)!r} is no field of {spec.peft_type}"
-            raise RecipeError(unknown(what, name, free, all_called="its fields are"))
+    check_fields("add_adapter", spec.peft_type, fields, OWN)
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     notes: tuple[str, ...] = ()
     if spec.target_modules is not None:

@@ -15,6 +15,7 @@ from graftkit.errors import RecipeError
 from graftkit.operations.adapter_base import (
     Base,
     base_fields,
+    check_fields,
     disk_names,
     loaded_dtype,
     modules_to_save,
@@ -26,7 +27,7 @@ from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitabl
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.data_factors import DataFactors
 from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
-from graftkit.verification.adapter import AdapterCheck
+from graftkit.verification.adapter import AdapterCheck, Residual
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: Fields of the operation that are not peft's.
@@ -70,7 +71,9 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         residuals = {disk[target.weight]: maker.residual(target) for target in injection.targets}
         checkpoint = checkpoint.with_tensors(residuals)
     adapter = Adapter(_config(spec, injection, checkpoint, context), tensors)
-    check = AdapterCheck(_strength(spec), residual=takes_out, vocabulary=vocabulary_change(context))
+    backbone = any(Scope.BACKBONE in outcome.scope for outcome in context.earlier)
+    residual = Residual(vocabulary_change(context), backbone) if takes_out else None
+    check = AdapterCheck(_strength(spec), residual)
     return Outcome(
         checkpoint,
         _promise(spec),
@@ -105,6 +108,7 @@ def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, An
     written = spec.plain_fields()
     fields = {name: value for name, value in written.items() if name not in OWN}
     others: Any = written.get("config") or {}
+    check_fields("add_lora", "LORA", others, AddLora.model_fields)
     fields |= {name: value for name, value in others.items() if name not in DATA_CONFIGS.values()}
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     fields["init_lora_weights"] = True

@@ -45,3 +45,6 @@ def nothing(value: object) -> object:
 Pattern = Annotated[Mapping[Text, Annotated[int, Field(ge=1)]], AfterValidator(FrozenMapping), PlainSerializer(dict)]
 #: Fields that peft checks.
 Values = Annotated[Mapping[Text, object], AfterValidator(_frozen), PlainSerializer(dict)]
+
+#: Fields of peft's configs that are filled in when an adapter is made.
+FILLED = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version", "peft_type")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.adapter_fields import Saved, Targets, Values, nothing
+from graftkit.recipe.adapter_fields import FILLED, Saved, Targets, Values, nothing
 from graftkit.recipe.fields import FrozenMapping, Text
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import found, shown, unknown
@@ -64,9 +64,8 @@ REFUSED: Mapping[str, str] = {
     "XLORA": "mixes adapters that are trained already; it has nothing to start from",
 }
 
-#: Fields of peft's configs that the operation has itself or fills in.
+#: Fields of peft's configs that the operation has itself.
 OWN = ("peft_type", "target_modules", "modules_to_save", "task_type")
-FILLED = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
 
 
 def _kind(value: object) -> object:

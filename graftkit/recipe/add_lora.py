@@ -1,12 +1,12 @@
 """add_lora: a peft LoRA adapter beside the base. Fields and meanings are those of ``peft.LoraConfig``."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.adapter_fields import Pattern, Saved, Targets, Values, nothing, several
+from graftkit.recipe.adapter_fields import FILLED, Pattern, Saved, Targets, Values, nothing, several
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import did_you_mean, found, shown
@@ -22,6 +22,19 @@ DATA_INITS = ("eva", "corda", "lora_ga")
 
 #: Where peft keeps the settings of each of these.
 DATA_CONFIGS = {kind: f"{kind}_config" for kind in DATA_INITS}
+
+#: Fields of peft's LoraConfig that cannot stand in an adapter that starts as the identity and is loaded from a file.
+UNSUITABLE: Mapping[str, str] = {
+    "layer_replication": "repeats layers, which makes another model of the base",
+    "alora_invocation_tokens": "lets the adapter act behind those tokens alone, which no check can see",
+    "monteclora_config": "samples from tensors that peft does not save",
+    "kasa_config": "takes the smallest singular values out of the base at every load",
+    "arrow_config": "routes between adapters that are trained already",
+    "velora_config": "changes gradients and is made by peft when training starts",
+    "runtime_config": "is for one process, and peft does not save it",
+    "loftq_config": "has no effect: init_lora_weights is not loftq",
+    "megatron_config": "is for Megatron's parallel layers, which transformers does not build",
+}
 
 _NITER = re.compile(r"pissa_niter_[0-9]+")
 
@@ -126,9 +139,17 @@ class AddLora(Spec):
         targets = data.get("target_modules")
         if layers is not None and isinstance(targets, str) and targets.lower() != "all-linear":
             yield ("layers_to_transform",), "cannot stand beside a regular expression; put the layers into it"
-        others = data.get("config")
-        for name in others if isinstance(others, dict) else ():
-            if name in cls.model_fields:
-                yield ("config", name), "is a field of the operation; write it there"
-            elif name in DATA_CONFIGS.values() and name != DATA_CONFIGS.get(kind):
-                yield ("config", name), f"has no effect: init_lora_weights is not {name.removesuffix('_config')}"
+        yield from _unfit(data.get("config"), kind, cls.model_fields)
+
+
+def _unfit(config: object, kind: str, own: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """Refuse what stands under ``config`` and elsewhere as well, or cannot go into an adapter that is loaded from a file."""
+    for name in config if isinstance(config, dict) else ():
+        if name in own:
+            yield ("config", name), "is a field of the operation; write it there"
+        elif name in FILLED:
+            yield ("config", name), "is filled in; leave it out"
+        elif name in UNSUITABLE:
+            yield ("config", name), UNSUITABLE[name]
+        elif name in DATA_CONFIGS.values() and name != DATA_CONFIGS.get(kind):
+            yield ("config", name), f"has no effect: init_lora_weights is not {name.removesuffix('_config')}"

@@ -15,12 +15,12 @@ from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
-from graftkit.verification.adapter_weights import WeightGap, weight_gap
+from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
 from graftkit.verification.forward import few, load, undisturbed
 from graftkit.verification.liveness import NAME, Liveness, liveness
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.reference import Reference, load_source, run_loaded
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
 from graftkit.verification.vocabulary import VocabularyChange
 
@@ -29,6 +29,17 @@ if TYPE_CHECKING:
 
 #: The tensor of learnt vectors.
 PROMPT = "prompt_embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """The base has lost what its adapter starts with: the two together are compared with the source.
+
+    ``vocabulary`` says how an operation before has changed the vocabulary, ``backbone`` that the head is another one.
+    """
+
+    vocabulary: VocabularyChange | None = None
+    backbone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class AdapterReport:
     nbytes: int
     base: BaseDigests
     not_compared: str
+    residual: Residual | None = None
     gap: OutputGap | None = None
     merged: str = ""
     weights: WeightGap | None = None
@@ -86,15 +98,10 @@ class AdapterReport:
 
 @dataclass(frozen=True, slots=True)
 class AdapterCheck:
-    """Check the written adapter on the written base.
-
-    ``residual`` says that the base has lost what the adapter starts with, so that the two together are compared with the
-    source; else the base with the adapter is compared with the base without it.
-    """
+    """Check the written adapter on the written base, beside the base alone, or beside the source where it is ``residual``."""
 
     strength: PromiseClass
-    residual: bool = False
-    vocabulary: VocabularyChange | None = None
+    residual: Residual | None = None
 
     #: Digests are taken also where no model may be run.
     reads_files_alone: ClassVar[bool] = True
@@ -102,7 +109,7 @@ class AdapterCheck:
     def __call__(self, written: Written) -> AdapterReport:
         """Run the check on what lies on disk; see :class:`AdapterReport`."""
         assert written.adapter is not None  # noqa: S101 - this check belongs to an operation that makes one
-        source = written.source if self.residual else None
+        source = None if self.residual is None else written.source
         reason = "" if written.outputs else "verify.outputs is off"
         return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
 
@@ -120,6 +127,7 @@ class AdapterCheck:
             sum(tensor.nbytes for tensor in header.tensors.values()),
             base_digests(base, weights=not reason),
             reason,
+            self.residual,
         )
         if reason:
             return report
@@ -136,9 +144,13 @@ class AdapterCheck:
         seed: int,
         seconds: dict[str, float],
     ) -> AdapterReport:
+        residual = Residual() if self.residual is None else self.residual
         reference = None
         if source is not None:
-            reference = run_loaded(load(source), source, self.vocabulary, seed, None, seconds, lambda _: None)
+            reference = run_loaded(
+                load_source(source, backbone=residual.backbone), source, residual.vocabulary, seed, None, seconds,
+                lambda _: None, backbone=residual.backbone,
+            )  # fmt: skip
         model = load(base)
         if reference is None:
             reference = run_loaded(model, base, None, seed, None, seconds, lambda _: None)
@@ -148,10 +160,14 @@ class AdapterCheck:
             return dataclasses.replace(report, found={"peft": (f"adapter: peft cannot load it: {one_line(error)}",)})
         if peft_model.active_peft_config.peft_type != "LORA":
             return dataclasses.replace(self._tuner(report, peft_model, named, reference, seed), seconds=seconds)
-        gap = compare(peft_model.get_base_model(), reference, self.vocabulary if source is not None else None)
-        weights = weight_gap(
-            peft_model, source or base, self.strength, residual=self.residual, vocabulary=self.vocabulary
-        )
+        inner = peft_model.get_base_model()
+        inner = inner.base_model if residual.backbone else inner
+        gap = compare(inner, reference, residual.vocabulary)
+        if source is not None:
+            original = load_source(source, backbone=residual.backbone).model
+            weights: WeightGap | None = residual_gap(inner, original, residual.vocabulary)
+        else:
+            weights = offset_gap(inner) if self.strength is PromiseClass.EXACT else None
         alive = liveness(peft_model, reference.parts[0], reference.made, seed)
         found = {
             "peft": named,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import load
 from graftkit.verification.liveness import NAME
-from graftkit.verification.promises import PromiseClass
 from graftkit.verification.vocabulary import VocabularyChange
 
 
@@ -25,34 +22,24 @@ class WeightGap:
     failures: tuple[str, ...]
 
 
-def weight_gap(
-    peft_model: Any, source: Path, strength: PromiseClass, *, residual: bool, vocabulary: VocabularyChange | None = None
-) -> WeightGap | None:
-    """Put each target's weight together in float64 and compare it with the source's.
-
-    With the ``residual`` base, ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype; in the offset form the halves of A are
-    equal and those of B opposite to the last bit, so that their product is zero. Rows of new ids are left out.
-    """
-    if residual:
-        return _residual_gap(peft_model, source, vocabulary)
-    return _offset_gap(peft_model) if strength is PromiseClass.EXACT else None
-
-
-def _layers(peft_model: Any) -> Iterator[tuple[str, Any]]:
+def _layers(model: Any) -> Iterator[tuple[str, Any]]:
     from peft.tuners.lora.layer import LoraLayer
 
-    for name, module in peft_model.get_base_model().named_modules():
+    for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and NAME in module.lora_A:
             yield name, module
 
 
-def _residual_gap(peft_model: Any, source: Path, vocabulary: VocabularyChange | None) -> WeightGap:
+def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | None) -> WeightGap:
+    """Put each target's weight together in float64 and compare it with that of the source, the ``original`` model.
+
+    ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype. Rows of new ids are left out.
+    """
     import torch
 
-    original = load(source).model
     worst, roundings, failures = 0.0, 0.0, []
     with torch.inference_mode():
-        for name, layer in _layers(peft_model):
+        for name, layer in _layers(adapted):
             old = original.get_submodule(name).weight
             rest = layer.get_base_layer().weight
             product = layer.lora_B[NAME].weight.double() @ layer.lora_A[NAME].weight.double()
@@ -73,10 +60,11 @@ def _residual_gap(peft_model: Any, source: Path, vocabulary: VocabularyChange | 
     return WeightGap("rounded", f"relative {worst:.3g}, {roundings:.2g} roundings", worst, roundings, tuple(failures))
 
 
-def _offset_gap(peft_model: Any) -> WeightGap:
+def offset_gap(adapted: Any) -> WeightGap:
+    """Look whether the halves of A are equal and those of B opposite to the last bit, so that their product is zero."""
     failures = []
     count = 0
-    for name, layer in _layers(peft_model):
+    for name, layer in _layers(adapted):
         a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
         count += 1
         if not (a[0::2].equal(a[1::2]) and b[:, 0::2].equal(-b[:, 1::2])):

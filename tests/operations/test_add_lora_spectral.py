@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import recipes
 from support.families import build
 
+from graftkit.adapter_verification import verify_adapter
 from graftkit.engine import apply, execute, plan
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations.adapter_tensors import AdapterMaker
@@ -73,8 +74,6 @@ def test_dora_s_magnitudes_are_what_the_forward_divides_by(base, dtype, tmp_path
 
 
 def test_dora_on_a_row_of_norm_zero_is_refused_by_name(tmp_path):
-    from safetensors.torch import save_file
-
     (tmp_path / "base").mkdir()
     source = build("llama", tmp_path / "base")
     tensors = load_file(source / "model.safetensors")
@@ -120,3 +119,49 @@ def test_a_factor_that_is_wrong_is_caught(base, exact, tmp_path, monkeypatch):
     words = "do not cancel" if exact else "from the source's weight|is not the base's"
     with pytest.raises(VerificationFailed, match=words):
         execute(planned)
+
+
+HEAD = {"op": "replace_head", "task": "sequence_classification", "labels": ["x", "y"], "init": "normal"}
+TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
+
+
+@pytest.mark.parametrize("before", [[TOKENS], [HEAD], [TOKENS, HEAD]], ids=["tokens", "head", "both"])
+def test_behind_new_tokens_and_another_head_the_rest_is_still_the_source_s(before, tmp_path):
+    (tmp_path / "base").mkdir()
+    source = build("llama", tmp_path / "base", tokens=331)  # no free rows: the tables grow
+    made = recipe(source, tmp_path / "out", init_lora_weights="pissa")
+    report = apply({**made, "operations": [*before, *made["operations"]]})
+    check = next(check for check in report.checks if check.name == "adapter")
+    assert check.residual.backbone == (HEAD in before)
+    assert check.weights.worst < 1e-6
+    assert verify_adapter(str(tmp_path / "out/adapter")).failures == ()
+    weights = tmp_path / "out/model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][3] += 0.01
+    save_file(tensors, weights, metadata={"format": "pt"})
+    found = verify_adapter(str(tmp_path / "out/adapter")).found
+    assert "layers.1.mlp.up_proj" in found["weights"][0]
+    assert found["base"]
+
+
+def test_dora_on_a_table_has_the_norms_of_its_columns(base, tmp_path):
+    report = apply(recipe(base("llama", "float32"), tmp_path / "out", use_dora=True, target_modules=["embed_tokens"]))
+    assert report.checks[0].gap.relative < 1e-6
+    key = "base_model.model.model.embed_tokens.lora_magnitude_vector"
+    norms = load_file(base("llama", "float32") / "model.safetensors")["model.embed_tokens.weight"].norm(dim=0)
+    assert torch.allclose(load_file(tmp_path / "out/adapter/adapter_model.safetensors")[key], norms)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"lora_drop": 0.1}, "'lora_drop' is no field of LORA; did you mean"),
+        ({"inference_mode": True}, "config.inference_mode: is filled in; leave it out"),
+        ({"layer_replication": [[0, 2]]}, "repeats layers"),
+        ({"alora_invocation_tokens": [5]}, "behind those tokens alone"),
+        ({"loftq_config": {"loftq_bits": 4}}, "init_lora_weights is not loftq"),
+    ],
+)
+def test_other_fields_of_peft_are_validated(base, config, words, tmp_path):
+    with pytest.raises(RecipeError, match=words):
+        plan(recipe(base("llama", "float32"), tmp_path / "out", config=config))
