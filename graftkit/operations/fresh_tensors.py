@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.parameters import layout_of
 from graftkit.architecture.skeleton import Skeleton
-from graftkit.checkpoint.reading import chunks, torch_dtype
+from graftkit.checkpoint.reading import chunks, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.initializers.fans import LINEAR, Layout
 from graftkit.initializers.making import Surroundings, make
@@ -73,18 +73,10 @@ class FreshTensors:
         dtype = torch_dtype(old.dtype)
         if target.layout is None:
             return own_values(target.skeleton, target.name, seed_of(*self.seed, target.disk)).to(dtype)
-        norms = row_norms(whole(old), target.layout) if self.scheme.scheme == "matched" else None
+        norms = row_norms(read_tensor(old), target.layout) if self.scheme.scheme == "matched" else None
         around = replace(self.around, readout=readout, norms=norms)
         generator = generator_for(*self.seed, target.disk)
         return make(self.scheme, old.shape, dtype, target.layout, generator, around)
-
-
-def whole(tensor: LazyTensor) -> Any:
-    """All values of a lazy tensor. *Shape:* the tensor's."""
-    import torch
-
-    raw = bytearray().join(chunks(tensor))
-    return torch.frombuffer(raw, dtype=torch_dtype(tensor.dtype)).view(tensor.shape)
 
 
 def rms(tensor: LazyTensor) -> float:

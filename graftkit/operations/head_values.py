@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.head import Head, HeadTensor
 from graftkit.architecture.parameters import layout_of
-from graftkit.checkpoint.reading import torch_dtype
+from graftkit.checkpoint.reading import read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.initializers.fans import LINEAR, Layout
 from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
-from graftkit.recipe.weight_schemes import WeightNormal
+from graftkit.recipe.weight_schemes import Matched, WeightNormal
 
 
 @dataclass
@@ -24,7 +26,8 @@ class HeadMaker:
     """Makes each tensor of a head on demand, once; ``dtype`` is the safetensors tag that all of them get.
 
     ``seed`` is the recipe's seed and the operation's place: with the tensor's name it decides whatever is sampled.
-    ``fitted`` holds tensors that were copied or computed from texts, and ``feature_norm`` what a target for the logits is over.
+    ``fitted`` holds tensors that were copied or computed from texts, and ``feature_norm`` what a target for the logits is over;
+    ``beside`` the trained tensors whose rows ``matched`` takes the norms of.
     """
 
     spec: ReplaceHead
@@ -33,6 +36,7 @@ class HeadMaker:
     seed: tuple[int, int]
     fitted: dict[str, Any] = field(default_factory=dict)
     feature_norm: float | None = None
+    beside: Mapping[str, LazyTensor] = field(default_factory=dict)
     _bytes: dict[str, memoryview] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -66,6 +70,8 @@ class HeadMaker:
         return own.to(dtype) if own.is_floating_point() else own
 
     def _made(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, around: Surroundings) -> Any:
+        if isinstance(scheme, Matched):
+            around = replace(around, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
         return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), around)
 
     def _own(self, tensor: HeadTensor) -> Any:

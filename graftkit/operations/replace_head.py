@@ -14,6 +14,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
+from graftkit.operations.head_beside import rows_beside
 from graftkit.operations.head_documents import check_padding_side, head_config, with_pad_token
 from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
 from graftkit.operations.head_lsuv import UnitVariance
@@ -53,7 +54,8 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
     result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
     result = with_multipliers(result, head_multipliers(spec, head))
-    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place))
+    beside = rows_beside(spec, head, checkpoint, structure)
+    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place), beside=beside)
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()
     new = {

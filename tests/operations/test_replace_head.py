@@ -218,3 +218,23 @@ def test_shards_without_the_head_are_taken_over_whole(sources, tmp_path):
         if (tmp_path / "out" / n).exists() and (source / n).read_bytes() == (tmp_path / "out" / n).read_bytes()
     ]
     assert len(same) >= len(shards) - 2 > 1
+
+
+def test_matched_rows_are_as_long_as_the_trained_rows_beside(sources, tmp_path):
+    graftkit.apply(recipe(sources("llama_tied"), tmp_path / "words", init="matched", num_labels=331))
+    rows = load(sources("llama_tied"))[0].lm_head.weight.norm(dim=1)
+    made = load(tmp_path / "words")[0].score.weight
+    torch.testing.assert_close(made.norm(dim=1).sort().values, rows.sort().values)
+    first = recipe(sources("roberta"), tmp_path / "first", init="xavier_uniform", num_labels=2)
+    graftkit.apply({**first, "verify": {"outputs": False}})
+    again = recipe(tmp_path / "first", tmp_path / "again", init="matched", inner_init="matched", num_labels=2)
+    graftkit.apply({**again, "verify": {"outputs": False}})
+    for name in ("classifier.dense.weight", "classifier.out_proj.weight"):
+        old, new = (load(tmp_path / place)[0].get_parameter(name).detach() for place in ("first", "again"))
+        torch.testing.assert_close(new.norm(dim=1).sort().values, old.norm(dim=1).sort().values)
+        assert not torch.equal(new, old)
+
+
+def test_matched_without_rows_beside_is_refused(sources, tmp_path):
+    with pytest.raises(graftkit.GraftkitError, match="no trained rows beside 'classifier.weight': neither an old head"):
+        graftkit.plan(recipe(sources("bert_base"), tmp_path / "out", init="matched"))
