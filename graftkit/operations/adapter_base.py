@@ -73,7 +73,13 @@ def base_tensor(operation: str, checkpoint: Checkpoint, disk: Mapping[str, str],
             f"{operation}: {printable(weight)} is stored in a converted form, and what is asked for needs its values;"
             " save the checkpoint once with this transformers, or leave the module out"
         )
-    return checkpoint.tensors[name]
+    stored = checkpoint.tensors[name]
+    if stored.dtype not in FLOATING:
+        raise InputRejected(
+            f"{operation}: {printable(weight)} is stored quantized ({stored.dtype}), and what is asked for needs its values;"
+            " leave the module out"
+        )
+    return stored
 
 
 def check_fields(operation: str, peft_type: str, given: Collection[str], own: Collection[str]) -> None:

@@ -15,8 +15,8 @@ from graftkit.architecture.tuner import Tuned, config_fields, tune
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import (
     Base,
@@ -95,12 +95,7 @@ class _Maker:
             return self.made.tensors[name]
 
     def _stored(self, name: str) -> LazyTensor:
-        stored = base_tensor("add_adapter", self.checkpoint, self.disk, name)
-        if stored.dtype not in FLOATING:
-            raise InputRejected(
-                f"add_adapter: {self.spec.peft_type} computes from {printable(name)!r}, which is stored quantized"
-            )
-        return stored
+        return base_tensor("add_adapter", self.checkpoint, self.disk, name)
 
     def _tune(self, weights: Mapping[str, Any]) -> Tuned:
         return tune(self.base(), self.spec.peft_type, self.fields, weights, self.seed)

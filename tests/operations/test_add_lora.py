@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.recipes import recipe
+from support.sweeps import load_script
 
 from graftkit.checkpoint import reading
 from graftkit.engine import apply, plan
@@ -211,3 +212,47 @@ def test_a_malformed_tokenizer_stops_what_writes_a_base_and_nothing_else(base, t
     assert plan(recipe(source, tmp_path / "out", lora())).adapter is not None
     with pytest.raises(InputRejected, match="tokenizer.json:1:2"):
         plan(recipe(source, tmp_path / "out", lora(init_lora_weights="pissa")))
+
+
+@pytest.mark.parametrize("stored", ["float8_e4m3fn", "uint8"])
+def test_weights_that_are_stored_quantized_are_read_by_no_part_of_an_adapter(base, stored, tmp_path):
+    source = tmp_path / "base"
+    shutil.copytree(base("llama", "bfloat16"), source)
+    tensors = load_file(source / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        whole = tensors[name]
+        tensors[name] = whole.to(torch.float8_e4m3fn) if stored != "uint8" else whole.view(torch.uint8).flatten()[::4, None]
+    save_file({name: value.contiguous() for name, value in tensors.items()}, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (source / "config.json").write_text(json.dumps(config))
+    apply(recipe(source, tmp_path / "out", lora(target_modules=["q_proj"], modules_to_save=["lm_head"])))
+    with pytest.raises(InputRejected, match=r"k_proj.weight is stored quantized \((F8_E4M3|U8)\)"):
+        plan(recipe(source, tmp_path / "no", lora(target_modules=["q_proj"], modules_to_save=["k_proj"])))
+    with pytest.raises(InputRejected, match="q_proj.weight is stored quantized"):
+        osf = {"op": "add_adapter", "peft_type": "OSF", "target_modules": ["q_proj"]}
+        plan(recipe(source, tmp_path / "no", osf))
+
+
+def test_the_adapter_of_405_b_comes_from_headers_and_says_what_was_not_run(tmp_path):
+    load_script("bench_adapters").header_set(tmp_path / "base")
+    report = apply(recipe(tmp_path / "base", tmp_path / "out", lora(r=1, target_modules=["q_proj"])))
+    check = report.checks[0]
+    assert "GB of weights, and" in check.not_compared
+    assert (check.tensors, check.base.weights) == (2 * 126, {})
+    assert sum(path.stat().st_blocks for path in (tmp_path / "base").glob("*.safetensors")) < 10_000  # still holes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_zero_b_is_bitwise_in_the_other_dtypes_too(base, dtype, tmp_path):
+    check = apply(recipe(base("llama", dtype), tmp_path / "out", lora())).checks[0]
+    assert (check.gap.bitwise, check.merged) == (True, "bitwise")
+
+
+def test_what_the_probes_do_not_reach_is_named(base, tmp_path):
+    towers = ["vision_tower.*q_proj", "language_model.*q_proj"]
+    report = apply(recipe(base("llava"), tmp_path / "out", lora(target_modules=towers)))
+    found = report.checks[0].gradients
+    assert found.alive == 2
+    assert [name.split(".")[1] for name in found.unreached] == ["vision_tower"] * 2
+    assert any(row[1] == "not run by the probe" and "vision_tower" in row[2] for row in report.rows())

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.families import build
+from support import recipes
 
 from graftkit.engine import apply, plan
 from graftkit.errors import RecipeError
@@ -17,16 +17,9 @@ TEXTS = [
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    made = {}
-
-    def of(family, dtype="float32"):
-        if (family, dtype) not in made:
-            made[family, dtype] = build(family, tmp_path_factory.mktemp(family), dtype=dtype)
-        return made[family, dtype]
-
-    return of
+@pytest.fixture
+def base(sources):
+    return sources
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +35,7 @@ def texts(tmp_path_factory):
 
 def recipe(source, output, **fields):
     operation = {"op": "add_lora", "r": 4, "lora_alpha": 8, "target_modules": TARGETS, **fields}
-    return {"version": 1, "base_model": str(source), "output": str(output), "operations": [operation]}
+    return recipes.recipe(source, output, operation)
 
 
 def batches(source):

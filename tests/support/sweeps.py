@@ -9,6 +9,8 @@ SCRIPTS = Path(__file__).parent.parent.parent / "scripts"
 
 def load_script(name):
     """Import `scripts/<name>.py`."""
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))  # they import one another
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
