@@ -1,13 +1,17 @@
 """The real command line on the model that ships with the project."""
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from support.command import here, real
+
+from graftkit.cli import _parser
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,7 +118,9 @@ def test_dry_run_and_plan_write_nothing(tmp_path):
 
 
 def test_overrides_may_stand_before_and_behind_options(tmp_path):
-    done = here("plan", "recipes/quickstart.yaml", "seed=3", "--output", tmp_path / "out", "--json", "operations.0.init=zeros")
+    done = here(
+        "plan", "recipes/quickstart.yaml", "seed=3", "--output", tmp_path / "out", "--json", "operations.0.init=zeros"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["output"] == str(tmp_path / "out")
     refused = here("plan", "recipes/quickstart.yaml", "--output", tmp_path / "out", "operations.0.init=zero")
@@ -178,16 +184,38 @@ def test_bad_input_is_one_line_and_the_right_code(arguments, code, words):
     assert "Traceback" not in done.stderr
 
 
-def test_library_in_five_lines(tmp_path):
-    program = (
-        "import graftkit\n"
-        "recipe = graftkit.load_recipe('recipes/quickstart.yaml', [f'output={__import__(\"sys\").argv[1]}'])\n"
-        "print(graftkit.plan(recipe).new_tokens)\n"
-        "report = graftkit.apply(recipe)\n"
-        "print(report.verdict)\n"
-    )
-    environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "critical"}
-    command = [sys.executable, "-c", program, str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_library_as_the_readme_shows_it(tmp_path):
+    program = re.search(r"## As a library\n\n```python\n(.*?)```", README, re.DOTALL)[1]
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "verified: bitwise" in done.stdout
+    assert (tmp_path / "out/quickstart/model.safetensors").is_file()
+
+
+def test_the_readme_lists_every_command_and_no_flag_that_is_not_there():
+    commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    rows = re.findall(r"^\| `graftkit (\w+)([^|]*)\|([^|]*)\|$", README, re.MULTILINE)
+    assert {name for name, _, _ in rows} == set(commands)
+    for name, usage, text in rows:
+        options = {option for action in commands[name]._actions for option in action.option_strings}
+        assert set(re.findall(r"`(--?[a-z-]+)", f"{usage} {text}")) <= options, name
+
+
+def test_the_readme_shows_what_the_command_prints(applied):
+    """But for the figures, which another processor may round otherwise."""
+
+    def bare(line):
+        return re.sub(r"\d[\d,.]*(e-\d+)?", "0", line.replace(str(output), "out/quickstart")).split()
+
+    output, text = applied
+    shown = re.findall(r"```\n((?:plan|verification)\n?.*?)```", README, re.DOTALL)
+    printed = [bare(line) for line in text.splitlines()]
+    lines = [line for block in shown for line in block.splitlines()]
+    assert len(lines) > 40
+    assert [line for line in lines if bare(line) not in printed] == []
