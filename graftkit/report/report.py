@@ -81,10 +81,11 @@ class Report:
         from graftkit.architecture.vocabulary import account
 
         adapter = self.plan.adapter
+        labels = len(self.plan.result.config.get("id2label") or "01")
         if adapter is not None:
             base = adapter.config["base_model_name_or_path"]
             written = f"{self.plan.recipe.output}/{FOLDER}"
-            return adapter_snippets(base, written, architecture_of(self.plan.result.config), adapter.config)
+            return adapter_snippets(base, written, architecture_of(self.plan.result.config), adapter.config, labels)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name][0]
@@ -95,7 +96,7 @@ class Report:
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
         ids = sorted(self.plan.new_tokens.values())
-        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids)
+        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""

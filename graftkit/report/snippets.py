@@ -14,10 +14,11 @@ from typing import Any
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int]) -> str:
+def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int], labels: int) -> str:
     """Return what the trainers need to train from ``output``.
 
-    ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes.
+    ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes;
+    ``labels`` is the number of a classifier's labels.
     """
     path = json.dumps(output)
     lines = [
@@ -27,7 +28,7 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
     ]
     if architecture.endswith(GENERATING):
         lines += ["# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}"]
-    lines += _swift(path, architecture)
+    lines += _swift(path, architecture, labels)
     if new_ids and modules:
         rows = dict.fromkeys(sorted(set(modules)), new_ids)
         lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={json.dumps(rows)}"]
@@ -35,10 +36,11 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
     return "\n".join(lines)
 
 
-def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any]) -> str:
+def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any], labels: int) -> str:
     """Return what the trainers need to go on training the prepared ``adapter`` on ``base``; none makes one of its own.
 
-    ``config`` is adapter_config.json: another kind than LoRA goes through peft alone, and learnt prompts are only loaded.
+    ``config`` is adapter_config.json: another kind than LoRA goes through peft alone, and learnt prompts are only loaded;
+    ``labels`` is the number of a classifier's labels.
     """
     path, prepared = json.dumps(base), json.dumps(adapter)
     if config["peft_type"] != "LORA":
@@ -63,7 +65,7 @@ def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping
             "# unsloth, which would load the base in 4 bits",
             f"model, tokenizer = FastLanguageModel.from_pretrained({prepared}, load_in_4bit=False)",
         ]
-    return "\n".join([*lines, *_swift(path, architecture, f" --adapters {prepared}")])
+    return "\n".join([*lines, *_swift(path, architecture, labels, f" --adapters {prepared}")])
 
 
 def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) -> str:
@@ -73,9 +75,9 @@ def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) ->
     return "\n".join([what, f"model = {architecture}.from_pretrained({path})", load])
 
 
-def _swift(path: str, architecture: str, more: str = "") -> Iterator[str]:
+def _swift(path: str, architecture: str, labels: int, more: str = "") -> Iterator[str]:
     if architecture.endswith((*GENERATING, "ForSequenceClassification")):
-        task = "" if architecture.endswith(GENERATING) else " --task_type seq_cls"
+        task = "" if architecture.endswith(GENERATING) else f" --task_type seq_cls --num_labels {labels}"
         yield "# ms-swift"
         yield f"swift sft --model {path}{task}{more}"
 
