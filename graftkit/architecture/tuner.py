@@ -52,7 +52,7 @@ def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
-    standing = _fill(model, weights)
+    standing = stand_in(model, weights)
     reads = _reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,7 +75,7 @@ def silent() -> Iterator[None]:
         yield
 
 
-def _fill(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
+def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
     """Replace what lies on the meta device by values of ``weights`` or stand-ins; storage of each stand-in -> name."""
     import torch
 
@@ -91,7 +91,7 @@ def _fill(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
                 if id(old) not in made:
                     value = weights.get(name)
                     if value is None:
-                        value = _stand_in(old, generator)
+                        value = _like(old, generator)
                         standing[_storage(value)] = name
                     keep = isinstance(old, torch.nn.Parameter)
                     made[id(old)] = (
@@ -102,7 +102,7 @@ def _fill(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
     return standing
 
 
-def _stand_in(tensor: Any, generator: Any) -> Any:
+def _like(tensor: Any, generator: Any) -> Any:
     """Random values in which neighbours along every axis share their memory: element (i, j) is number i + j."""
     import torch
 

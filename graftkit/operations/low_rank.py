@@ -15,6 +15,7 @@ from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, Toke
 from graftkit.architecture.fused import Slice
 from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
+from graftkit.errors import InputRejected, printable
 from graftkit.initializers.one_thread import OneThread
 
 #: How many weights are computed at a time: the threads that write and check would otherwise hold one each.
@@ -175,5 +176,9 @@ def _fold_dora(weight: Any, edit: Factors) -> Any:
     delta = _product(_wide(edit.a, weight), _wide(edit.b, weight), transposed=transposed).mul_(edit.scaling)
     total = weight + delta
     norm = torch.linalg.norm(total.T if transposed else total, dim=1)
+    if zero := int((norm == 0).sum()):
+        raise InputRejected(
+            f"merge_adapter: {printable(edit.weight)}: {zero} output(s) have norm zero; DoRA divides by it, and gives NaN in peft too"
+        )
     factor = _wide(edit.magnitude, weight) / norm
     return (factor.view(1, -1) if transposed else factor.view(-1, 1)).mul(total).to(weight.dtype)

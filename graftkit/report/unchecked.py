@@ -8,7 +8,7 @@ from typing import Any
 
 def unchecked(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """``(what, why)`` for a report's JSON; the page, the terminal and the model card list the same."""
-    return [*_outputs(report), *_asked_for(report), *_figures(report), *_always(report)]
+    return [*_outputs(report), *_adapter(report), *_asked_for(report), *_figures(report), *_always(report)]
 
 
 def _outputs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -28,6 +28,24 @@ def _outputs(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "Old token ids",
             f"{outputs['ids_covered']:,} of {outputs['ids']:,} stood in a probe; the others were not run",
         )
+
+
+def _adapter(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    found = (report.get("checks") or {}).get("adapter") or {}
+    if found.get("not_compared"):
+        yield "Base with adapter", f"not run: {found['not_compared']}"
+    gradients = found.get("gradients") or {}
+    for key, why in (
+        ("unreached", "the probes do not run them"),
+        ("blocked", "none arrives at them, in the base either"),
+        ("without", "none at steps 0 and 1"),
+    ):
+        names = list(gradients.get(key) or ())
+        if names:
+            more = f", … ({len(names)} in all)" if len(names) > 3 else ""
+            yield f"Gradients of {', '.join(names[:3])}{more}", why
+    for name, count in (gradients.get("unrouted") or {}).items():
+        yield f"Gradients of {count} experts of {name}", "no token of the probe was sent to them"
 
 
 def _asked_for(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graftkit.architecture.skeleton import one_line
 from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
-from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
@@ -21,6 +19,7 @@ from graftkit.verification.forward import few, load, undisturbed
 from graftkit.verification.liveness import NAME, Liveness, liveness
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference, load_source, run_loaded
+from graftkit.verification.runnable import cannot_run, weight_bytes
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
 from graftkit.verification.vocabulary import VocabularyChange
 
@@ -119,7 +118,7 @@ class AdapterCheck:
         Raises:
             InputRejected: base or adapter cannot be opened.
         """
-        reason = reason or _cannot_run(base)
+        reason = reason or cannot_run(base)
         header = read_header(adapter / WEIGHTS)
         report = AdapterReport(
             self.strength.word,
@@ -195,24 +194,9 @@ class AdapterCheck:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
-        if _weight_bytes(base) > available_memory() // 2:
+        if weight_bytes(base) > available_memory() // 2:
             return "not run: too little memory"
         return merged(peft_model, reference.parts[0], reference.made)
-
-
-def _weight_bytes(base: Path) -> int:
-    return sum(tensor.nbytes for tensor in Checkpoint.open(str(base)).tensors.values())
-
-
-def _cannot_run(base: Path) -> str:
-    """Why the base cannot be loaded and run here; empty where it can."""
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    if "quantization_config" in config:
-        return "the base is quantized, and the kernels that run it are not part of this environment"
-    needed, there = _weight_bytes(base), available_memory()
-    if needed > there:
-        return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
-    return ""
 
 
 def _with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:

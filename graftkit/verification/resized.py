@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.architecture.tuner import stand_in
 from graftkit.errors import printable
 from graftkit.verification.adapted import NAME, adapt
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import few, load, run, undisturbed
+from graftkit.verification.forward import Loaded, few, load, run, undisturbed
 from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.runnable import cannot_run
 
 NEW = "resized"
 
@@ -39,7 +43,7 @@ class ResizedReport:
     """What was compared.
 
     ``bitwise`` says so of all outputs; ``effect`` is the largest relative change of an output that the old adapter makes,
-    ``changed`` the largest that resizing makes.
+    ``changed`` the largest that resizing makes. ``not_compared`` says why there are no outputs, empty where there are.
     """
 
     products: tuple[ProductComparison, ...]
@@ -48,6 +52,7 @@ class ResizedReport:
     changed: float
     effect: float
     failures: tuple[str, ...]
+    not_compared: str = ""
     name: str = "resized against old adapter"
 
     def to_json(self) -> dict[str, Any]:
@@ -59,6 +64,9 @@ class ResizedReport:
         lost = max(product.lost for product in self.products)
         result = "failed" if self.failures else "exact" if lost <= EXACT else "rounded"
         yield "adapter's products", result, f"{len(self.products)}, at most {lost:.2g} of the energy lost"
+        if self.not_compared:
+            yield "outputs with adapter", "not run", self.not_compared
+            return
         figure = f"{self.tokens} tokens, relative change {self.changed:.2g}; the adapter's own {self.effect:.2g}"
         yield "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
 
@@ -70,10 +78,14 @@ def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> Resiz
         InputRejected, VerificationFailed: base or adapters do not load, or the forward needs inputs that cannot be made.
     """
     with undisturbed():
-        loaded = load(base)
+        reason = cannot_run(base)
+        loaded = _hollow(base) if reason else load(base)
         adapted = adapt(loaded.model, old)
         adapted.load_adapter(str(new), NEW)
         products = tuple(_products(adapted.get_base_model()))
+        failures = [product.failure for product in products if product.failure]
+        if reason:
+            return ResizedReport(products, 0, bitwise=False, changed=0, effect=0, failures=tuple(failures), not_compared=reason)
         loaded = dataclasses.replace(loaded, model=adapted.get_base_model().eval())
         before = run_loaded(loaded, base, None, seed, None, {}, lambda _: None)
         with adapted.disable_adapter():
@@ -81,13 +93,19 @@ def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> Resiz
         adapted.set_adapter(NEW)
         loaded.model.eval()
         changed, differing = _changes(loaded.model, before)
-    failures = [product.failure for product in products if product.failure]
     shrunk = any(product.least > EXACT for product in products)
     allowed = REORDERED * UNIT_ROUNDOFF[f"torch.{before.dtype}"]
     if not shrunk and not changed <= allowed:
         failures.append(f"outputs: {few(differing)} changed by {changed:.3g}, though no product did")
     tokens = sum(part.tokens for part in before.parts)
     return ResizedReport(products, tokens, not differing, changed, effect, tuple(failures))
+
+
+def _hollow(base: Path) -> Loaded:
+    """The class of ``base`` with stand-ins for its weights: peft can put adapters on it, and nothing can be run."""
+    skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    stand_in(skeleton.model, {})
+    return Loaded(skeleton.model, frozenset(), frozenset(), frozenset())
 
 
 def _changes(model: Any, before: Reference) -> tuple[float, list[str]]:

@@ -191,3 +191,13 @@ def test_a_lost_tensor_of_another_kind_is_missed(base, tmp_path):
     found = verify_adapter(str(tmp_path / "out/adapter")).failures
     assert any("missing tensors" in failure for failure in found)
     assert any("unexpected tensors" in failure for failure in found)
+
+
+def test_lens_and_signal_take_kinds_in_the_layers_and_refuse_others_with_the_reason(base, tmp_path):
+    looks = {"verify": {"lens": True, "signal": True}}
+    loha = kind("LOHA", target_modules=["q_proj"])
+    report = apply(recipe(base("llama"), tmp_path / "loha", loha, **looks))
+    assert [check.name for check in report.checks] == ["adapter", "lens", "signal"]
+    with pytest.raises(RecipeError, match="cannot take this adapter"):
+        prompt = kind("PROMPT_TUNING", allow_change=True, config={"num_virtual_tokens": 2})
+        apply(recipe(base("llama"), tmp_path / "prompt", prompt, **looks))

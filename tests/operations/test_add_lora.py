@@ -256,3 +256,5 @@ def test_what_the_probes_do_not_reach_is_named(base, tmp_path):
     assert found.alive == 2
     assert [name.split(".")[1] for name in found.unreached] == ["vision_tower"] * 2
     assert any(row[1] == "not run by the probe" and "vision_tower" in row[2] for row in report.rows())
+    said = {entry["what"]: entry["why"] for entry in report.to_json()["not_checked"]}
+    assert said[f"Gradients of {', '.join(found.unreached)}"] == "the probes do not run them"

@@ -232,3 +232,20 @@ def test_a_value_that_is_not_finite_is_not_merged(tmp_path, llama):
 
     with pytest.raises(VerificationFailed, match="not finite"):
         merge(source, edit_adapter(adapter, tmp_path / "nan", poison), tmp_path / "out")
+
+
+def test_dora_on_a_row_that_became_zero_is_refused_by_name(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    source, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj"], use_dora=True)
+    name = "layers.1.self_attn.q_proj"
+    for path, key in (
+        (source / "model.safetensors", f"model.{name}.weight"),
+        (adapter / "adapter_model.safetensors", f"base_model.model.model.{name}.lora_B.weight"),
+    ):
+        tensors = load_file(path)
+        tensors[key][2] = 0
+        save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputRejected, match=rf"{name}.weight: 1 output\(s\) have norm zero"):
+        merge(source, adapter, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

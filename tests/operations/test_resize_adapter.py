@@ -112,3 +112,15 @@ def test_planted_faults_are_caught(tmp_path, llama, fields, change):
     assert compare_resized(base, adapter, tmp_path / "out/adapter").failures == ()
     assert "loses" in compare_resized(base, adapter, wrong).failures[0]
     shutil.rmtree(wrong)
+
+
+@pytest.mark.parametrize("rank", [2, 9])
+def test_on_a_quantized_base_products_are_compared_and_outputs_are_not(tmp_path, llama, rank):
+    base, adapter = llama
+    quantized = shutil.copytree(base, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text())
+    (quantized / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (check,) = resize(quantized, adapter, rank, tmp_path / "out").checks
+    assert "the base is quantized" in check.not_compared
+    assert max(product.lost for product in check.products) < (1e-20 if rank == 9 else 1)
+    assert len(check.products) == len(resize(base, adapter, rank, tmp_path / "plain").checks[0].products)

@@ -64,11 +64,19 @@ def load_both(
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
 
     ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu.
+
+    Raises:
+        RecipeError: the adapter is of a kind that stands outside of the model's layers.
     """
     old = load_source(source, backbone=backbone, paged=paged)
     new = load(result, paged=paged)
     if adapter is not None:
-        new.model.load_adapter(str(adapter))
+        try:
+            new.model.load_adapter(str(adapter))
+        except ValueError as error:  # so peft says that a kind cannot be put into a model of transformers
+            raise RecipeError(
+                f"verify: lens, signal and first_step cannot take this adapter ({one_line(error)}); leave them out"
+            ) from error
         new.model.eval()
     new = new.backbone() if backbone else new
     for loaded in () if paged else (old, new):

@@ -1,0 +1,25 @@
+"""Whether a checkpoint can be loaded and run on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.verification.digests import available_memory
+
+
+def weight_bytes(base: Path) -> int:
+    """Bytes of all tensors, from the headers."""
+    return sum(tensor.nbytes for tensor in Checkpoint.open(str(base)).tensors.values())
+
+
+def cannot_run(base: Path) -> str:
+    """Why the base cannot be loaded and run here; empty where it can."""
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    if "quantization_config" in config:
+        return "the base is quantized, and the kernels that run it are not part of this environment"
+    needed, there = weight_bytes(base), available_memory()
+    if needed > there:
+        return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
+    return ""
