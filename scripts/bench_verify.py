@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from graftkit.verification.forward import load, run, undisturbed
+from graftkit.verification.forward import can_cache, load, run, undisturbed
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.lens import OPERATIONS, compare_lens
 from graftkit.verification.lens.setting import prepare
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.probes import Probe, split
+from graftkit.verification.reference import plan_probes
 
 DEMO = Path(__file__).parent.parent / "recipes" / "models" / "demo-lm"
 
@@ -43,28 +45,35 @@ def main() -> None:
 
 
 def measure(model: Path, repeat: int) -> None:
-    """Print each part, and its ratio to the baseline on the same probes."""
+    """Print each part, and its ratio to two loads and two forwards of the probes that it runs."""
     loaded = load(model)
     tokens = max(int(OPERATIONS / (2 * loaded.model.num_parameters())), 64)
     setting = prepare(model, loaded, loaded, None, 0, tokens)
+    probes, budget, _, _ = plan_probes(loaded.model, model, None, 0, None)
+    cached = can_cache(loaded.model, setting.made) is None
+    parts = [part for probe in probes if cached or not probe.steps for part in split(probe, budget.forward)]
 
-    def forward() -> None:
-        for part in setting.parts:
+    def forward(parts: list[Probe]) -> None:
+        for part in parts:
             run(loaded.model, part, setting.made)
 
     def wide() -> None:
         with float64(loaded.model):
-            forward()
+            forward(setting.parts)
 
-    load_time, native, float64_time = (seconds(work, repeat) for work in (lambda: load(model), forward, wide))
-    base = 2 * load_time + 2 * native
+    def report(what: str, time_: float, base: float) -> None:
+        print(f"{what:22} {time_:.3f} s  {time_ / base:.2f} times {base:.3f} s for two loads and two forwards")
+
+    load_time = seconds(lambda: load(model), repeat)
     plain = seconds(lambda: compare_outputs(model, model, vocabulary=None, kl=None), repeat)
+    report("plain verification", plain, 2 * load_time + 2 * seconds(lambda: forward(parts), repeat))
+    native, float64_time = seconds(lambda: forward(setting.parts), repeat), seconds(wide, repeat)
     lens = seconds(lambda: compare_lens(model, model, vocabulary=None), repeat)
-    print(f"{sum(part.tokens for part in setting.parts):,} tokens; load {load_time:.3f} s, forward {native:.3f} s")
-    print(f"float64 forward        {float64_time:.3f} s  {float64_time / native:.1f} native ones")
-    print(f"2 loads and 2 forwards {base:.3f} s")
-    print(f"plain verification     {plain:.3f} s  {plain / base:.2f} of that")
-    print(f"float64 and noise      {lens:.3f} s  {lens / base:.2f} of that")
+    report("float64 and noise", lens, 2 * load_time + 2 * native)
+    print(
+        f"load {load_time:.3f} s; lens: {sum(part.tokens for part in setting.parts):,} tokens, float64 forward"
+        f" {float64_time / native:.1f} native ones"
+    )
 
 
 if __name__ == "__main__":

@@ -67,6 +67,9 @@ class Differences:
         tally = self.tallies.setdefault(name, Tally())
         grown = self._is_vocabulary(name, old, new)
         call = capture.behind(new, name) if grown else None
+        if not grown and old.dtype == new.dtype and old.equal(new):  # which NaN never is
+            self._count_equal(tally, probe, name, old)
+            return
         if probe.mask.shape == old.shape[:2] == new.shape[:2]:
             mask = probe.mask.bool()
             old, new = old[mask], new[mask]
@@ -79,9 +82,7 @@ class Differences:
             old, new = self._old_ids(old), self._old_ids(whole)
         if not _comparable(tally, probe, old, new):
             return
-        tally.places += old.numel()
-        distributions = self.measured and "logits" in name and old.ndim > 1 and old.shape[-1] > 1
-        tally.kl_places += old[..., 0].numel() if distributions else 0
+        distributions = self._count(tally, name, old)
         if old.equal(new):
             return
         tally.bitwise, tally.first = False, tally.first or probe.name
@@ -91,6 +92,18 @@ class Differences:
             _tally_gap(tally, old[part], new[part], self._reordering(call, part, whole) if reordered else None)
             if distributions:
                 _tally_kl(tally, old[part], new[part])
+
+    def _count(self, tally: Tally, name: str, old: Any) -> bool:
+        """Count the places of ``old``, and say whether its rows are distributions whose KL is measured."""
+        distributions = self.measured and "logits" in name and old.ndim > 1 and old.shape[-1] > 1
+        tally.places += old.numel()
+        tally.kl_places += old[..., 0].numel() if distributions else 0
+        return bool(distributions)
+
+    def _count_equal(self, tally: Tally, probe: Probe, name: str, old: Any) -> None:
+        """As if masked places were left out, which change nothing where all are equal."""
+        masked = probe.mask.shape == old.shape[:2] and not bool(probe.mask.all())
+        self._count(tally, name, old[probe.mask.bool()] if masked else old)
 
     @property
     def _rows(self) -> int:

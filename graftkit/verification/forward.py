@@ -100,6 +100,12 @@ def load(directory: Path, *, paged: bool = False) -> Loaded:
     return Loaded(model, missing, unexpected, mismatched, pager)
 
 
+def release(model: Any) -> None:
+    """Let the parameters and buffers of a model go at once, without waiting for Python's collector of cycles."""
+    for module in model.modules():
+        module._parameters, module._buffers = {}, {}  # noqa: SLF001 - whatever they are, paged or in memory
+
+
 def _misfits(model_class: Any, directory: Path) -> str:
     """Ask the loader once more which shapes do not fit; empty where that was not the trouble."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -140,7 +139,6 @@ def compare_outputs(
             source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
             paged=from_files,
         )  # fmt: skip
-        gc.collect()
         with timed(seconds, "load result"):
             new = load(result, paged=from_files)
             in_pieces(new.model)

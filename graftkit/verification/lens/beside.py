@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,8 +11,8 @@ import torch
 
 from graftkit.verification.probes import Probe
 
-#: Elements that are widened at a time.
-CHUNK = 8 << 20
+#: Elements that are widened at a time: what a core's cache holds.
+CHUNK = 1 << 18
 
 Outputs = Mapping[str, Any]
 
@@ -18,38 +20,47 @@ Outputs = Mapping[str, Any]
 class Beside:
     """What the source gave on ``probe``.
 
-    ``rows`` is the size of its vocabulary, ``kept`` the ids that are compared, None for all. With ``wide`` a run's distribution is
-    compared with that in float64, else with that in the own dtype.
+    ``rows`` is the size of its vocabulary, ``kept`` the ids that are compared, None for all. A run's distribution is compared
+    with that in the own dtype, or in :meth:`widely` with that in float64.
     """
 
-    def __init__(
-        self, probe: Probe, exact: Outputs, native: Outputs, rows: int, kept: Any = None, *, wide: bool = False
-    ) -> None:
-        self.wide = wide
+    def __init__(self, probe: Probe, exact: Outputs, native: Outputs, rows: int, kept: Any = None) -> None:
+        self.wide = False
         self.probe, self.native, self._exact, self._kept = probe, native, exact, kept
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}
+        self._whole = bool(probe.mask.all())
+        self._references: dict[str, tuple[Any, Any]] = {}
         self._sizes: dict[str, tuple[float, float]] = {}
         self._summaries: dict[str, tuple[Any, Any, Any]] = {}
+
+    def widely(self) -> Beside:
+        """The same, for runs in float64."""
+        found = copy.copy(self)
+        found.wide, found._summaries = True, {}  # noqa: SLF001 - its own
+        return found
 
     def pair(self, name: str, found: Outputs) -> tuple[Any, Any, Any] | None:
         """Float64, own dtype, and the run's, each ``(n, width)``: unmasked positions and kept ids; None where shapes differ."""
         if name not in found:
             return None
-        truth, old, new = (self._places(v[name], ids=self.has_ids[name]) for v in (self._exact, self.native, found))
+        if name not in self._references:
+            self._references[name] = self._places(self._exact[name], name), self._places(self.native[name], name)
+        truth, old = self._references[name]
+        new = old if found[name] is self.native[name] else self._places(found[name], name)
         return (truth, old, new) if new.shape == old.shape else None
 
-    def _places(self, value: Any, *, ids: bool) -> Any:
-        if value.shape[:2] == self.probe.mask.shape:
+    def _places(self, value: Any, name: str) -> Any:
+        if value.shape[:2] == self.probe.mask.shape and not self._whole:
             value = value[self.probe.mask.bool()]
         value = value.reshape(-1, value.shape[-1])
-        return value if self._kept is None or not ids else value[:, self._kept]
+        return value if self._kept is None or not self.has_ids[name] else value[:, self._kept]
 
     def sizes(self, name: str, truth: Any, old: Any) -> tuple[float, float]:
         """The summed squares of the source in float64, and of its error in its own dtype."""
         if name not in self._sizes:
             pairs = zip(pieces(truth), pieces(old), strict=True)
-            squares = [(float(finite(a).square().sum()), float(finite(b - a).square().sum())) for a, b in pairs]
+            squares = [(sum_of_squares(a), sum_of_squares(b - a)) for a, b in pairs]
             self._sizes[name] = sum(size for size, _ in squares), sum(own for _, own in squares)
         return self._sizes[name]
 
@@ -87,6 +98,12 @@ def pieces(values: Any) -> Iterator[Any]:
     """Rows of ``values`` in float64, a bounded piece at a time."""
     for piece in values.split(max(CHUNK // values.shape[-1], 1)):
         yield piece.double()
+
+
+def sum_of_squares(values: Any) -> float:
+    """In float64, of what is finite."""
+    found = float(torch.linalg.vector_norm(values)) ** 2
+    return found if math.isfinite(found) else float(finite(values).square().sum())
 
 
 def finite(values: Any) -> Any:

@@ -15,12 +15,11 @@ from graftkit.verification.forward import Loaded, few, outputs_of, run, undistur
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
-from graftkit.verification.lens.gap import gap
 from graftkit.verification.lens.noise import NoiseTally
 from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
-from graftkit.verification.lens.trace import KEPT_BYTES, Trace, compare, kept_columns, own_differences, record
+from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.paging.room import paged as paged_in
 from graftkit.verification.paging.skeleton import in_pieces
@@ -33,7 +32,7 @@ from graftkit.verification.vocabulary import VocabularyChange
 OPERATIONS = 1e11
 
 #: Null runs are made on the first probes, until these many tokens were run.
-NULL_TOKENS = 1_000
+NULL_TOKENS = 900
 
 Progress = Callable[[str, float], None]
 
@@ -116,13 +115,14 @@ def _run(setting: Setting, noise: NoiseTally, progress: Progress | None) -> _Fou
 def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: NoiseTally, found: _Found) -> bool:
     """Run one probe every way; False when the result's forward fails, which is noted."""
     old, new, made, change = setting.old.model, setting.new.model, setting.made, setting.change
+    gaps = Gaps()
     with in_float64(setting.old), float64(old):
         kept, exact = record(old, lambda: outputs_of(old, part, made))
     if setting.backbone:
         kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
         with float64(new):
-            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, change)
+            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, change, gaps)
         ours = run(new, part, made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
@@ -135,11 +135,11 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         exact, native = _named(exact, {name: name for name in pairs}), _named(native, {name: name for name in pairs})
         other, ours = _named(other, pairs), _named(ours, pairs)
     for name, value in exact.items():
-        _note_output(found, name, value, other.get(name), change)
+        _note_output(found, name, value, other.get(name), change, gaps)
     kept_ids = None if change is None else torch.tensor(change.kept, device=part.ids.device)
     beside = Beside(part, exact, native, setting.rows, kept_ids)
     noise.add(SOURCE, beside, native)
-    noise.add(EXACT, Beside(part, exact, native, setting.rows, kept_ids, wide=True), other)
+    noise.add(EXACT, beside.widely(), other)
     noise.add(RESULT, beside, ours)
     if sum(found.ran.values()) - part.tokens < NULL_TOKENS:
         for name, outputs in null_runs(old, part, made):
@@ -151,14 +151,12 @@ def _named(outputs: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {name: outputs[given] for name, given in names.items()}
 
 
-def _note_output(found: _Found, name: str, old: Any, new: Any, change: VocabularyChange | None) -> None:
+def _note_output(
+    found: _Found, name: str, old: Any, new: Any, change: VocabularyChange | None, gaps: Gaps
+) -> None:
     name = name.rpartition(" ")[2]
-    if new is None:
-        found.outputs[name] = float("inf")
-        return
-    a, b = kept_columns(old, new, change)
-    apart = gap(a, b) if a.shape == b.shape else float("inf")
-    found.outputs[name] = max(found.outputs.get(name, 0.0), apart)
+    apart = None if new is None else gaps(old, new, change)
+    found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)
 
 
 def _first(setting: Setting, found: _Found) -> FirstDifference | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces
+from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces, sum_of_squares
 
 #: Quantiles of the KL that are reported.
 QUANTILES = (0.5, 0.9, 0.99)
@@ -114,10 +114,14 @@ class NoiseTally:
             size, own = beside.sizes(name, truth, old)
             tally.reference += size
             tally.own += own
-            tally.squares += own if torch.equal(old, new) else _squares(truth, new)
+            reference = truth if beside.wide else old
+            same = new is reference or torch.equal(reference, new)
+            tally.squares += _squares(truth, new) if not same else 0.0 if beside.wide else own
             if beside.has_ids[name]:
-                reference = truth if beside.wide else old
-                _diverge(tally, beside.summary(name, reference), reference, new)
+                if same:
+                    _agree(tally, len(new))
+                else:
+                    _diverge(tally, beside.summary(name, reference), reference, new)
                 tally.where.append((beside.probe.name, *beside.positions(name)))
 
     def report(self, result: str) -> Noise:
@@ -135,27 +139,37 @@ def _squares(truth: Any, new: Any) -> float:
     """The summed squared error; infinite where ``new`` alone is NaN."""
     found = 0.0
     for a, b in zip(pieces(truth), pieces(new), strict=True):
-        if (b.isnan() & ~a.isnan()).any():
+        squares = float(torch.linalg.vector_norm(b - a)) ** 2
+        if math.isfinite(squares):
+            found += squares
+        elif (b.isnan() & ~a.isnan()).any():
             return math.inf
-        found += float(finite(b - a).square().sum())
+        else:
+            found += sum_of_squares(b - a)
     return found
 
 
+def _agree(tally: _Tally, positions: int) -> None:
+    """Note that the distributions at so many positions are the same."""
+    tally.kl.append(torch.zeros(positions, dtype=torch.float64))
+    tally.margins.append(torch.full((positions,), -1.0, dtype=torch.float64))
+
+
 def _diverge(tally: _Tally, summary: tuple[Any, Any, Any], old: Any, new: Any) -> None:
-    """Note KL, largest difference and flips at every position. With p = exp(old - lse), KL = sum p (old - new) + lse' - lse."""
+    """Note KL, largest difference and flips at every position. With p = softmax(old), KL = sum p (old - new) + lse' - lse."""
     sums, top, margin = summary
-    if torch.equal(old, new):
-        tally.kl.append(torch.zeros(len(old), dtype=torch.float64))
-        tally.margins.append(torch.full((len(old),), -1.0, dtype=torch.float64))
-        return
     start = 0
     for a, b in zip(pieces(old), pieces(new), strict=True):
         part = slice(start, start + len(a))
         start += len(a)
-        gap, lse = finite(a - b), sums[part, None]
-        kl = ((a - lse).exp() * gap).sum(-1) + b.logsumexp(-1) - lse[:, 0]
+        gap = a - b
+        largest = float(torch.linalg.vector_norm(gap, math.inf))
+        if not math.isfinite(largest):
+            gap = finite(gap)
+            largest = float(torch.linalg.vector_norm(gap, math.inf))
+        kl = torch.linalg.vecdot(a.softmax(-1), gap) + b.logsumexp(-1) - sums[part]
         tally.kl.append(kl.clamp(min=0).cpu())
-        tally.largest = max(tally.largest, float(gap.abs().max()))
+        tally.largest = max(tally.largest, largest)
         tally.margins.append(torch.where(b.argmax(-1) == top[part], -1.0, margin[part]).cpu())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +80,6 @@ def load_both(
     new = new.backbone() if backbone else new
     for loaded in () if paged else (old, new):
         loaded.model.to(device)
-    gc.collect()
     return old, new
 
 

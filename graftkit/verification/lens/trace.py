@@ -7,6 +7,7 @@ as it appears and let go. Memory is that of one batch; :func:`tokens_that_fit` s
 from __future__ import annotations
 
 import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -104,59 +105,91 @@ def tensors_in(value: Any) -> Iterator[Any]:
 
 
 def record(model: Any, run: Callable[[], Any]) -> tuple[Record, Any]:
-    """What each call of a module gives in ``run()``, and what ``run()`` returns. Kept are copies: some tensors are added to later."""
+    """What each call of a module gives in ``run()``, and what ``run()`` returns.
+
+    Kept are the tensors themselves; where one was written to later, ``run()`` is called again and copies are kept.
+    """
+    kept, returned, versions = _recorded(model, run, lambda tensor: tensor)
+    if any(tensor._version != version for tensor, version in versions):  # noqa: SLF001
+        del kept, returned, versions
+        kept, returned, _ = _recorded(model, run, lambda tensor: tensor.clone())
+    return kept, returned
+
+
+def _recorded(
+    model: Any, run: Callable[[], Any], keep: Callable[[Any], Any]
+) -> tuple[Record, Any, list[tuple[Any, int]]]:
+    """As :func:`record`, and every tensor that was kept with its version then."""
     kept: Record = {}
     times: Counter[str] = Counter()
-    last: dict[tuple[int, int], tuple[Any, Any]] = {}
-
-    def copied(tensor: Any) -> Any:
-        key = (id(tensor), tensor._version)  # noqa: SLF001 - a container gives its last child's tensor untouched
-        if key not in last:
-            last.clear()
-            last[key] = (tensor, tensor.clone())
-        return last[key][1]
+    versions: list[tuple[Any, int]] = []
 
     def see(name: str, found: list[Any]) -> None:
-        kept[name, times[name]] = [copied(tensor) for tensor in found]
+        kept[name, times[name]] = copies = [keep(tensor) for tensor in found]
+        versions.extend((tensor, tensor._version) for tensor in copies)  # noqa: SLF001
         times[name] += 1
 
     with Hooks(model, see):
         returned = run()
-    return kept, returned
+    return kept, returned, versions
 
 
 def compare(
-    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str, change: VocabularyChange | None
-) -> Any:
+    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str, change: VocabularyChange | None,
+    gaps: Gaps | None = None,
+) -> Any:  # fmt: skip
     """Run the result, compare each module's output with what was kept of the source, and return what ``run()`` does.
 
     Modules that only one of the two has are left out: what they do shows in the next module that both have.
     """
     trace.expect(kept)
+    gaps = Gaps() if gaps is None else gaps
     times: Counter[str] = Counter()
 
     def see(name: str, found: list[Any]) -> None:
         key = (name, times[name])
         times[name] += 1
         if key in kept:
-            _compare_call(trace, key, kept.pop(key), found, probe, change)
+            _compare_call(trace, key, kept.pop(key), found, probe, change, gaps)
 
     with Hooks(model, see):
         return run()
 
 
 def _compare_call(
-    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, change: VocabularyChange | None
-) -> None:
+    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, change: VocabularyChange | None,
+    gaps: Gaps,
+) -> None:  # fmt: skip
     if len(old) != len(new):
         trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
         return
     for one, two in zip(old, new, strict=True):
-        a, b = kept_columns(one, two, change)
-        if a.shape != b.shape:
-            trace.calls[key].unlike = f"gives {list(b.shape)}, gave {list(a.shape)}"
+        found = gaps(one, two, change)
+        if found is None:
+            trace.calls[key].unlike = f"gives {list(two.shape)}, gave {list(one.shape)}"
             return
-        trace.note(key, gap(a, b), probe)
+        trace.note(key, found, probe)
+
+
+class Gaps:
+    """Gaps between tensors; that of a pair which several modules give is computed once, as long as both tensors live."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int], tuple[Any, Any, tuple[int, int], float]] = {}
+
+    def __call__(self, old: Any, new: Any, change: VocabularyChange | None) -> float | None:
+        """The gap of the columns of kept ids; None where the shapes differ."""
+        key, versions = (id(old), id(new)), (old._version, new._version)  # noqa: SLF001
+        if key in self._found:
+            first, second, known, value = self._found[key]
+            if first() is old and second() is new and known == versions:
+                return value
+        a, b = kept_columns(old, new, change)
+        if a.shape != b.shape:
+            return None
+        value = gap(a, b)
+        self._found[key] = weakref.ref(old), weakref.ref(new), versions, value
+        return value
 
 
 def kept_columns(old: Any, new: Any, change: VocabularyChange | None) -> tuple[Any, Any]:
