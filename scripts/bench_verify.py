@@ -48,7 +48,7 @@ def measure(model: Path, repeat: int) -> None:
     """Print each part, and its ratio to two loads and two forwards of the probes that it runs."""
     loaded = load(model)
     tokens = max(int(OPERATIONS / (2 * loaded.model.num_parameters())), 64)
-    setting = prepare(model, loaded, loaded, None, 0, tokens)
+    setting = prepare(model, loaded, loaded, None, 0, tokens, backbone=False)
     probes, budget, _, _ = plan_probes(loaded.model, model, None, 0, None)
     cached = can_cache(loaded.model, setting.made) is None
     parts = [part for probe in probes if cached or not probe.steps for part in split(probe, budget.forward)]
