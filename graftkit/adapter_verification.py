@@ -122,7 +122,7 @@ def _known(directory: Path) -> _Known | None:
             _residual(found["residual"]),
             {name: report["source"][name] for name in ("name", "revision")},
             dict(report["adapter"]["config"]),
-            {entry["name"]: (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
+            {str(entry["name"]): (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
             BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

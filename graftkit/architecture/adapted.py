@@ -6,13 +6,14 @@ name of a tensor is taken apart here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from graftkit.architecture.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
-from graftkit.architecture.placed import NAME, Placed, fill, on_meta, peft_config
+from graftkit.architecture.placed import CHANGES_BASE, NAME, Placed, fill, on_meta, peft_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.tensors import LazyTensor
@@ -30,20 +31,44 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
         InputRejected: peft cannot put the adapter on this base, a tensor is missing or left over, or what the adapter
             does cannot be folded into weights; the module or field is named.
     """
-    with quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            model = on_meta(skeleton.model, peft_config(adapter))
-            placed = fill(model, adapter)
-            edits = tuple(_edits(model.base_model.model, placed))
-        except InputRejected as error:
-            raise InputRejected(f"{shown}: {error}") from error
-        except Exception as error:  # peft raises whatever it runs into
-            raise InputRejected(f"{shown}: peft cannot put it on {skeleton.architecture}: {_why(error)}") from error
+    with _refusals(skeleton, shown):
+        model = on_meta(skeleton.model, peft_config(adapter))
+        placed = fill(model, adapter)
+        edits = tuple(_edits(model.base_model.model, placed))
     if placed.unused:
         name = printable(min(placed.unused))
         raise InputRejected(f"{shown}: tensor {name!r} lands in no place that can be folded into a weight")
     return edits
+
+
+def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:
+    """Let peft put a LoRA adapter on the class of ``skeleton``, from shapes alone.
+
+    One that peft takes out of the base's weights when it loads it, or for which it repeats layers, is let through unseen.
+
+    Raises:
+        InputRejected: peft cannot, or a tensor is missing or has no place.
+    """
+    config = adapter.config
+    init = config.get("init_lora_weights")
+    reads_weights = isinstance(init, str) and init.lower().startswith(CHANGES_BASE)
+    if config["peft_type"] != "LORA" or reads_weights or config.get("layer_replication"):
+        return
+    with _refusals(skeleton, shown):
+        fill(on_meta(skeleton.model, peft_config(adapter)), adapter)
+
+
+@contextlib.contextmanager
+def _refusals(skeleton: Skeleton, shown: str) -> Iterator[None]:
+    """Whatever peft runs into is one sentence about the adapter ``shown``."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except InputRejected as error:
+            raise InputRejected(f"{shown}: {error}") from error
+        except Exception as error:  # peft raises whatever it runs into
+            raise InputRejected(f"{shown}: peft cannot put it on {skeleton.architecture}: {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,9 @@ def peft_config(adapter: Adapter) -> Any:
             f"adapter_config.json: {printable(unknown[0])!r} is not a field of the installed peft's LoraConfig;"
             " install the peft that wrote it"
         )
+    for alpha in (config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()):
+        if isinstance(alpha, float) and not math.isfinite(alpha):
+            raise InputRejected(f"adapter_config.json: an alpha is {alpha}: the adapter would give no number")
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
         raise InputRejected(

@@ -259,4 +259,6 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        console.print("[green]verified: the adapter fits its base and changes nothing that is promised[/green]")
+        same = " is the one that was reported," if found.report else ""
+        kept = "was not run" if found.check.not_compared else "changes nothing that is promised"
+        console.print(f"[green]verified: the adapter{same} fits its base and {kept}[/green]")

@@ -18,7 +18,7 @@ from graftkit.selftest.adapters import AdapterSubject
 from graftkit.selftest.bench import Bench, Look, Seen, first_sentences, largest
 from graftkit.selftest.clean import clean_copies
 from graftkit.selftest.copies import copy_checkpoint
-from graftkit.selftest.fault import BASE, GRADIENTS, LOADING, OUTPUTS, PEFT, Fault
+from graftkit.selftest.fault import BASE, GRADIENTS, LOADING, OUTPUTS, Fault
 from graftkit.selftest.faults import FAULTS
 from graftkit.selftest.report import PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
@@ -33,7 +33,7 @@ Progress = Callable[[str, float, float], None]
 CLEAN = 20
 
 #: What a run without the forward does not look at: a base's weights are only digested where it is loaded.
-FUNCTIONAL = (OUTPUTS, PEFT, GRADIENTS, BASE)
+FUNCTIONAL = (OUTPUTS, GRADIENTS, BASE)
 
 
 def selftest(

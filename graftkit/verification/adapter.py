@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftkit.architecture.skeleton import one_line
+from graftkit.architecture.adapted import check_fit
+from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.architecture.tuner import silent
-from graftkit.checkpoint.adapter import WEIGHTS
+from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.errors import InputRejected
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
@@ -80,7 +83,7 @@ class AdapterReport:
         """``(check, result, figure)`` for a terminal."""
         yield "adapter", "read back", f"{self.tensors} tensors, {self.nbytes:,} bytes"
         if self.not_compared:
-            yield "adapter with peft", "not run", self.not_compared
+            yield "adapter with peft", "failed" if self.failures else "not run", self.not_compared
             return
         yield "loaded with peft", "complete" if not self.failures else "failed", "nothing missing, nothing unexpected"
         if self.gap is not None:
@@ -113,7 +116,7 @@ class AdapterCheck:
         return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
 
     def run(self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "") -> AdapterReport:
-        """Check ``adapter`` on ``base``; a ``reason`` not to run the model leaves digests alone.
+        """Check ``adapter`` on ``base``; with a ``reason`` not to run the model, digests and the fit of shapes alone.
 
         Raises:
             InputRejected: base or adapter cannot be opened.
@@ -129,7 +132,7 @@ class AdapterCheck:
             self.residual,
         )
         if reason:
-            return report
+            return dataclasses.replace(report, found={"peft": _misfit(base, adapter)})
         seconds: dict[str, float] = {}
         with undisturbed():
             return self._loaded(report, base, adapter, source, seed, seconds)
@@ -197,6 +200,16 @@ class AdapterCheck:
         if weight_bytes(base) > available_memory() // 2:
             return "not run: too little memory"
         return merged(peft_model, reference.parts[0], reference.made)
+
+
+def _misfit(base: Path, adapter: Path) -> tuple[str, ...]:
+    """A sentence where peft cannot put the adapter on the base, as far as config and shapes tell."""
+    skeleton = build_skeleton(Checkpoint.open(str(base)).config)
+    try:
+        check_fit(skeleton, open_adapter(str(adapter)), "adapter")
+    except InputRejected as refused:
+        return (str(refused),)
+    return ()
 
 
 def _with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:

@@ -236,6 +236,30 @@ def test_an_adapter_that_is_damaged_while_it_is_written_is_caught_byte_by_byte(m
         check_adapter(planned.adapter, tmp_path / "adapter")
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda output: edit_config(output, r=5), "size mismatch"),
+        (lambda output: edit_config(output, lora_alpha=float("inf")), "an alpha is inf"),
+        (lambda output: edit_config(output, target_modules=["nowhere"]), "peft cannot put it on LlamaForCausalLM"),
+        (lambda output: edit_tensors(output, rename), "has no place for tensor"),
+        (lambda output: edit_tensors(output, drop), "is missing"),
+    ],
+)
+def test_shapes_alone_show_an_adapter_that_does_not_fit(output, capsys, damage, words):
+    (output / "graft_report.json").unlink()
+    damage(output)
+    assert words in failures(output, outputs=False)
+    assert run(["verify", "--adapter", str(output / "adapter"), "--no-outputs"]) == 4
+    assert "verified" not in capsys.readouterr().out
+
+
+def test_what_was_not_run_is_not_called_unchanged(output, capsys):
+    assert run(["verify", "--adapter", str(output / "adapter"), "--no-outputs"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is the one that was reported, fits its base and was not run" in said
+
+
 def test_the_same_values_in_other_files_are_the_same(made, output):
     """What a save or a re-sharding does to files is no fault."""
     path = output / "adapter/adapter_model.safetensors"
