@@ -27,6 +27,12 @@ UNSEEN = (
     " in A, a target that is gone from config and weights alike, and another base of the same shape cannot be seen"
 )
 
+#: The same for other kinds of adapters.
+UNSEEN_OF_OTHERS = (
+    "no graft_report.json lies beside the adapter, so that nothing tells what it was: changed values that no output shows yet,"
+    " and another base of the same shape cannot be seen"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterVerification:
@@ -75,7 +81,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
         reason = "" if source else "the source that base and adapter together stand for is not there any more"
     residual = known.residual if known and source else None
     check = AdapterCheck(strength, residual).run(opened.directory, directory, source, reason=reason)
-    notes: tuple[str, ...] = (UNSEEN,)
+    notes: tuple[str, ...] = (UNSEEN if there.config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS,)
     identity: Mapping[str, tuple[str, ...]] = {}
     if known:
         notes = tuple(_unread(known, check.base))

@@ -18,7 +18,7 @@ def loaded(output):
     return PeftModel.from_pretrained(model, output / "adapter", is_trainable=True), config
 
 
-@pytest.mark.parametrize("name", ["lora", "pissa_exact", "tools_lora", "classifier_lora"])
+@pytest.mark.parametrize("name", ["lora", "pissa_exact", "tools_lora", "classifier_lora", "eva"])
 def test_the_recipe_gives_an_adapter_that_a_trainer_loads(name, tmp_path):
     done = here("apply", f"recipes/{name}.yaml", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -38,3 +38,13 @@ def test_the_recipe_gives_an_adapter_that_a_trainer_loads(name, tmp_path):
         assert config["task_type"] == "SEQ_CLS"
         assert "score" in config["modules_to_save"]
         assert any("modules_to_save" in key for key in trained)
+
+
+def test_the_recipe_of_another_kind_gives_an_adapter_that_peft_loads(tmp_path):
+    done = here("apply", "recipes/oft.yaml", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "gradients at step 0" in done.stdout
+    assert "lora_model_dir" not in done.stdout
+    model, config = loaded(tmp_path / "out")
+    assert config["peft_type"] == "OFT"
+    assert any("oft_R" in name for name, value in model.named_parameters() if value.requires_grad)

@@ -18,6 +18,9 @@ from graftkit.architecture.injection import NAME, PREFIX, saved_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
+#: Operations that take long on a large matrix, by torch's names.
+DECOMPOSITIONS = ("_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_eig")
+
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -118,9 +121,13 @@ def _storage(tensor: Any) -> int:
 
 
 def _reads(standing: Mapping[int, str]) -> Any:
-    """A mode that notes in ``found`` the names of the stand-ins whose values an operation takes; views take none."""
+    """A mode that notes in ``found`` the names of the stand-ins whose values an operation takes; views take none.
+
+    Values that come after a stand-in was read are thrown away, so decompositions then give random ones of the right shapes.
+    """
+    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
+    from torch.utils._pytree import tree_leaves, tree_map_only
 
     class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __init__(self) -> None:
@@ -128,11 +135,12 @@ def _reads(standing: Mapping[int, str]) -> Any:
             self.found: set[str] = set()
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            import torch
-
             if not func.is_view:
                 tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
                 self.found.update(standing[key] for key in map(_storage, tensors) if key in standing)
+            if self.found and func.overloadpacket.__name__ in DECOMPOSITIONS:
+                shapes = func(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args), **(kwargs or {}))
+                return tree_map_only(torch.Tensor, lambda meta: torch.rand(meta.shape, dtype=meta.dtype), shapes)
             return func(*args, **(kwargs or {}))
 
     return Reads()

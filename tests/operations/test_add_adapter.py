@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from support.recipes import recipe
 from support.sweeps import load_script
 
-from graftkit.adapter_verification import verify_adapter
+from graftkit.adapter_verification import UNSEEN_OF_OTHERS, verify_adapter
 from graftkit.checkpoint import reading
 from graftkit.engine import apply, plan
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
@@ -188,7 +188,9 @@ def test_a_lost_tensor_of_another_kind_is_missed(base, tmp_path):
     renamed = {key.replace("layers.1", "layers.7"): value for key, value in tensors.items()}
     save_file(renamed, weights, {"format": "pt"})
     (tmp_path / "out/graft_report.json").unlink()
-    found = verify_adapter(str(tmp_path / "out/adapter")).failures
+    verified = verify_adapter(str(tmp_path / "out/adapter"))
+    found = verified.failures
+    assert verified.notes == (UNSEEN_OF_OTHERS,)
     assert any("missing tensors" in failure for failure in found)
     assert any("unexpected tensors" in failure for failure in found)
 
