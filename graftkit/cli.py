@@ -97,12 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
     )
+    verify.add_argument("--signal", action="store_true", help="measure how the signal travels through the blocks of both")
+    verify.add_argument("--report", metavar="FILE", help="write the comparison of A and B as an HTML page")
     verify.add_argument(
         "--paged", action="store_true", default=None,
         help="read parameters from the files as the forward asks for them, also where the models fit into memory",
     )  # fmt: skip
     for sub in (apply, verify):
-        sub.add_argument("--device", help="where the lens runs: cpu, cuda or cuda:N")
+        sub.add_argument("--device", help="where lens and signal run: cpu, cuda or cuda:N")
     add("report", _report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
     test = add("selftest", _selftest, "plant faults into copies of a model and see that verify catches every one")
     test.add_argument("model", nargs="?", metavar="MODEL", help="by default the small one that ships with the project")
@@ -256,18 +258,24 @@ def _verify(options: argparse.Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    if options.device and not options.lens:
-        raise RecipeError("--device: only the lens runs on it; add --lens")
+    if options.device and not (options.lens or options.signal):
+        raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
     with terminal.progress(silent=options.json) as progress:
         found = verify(
-            options.a, options.b, outputs=not options.no_outputs, lens=options.lens, device=options.device,
-            paged=options.paged, progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+            options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
+            device=options.device, paged=options.paged,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
         )  # fmt: skip
+    if options.report:
+        from pathlib import Path
+
+        from graftkit.report.comparison import write_comparison
+
+        write_comparison(options.a, options.b, found, Path(options.report))
     if options.json:
-        lens = found.lens.to_json() if found.lens else None
-        _print_json(
-            {**dataclasses.asdict(dataclasses.replace(found, lens=None)), "lens": lens, "failures": found.failures}
-        )
+        looks = {check.name: check.to_json() for check in found.checks}
+        plain = dataclasses.asdict(dataclasses.replace(found, lens=None, signal=None))
+        _print_json({**plain, **looks, "failures": found.failures})
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0

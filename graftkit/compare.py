@@ -18,7 +18,9 @@ from graftkit.verification.tokenization import TokenizationReport, check_tokeniz
 from graftkit.verification.vocabulary import VocabularyChange
 
 if TYPE_CHECKING:
+    from graftkit.verification.checks import CheckReport
     from graftkit.verification.lens.report import LensReport
+    from graftkit.verification.signal.report import SignalReport
 
 #: The checks between two checkpoints, in the order in which they run.
 CHECKS = ("bytes", "config", "tokenizer", "outputs")
@@ -58,7 +60,7 @@ class Verification:
     """What :func:`verify` measured between two checkpoints.
 
     ``found`` gives one sentence for each thing that each check of :data:`CHECKS` found wrong; a check that was left out
-    is not in it. ``outputs`` and ``lens`` are None where they were left out or the second checkpoint does not run.
+    is not in it. ``outputs``, ``lens`` and ``signal`` are None where they were left out or the second checkpoint does not run.
     """
 
     difference: Difference
@@ -66,6 +68,12 @@ class Verification:
     outputs: OutputsReport | None
     found: Mapping[str, tuple[str, ...]]
     lens: LensReport | None = None
+    signal: SignalReport | None = None
+
+    @property
+    def checks(self) -> tuple[CheckReport, ...]:
+        """What was measured beside :data:`CHECKS`."""
+        return tuple(check for check in (self.lens, self.signal) if check is not None)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -80,6 +88,7 @@ def verify(
     outputs: bool = True,
     leave_out: Collection[str] = (),
     lens: bool = False,
+    signal: bool = False,
     device: str | None = None,
     paged: bool | None = None,
     progress: Callable[[str, float], None] | None = None,
@@ -87,8 +96,9 @@ def verify(
     """Check that ``after`` does what ``before`` did, for the old vocabulary, without a recipe.
 
     ``leave_out`` names checks of :data:`CHECKS` that are not run; ``outputs=False`` leaves that one out.
-    ``lens`` adds the comparison in float64, on ``device``. With ``paged`` parameters are read from the files as the
-    forwards ask for them; None lets the memory that is free decide.
+    ``lens`` adds the comparison in float64, ``signal`` how it travels through the blocks, both on ``device``. With
+    ``paged`` parameters are read from the files as the forwards ask for them; None lets the memory that is free
+    decide.
 
     Raises:
         InputRejected: one of them cannot be opened.
@@ -96,7 +106,7 @@ def verify(
     """
     from graftkit.architecture.vocabulary import find_vocabulary
 
-    if lens:
+    if lens or signal:
         from graftkit.verification.lens.setting import device_of
 
         device_of(device)
@@ -130,10 +140,25 @@ def verify(
         found["tokenizer"] = tokenization.failures
     if "outputs" not in left_out:
         measured, found["outputs"] = _outputs(old, new, change, paged, progress)
-    seen = None
+    seen = travelled = None
     if lens:
         seen, found["lens"] = _lens(old, new, change, device, paged, progress)
-    return Verification(_diff(old, new), tokenization, measured, found, seen)
+    if signal:
+        travelled, found["signal"] = _signal(old, new, change, device, progress)
+    return Verification(_diff(old, new), tokenization, measured, found, seen, travelled)
+
+
+def _signal(
+    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None,
+    progress: Callable[[str, float], None] | None,
+) -> tuple[SignalReport | None, tuple[str, ...]]:  # fmt: skip
+    from graftkit.verification.signal import compare_signal
+
+    try:
+        seen = compare_signal(old.directory, new.directory, vocabulary=change, device=device, progress=progress)
+    except VerificationFailed as error:
+        return None, (str(error),)
+    return seen, tuple(seen.failures)
 
 
 def _lens(

@@ -64,7 +64,7 @@ def measure(source: Path, count: int, seed: int, tokens: int) -> dict:
     """Try ``count`` places; everything that was found, as JSON values."""
     start = time.perf_counter()
     loaded = load(source)
-    setting = prepare(source, loaded, loaded, None, seed, tokens)
+    setting = prepare(source, loaded, loaded, None, seed, tokens, backbone=False)
     model, parts, made = loaded.model, setting.parts, setting.made
     reach = Reach(model, parts, made, setting.floor.threshold)
     native = [run(model, part, made) for part in parts]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from graftkit.report.page import REPORT, write_page
 from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
+from graftkit.report.versions import versions
 from graftkit.verification.composition import measured_class
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class Report:
                 "revision": plan.source.revision,
                 "left_behind": dict(plan.source.left_behind),
             },
-            "versions": _versions(),
+            "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
             "notes": [note for outcome in plan.outcomes for note in outcome.notes],
@@ -136,11 +135,6 @@ class Report:
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
-
-
-def _versions() -> dict[str, str]:
-    names = ("graftkit", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def write_report(report: Report, plan: Plan, directory: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from graftkit.report.comparison import comparison_rows
 from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from graftkit.inspection import Inspection
     from graftkit.planning import Plan
     from graftkit.report.report import Report
-    from graftkit.verification.outputs import OutputsReport
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
@@ -168,14 +168,6 @@ def _text_lines(text: str) -> str:
     return "\n".join(_text(line) for line in text.splitlines())
 
 
-def _output_rows(add: Callable[..., None], outputs: OutputsReport | None, why_not: str) -> None:
-    if outputs is None:
-        add("outputs", "not compared", why_not)
-        return
-    for check, result, figure in outputs.rows():
-        add(_text(check), _text(result), _text(figure))
-
-
 def print_inspection(found: Inspection) -> None:
     """Print an inspection."""
     console = _console()
@@ -224,18 +216,7 @@ def print_verification(found: Verification) -> None:
     """Print the checks between two checkpoints."""
     console = _console()
     table = _table("verification", "check", "result", "figure")
-    grown = len(found.difference.tensors)
-    figures = {
-        "bytes": f"{found.difference.equal} tensors equal" + (f", {grown} more differ" if grown else ""),
-        "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
-        "tokenizer": found.tokenization.figure() if found.tokenization else "",
-    }
-    for check, figure in figures.items():
-        result = "not run" if check not in found.found else "failed" if found.found[check] else "passed"
-        table.add_row(check, result, _text(figure))
-    failed = "outputs" in found.found and found.outputs is None
-    _output_rows(table.add_row, found.outputs, "they could not be made" if failed else "--no-outputs")
-    for row in found.lens.rows() if found.lens else ():
+    for row in comparison_rows(found):
         table.add_row(*map(_text, row))
     console.print(table)
     for failure in found.failures:

@@ -50,11 +50,12 @@ def _adapter(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _asked_for(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     checks = report.get("checks") or {}
+    lens, signal = ("--lens", "--signal") if "comparison" in report else ("verify: {lens: true}", "verify: {signal: true}")
     if not checks.get("lens"):
-        yield "True float64", "verify: {lens: true} compares module by module in float64"
-        yield "Noise of the arithmetic", "verify: {lens: true} measures it beside runs that change nothing"
+        yield "True float64", f"{lens} compares module by module in float64"
+        yield "Noise of the arithmetic", f"{lens} measures it beside runs that change nothing"
     if not checks.get("signal"):
-        yield "Signal before and after", "verify: {signal: true} measures it"
+        yield "Signal before and after", f"{signal} measures it"
 
 
 def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -63,6 +64,9 @@ def _figures(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "Checks", "the report has no table of them"
     if outputs and not any("hidden_states" in item["name"] for item in outputs.get("comparisons") or ()):
         yield "Difference by layer", "the forward gives no hidden states"
+    if "comparison" in report:
+        yield "Promise", "there is no recipe, so nothing was promised: B is held to do what A did"
+        return
     distribution = outputs.get("distribution")
     if not distribution or not distribution.get("kl"):
         yield "Next-token distribution", "no new ids in the outputs"

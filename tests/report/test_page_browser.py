@@ -1,12 +1,15 @@
 """The page in a real browser: both themes, desk and phone, no script error, nothing beside the file itself."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from support import browser as chromium
 from support.families import build
 
 import graftkit
+from graftkit.compare import verify
+from graftkit.report.comparison import write_comparison
 from graftkit.report.page import PAGE, REPORT, render_page
 
 pytestmark = pytest.mark.skipif(
@@ -98,6 +101,21 @@ def test_it_looks_right_in_both_themes_and_sizes(browser, full, size, dark, tmp_
     assert browser.run("document.querySelectorAll('svg.plot').length") >= 10
     browser.screenshot(tmp_path / "page.png")
     assert darkness(tmp_path / "page.png") == dark
+
+
+def test_the_page_of_two_checkpoints_looks_right(browser, output, tmp_path):
+    """A comparison without a recipe, in which something differs, on a phone and in the dark."""
+    source, page = str(output.parent / "source"), tmp_path / "comparison.html"
+    found = verify(source, str(output), lens=True)
+    write_comparison(source, str(output), replace(found, found={"bytes": ("structure: planted " * 20,)}), page)
+    browser.open(page, width=SIZES["phone"], dark=True)
+    assert browser.errors == []
+    assert browser.requests == [f"file://{page}"]
+    assert browser.run("window.acted === undefined")
+    assert browser.run("document.documentElement.scrollWidth") == SIZES["phone"]
+    assert browser.run(CONTRAST) == {}
+    assert browser.run(STRAY) == []
+    assert browser.run("document.querySelector('.badge').textContent") == "Differs"
 
 
 def darkness(path):

@@ -41,8 +41,8 @@ def head(report: Mapping[str, Any]) -> Markup:
         else None,
         class_="verdict",
     )
-    figures = tag("dl", *_figures(report), class_="figures")
-    overview = tag("div", _recipe(report), tag("div", figures, _tokens(report), _notes(report)), class_="overview")
+    numbers = tag("dl", *figures(report), class_="figures")
+    overview = tag("div", _recipe(report), tag("div", numbers, _tokens(report), _notes(report)), class_="overview")
     return joined(_title(report), verdict, overview)
 
 
@@ -51,16 +51,25 @@ def _sentence(promise: Mapping[str, Any]) -> str:
     return f"{lead} {promise['observable']}, for {promise['domain']}."
 
 
+def name_of(place: object) -> str:
+    """The last part of a path or a hub id."""
+    return str(place).rstrip("/").rpartition("/")[2] or str(place)
+
+
 def _title(report: Mapping[str, Any]) -> Markup:
     source = report["source"]
-    name = str(source["name"]).rstrip("/").rpartition("/")[2] or str(source["name"])
+    name = name_of(source["name"])
     where = f"{source['name']} at {source['revision']}" if source.get("revision") else source["name"]
     return tag(
         "div", tag("h1", name, " ", tag("span", "grafted")), tag("p", "from ", tag("code", where)), class_="title"
     )
 
 
-def _figures(report: Mapping[str, Any]) -> Iterator[Markup]:
+def figures(report: Mapping[str, Any]) -> Iterator[Markup]:
+    """The few figures that stand for all."""
+    if "comparison" in report:
+        yield _figure(count(report["comparison"]["equal"]), "tensors equal")
+        yield _figure(count(len(report["changes"]["tensors"])), "tensors that differ")
     ledger = report.get("ledger") or ()
     made = sum(entry["produced_bytes"] for entry in ledger)
     kept = sum(entry["source_bytes"] for entry in ledger)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import InputRejected, printable
+from graftkit.report.page.comparison_head import comparison_head
 from graftkit.report.page.foot import not_checked, provenance
 from graftkit.report.page.head import head
 from graftkit.report.page.markup import Markup, joined, tag
@@ -36,8 +37,10 @@ def render_page(report: Mapping[str, Any]) -> str:
     try:
         sections = [section for render in SECTIONS.values() if (section := render(report)) is not None]
         parts = [*sections, not_checked(report), provenance(report)]
-        body = joined(_bar(), tag("main", head(report), _contents(parts), *(part.html() for part in parts)))
-        title = f"{str(report['source']['name']).rpartition('/')[2]}, grafted"
+        top = comparison_head(report) if "comparison" in report else head(report)
+        body = joined(_bar(), tag("main", top, _contents(parts), *(part.html() for part in parts)))
+        name = str(report["source"]["name"]).rpartition("/")[2]
+        title = f"{name}, compared" if "comparison" in report else f"{name}, grafted"
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputRejected(
             f"{REPORT}: is not a report of graftkit: {type(error).__name__} {printable(error)}"

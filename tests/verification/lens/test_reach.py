@@ -86,3 +86,18 @@ def test_the_script_prints_what_sees_a_flip(demo):
     assert done.returncode == 0, done.stderr
     assert "bytes                  6 of 6" in done.stdout
     assert "lens, outputs          6 of 6" in done.stdout
+
+
+def test_a_unit_that_is_off_on_every_probe_is_named(bert):
+    """Under a ReLU with a bias far below zero, a weight moves what its own linear gives, and nothing behind it."""
+    block = bert.bert.encoder.layer[1].intermediate
+    before, bias = block.intermediate_act_fn, block.dense.bias.data.clone()
+    block.intermediate_act_fn, block.dense.bias.data[5] = torch.nn.ReLU(), -1000
+    weight = "bert.encoder.layer.1.intermediate.dense.weight"
+    off = reach_of(bert).flip(weight, (5, 3))
+    block.dense.bias.data[5] = 1
+    on = reach_of(bert).flip(weight, (5, 3))
+    block.intermediate_act_fn, block.dense.bias.data = before, bias
+    assert off.reason == "unit that is off on every probe"
+    assert off.outputs == 0 < off.inside
+    assert not on.reason

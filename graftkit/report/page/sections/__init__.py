@@ -5,6 +5,7 @@ from __future__ import annotations
 from graftkit.report.page.section import Render
 from graftkit.report.page.sections.changes import changes
 from graftkit.report.page.sections.checks import checks
+from graftkit.report.page.sections.different_tensors import different_tensors
 from graftkit.report.page.sections.distribution import distribution
 from graftkit.report.page.sections.float64 import float64
 from graftkit.report.page.sections.layers import layers
@@ -26,4 +27,5 @@ SECTIONS: dict[str, Render] = {
     "Tokenization": splits,
     "Config and tokenizer": changes,
     "Tensors": ledger,
+    "Tensors that differ": different_tensors,
 }

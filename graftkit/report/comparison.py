@@ -1,0 +1,62 @@
+"""A comparison of two checkpoints as rows, as JSON, and as a page of the same kind as that of an applied recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.report.page import render_page
+from graftkit.report.unchecked import unchecked
+from graftkit.report.versions import versions
+
+if TYPE_CHECKING:
+    from graftkit.compare import Verification
+
+
+def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
+    """``(check, result, figure)`` for each check between two checkpoints, in order."""
+    more = len(found.difference.tensors)
+    figures = {
+        "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
+        "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
+        "tokenizer": found.tokenization.figure() if found.tokenization else "",
+    }
+    for check, figure in figures.items():
+        yield check, "not run" if check not in found.found else "failed" if found.found[check] else "passed", figure
+    if found.outputs is None:
+        yield "outputs", "not compared", _not_compared(found)
+    else:
+        yield from found.outputs.rows()
+    for check_report in found.checks:
+        yield from check_report.rows()
+
+
+def _not_compared(found: Verification) -> str:
+    return "they could not be made" if "outputs" in found.found else "--no-outputs"
+
+
+def comparison_json(before: str, after: str, found: Verification) -> dict[str, Any]:
+    """The comparison in the form of a report, with ``comparison`` in the place of recipe and promise."""
+    report = {
+        "graftkit": 1,
+        "comparison": {"after": after, "failures": list(found.failures), "equal": found.difference.equal},
+        "source": {"name": before},
+        "versions": versions(),
+        "changes": {
+            "tensors": [dataclasses.asdict(tensor) for tensor in found.difference.tensors],
+            "values": [dataclasses.asdict(value) for value in found.difference.values],
+        },
+        "tokenization": [dataclasses.asdict(found.tokenization)] if found.tokenization else [],
+        "outputs": found.outputs.to_json() if found.outputs else None,
+        "outputs_not_compared": "" if found.outputs else _not_compared(found),
+        "checks": {check.name: check.to_json() for check in found.checks},
+        "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in comparison_rows(found)],
+    }
+    return {**report, "not_checked": [{"what": what, "why": why} for what, why in unchecked(report)]}
+
+
+def write_comparison(before: str, after: str, found: Verification, page: Path) -> None:
+    """Write the page of a comparison."""
+    page.write_text(render_page(comparison_json(before, after, found)), encoding="utf-8")
