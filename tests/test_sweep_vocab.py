@@ -1,6 +1,5 @@
 """The sweep over every class: a dozen families and planted faults here, all of them behind the marker."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.sweeps import load_script
 from support.tiny import build, classes
 
 import graftkit
@@ -67,10 +67,7 @@ def test_a_class_that_takes_too_long_is_wrong_and_fails_the_run(tmp_path):
 
 @pytest.fixture(scope="module")
 def sweep():
-    spec = importlib.util.spec_from_file_location("sweep_vocab", SCRIPT)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("sweep_vocab")
 
 
 @pytest.fixture(scope="module")
