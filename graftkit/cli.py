@@ -1,15 +1,15 @@
-"""The command line: parse, call, print. Nothing else in graftkit prints."""
+"""The command line: which commands and options there are, and how each ends. Nothing in graftkit prints but this and `commands`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from graftkit import commands
 from graftkit.errors import GraftkitError, RecipeError, printable
 
 Command = Callable[[argparse.Namespace], int]
@@ -56,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="graftkit", description="Surgery on pretrained checkpoints, verified before it is saved.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=lambda options: _version() if options.version else _usage(parser))
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Command, text: str, *positionals: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = subparsers.add_parser(name, help=text, description=text)
         for positional in positionals:
             sub.add_argument(positional.lower(), metavar=positional)
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -72,10 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as operations.0.init=mean")
         return sub
 
-    with_recipe("validate", _validate, "check a recipe without touching a checkpoint")
-    add("schema", _schema, "print the JSON Schema of recipes, for editors")
-    plan = with_recipe("plan", _plan, "show what apply would write; reads no weights")
-    apply = with_recipe("apply", _apply, "plan, write, verify, and only then let the output appear")
+    with_recipe("validate", commands.validate, "check a recipe without touching a checkpoint")
+    add("schema", commands.schema, "print the JSON Schema of recipes, for editors")
+    plan = with_recipe("plan", commands.plan, "show what apply would write; reads no weights")
+    apply = with_recipe("apply", commands.apply, "plan, write, verify, and only then let the output appear")
     for sub in (plan, apply):
         sub.add_argument("--output", help="write there instead of the recipe's output")
         sub.add_argument("-q", "--quiet", action="store_true", help="print errors only")
@@ -83,11 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--dry-run", action="store_true", help="the same as plan")
     apply.add_argument("--overwrite", action="store_true", help="replace an existing output, whole and at the end")
     apply.add_argument("--link", action="store_true", help="hard-link unchanged shards (they share the source's bytes)")
-    inspect = add("inspect", _inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
+    inspect = add(
+        "inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL"
+    )
     inspect.add_argument("--revision", help="branch, tag or commit of a hub id")
     inspect.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
-    add("diff", _diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
-    verify = add("verify", _verify, "check that B does what A did, or a prepared adapter on its base A")
+    add("diff", commands.diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
+    verify = add("verify", commands.verify, "check that B does what A did, or a prepared adapter on its base A")
     verify.add_argument("a", metavar="A", nargs="?")
     verify.add_argument("b", metavar="B", nargs="?")
     verify.add_argument(
@@ -97,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
     )
-    verify.add_argument("--signal", action="store_true", help="measure how the signal travels through the blocks of both")
+    verify.add_argument(
+        "--signal", action="store_true", help="measure how the signal travels through the blocks of both"
+    )
     verify.add_argument("--report", metavar="FILE", help="write the comparison of A and B as an HTML page")
     verify.add_argument(
         "--paged", action="store_true", default=None,
@@ -105,8 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for sub in (apply, verify):
         sub.add_argument("--device", help="where lens and signal run: cpu, cuda or cuda:N")
-    add("report", _report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
-    test = add("selftest", _selftest, "plant faults into copies of a model and see that verify catches every one")
+    add("report", commands.report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
+    test = add(
+        "selftest", commands.selftest, "plant faults into copies of a model and see that verify catches every one"
+    )
     test.add_argument("model", nargs="?", metavar="MODEL", help="by default the small one that ships with the project")
     test.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
     test.add_argument(
@@ -139,183 +145,3 @@ def _version() -> int:
 def _usage(parser: argparse.ArgumentParser) -> int:
     parser.print_help(sys.stderr)
     return 2
-
-
-def _recipe(options: argparse.Namespace) -> Any:
-    from graftkit.recipe import load_recipe
-
-    overrides = list(options.overrides)
-    if getattr(options, "output", None) is not None:
-        overrides.append(f"output={json.dumps(options.output)}")
-    return load_recipe(options.recipe, overrides)
-
-
-def _print_json(value: object) -> int:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
-    return 0
-
-
-def _validate(options: argparse.Namespace) -> int:
-    recipe = _recipe(options)
-    operations = [spec.op for spec in recipe.operations]
-    if options.json:
-        return _print_json({"valid": True, "operations": operations})
-    sys.stdout.write(f"{printable(options.recipe)}: valid: {', '.join(operations)}\n")
-    return 0
-
-
-def _schema(_: argparse.Namespace) -> int:
-    from graftkit.recipe import json_schema
-
-    return _print_json(json_schema())
-
-
-def _quiet_libraries() -> None:
-    """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-
-def _plan(options: argparse.Namespace) -> int:
-    recipe = _recipe(options)
-    _quiet_libraries()
-    from graftkit import engine
-    from graftkit.report import terminal
-
-    planned = engine.plan(recipe)
-    if options.json:
-        return _print_json(terminal.plan_json(planned))
-    if not options.quiet:
-        terminal.print_plan(planned, verbose=options.verbose)
-    return 0
-
-
-def _apply(options: argparse.Namespace) -> int:
-    if options.dry_run:
-        return _plan(options)
-    recipe = _recipe(options)
-    _quiet_libraries()
-    from pathlib import Path
-
-    from graftkit import engine
-    from graftkit.checkpoint.staging import refuse_output
-    from graftkit.report import terminal
-
-    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    planned = engine.plan(recipe)
-    silent = options.quiet or options.json
-    if not silent:
-        terminal.print_plan(planned, verbose=options.verbose)
-    with terminal.progress(silent=silent) as progress:
-        report = engine.execute(
-            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress
-        )
-    if options.json:
-        return _print_json(report.to_json())
-    if not silent:
-        terminal.print_report(report)
-    return 0
-
-
-def _inspect(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    import dataclasses
-
-    from graftkit.inspection import inspect
-    from graftkit.report import terminal
-
-    found = inspect(options.model, revision=options.revision, nonfinite=options.nonfinite)
-    if options.json:
-        return _print_json(dataclasses.asdict(found))
-    terminal.print_inspection(found)
-    return 0
-
-
-def _diff(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    import dataclasses
-
-    from graftkit.compare import diff
-    from graftkit.report import terminal
-
-    found = diff(options.a, options.b)
-    if options.json:
-        return _print_json(dataclasses.asdict(found))
-    terminal.print_difference(found)
-    return 0
-
-
-def _verify(options: argparse.Namespace) -> int:
-    if options.b is not None if options.adapter else options.b is None:
-        raise RecipeError("verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
-    _quiet_libraries()
-    if options.adapter:
-        return _verify_adapter(options)
-    import dataclasses
-
-    from graftkit.compare import verify
-    from graftkit.errors import VerificationFailed
-    from graftkit.report import terminal
-
-    if options.device and not (options.lens or options.signal):
-        raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
-    with terminal.progress(silent=options.json) as progress:
-        found = verify(
-            options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
-            device=options.device, paged=options.paged,
-            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
-        )  # fmt: skip
-    if options.report:
-        from pathlib import Path
-
-        from graftkit.report.comparison import write_comparison
-
-        write_comparison(options.a, options.b, found, Path(options.report))
-    if options.json:
-        looks = {check.name: check.to_json() for check in found.checks}
-        plain = dataclasses.asdict(dataclasses.replace(found, lens=None, signal=None))
-        _print_json({**plain, **looks, "failures": found.failures})
-    else:
-        terminal.print_verification(found)
-    return VerificationFailed.exit_code if found.failures else 0
-
-
-def _report(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
-    from graftkit.report.page import write_page
-
-    page = str(write_page(Path(options.dir)))
-    if options.json:
-        return _print_json({"page": page})
-    sys.stdout.write(f"{printable(page)}\n")
-    return 0
-
-
-def _selftest(options: argparse.Namespace) -> int:
-    _quiet_libraries()
-    from graftkit.errors import VerificationFailed
-    from graftkit.report import selftest_table, terminal
-    from graftkit.selftest.run import selftest
-
-    with terminal.progress(silent=options.quiet or options.json) as progress:
-        found = selftest(options.model, leave_out=options.without, outputs=not options.no_outputs, progress=progress)
-    if options.json:
-        _print_json(found.to_json())
-    else:
-        selftest_table.print_selftest(found, verbose=options.verbose, quiet=options.quiet)
-    return VerificationFailed.exit_code if found.failures else 0
-
-
-def _verify_adapter(options: argparse.Namespace) -> int:
-    from graftkit.adapter_verification import verify_adapter
-    from graftkit.errors import VerificationFailed
-    from graftkit.report import terminal
-
-    found = verify_adapter(options.adapter, options.a, outputs=not options.no_outputs)
-    if options.json:
-        _print_json(found.to_json())
-    else:
-        terminal.print_adapter_verification(found)
-    return VerificationFailed.exit_code if found.failures else 0

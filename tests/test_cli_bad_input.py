@@ -39,6 +39,7 @@ def one_line(done, code, words):
         (["diff", "recipes/models/demo-lm", "recipes"], 3, "config.json"),
         (["verify"], 2, "graftkit: verify: give two checkpoints"),
         (["verify", "--adapter", "recipes"], 3, "adapter_config.json"),
+        (["verify", "--adapter", "recipes", "--lens"], 2, "--lens: is for two checkpoints"),
         (["report", "README.md"], 3, "graft_report.json"),
         (["report", "recipes"], 3, "graft_report.json"),
         (["selftest", "recipes"], 3, "config.json"),

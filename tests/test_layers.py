@@ -21,6 +21,7 @@ LAYERS = [
     {"report"},
     {"engine", "compare", "inspection", "adapter_verification"},
     {"selftest"},
+    {"commands"},
     {"cli"},
 ]
 

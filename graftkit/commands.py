@@ -1,0 +1,206 @@
+"""What each command does: call the library and print what it gives. Torch is imported late, by what needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import Namespace
+from typing import Any
+
+from graftkit.errors import RecipeError, printable
+
+
+def _recipe(options: Namespace) -> Any:
+    from graftkit.recipe import load_recipe
+
+    overrides = list(options.overrides)
+    if getattr(options, "output", None) is not None:
+        overrides.append(f"output={json.dumps(options.output)}")
+    return load_recipe(options.recipe, overrides)
+
+
+def _print_json(value: object) -> int:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    return 0
+
+
+def validate(options: Namespace) -> int:
+    """Check a recipe without touching a checkpoint."""
+    recipe = _recipe(options)
+    operations = [spec.op for spec in recipe.operations]
+    if options.json:
+        return _print_json({"valid": True, "operations": operations})
+    sys.stdout.write(f"{printable(options.recipe)}: valid: {', '.join(operations)}\n")
+    return 0
+
+
+def schema(_: Namespace) -> int:
+    """Print the JSON Schema of recipes."""
+    from graftkit.recipe import json_schema
+
+    return _print_json(json_schema())
+
+
+def _quiet_libraries() -> None:
+    """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def plan(options: Namespace) -> int:
+    """Show what `apply` would write."""
+    recipe = _recipe(options)
+    _quiet_libraries()
+    from graftkit import engine
+    from graftkit.report import terminal
+
+    planned = engine.plan(recipe)
+    if options.json:
+        return _print_json(terminal.plan_json(planned))
+    if not options.quiet:
+        terminal.print_plan(planned, verbose=options.verbose)
+    return 0
+
+
+def apply(options: Namespace) -> int:
+    """Plan, write, verify, commit."""
+    if options.dry_run:
+        return plan(options)
+    recipe = _recipe(options)
+    _quiet_libraries()
+    from pathlib import Path
+
+    from graftkit import engine
+    from graftkit.checkpoint.staging import refuse_output
+    from graftkit.report import terminal
+
+    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
+    planned = engine.plan(recipe)
+    silent = options.quiet or options.json
+    if not silent:
+        terminal.print_plan(planned, verbose=options.verbose)
+    with terminal.progress(silent=silent) as progress:
+        written = engine.execute(
+            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress
+        )
+    if options.json:
+        return _print_json(written.to_json())
+    if not silent:
+        terminal.print_report(written)
+    return 0
+
+
+def inspect(options: Namespace) -> int:
+    """Show what a checkpoint is."""
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit import inspection
+    from graftkit.report import terminal
+
+    found = inspection.inspect(options.model, revision=options.revision, nonfinite=options.nonfinite)
+    if options.json:
+        return _print_json(dataclasses.asdict(found))
+    terminal.print_inspection(found)
+    return 0
+
+
+def diff(options: Namespace) -> int:
+    """Compare two checkpoints tensor by tensor."""
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit import compare
+    from graftkit.report import terminal
+
+    found = compare.diff(options.a, options.b)
+    if options.json:
+        return _print_json(dataclasses.asdict(found))
+    terminal.print_difference(found)
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    """Check that B does what A did, or an adapter on its base."""
+    if options.b is not None if options.adapter else options.b is None:
+        raise RecipeError("verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
+    if options.adapter:
+        alone = [name for name in ("lens", "signal", "report", "paged", "device") if getattr(options, name, None)]
+        if alone:
+            raise RecipeError(f"--{alone[0]}: is for two checkpoints; leave it out with --adapter")
+        return _verify_adapter(options)
+    _quiet_libraries()
+    import dataclasses
+
+    from graftkit import compare
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import terminal
+
+    if options.device and not (options.lens or options.signal):
+        raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
+    with terminal.progress(silent=options.json) as progress:
+        found = compare.verify(
+            options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
+            device=options.device, paged=options.paged,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )  # fmt: skip
+    if options.report:
+        from pathlib import Path
+
+        from graftkit.report.comparison import write_comparison
+
+        write_comparison(options.a, options.b, found, Path(options.report))
+    if options.json:
+        looks = {check.name: check.to_json() for check in found.checks}
+        plain = dataclasses.asdict(dataclasses.replace(found, lens=None, signal=None))
+        _print_json({**plain, **looks, "failures": found.failures})
+    else:
+        terminal.print_verification(found)
+    return VerificationFailed.exit_code if found.failures else 0
+
+
+def report(options: Namespace) -> int:
+    """Make the page of an output again."""
+    from pathlib import Path
+
+    from graftkit.report.page import write_page
+
+    page = str(write_page(Path(options.dir)))
+    if options.json:
+        return _print_json({"page": page})
+    sys.stdout.write(f"{printable(page)}\n")
+    return 0
+
+
+def selftest(options: Namespace) -> int:
+    """Verify the verifier."""
+    _quiet_libraries()
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import selftest_table, terminal
+    from graftkit.selftest import run
+
+    with terminal.progress(silent=options.quiet or options.json) as progress:
+        found = run.selftest(
+            options.model, leave_out=options.without, outputs=not options.no_outputs, progress=progress
+        )
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        selftest_table.print_selftest(found, verbose=options.verbose, quiet=options.quiet)
+    return VerificationFailed.exit_code if found.failures else 0
+
+
+def _verify_adapter(options: Namespace) -> int:
+    _quiet_libraries()
+    from graftkit.adapter_verification import verify_adapter
+    from graftkit.errors import VerificationFailed
+    from graftkit.report import terminal
+
+    found = verify_adapter(options.adapter, options.a, outputs=not options.no_outputs)
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        terminal.print_adapter_verification(found)
+    return VerificationFailed.exit_code if found.failures else 0
