@@ -77,8 +77,8 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     reason = "" if outputs else "--no-outputs"
     source = None
     if known and known.residual and outputs:
-        source = _source(known.source)
-        reason = "" if source else "the source that base and adapter together stand for is not there any more"
+        source = _source(known.source) if known.residual.from_source else None
+        reason = "" if source else "what base and adapter together stand for is not there any more"
     residual = known.residual if known and source else None
     check = AdapterCheck(strength, residual).run(opened.directory, directory, source, reason=reason)
     notes: tuple[str, ...] = (UNSEEN if there.config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS,)
@@ -142,7 +142,8 @@ def _residual(found: Mapping[str, Any] | None) -> Residual | None:
     if found is None:
         return None
     change = found["vocabulary"]
-    return Residual(change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])}), found["backbone"])
+    vocabulary = change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])})
+    return Residual(vocabulary, found["backbone"], found["from_source"])
 
 
 def _unread(known: _Known, base: BaseDigests) -> Iterator[str]:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from graftkit.architecture.adapter_task import is_router, towers
 from graftkit.architecture.injection import Injection, inject
+from graftkit.architecture.naming import expanded, is_glob, matched, named, unmatched
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, printable
 
 ALL_LINEAR = "all-linear"
-
-_GLOB = re.compile(r"[*?\[]")
 
 #: peft's own pattern of the first numbered part of a name, which it takes for the layer.
 _LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
@@ -36,6 +34,11 @@ def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[s
         for key in values.get(field) or {}:
             _check_regex(field, key)
     skeleton = build()
+    modules = [name for name, _ in skeleton.model.named_modules() if name]
+    values = {
+        **values,
+        **{f: expanded("add_lora", f, values[f], modules) for f in ("exclude_modules", "modules_to_save") if values.get(f)},
+    }
     wanted = values["target_modules"]
     if isinstance(wanted, list):
         values = {**values, "target_modules": _expanded(build, skeleton, values)}
@@ -43,7 +46,7 @@ def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[s
     layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
     tower_names, routers = towers(skeleton), _routers(skeleton.model)
     found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
-    _check_layers(layers, pattern, (*found.modules, *found.parameters))
+    check_layers(layers, pattern, (*found.modules, *found.parameters), "add_lora")
     kept, notes = _kept(found.modules, wanted, tower_names, routers if every else ())
     parameters = tuple(name for name in found.parameters if not (every and name.rpartition(".")[0] in routers))
     if every and layers is not None:
@@ -64,7 +67,7 @@ def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[s
             odd = min({*found.modules, *found.parameters} ^ {*kept, *parameters})
             raise RecipeError(f"operations: add_lora: target_modules: peft cannot tell {odd} from the others by name")
     for field in ("rank_pattern", "alpha_pattern"):
-        _check_pattern(field, values.get(field) or {}, (*found.modules, *found.parameters))
+        check_pattern(field, values.get(field) or {}, (*found.modules, *found.parameters), "add_lora")
     _check_parameters(values.get("target_parameters") or (), build)
     return found, notes
 
@@ -87,12 +90,12 @@ def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple
     owning = [name for name in names if any(True for _ in skeleton.model.get_submodule(name).parameters(recurse=False))]
     entries: list[str] = []
     for entry in wanted:
-        glob = _GLOB.search(entry)
-        matched = _matched(owning, entry) if glob else [name for name in names if _named(name, entry)]
-        if not matched:
-            raise _unmatched(entry, names, operation)
-        entries += matched if glob else [entry]
-    found_names = tuple(name for name in names if any(_named(name, entry) for entry in entries))
+        glob = is_glob(entry)
+        fits = matched(owning, entry) if glob else [name for name in names if named(name, entry)]
+        if not fits:
+            raise unmatched(operation, "target_modules", entry, names)
+        entries += fits if glob else [entry]
+    found_names = tuple(name for name in names if any(named(name, entry) for entry in entries))
     kept, notes = _kept(found_names, wanted, towers(skeleton), ())
     return list(dict.fromkeys(entries)) if kept == found_names else list(kept), notes
 
@@ -104,35 +107,31 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
     parameters = [name for name, _ in skeleton.model.named_parameters()]
     entries: list[str] = []
     for entry in values["target_modules"]:
-        if _GLOB.search(entry):
-            matched = [name for name in _matched(names, entry) if name in fit]
-            if not matched:
-                raise _unmatched(entry, names)
+        if is_glob(entry):
+            fits = [name for name in matched(names, entry) if name in fit]
+            if not fits:
+                raise unmatched("add_lora", "target_modules", entry, names)
             layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
-            entries += [name for name in matched if layers is None or _layer_of(name, pattern) in layers]
-        elif any(_named(name, entry) for name in names) or _peft_knows(build, values, entry):
+            entries += [name for name in fits if layers is None or _layer_of(name, pattern) in layers]
+        elif any(named(name, entry) for name in names) or _peft_knows(build, values, entry):
             entries.append(entry)
-        elif any(_named(name, entry) for name in parameters):
+        elif any(named(name, entry) for name in parameters):
             raise RecipeError(
                 f"operations: add_lora: target_modules: {printable(entry)!r} is a parameter of no module of its own;"
                 " name it in target_parameters"
             )
         else:
-            raise _unmatched(entry, names)
+            raise unmatched("add_lora", "target_modules", entry, names)
     return list(dict.fromkeys(entries))
-
-
-def _matched(names: Iterable[str], glob: str) -> list[str]:
-    return [name for name in names if fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")]
 
 
 def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
     """The entries of peft that match kept names alone, where they cover them; else the full names."""
     others = set(found) - set(kept)
     entries = (
-        [e for e in before or () if not any(_named(name, e) for name in others)] if isinstance(before, list) else []
+        [e for e in before or () if not any(named(name, e) for name in others)] if isinstance(before, list) else []
     )
-    covered = {name for name in kept if any(_named(name, entry) for entry in entries)}
+    covered = {name for name in kept if any(named(name, entry) for entry in entries)}
     return entries if covered == set(kept) else list(kept)
 
 
@@ -145,10 +144,6 @@ def _fits(module: Any) -> bool:
     return isinstance(module, kinds)
 
 
-def _named(name: str, entry: str) -> bool:
-    return name == entry or name.endswith(f".{entry}")
-
-
 def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
     """Whether peft renames ``entry``: experts that transformers 5 fused keep their old names in its table."""
     try:
@@ -156,15 +151,6 @@ def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
     except RecipeError as error:
         return "without also targeting" in str(error)
     return bool(found.modules or found.parameters)
-
-
-def _unmatched(entry: str, names: Iterable[str], operation: str = "add_lora") -> RecipeError:
-    known = list(names)
-    lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))
-    close = difflib.get_close_matches(entry, known if "." in entry else lasts, n=3, cutoff=0.5) or lasts[-8:]
-    return RecipeError(
-        f"operations: {operation}: target_modules: {printable(entry)!r} matches no module; near names: {', '.join(close)}"
-    )
 
 
 def _routers(model: Any) -> tuple[str, ...]:
@@ -189,22 +175,24 @@ def _layer_of(name: str, pattern: str | None) -> int | None:
     return int(match.group("index")) if match else None
 
 
-def _check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...]) -> None:
+def check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...], operation: str) -> None:
+    """Refuse a layer in which no target lies."""
     there = {_layer_of(name, pattern) for name in names}
     for layer in layers or ():
         if layer not in there:
-            shown = ", ".join(map(str, sorted(index for index in there if index is not None)))
+            shown = ", ".join(map(str, sorted(index for index in there if index is not None))) or "none"
             raise RecipeError(
-                f"operations: add_lora: layers_to_transform: no target lies in layer {layer}; targets lie in: {shown}"
+                f"operations: {operation}: layers_to_transform: no target lies in layer {layer}; targets lie in: {shown}"
             )
 
 
-def _check_pattern(field: str, patterns: Mapping[str, int], names: tuple[str, ...]) -> None:
+def check_pattern(field: str, patterns: Mapping[str, Any], names: tuple[str, ...], operation: str) -> None:
+    """Refuse a name or regular expression that fits no target."""
     for key in patterns:
         if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
             close = difflib.get_close_matches(key, [name.rpartition(".")[2] for name in names], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"operations: add_lora: {field}: {printable(key)!r} matches no target{hint}")
+            raise RecipeError(f"operations: {operation}: {field}: {printable(key)!r} matches no target{hint}")
 
 
 def _check_regex(field: str, key: str) -> None:
@@ -219,7 +207,7 @@ def _check_parameters(entries: Iterable[str], build: Build) -> None:
         return
     names = [name for name, _ in build().model.named_parameters()]
     for entry in entries:
-        if not any(_named(name, entry) for name in names):
+        if not any(named(name, entry) for name in names):
             close = difflib.get_close_matches(entry, {name.rpartition(".")[2] for name in names}, n=3, cutoff=0.5)
             raise RecipeError(
                 f"operations: add_lora: target_parameters: {printable(entry)!r} matches no parameter;"

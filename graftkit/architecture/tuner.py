@@ -26,12 +26,14 @@ DECOMPOSITIONS = ("_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_eig")
 class Tuned:
     """What peft made: the config as it would save it, the tensors by name in the file, and how it came about.
 
-    ``trained`` are the names in memory of the base's weights that are adapted or trained whole, ``read`` those of stand-ins
-    that peft has computed with: where there are any, the tensors have the right shapes and dtypes, but not the right values.
+    ``modules`` are the names of the adapted modules, as far as peft tells them; ``trained`` those in memory of the base's
+    weights that are adapted or trained whole; ``read`` those of stand-ins that peft has computed with: where there are any, the
+    tensors have the right shapes and dtypes, but not the right values.
     """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, Any]
+    modules: tuple[str, ...]
     trained: frozenset[str]
     read: frozenset[str]
 
@@ -67,7 +69,9 @@ def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights:
                 tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         except Exception as error:  # peft raises ValueError, TypeError, KeyError and its own
             raise RecipeError(f"operations: add_adapter: peft refuses: {one_line(error)}") from error
-    return Tuned(saved_config(adapted), tensors, frozenset(_trained(adapted)), frozenset(reads.found))
+    modules = tuple(getattr(adapted.base_model, "targeted_module_names", ()))
+    trained = frozenset(_trained(adapted, modules))
+    return Tuned(saved_config(adapted), tensors, modules, trained, frozenset(reads.found))
 
 
 @contextlib.contextmanager
@@ -146,10 +150,9 @@ def _reads(standing: Mapping[int, str]) -> Any:
     return Reads()
 
 
-def _trained(model: Any) -> Iterator[str]:
+def _trained(model: Any, modules: Collection[str]) -> Iterator[str]:
     from peft.utils.other import ModulesToSaveWrapper
 
-    modules: Collection[str] = getattr(model.base_model, "targeted_module_names", ())
     yield from (f"{module}.weight" for module in modules)
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):

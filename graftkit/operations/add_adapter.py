@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftkit.architecture.adapter_task import task_type
+from graftkit.architecture.naming import expanded
 from graftkit.architecture.skeleton import Skeleton, architecture_of
-from graftkit.architecture.targets import resolve_names
+from graftkit.architecture.targets import check_layers, check_pattern, resolve_names
 from graftkit.architecture.tuner import Tuned, config_fields, tune
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -113,6 +114,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
     fields, notes = _fields(spec, base, skeleton, context)
     seed = seed_of(context.seed, context.place, spec.peft_type)
     maker = _Maker(base, checkpoint, spec, fields, seed)
+    _check_patterns(fields, maker.unread.modules)
     tie_notes: tuple[str, ...] = ()
     if spec.peft_type != "TRAINABLE_TOKENS":  # peft keeps tied rows together there
         checkpoint, tie_notes = untied(checkpoint, skeleton, maker.unread.trained)
@@ -146,13 +148,31 @@ def _fields(
     if spec.target_modules is not None:
         _need("target_modules", known, spec)
         fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
+    modules = [name for name, _ in skeleton.model.named_modules() if name]
+    if isinstance(fields.get("exclude_modules"), list):
+        fields["exclude_modules"] = expanded("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
+    saved = expanded("add_adapter", "modules_to_save", saved, modules)
     if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
         notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
     elif saved:
         _need("modules_to_save", known, spec)
         fields["modules_to_save"] = saved
     return fields, (*notes, *_new_tokens(spec, fields, known, trainable_tokens(skeleton, context)))
+
+
+def _check_patterns(fields: Mapping[str, Any], modules: tuple[str, ...]) -> None:
+    """Refuse layers and names of patterns that fit none of the adapted modules, where peft tells which these are."""
+    if not modules:
+        return
+    check_layers(_several(fields.get("layers_to_transform")), fields.get("layers_pattern"), modules, "add_adapter")
+    for name, value in fields.items():
+        if name.endswith("_pattern") and isinstance(value, dict):
+            check_pattern(name, value, modules, "add_adapter")
+
+
+def _several(layers: Any) -> Any:
+    return [layers] if isinstance(layers, int) else layers
 
 
 def _need(name: str, known: tuple[str, ...], spec: AddAdapter) -> None:

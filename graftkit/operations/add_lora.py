@@ -11,7 +11,7 @@ from graftkit.architecture.skeleton import Skeleton, architecture_of
 from graftkit.architecture.targets import resolve
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import RecipeError
+from graftkit.errors import RecipeError, printable
 from graftkit.operations.adapter_base import (
     Base,
     base_fields,
@@ -46,6 +46,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
     skeleton = base()
     fields = _fields(spec, skeleton, context)
     injection, notes = resolve(base, fields)
+    _check_rows(injection, skeleton)
     tie_notes: tuple[str, ...] = ()
     if not fields.get("ensure_weight_tying"):
         checkpoint, tie_notes = untied(checkpoint, skeleton, _trained(injection))
@@ -66,14 +67,16 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         data = DataFactors(spec, checkpoint, base, tuple(target.module for target in injection.targets), seed)
     maker = AdapterMaker(checkpoint, injection, disk, spec.init_lora_weights, spec.exact, seed, data)
     tensors = maker.tensors()
+    before = checkpoint
     takes_out = spec.spectral and not spec.exact and spec.init_lora_weights != "orthogonal"
     if takes_out:
         residuals = {disk[target.weight]: maker.residual(target) for target in injection.targets}
         checkpoint = checkpoint.with_tensors(residuals)
     adapter = Adapter(_config(spec, injection, checkpoint, context), tensors)
-    backbone = any(Scope.BACKBONE in outcome.scope for outcome in context.earlier)
-    residual = Residual(vocabulary_change(context), backbone) if takes_out else None
-    check = AdapterCheck(_strength(spec), residual)
+    check = AdapterCheck(_strength(spec))
+    if takes_out:
+        residual = _residual(context)
+        check = AdapterCheck(_strength(spec), residual, None if residual.from_source else before)
     return Outcome(
         checkpoint,
         _promise(spec),
@@ -133,6 +136,24 @@ def _doubled(fields: Mapping[str, Any]) -> dict[str, Any]:
         "rank_pattern": {name: 2 * rank for name, rank in (fields.get("rank_pattern") or {}).items()},
         "alpha_pattern": {name: factor * alpha for name, alpha in (fields.get("alpha_pattern") or {}).items()},
     }
+
+
+def _residual(context: Context) -> Residual:
+    """What base and adapter together are compared with: the source, unless its outputs were changed on purpose before."""
+    scopes = [outcome.scope for outcome in context.earlier]
+    if any(Scope.MEASURE in scope or Scope.NOTHING in scope for scope in scopes):
+        return Residual(from_source=False)
+    return Residual(vocabulary_change(context), any(Scope.BACKBONE in scope for scope in scopes))
+
+
+def _check_rows(injection: Injection, skeleton: Skeleton) -> None:
+    for entry in injection.entries.values():
+        rows = skeleton.shapes[entry.weight][0] if entry.role == "tokens" else 0
+        outside = [row for row in entry.rows if not 0 <= row < rows]
+        if outside:
+            raise RecipeError(
+                f"operations: add_lora: trainable_token_indices: {outside[0]} is no row of {printable(entry.weight)}, which has {rows}"
+            )
 
 
 def _trained(injection: Injection) -> frozenset[str]:

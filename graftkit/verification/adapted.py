@@ -117,7 +117,7 @@ def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> 
     Raises:
         VerificationFailed: base or adapter do not load.
     """
-    loaded = load(source) if base is None else _assembled(base)
+    loaded = load(source) if base is None else assembled(base)
     return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
 
 
@@ -137,7 +137,8 @@ def adapt(model: Any, folder: Path) -> Any:
         ) from error
 
 
-def _assembled(base: Checkpoint) -> Loaded:
+def assembled(base: Checkpoint) -> Loaded:
+    """The model of a checkpoint that lies on no disk: every tensor is read or computed."""
     from graftkit.architecture.skeleton import build_config, build_skeleton
 
     state = {name: read_tensor(tensor) for name, tensor in base.tensors.items()}

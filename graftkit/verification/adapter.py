@@ -15,10 +15,11 @@ from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
+from graftkit.verification.adapted import assembled
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
-from graftkit.verification.forward import few, load, undisturbed
+from graftkit.verification.forward import Loaded, few, load, undisturbed
 from graftkit.verification.liveness import NAME, Liveness, liveness
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference, load_source, run_loaded
@@ -37,11 +38,13 @@ PROMPT = "prompt_embeddings"
 class Residual:
     """The base has lost what its adapter starts with: the two together are compared with the source.
 
-    ``vocabulary`` says how an operation before has changed the vocabulary, ``backbone`` that the head is another one.
+    ``vocabulary`` says how an operation before has changed the vocabulary, ``backbone`` that the head is another one. Where
+    one has changed on purpose what the model does, the source is no reference, and ``from_source`` is off.
     """
 
     vocabulary: VocabularyChange | None = None
     backbone: bool = False
+    from_source: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,14 @@ class AdapterReport:
 
 @dataclass(frozen=True, slots=True)
 class AdapterCheck:
-    """Check the written adapter on the written base, beside the base alone, or beside the source where it is ``residual``."""
+    """Check the written adapter on the written base, beside the base alone, or beside the source where it is ``residual``.
+
+    ``before`` is the base as it was before the adapter took its part, for where the source is no reference.
+    """
 
     strength: PromiseClass
     residual: Residual | None = None
+    before: Checkpoint | None = None
 
     #: Digests are taken also where no model may be run.
     reads_files_alone: ClassVar[bool] = True
@@ -150,8 +157,8 @@ class AdapterCheck:
         reference = None
         if source is not None:
             reference = run_loaded(
-                load_source(source, backbone=residual.backbone), source, residual.vocabulary, seed, None, seconds,
-                lambda _: None, backbone=residual.backbone,
+                self._original(source, residual), source, residual.vocabulary, seed, None, seconds, lambda _: None,
+                backbone=residual.backbone,
             )  # fmt: skip
         model = load(base)
         if reference is None:
@@ -166,7 +173,7 @@ class AdapterCheck:
         inner = inner.base_model if residual.backbone else inner
         gap = compare(inner, reference, residual.vocabulary)
         if source is not None:
-            original = load_source(source, backbone=residual.backbone).model
+            original = self._original(source, residual).model
             weights: WeightGap | None = residual_gap(inner, original, residual.vocabulary)
         else:
             weights = offset_gap(inner) if self.strength is PromiseClass.EXACT else None
@@ -182,6 +189,11 @@ class AdapterCheck:
         return dataclasses.replace(
             report, gap=gap, merged=after, weights=weights, gradients=alive, found=found, seconds=seconds
         )
+
+    def _original(self, source: Path, residual: Residual) -> Loaded:
+        if self.before is not None:
+            return assembled(self.before)
+        return load_source(source, backbone=residual.backbone)
 
     def _tuner(
         self, report: AdapterReport, peft_model: Any, named: tuple[str, ...], reference: Reference, seed: int

@@ -108,12 +108,26 @@ def test_the_seed_of_the_recipe_decides(base, tmp_path):
         ({"config": {"feedforward_module": ["down_proj"]}}, "'feedforward_module' is no field of IA3; did you mean"),
         ({"target_modules": ["q_prj"]}, "'q_prj' matches no module; near names: q_proj"),
         ({"target_modules": ["*.none"]}, "matches no module"),
+        ({"modules_to_save": ["lm_hed"]}, "modules_to_save: 'lm_hed' matches no module; near names: lm_head"),
+        ({"config": {"exclude_modules": ["q_prj"]}}, "config.exclude_modules: 'q_prj' matches no module"),
         ({"target_modules": ["q_proj"], "config": {"feedforward_modules": ["up_proj"]}}, "peft refuses: ValueError"),
     ],
 )
 def test_fields_and_targets_that_do_not_fit_are_named(base, fields, message, tmp_path):
     with pytest.raises(RecipeError, match=message):
         plan(recipe(base("llama"), tmp_path / "out", kind("IA3", **fields)))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"rank_pattern": {"q_prj": 2}}, "rank_pattern: 'q_prj' matches no target; did you mean 'q_proj'"),
+        ({"layers_to_transform": [1, 9]}, "no target lies in layer 9; targets lie in: 1"),
+    ],
+)
+def test_patterns_and_layers_that_fit_no_target_are_named(base, config, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        plan(recipe(base("llama"), tmp_path / "out", kind("LOHA", target_modules=["q_proj"], config=config)))
 
 
 def test_a_field_that_the_kind_lacks_is_refused_where_it_is_asked_for(base, tmp_path):

@@ -165,3 +165,27 @@ def test_dora_on_a_table_has_the_norms_of_its_columns(base, tmp_path):
 def test_other_fields_of_peft_are_validated(base, config, words, tmp_path):
     with pytest.raises(RecipeError, match=words):
         plan(recipe(base("llama", "float32"), tmp_path / "out", config=config))
+
+
+def test_behind_what_changes_outputs_on_purpose_the_base_before_it_is_the_reference(base, tmp_path):
+    made = recipe(base("llama", "float32"), tmp_path / "out", init_lora_weights="pissa", target_modules=["q_proj"])
+    blank = {"op": "reinit", "parameters": ["model.layers.1.self_attn.q_proj.weight"], "init": "kaiming_normal"}
+    report = apply({**made, "operations": [blank, *made["operations"]]})
+    check = report.checks[0]
+    assert not check.residual.from_source
+    assert check.gap.relative < 1e-5
+    assert check.weights.worst < 1e-6
+    assert "is not there any more" in verify_adapter(str(tmp_path / "out/adapter")).check.not_compared
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"exclude_modules": ["q_prj"]}, "exclude_modules: 'q_prj' matches no module; near names: q_proj"),
+        ({"modules_to_save": ["lm_hed"]}, "modules_to_save: 'lm_hed' matches no module; near names: lm_head"),
+        ({"config": {"trainable_token_indices": [5, 100000]}}, "100000 is no row of model.embed_tokens.weight"),
+    ],
+)
+def test_names_and_rows_that_are_not_there_are_refused(base, fields, words, tmp_path):
+    with pytest.raises(RecipeError, match=words):
+        plan(recipe(base("llama", "float32"), tmp_path / "out", **fields))
