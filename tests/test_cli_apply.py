@@ -198,13 +198,18 @@ def test_the_library_as_the_readme_shows_it(tmp_path):
     assert (tmp_path / "out/quickstart/model.safetensors").is_file()
 
 
-def test_the_readme_lists_every_command_and_no_flag_that_is_not_there():
+def test_the_readme_lists_every_command_with_its_options_and_no_other():
     commands = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
     rows = re.findall(r"^\| `graftkit (\w+)([^|]*)\|([^|]*)\|$", README, re.MULTILINE)
     assert {name for name, _, _ in rows} == set(commands)
     for name, usage, text in rows:
-        options = {option for action in commands[name]._actions for option in action.option_strings}
+        spellings = [action.option_strings for action in commands[name]._actions if action.option_strings]
+        options = {option for spelling in spellings for option in spelling}
         assert set(re.findall(r"`(--?[a-z-]+)", f"{usage} {text}")) <= options, name
+        missing = {
+            each[-1] for each in spellings if not any(f"`{option}`" in text or f"`{option} " in text for option in each)
+        }
+        assert "--adapter" in usage or missing <= {"--help", "--json", "--debug", "--adapter"}, name
 
 
 def test_the_readme_shows_what_the_command_prints(applied):
