@@ -82,7 +82,7 @@ class Differences:
             old, new = self._old_ids(old), self._old_ids(whole)
         if not _comparable(tally, probe, old, new):
             return
-        distributions = self._count(tally, name, old)
+        distributions = self._count(tally, name, old, old.numel())
         if old.equal(new):
             return
         tally.bitwise, tally.first = False, tally.first or probe.name
@@ -93,17 +93,18 @@ class Differences:
             if distributions:
                 _tally_kl(tally, old[part], new[part])
 
-    def _count(self, tally: Tally, name: str, old: Any) -> bool:
-        """Count the places of ``old``, and say whether its rows are distributions whose KL is measured."""
-        distributions = self.measured and "logits" in name and old.ndim > 1 and old.shape[-1] > 1
-        tally.places += old.numel()
-        tally.kl_places += old[..., 0].numel() if distributions else 0
+    def _count(self, tally: Tally, name: str, values: Any, places: int) -> bool:
+        """Count ``places`` of ``values``, and say whether its rows are distributions whose KL is measured."""
+        distributions = self.measured and "logits" in name and values.ndim > 1 and values.shape[-1] > 1
+        tally.places += places
+        tally.kl_places += places // values.shape[-1] if distributions else 0
         return bool(distributions)
 
-    def _count_equal(self, tally: Tally, probe: Probe, name: str, old: Any) -> None:
-        """As if masked places were left out, which change nothing where all are equal."""
-        masked = probe.mask.shape == old.shape[:2] and not bool(probe.mask.all())
-        self._count(tally, name, old[probe.mask.bool()] if masked else old)
+    def _count_equal(self, tally: Tally, probe: Probe, name: str, values: Any) -> None:
+        """Count the places that no mask hides, of values that are equal everywhere."""
+        masked = probe.mask.shape == values.shape[:2]
+        places = values.numel() // probe.mask.numel() * probe.tokens if masked else values.numel()
+        self._count(tally, name, values, places)
 
     @property
     def _rows(self) -> int:

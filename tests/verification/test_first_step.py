@@ -1,6 +1,7 @@
 """The first step of training: dead parameters are named, old gradients compared, the forecast is the real step's."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,7 +45,10 @@ def test_the_forecast_is_the_step_at_small_learning_rates(pair):
     assert all(figure.error < 0.02 for figure in found.steps if figure.learning_rate <= 1e-5 and figure.measured > 1e-7)
     kls = [figure.forecast for figure in found.steps]
     assert kls == sorted(kls)
-    assert any(check == "recommended ceiling" for check, _, _ in found.rows())
+    last = found.steps[-1].learning_rate
+    for ceiling, tried in ((last, True), (found.steps[0].learning_rate, False)):
+        check, _, text = list(replace(found, ceiling=ceiling).rows())[-1]
+        assert (check, text.endswith("the largest that was tried")) == ("recommended ceiling", tried)
 
 
 def test_a_changed_old_weight_shows_in_the_gradients(pair, tmp_path):

@@ -70,7 +70,8 @@ class FirstStepReport:
             text = f"KL {figure.measured:.3g}, forecast {figure.forecast:.3g} ({figure.error:.1%} off)"
             yield f"first step at lr {figure.learning_rate:g}", "measured", text
         advice = "no learning rate tried" if self.ceiling is None else f"lr {self.ceiling:g}"
-        yield "recommended ceiling", advice, f"the forecast is within {TOLERANCE:.0%} up to there"
+        beyond = ", the largest that was tried" if self.ceiling == self.steps[-1].learning_rate else ""
+        yield "recommended ceiling", advice, f"the forecast is within {TOLERANCE:.0%} up to there{beyond}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
