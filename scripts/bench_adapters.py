@@ -153,15 +153,15 @@ class Bench:
                 print(f"{name}: as fast as peft {both} x; peft's peak is {memory:.1f} x as high")
 
 
-def header_set(place: Path) -> int:
-    """Write config, index and shards of Llama 3.1 405 B's shape: the headers are real, the data is a hole."""
+def header_set(place: Path, layers: int = 126) -> int:
+    """Write config, index and shards of Llama 3.1 405 B's shape, or of fewer layers: the headers are real, the data is a hole."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from graftkit.checkpoint.safetensors_header import encode_header
 
     config = LlamaConfig(
-        vocab_size=128_256, hidden_size=16_384, intermediate_size=53_248, num_hidden_layers=126, num_attention_heads=128,
+        vocab_size=128_256, hidden_size=16_384, intermediate_size=53_248, num_hidden_layers=layers, num_attention_heads=128,
         num_key_value_heads=8, tie_word_embeddings=False, dtype="bfloat16", architectures=["LlamaForCausalLM"],
     )  # fmt: skip
     place.mkdir()

@@ -1,6 +1,8 @@
 """Adapters of other kinds than LoRA: the files that peft itself saves, and outputs that are what the table promises."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,10 +46,13 @@ def test_the_table_names_every_kind_of_the_installed_peft():
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     assert {name.value for name in PEFT_TYPE_TO_CONFIG_MAPPING} == {*STARTS, *REFUSED}
+    page = (Path(__file__).parents[2] / "docs/sweep_adapters.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| (\w+) \| (bitwise|rounded|intentional) \|", page, re.MULTILINE)) == STARTS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", HANDFUL)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, "float32") for name in HANDFUL), *((name, "bfloat16") for name in ("OSF", "PSOFT", "SHADOW"))]
+)
 def test_a_kind_is_what_peft_saves_and_what_the_table_promises(base, name, dtype, tmp_path):
     found = SWEEP.measure(name, "llama", base("llama", dtype), tmp_path)
     assert not found.refused
