@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,12 @@ from graftkit.initializers.low_rank import Factors
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import Base
 from graftkit.operations.head_model import loaded
+from graftkit.operations.texts_to_factors import MAKERS, Texts
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
-from graftkit.verification.heads.texts import longest, write_tokenizer
+from graftkit.verification.heads.texts import write_tokenizer
 
 #: The part of LoraConfig that factors depend on.
 FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
-
-#: How often EVA may go through the examples before it counts as one that does not converge.
-PASSES = 100
-
-Step = Callable[[float], None]
 
 
 @dataclass
@@ -88,7 +84,7 @@ class DataFactors:
             self.run(lambda _: None)
         return self._found[module]
 
-    def run(self, step: Step) -> None:
+    def run(self, step: Callable[[float], None]) -> None:
         """Run the examples through the model and let peft make every factor; ``step`` takes the share done.
 
         Raises:
@@ -107,7 +103,7 @@ class DataFactors:
             torch.manual_seed(seed_of(*self.seed, self.kind))
             try:
                 tokenizer = AutoTokenizer.from_pretrained(folder)
-                adapted = _MAKERS[self.kind](model, self._config(), _Texts(self.path, model, tokenizer, step))
+                adapted = MAKERS[self.kind](model, self._config(), Texts(self.path, model, tokenizer))
             except RecipeError:
                 raise
             except Exception as error:  # peft raises whatever it runs into
@@ -127,110 +123,6 @@ class DataFactors:
 
     def _refused(self, why: str) -> RecipeError:
         return RecipeError(f"operations: add_lora: init_lora_weights: {self.kind}: {why}")
-
-
-@dataclass
-class _Texts:
-    """The texts as ids, streamed from the file; each is one batch, or several make one of ``least`` tokens or more."""
-
-    path: Path
-    model: Any
-    tokenizer: Any
-    step: Step
-    least: int = 0
-
-    def __len__(self) -> int:
-        return 1  # peft only asks whether there are none
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches padded on the right.
-
-        Raises:
-            RecipeError: all texts together have fewer tokens than a batch needs.
-        """
-        held: list[Any] = []
-        ready: list[Any] = []
-        for ids in self.ids():
-            held.append(ids)
-            if sum(map(len, held)) >= self.least:
-                if ready:
-                    yield self._batch(ready)
-                ready, held = held, []
-        if not ready:
-            raise RecipeError(
-                f"operations: add_lora: examples: {printable(self.path)} has {sum(map(len, held))} tokens, and"
-                f" {self.least} are needed"
-            )
-        yield self._batch([*ready, *held])
-
-    def ids(self) -> Iterator[Any]:
-        """The ids of each text, cut to what the model takes, ``(length,)``."""
-        length = longest(self.model, self.tokenizer, None)
-        for text in read_texts(self.path):
-            found = self.tokenizer(text, truncation=True, max_length=length, return_tensors="pt")["input_ids"][0]
-            if len(found) > 1:
-                yield found
-
-    def _batch(self, texts: list[Any]) -> dict[str, Any]:
-        import torch
-        from torch.nn.utils.rnn import pad_sequence
-
-        mask = [torch.ones_like(ids) for ids in texts]
-        return {
-            "input_ids": pad_sequence(texts, batch_first=True),
-            "attention_mask": pad_sequence(mask, batch_first=True),
-        }
-
-
-def _eva(model: Any, config: Any, texts: _Texts) -> Any:
-    """A from the principal components of each layer's input (Paischer 2024, arXiv 2410.07170); B is zero."""
-    from peft import get_peft_model, initialize_lora_eva_weights
-
-    texts.least = 2 * max([config.r, *config.rank_pattern.values()])
-    adapted = get_peft_model(model, config, adapter_name=NAME)
-    count = sum(1 for _ in texts)
-    passes = 0
-
-    def forward(module: Any, inputs: dict[str, Any]) -> None:
-        nonlocal passes
-        passes += 1
-        if passes > PASSES * count:
-            raise RecipeError(f"operations: add_lora: init_lora_weights: eva: has not converged after {PASSES} passes")
-        module(**inputs)
-
-    initialize_lora_eva_weights(adapted, texts, forward_fn=forward, adapter_name=NAME, show_progress_bar=False)
-    return adapted
-
-
-def _corda(model: Any, config: Any, texts: _Texts) -> Any:
-    """Both factors from the weight times the covariance of its input (Yang 2024, arXiv 2406.05223)."""
-    import torch
-    from peft import get_peft_model
-    from peft.tuners.lora.corda import preprocess_corda
-
-    def run() -> None:
-        for ids in texts.ids():
-            with torch.no_grad():
-                model(input_ids=ids[None])
-
-    preprocess_corda(model, config, run_model=run)
-    return get_peft_model(model, config, adapter_name=NAME)
-
-
-def _lora_ga(model: Any, config: Any, texts: _Texts) -> Any:
-    """Both factors from the singular vectors of the loss's gradient (Wang 2024, arXiv 2407.05000)."""
-    from peft import get_peft_model
-    from peft.tuners.lora.loraga import preprocess_loraga
-
-    def run() -> None:
-        for ids in texts.ids():
-            model(input_ids=ids[None], labels=ids[None]).loss.backward()
-
-    preprocess_loraga(model, config, run)
-    return get_peft_model(model, config, adapter_name=NAME)
-
-
-_MAKERS: dict[str, Callable[[Any, Any, _Texts], Any]] = {"eva": _eva, "corda": _corda, "lora_ga": _lora_ga}
 
 
 def _factors(adapted: Any, module: str) -> Factors:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.adapted import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
-from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
@@ -19,8 +18,9 @@ from graftkit.verification.adapted import assembled
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
-from graftkit.verification.forward import Loaded, few, load, undisturbed
-from graftkit.verification.liveness import NAME, Liveness, liveness
+from graftkit.verification.forward import Loaded, load, undisturbed
+from graftkit.verification.liveness import Liveness, liveness
+from graftkit.verification.peft_loading import with_peft
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference, load_source, run_loaded
 from graftkit.verification.runnable import cannot_run, weight_bytes
@@ -29,9 +29,6 @@ from graftkit.verification.vocabulary import VocabularyChange
 
 if TYPE_CHECKING:
     from graftkit.operations.base import Written
-
-#: The tensor of learnt vectors.
-PROMPT = "prompt_embeddings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +161,7 @@ class AdapterCheck:
         if reference is None:
             reference = run_loaded(model, base, None, seed, None, seconds, lambda _: None)
         try:
-            peft_model, named = _with_peft(model.model, adapter)
+            peft_model, named = with_peft(model.model, adapter)
         except Exception as error:  # noqa: BLE001 - whatever peft runs into is the finding
             return dataclasses.replace(report, found={"peft": (f"adapter: peft cannot load it: {one_line(error)}",)})
         if peft_model.active_peft_config.peft_type != "LORA":
@@ -222,36 +219,3 @@ def _misfit(base: Path, adapter: Path) -> tuple[str, ...]:
     except InputRejected as refused:
         return (str(refused),)
     return ()
-
-
-def _with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
-    """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
-    from peft import PeftConfig, PeftModel
-
-    prompts = PeftConfig.from_pretrained(str(adapter)).is_prompt_learning  # peft loads these for inference alone
-    with silent():
-        loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=not prompts)
-        result = loaded.load_adapter(str(adapter), NAME, is_trainable=not prompts)
-    loaded.eval()
-    other = _other_prompt(loaded, adapter) if prompts else ()
-    if prompts:
-        result.unexpected_keys.remove(PROMPT)  # peft puts it where it belongs, and calls it unexpected all the same
-    both = (("missing", _lost(loaded, result.missing_keys)), ("unexpected", result.unexpected_keys))
-    return loaded, (*other, *(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names))
-
-
-def _other_prompt(model: Any, adapter: Path) -> tuple[str, ...]:
-    """A sentence where the learnt vectors are not those of the file."""
-    from safetensors.torch import load_file
-
-    stored = load_file(adapter / WEIGHTS)[PROMPT]
-    equal = model.prompt_encoder[NAME].embedding.weight.to(stored.dtype).equal(stored)
-    return () if equal else (f"adapter: the vectors that peft loads are not those of {WEIGHTS}",)
-
-
-def _lost(model: Any, missing: list[str]) -> list[str]:
-    """The ``missing`` names less those of a parameter that was loaded under another of its names."""
-    everywhere = list(model.named_parameters(remove_duplicate=False))
-    loaded = {id(parameter) for name, parameter in everywhere if name not in missing}
-    aliases = {name for name, parameter in everywhere if id(parameter) in loaded}
-    return [name for name in missing if name not in aliases]

@@ -1,0 +1,47 @@
+"""Load an adapter on its base as a trainer does, and say what peft had to say of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.tuner import silent
+from graftkit.checkpoint.adapter import WEIGHTS
+from graftkit.verification.forward import few
+from graftkit.verification.liveness import NAME
+
+#: The tensor of learnt vectors.
+PROMPT = "prompt_embeddings"
+
+
+def with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
+    """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
+    from peft import PeftConfig, PeftModel
+
+    prompts = PeftConfig.from_pretrained(str(adapter)).is_prompt_learning  # peft loads these for inference alone
+    with silent():
+        loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=not prompts)
+        result = loaded.load_adapter(str(adapter), NAME, is_trainable=not prompts)
+    loaded.eval()
+    other = _other_prompt(loaded, adapter) if prompts else ()
+    if prompts:
+        result.unexpected_keys.remove(PROMPT)  # peft puts it where it belongs, and calls it unexpected all the same
+    both = (("missing", _lost(loaded, result.missing_keys)), ("unexpected", result.unexpected_keys))
+    return loaded, (*other, *(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names))
+
+
+def _other_prompt(model: Any, adapter: Path) -> tuple[str, ...]:
+    """A sentence where the learnt vectors are not those of the file."""
+    from safetensors.torch import load_file
+
+    stored = load_file(adapter / WEIGHTS)[PROMPT]
+    equal = model.prompt_encoder[NAME].embedding.weight.to(stored.dtype).equal(stored)
+    return () if equal else (f"adapter: the vectors that peft loads are not those of {WEIGHTS}",)
+
+
+def _lost(model: Any, missing: list[str]) -> list[str]:
+    """The ``missing`` names less those of a parameter that was loaded under another of its names."""
+    everywhere = list(model.named_parameters(remove_duplicate=False))
+    loaded = {id(parameter) for name, parameter in everywhere if name not in missing}
+    aliases = {name for name, parameter in everywhere if id(parameter) in loaded}
+    return [name for name in missing if name not in aliases]
