@@ -21,7 +21,7 @@ from graftkit.initializers.low_rank import Factors
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import Base
 from graftkit.operations.head_model import loaded
-from graftkit.operations.texts_to_factors import MAKERS, Texts
+from graftkit.operations.texts_to_factors import MAKERS, Texts, unfit
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
 from graftkit.verification.heads.texts import write_tokenizer
 
@@ -57,6 +57,8 @@ class DataFactors:
             raise self._refused(f"{min(files)} would be a pickle; the examples are run anew")
         if self.settings.get("rho", 1) != 1:
             raise self._refused("rho deals out ranks by the examples, which no plan can know; rho 1 keeps them")
+        if self.kind == "eva" and self.spec.rank_pattern:
+            raise self._refused("deals ranks out among layers with the same input, which takes one rank; drop rank_pattern")
         try:
             self._config()
         except Exception as error:  # peft's config classes check their fields with TypeError and ValueError
@@ -91,7 +93,6 @@ class DataFactors:
             RecipeError: the examples are too few, or peft refuses.
         """
         import torch
-        from transformers import AutoTokenizer
 
         state = {name: read_tensor(tensor) for name, tensor in self.checkpoint.tensors.items()}
         with contextlib.ExitStack() as stack:
@@ -101,15 +102,32 @@ class DataFactors:
             stack.enter_context(silent())
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             torch.manual_seed(seed_of(*self.seed, self.kind))
+            texts = self._texts(model, folder)
             try:
-                tokenizer = AutoTokenizer.from_pretrained(folder)
-                adapted = MAKERS[self.kind](model, self._config(), Texts(self.path, model, tokenizer))
+                adapted = MAKERS[self.kind](model, self._config(), texts)
             except RecipeError:
                 raise
             except Exception as error:  # peft raises whatever it runs into
                 raise self._refused(f"peft refuses: {one_line(error)}") from error
             self._found = {module: _factors(adapted, module) for module in self.modules}
         step(1.0)
+
+    def _texts(self, model: Any, folder: str) -> Texts:
+        """The texts as the model takes them, by the tokenizer in ``folder``.
+
+        Raises:
+            RecipeError: there is no tokenizer, or texts give a module nothing to start from.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise self._refused(f"the base has no tokenizer that loads: {one_line(error)}") from error
+        texts = Texts(self.path, model, tokenizer)
+        if odd := unfit(model, self.modules, next(iter(texts.ids()), None)):
+            raise self._refused(odd)
+        return texts
 
     def _config(self) -> Any:
         from peft import LoraConfig

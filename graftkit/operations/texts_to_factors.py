@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,31 @@ class Texts:
             "input_ids": pad_sequence(texts, batch_first=True),
             "attention_mask": pad_sequence(mask, batch_first=True),
         }
+
+
+def unfit(model: Any, modules: Sequence[str], ids: Any) -> str:
+    """Why texts give a module nothing to start from, found on one text ``(length,)``; empty where they do for all."""
+    import torch
+
+    if ids is None:
+        return "no text has two tokens or more"
+    seen: dict[str, Any] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda _m, given, _o, name=name: seen.update({name: given[0]}))
+        for name in modules
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in modules:
+        if name not in seen:
+            return f"texts do not run {printable(name)}; leave it out"
+        if tuple(seen[name].shape[:-1]) != (1, len(ids)):
+            return f"{printable(name)} is not given one vector for each token; leave it out"
+    return ""
 
 
 def _eva(model: Any, config: Any, texts: Texts) -> Any:
