@@ -70,6 +70,22 @@ def test_new_rows_and_a_zero_head_move_in_their_order(tmp_path):
     assert found.steps == ()
 
 
+def test_rows_that_tied_tables_share_are_trained_by_those_that_run(tmp_path):
+    source = build("t5", tmp_path / "source", tokens=ROWS)
+    found = run(tmp_path / "out", source, TOKENS, {"op": "add_lora", "r": 2}, first_step=True)["first_step"]
+    assert found.failures == ()
+    assert found.not_run == ()
+    assert kinds(found.moves, 0) == {"lora_B", "tokens"}
+
+
+def test_modules_that_the_batch_does_not_run_are_listed(tmp_path):
+    source = build("llava", tmp_path / "source", tokens=ROWS)
+    found = run(tmp_path / "out", source, {"op": "add_lora", "r": 2}, first_step=True)["first_step"]
+    assert found.failures == ()
+    assert found.not_run
+    assert all("multi_modal_projector" in name for name in found.not_run)
+
+
 def test_experts_that_a_router_chooses_among_are_reached(tmp_path):
     source = build("mixtral", tmp_path / "source", tokens=ROWS)
     found = run(tmp_path / "out", source, {"op": "add_lora", "r": 2}, first_step=True)["first_step"]

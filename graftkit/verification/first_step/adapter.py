@@ -78,8 +78,9 @@ def not_run(model: Any, batch: Probe, made: frozenset[str], names: list[str]) ->
     finally:
         for hook in hooks:
             hook.remove()
-    idle = [f"{name}." for name in layers if name not in ran]
-    return [name for name in names if name.startswith(tuple(idle))]
+    alive = {id(value) for name in ran for value in layers[name].parameters()}  # also where tied modules share it
+    idle = {id(value) for module in layers.values() for value in module.parameters()} - alive
+    return [name for name in names if id(model.get_parameter(name)) in idle]
 
 
 def _ids(outputs: Mapping[str, Any], texts: Probe, vocabulary: VocabularyChange | None) -> int:
