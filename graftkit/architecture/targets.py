@@ -81,7 +81,10 @@ def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple
         RecipeError: an entry matches nothing; near names are shown.
     """
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        found, notes = resolve(build, {"r": 1, "target_modules": wanted})
+        try:
+            found, notes = resolve(build, {"r": 1, "target_modules": wanted})
+        except RecipeError as error:
+            raise RecipeError(str(error).replace("add_lora", operation, 1)) from error
         return found.config["target_modules"], notes
     if not isinstance(wanted, list):
         return wanted, ()
