@@ -214,7 +214,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
         for index, part in enumerate(before.parts):
             capture.calls.clear()
             try:
-                with part_of(new.pager, step, index, len(before.parts)):
+                with part_of(step, index, len(before.parts), (new.pager, 1)):
                     outputs = run(new.model, part, before.made)
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]

@@ -157,7 +157,7 @@ def _collect(
     for index, part in enumerate(parts):
         try:
             if index:
-                with part_of(old.pager, step, index, len(parts)):
+                with part_of(step, index, len(parts), (old.pager, 1)):
                     outputs = run(old.model, part, made)
         except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
             if part.steps:

@@ -105,6 +105,18 @@ def test_same_figures_as_in_memory(compare, moved):
     assert not all(item["bitwise"] for item in found[0].get("comparisons", [{"bitwise": False}]))
 
 
+@pytest.mark.parametrize("compare", [compare_outputs, compare_lens])
+def test_progress_is_told_while_a_forward_reads(compare, moved):
+    """Shares rise to 1, and there are more of them than probes."""
+    told = {}
+    options = {"vocabulary": None, "token_budget": 64, **({"kl": None} if compare is compare_outputs else {})}
+    for paged in (False, True):
+        shares = told[paged] = {}
+        compare(moved[0], moved[0], **options, paged=paged, progress=lambda what, share: shares.setdefault(what, []).append(share))  # noqa: B023
+        assert all(values == sorted(values) and values[-1] == 1 for values in shares.values())
+    assert all(len(values) > 4 * len(told[False][what]) for what, values in told[True].items())
+
+
 def test_what_changes_in_the_file_changes_in_the_forward(moved):
     """Parameters are nowhere but in the file: bytes written there while the model lies loaded show in its next forward."""
     with undisturbed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,18 @@ from graftkit.verification.lens.setting import Setting, device_of, in_float64, l
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.paging.room import paged as paged_in
+from graftkit.verification.paging.share import part_of
 from graftkit.verification.paging.skeleton import in_pieces
 from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import timed
+from graftkit.verification.reference import Step, timed
 from graftkit.verification.vocabulary import VocabularyChange
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
 OPERATIONS = 1e11
+
+#: How many null runs there are of a probe, about: they tell the progress alone.
+NULL_RUNS = 3
 
 #: Null runs are made on the first probes, until these many tokens were run.
 NULL_TOKENS = 900
@@ -97,19 +102,30 @@ def _paged(source: Path, result: Path, device: torch.device, *, wanted: bool | N
 
 def _run(setting: Setting, noise: NoiseTally, progress: Progress | None) -> _Found:
     found = _Found()
+    step: Step = partial(progress, "look through the lens") if progress else _say_nothing
     for index, part in enumerate(setting.parts):
-        try:
-            native = run(setting.old.model, part, setting.made)
-        except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
-            found.skipped[part.name] = one_line(error)
-            continue
-        name = part.name.partition(" [")[0]
-        found.ran[name] = found.ran.get(name, 0) + part.tokens
-        if not _compare_part(setting, part, native, noise, found):
-            break
-        if progress:
-            progress("look through the lens", (index + 1) / len(setting.parts))
+        nulls = NULL_RUNS if sum(found.ran.values()) < NULL_TOKENS else 0
+        with part_of(step, index, len(setting.parts), (setting.old.pager, 2 + nulls), (setting.new.pager, 2)):
+            if not _run_part(setting, part, noise, found):
+                break
+        step((index + 1) / len(setting.parts))
     return found
+
+
+def _say_nothing(_: float) -> None:
+    pass
+
+
+def _run_part(setting: Setting, part: Probe, noise: NoiseTally, found: _Found) -> bool:
+    """Run one probe; False when the result's forward fails. What the source refuses is left out of the comparison, and said."""
+    try:
+        native = run(setting.old.model, part, setting.made)
+    except Exception as error:  # noqa: BLE001
+        found.skipped[part.name] = one_line(error)
+        return True
+    name = part.name.partition(" [")[0]
+    found.ran[name] = found.ran.get(name, 0) + part.tokens
+    return _compare_part(setting, part, native, noise, found)
 
 
 def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: NoiseTally, found: _Found) -> bool:

@@ -15,7 +15,8 @@ from graftkit.verification.forward import Loaded, can_cache, load, outputs_of, r
 from graftkit.verification.inputs import find_inputs
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor, measure_floor
-from graftkit.verification.lens.trace import record, tokens_that_fit
+from graftkit.verification.lens.trace import KEPT_BYTES, record, tokens_that_fit
+from graftkit.verification.paging.room import available
 from graftkit.verification.probes import Probe, split
 from graftkit.verification.reference import load_source, plan_probes
 from graftkit.verification.vocabulary import VocabularyChange
@@ -102,9 +103,14 @@ def prepare(
         floor = measure_floor(old.model, batch, made)
         with float64(old.model):
             kept, _ = record(old.model, lambda: outputs_of(old.model, batch, made))
-    fitting = min(budget.forward, tokens_that_fit(kept, ids.numel()))
+    fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old)))
     parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
     return Setting(old, new, parts, made, floor, rows, change, backbone)
+
+
+def _room(loaded: Loaded) -> float:
+    """Bytes for what the modules give: the usual, or a quarter of what is free where that is why parameters are paged in."""
+    return KEPT_BYTES if loaded.pager is None else min(KEPT_BYTES, available() / 4)
 
 
 def _on(device: torch.device, probe: Probe) -> Probe:

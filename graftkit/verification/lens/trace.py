@@ -232,7 +232,7 @@ def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
     return True
 
 
-def tokens_that_fit(kept: Record, tokens: int) -> int:
-    """How many tokens one batch may have, from what a batch of ``tokens`` made its modules keep."""
+def tokens_that_fit(kept: Record, tokens: int, room: float = KEPT_BYTES) -> int:
+    """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules keep."""
     nbytes: int = sum({id(t): t.numel() * 8 for call in kept.values() for t in call}.values())
-    return max(KEPT_BYTES * tokens // max(nbytes, 1), 8)
+    return max(int(room) * tokens // max(nbytes, 1), 8)

@@ -11,20 +11,26 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def part_of(pager: Pager | None, step: Callable[[float], None], index: int, count: int) -> Iterator[None]:
-    """While forward ``index`` of ``count`` runs, call ``step`` with the share of all that is done; nothing without a pager."""
-    if pager is None or not pager.nbytes:
-        yield
-        return
-    done, whole = 0, pager.nbytes
+def part_of(
+    step: Callable[[float], None], index: int, count: int, *forwards: tuple[Pager | None, int]
+) -> Iterator[None]:  # fmt: skip
+    """While part ``index`` of ``count`` runs, call ``step`` with the share of all that is done.
+
+    ``forwards`` gives how many times the part runs the model of each pager; nothing is told of models in memory.
+    """
+    pagers = [pager for pager, _ in forwards if pager is not None]
+    whole = sum(pager.nbytes * times for pager, times in forwards if pager is not None)
+    done = 0
 
     def read(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         step((index + min(done / whole, 1.0)) / count)
 
-    pager.read = read
+    for pager in pagers if whole else ():
+        pager.read = read
     try:
         yield
     finally:
-        pager.read = None
+        for pager in pagers:
+            pager.read = None

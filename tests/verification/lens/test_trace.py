@@ -108,16 +108,12 @@ def test_tensors_that_a_model_changes_in_place_are_kept_as_they_were(models):
     assert traced(source, copy.deepcopy(source)).first(0.0) is None
 
 
-def test_a_batch_is_cut_to_what_fits(models, monkeypatch):
-    from graftkit.verification.lens import trace as module
-
+def test_a_batch_is_cut_to_what_fits(models):
     with float64(models["llama"]):
         kept, _ = record(models["llama"], lambda: outputs_of(models["llama"], probe()))
     nbytes = sum(t.nbytes for t in {id(t): t for call in kept.values() for t in call}.values())
-    monkeypatch.setattr(module, "KEPT_BYTES", nbytes)
-    assert tokens_that_fit(kept, 36) == 36
-    monkeypatch.setattr(module, "KEPT_BYTES", nbytes // 3)
-    assert tokens_that_fit(kept, 36) in (11, 12)
+    assert tokens_that_fit(kept, 36, nbytes) == 36
+    assert tokens_that_fit(kept, 36, nbytes // 3) in (11, 12)
 
 
 def test_buffers_are_compared(models):
