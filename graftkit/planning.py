@@ -22,6 +22,7 @@ from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.verification.composition import compose
+from graftkit.verification.paging import room
 from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.promises import Promise, Scope
 
@@ -71,10 +72,10 @@ class Plan:
         both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
         if not (both or self.compares_outputs):
             return WRITING_BYTES
-        if wanted.paged is True and not wanted.signal:
-            return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES
-        models = [sum(tensor.nbytes for tensor in c.tensors.values()) for c in (self.source, self.result)]
-        return (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
+        models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
+        whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
+        paged = whole > room.available() if self.paged is None else self.paged
+        return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property
     def paged(self) -> bool | None:

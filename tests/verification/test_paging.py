@@ -15,6 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from support.families import FAMILIES, build, write_tokenizer
 
+import graftkit
 from graftkit.errors import RecipeError
 from graftkit.verification.forward import can_cache, load, outputs_of, run, undisturbed
 from graftkit.verification.inputs import find_inputs
@@ -136,6 +137,16 @@ def test_memory_left_decides(demo, monkeypatch):
     assert compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
     monkeypatch.setattr(room, "available", lambda: 3 << 30)
     assert not compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
+
+
+def test_a_plan_says_what_it_needs_either_way(moved, tmp_path, monkeypatch):
+    operation = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
+    recipe = {"version": 1, "base_model": str(moved[0]), "operations": [operation], "output": str(tmp_path / "out")}
+    whole, paged = (graftkit.plan({**recipe, "verify": {"paged": wanted}}).memory for wanted in (False, True))
+    assert whole != paged
+    assert graftkit.plan(recipe).memory == whole
+    monkeypatch.setattr(room, "available", lambda: 1 << 20)
+    assert graftkit.plan(recipe).memory == paged
 
 
 def test_a_quantized_model_is_not_paged(demo, tmp_path):
