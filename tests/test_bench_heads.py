@@ -49,4 +49,4 @@ def test_the_table_of_the_page_is_that_of_the_results(scripts):
         for size in bench.SIZES:
             assert len(bench.cell(done, init, size, bench.RATE, 0, "loss")) == 3
             assert len(bench.cell(done, init, size, bench.RATE, 50, "accuracy")) == 3
-        assert bench.cell(done, init, max(bench.SIZES), bench.RATE, 300, "accuracy")
+            assert bench.cell(done, init, size, bench.RATE, 300, "accuracy")
