@@ -50,7 +50,7 @@ def test_killed_anywhere_the_output_is_whole_and_the_next_run_succeeds(demo, tmp
     assert most["fsync"] > 3
     seen = set()
     for call, count in most.items():
-        for position in sorted({1, 2, count // 2 + 1, count - 1, count} & set(range(1, count + 1))):
+        for position in sorted({1, count // 2 + 1, count}):
             inject(command(demo, place, overwrite=overwrite), call, position, "signal=KILL")
             found = state(place / "out")
             assert found in (old, new), f"torn after a kill at {call} {position}"
