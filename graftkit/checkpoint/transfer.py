@@ -1,7 +1,8 @@
 """Moving bytes between files inside the kernel: whole files by reflink, copy or link, and byte ranges into new files.
 
-Three habits make this about as fast as the disk: the blocks of a file are reserved before it is filled, its
-writeback starts while the next piece is copied, and bytes that do not change never pass through this process.
+Four habits make this about as fast as the disk: the blocks of a file are reserved before it is filled, its writeback
+starts while the next piece is copied, bytes that do not change never pass through this process, and new ones are made
+while it waits.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Self
 
@@ -22,6 +24,9 @@ Progress = Callable[[int], None]
 
 #: How much one system call moves: large enough that calls cost nothing, small enough for a live progress bar.
 PIECE = 32 << 20
+
+#: The most that is made before its place in the file is reached.
+AHEAD = 64 << 20
 
 #: What is held in memory where the kernel cannot copy between two file systems.
 BUFFER = 1 << 20
@@ -69,19 +74,25 @@ def take_file(
 def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progress | None = None) -> None:
     """Write segments one after another; adjacent ranges of one file are copied as one.
 
+    While a range is copied, which is waiting for the disk for the most part, what follows it is made by another thread.
+
     Raises:
         ValueError: a produced segment has another length than it said.
         StorageFault, OSError: see :func:`copy_range`.
     """
     merged = list(_merged(segments))
     reserve(target_fd, sum(segment.nbytes for segment in merged))
-    with _Sources() as sources:
-        for segment in merged:
+    with _Sources() as sources, ThreadPoolExecutor(1, thread_name_prefix="produce") as ahead:
+        made: Future[memoryview] | None = None
+        for segment, follower in zip(merged, [*merged[1:], None], strict=True):
             if isinstance(segment, FileRange):
+                if isinstance(follower, Produced) and follower.nbytes <= AHEAD:
+                    made = ahead.submit(follower.produce)
                 with _naming(segment.path, _name_of(target_fd)):
                     copy_range(sources.open(segment.path), segment.offset, segment.nbytes, target_fd, progress)
             else:
-                _write_produced(target_fd, segment, progress)
+                _write_produced(target_fd, segment, made.result() if made else segment.produce(), progress)
+                made = None
 
 
 def copy_range(source_fd: int, offset: int, nbytes: int, target_fd: int, progress: Progress | None = None) -> None:
@@ -166,8 +177,8 @@ def _merged(segments: Iterable[Segment]) -> Iterator[Segment]:
         yield held
 
 
-def _write_produced(fd: int, segment: Produced, progress: Progress | None) -> None:
-    data = memoryview(segment.produce())
+def _write_produced(fd: int, segment: Produced, produced: memoryview, progress: Progress | None) -> None:
+    data = memoryview(produced)
     if data.nbytes != segment.nbytes:
         raise ValueError(f"a produced segment has {data.nbytes} bytes, planned were {segment.nbytes}")
     if data.nbytes > 0:

@@ -59,8 +59,18 @@ def write_checkpoint(
             written(target / shard)
 
     with ThreadPoolExecutor(max_workers=WRITERS) as pool:
-        for _ in pool.map(job, result.shards):
-            pass  # the first error is raised here
+        jobs = pool.map(job, result.shards)
+        try:
+            _write_documents(source, result, target)  # meanwhile
+            for _ in jobs:
+                pass  # the first error is raised here
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never will
+            raise
+
+
+def _write_documents(source: Checkpoint, result: Checkpoint, target: Path) -> None:
+    """Write everything but the weights."""
     if result.index is not None:
         (target / INDEX).write_bytes(encode_document(_index(result)))
     for name, value in result.documents.items():

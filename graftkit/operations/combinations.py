@@ -1,16 +1,18 @@
-"""What an adapter may stand behind: combinations that never train are refused, one that looks as if it did not is explained."""
+"""Combinations that would never train are refused, and one that only looks as if it would not is explained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from graftkit.architecture.head import Head
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.base import Outcome
 from graftkit.recipe import Reinit, ReplaceHead, Spec, Zeros
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.head_schemes import HeadZeros
+from graftkit.recipe.weight_schemes import Constant
 
 SOUND = (
     "a zero head in front of a LoRA whose B is zero is sound: the head has a gradient at step 0, B at step 1, A at step 2"
@@ -40,10 +42,29 @@ def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcom
     return outcome
 
 
+def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
+    """Refuse a zero label projection behind zero matrices: each has the other as a factor of its gradient.
+
+    Raises:
+        RecipeError: both are zero.
+    """
+    inner = [tensor.name for tensor in head.of("inner") if len(tensor.shape) > 1]
+    if inner and _is_zero(spec.init) and _is_zero(spec.inner_init):
+        projection = head.of("projection")[0].name
+        raise RecipeError(
+            f"operations: replace_head: inner_init: {printable(inner[0])!r} and {printable(projection)!r} would both be zero,"
+            " and neither would ever have a gradient; leave inner_init out"
+        )
+
+
+def _is_zero(scheme: object) -> bool:
+    return isinstance(scheme, HeadZeros | Zeros) or (isinstance(scheme, Constant) and scheme.value == 0)
+
+
 def _zeroed(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Names on disk of the tensors that a reinit made zero."""
     held = source
     for spec, outcome in zip(specs, outcomes, strict=True):
-        if isinstance(spec, Reinit) and isinstance(spec.init, Zeros):
+        if isinstance(spec, Reinit) and _is_zero(spec.init):
             yield from (n for n, tensor in outcome.checkpoint.tensors.items() if held.tensors.get(n) is not tensor)
         held = outcome.checkpoint

@@ -14,6 +14,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
+from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.head_beside import rows_beside
 from graftkit.operations.head_documents import check_padding_side, head_config, with_pad_token
 from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
@@ -159,6 +160,7 @@ def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
         check_padding_side(checkpoint, name)
     if spec.task in LABELLED and not head.of("projection"):
         raise InputRejected(f"{name}: no tensor of its head depends on the number of labels")
+    check_zero_factors(spec, head)
     prior = isinstance(spec.init, HeadZeros) and spec.init.class_prior
     if prior and not head.of("projection_bias"):
         shown = printable(head.of("projection")[0].name)

@@ -1,6 +1,7 @@
 """Combinations that break are refused before anything runs; the sound one that looks broken is explained."""
 
 import pytest
+import torch
 from support.families import ROWS, build
 
 from graftkit.engine import plan
@@ -42,3 +43,25 @@ def test_a_zero_head_with_a_zero_b_is_explained(source):
     assert SOUND in notes(planned(source, {**HEAD, "init": "zeros"}, lora()))
     assert SOUND not in notes(planned(source, {**HEAD, "init": "normal"}, lora()))
     assert SOUND not in notes(planned(source, lora()))
+
+
+@pytest.mark.parametrize("inner", ["zeros", {"scheme": "constant", "value": 0}])
+def test_a_zero_projection_behind_a_zero_layer_is_refused(tmp_path, inner):
+    source = build("roberta", tmp_path / "source", tokens=ROWS)
+    with pytest.raises(RecipeError, match=r"'classifier.dense.weight' and 'classifier.out_proj.weight' would both be zero"):
+        planned(source, {**HEAD, "init": "zeros", "inner_init": inner})
+    for sound in ({"init": "normal", "inner_init": inner}, {"init": "zeros"}):
+        assert planned(source, {**HEAD, **sound}).result is not None
+
+
+def test_one_layer_of_a_pair_may_be_zero_and_both_never_train():
+    """What is refused and what is not, by the gradients of a real head."""
+    head = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Tanh(), torch.nn.Linear(4, 2, bias=False))
+    for zeroed, alive in (((0,), True), ((2,), True), ((0, 2), False)):
+        for index in (0, 2):
+            torch.nn.init.normal_(head[index].weight, generator=torch.Generator().manual_seed(index))
+        for index in zeroed:
+            torch.nn.init.zeros_(head[index].weight)
+        loss = torch.nn.functional.cross_entropy(head(torch.randn(8, 4)), torch.arange(8) % 2)
+        gradients = torch.autograd.grad(loss, list(head.parameters()))
+        assert any(bool(gradient.any()) for gradient in gradients) == alive

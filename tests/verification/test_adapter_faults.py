@@ -279,13 +279,13 @@ def test_a_damaged_report_is_named(output, report):
 
 def test_a_merge_that_changes_outputs_is_told(made, output):
     """A merge rounds as soon as B is not zero, which is what a merge that is wrong looks like."""
-    from graftkit.verification.adapter import _with_peft
     from graftkit.verification.adapter_outputs import merged
     from graftkit.verification.forward import load
+    from graftkit.verification.peft_loading import with_peft
     from graftkit.verification.probes import Probe
 
     edit_tensors(output, lambda tensors: tensors[f"{LEAF}.lora_B.weight"].fill_(1e-1))
-    model, named = _with_peft(load(made / "base").model, output / "adapter")
+    model, named = with_peft(load(made / "base").model, output / "adapter")
     ids = torch.arange(4, 16).unsqueeze(0)
     assert named == ()
     assert merged(model, Probe("ids", ids, torch.ones_like(ids)), frozenset()) == "failed"
