@@ -84,7 +84,7 @@ def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progre
     reserve(target_fd, sum(segment.nbytes for segment in merged))
     with _Sources() as sources, ThreadPoolExecutor(1, thread_name_prefix="produce") as ahead:
         made: Future[memoryview] | None = None
-        for segment, follower in zip(merged, [*merged[1:], None], strict=True):
+        for segment, follower in zip(merged, [*merged[1:], None], strict=False):
             if isinstance(segment, FileRange):
                 if isinstance(follower, Produced) and follower.nbytes <= AHEAD:
                     made = ahead.submit(follower.produce)

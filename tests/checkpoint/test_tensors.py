@@ -1,6 +1,7 @@
 import pytest
 
-from graftkit.checkpoint.tensors import FileRange, Stored, Streamed, patch_rows
+from graftkit.checkpoint.tensors import FileRange, Produced, Stored, Streamed, patch_rows
+from graftkit.checkpoint.transfer import write_segments
 
 
 def assemble(tensor, data):
@@ -69,3 +70,25 @@ def test_streamed_rows_are_made_in_order_by_what_is_given_up_with_the_last():
     for times in (1, 2):
         assert b"".join(piece.produce() for piece in pieces) == bytes([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
         assert len(begun) == times
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_is_made_ahead_stands_in_its_place(tmp_path, count):
+    """Ranges and produced pieces in turn, none at all, and a piece that cannot be made."""
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(60)))
+    pieces = [
+        segment
+        for index in range(count)
+        for segment in (FileRange(source, 20 * index, 5), Produced(2, lambda index=index: memoryview(b"%02d" % index)))
+    ]
+    with (tmp_path / "target").open("wb") as file:
+        write_segments(file.fileno(), pieces)
+    wanted = b"".join(bytes(range(20 * index, 20 * index + 5)) + b"%02d" % index for index in range(count))
+    assert (tmp_path / "target").read_bytes() == wanted
+
+    def fails():
+        raise ArithmeticError("no rows")
+
+    with (tmp_path / "other").open("wb") as file, pytest.raises(ArithmeticError, match="no rows"):
+        write_segments(file.fileno(), [FileRange(source, 0, 5), Produced(2, fails)])
