@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import itertools
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,18 @@ class Plan:
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
-        """Every tensor that is not taken over as it is."""
-        return tensor_changes(self.source, self.result)
+        """Every tensor that is not taken over as it is, with the operation that changes it."""
+        return tuple(
+            replace(change, operation=self._operations_on(change.name))
+            for change in tensor_changes(self.source, self.result)
+        )
+
+    def _operations_on(self, name: str) -> str:
+        """The operations that made, replaced or dropped a tensor, in their order."""
+        states = [self.source, *(outcome.checkpoint for outcome in self.outcomes)]
+        changed = (new.tensors.get(name) is not old.tensors.get(name) for old, new in itertools.pairwise(states))
+        ops = (spec.op for spec in self.recipe.operations)
+        return ", ".join(dict.fromkeys(op for op, here in zip(ops, changed, strict=True) if here))
 
     @property
     def values(self) -> tuple[ValueChange, ...]:

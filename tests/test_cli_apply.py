@@ -184,6 +184,36 @@ def test_bad_input_is_one_line_and_the_right_code(arguments, code, words):
     assert "Traceback" not in done.stderr
 
 
+def test_each_change_names_its_operation(demo, tmp_path):
+    """In the plan and in the report: what was made, what was dropped, and what two operations had a hand in."""
+    recipe = tmp_path / "recipe.yaml"
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<|pad|>"}
+    recipe.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "base_model": str(demo),
+                "operations": [{"op": "extend_vocab", "roles": {"pad_token": "<|pad|>"}}, head],
+                "verify": {"outputs": False},
+                "output": str(tmp_path / "out"),
+            }
+        )
+    )
+    wanted = {
+        "model.embed_tokens.weight": "extend_vocab",
+        "score.weight": "replace_head",
+        "lm_head.weight": "extend_vocab, replace_head",
+    }
+    plan = json.loads(here("plan", recipe, "--json").stdout)
+    assert {change["name"]: change["operation"] for change in plan["tensors"]} == wanted
+    shown = here("apply", recipe).stdout
+    assert all(re.search(rf"{re.escape(name)} .* {op} *$", shown, re.MULTILINE) for name, op in wanted.items())
+    assert "bitwise: hidden states of the backbone (the logits are those of a new head), for sequences of old" in shown
+    report = json.loads((tmp_path / "out" / "graft_report.json").read_text())
+    assert {change["name"]: change["operation"] for change in report["changes"]["tensors"]} == wanted
+    assert "Dropped: lm_head.weight (extend_vocab, replace_head)." in (tmp_path / "out" / "graft_report.html").read_text()
+
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed"]
 class TensorChange:
     """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's.
 
-    ``old_name`` is the source's name of a renamed tensor, whose bytes are kept.
+    ``old_name`` is the source's name of a renamed tensor, whose bytes are kept; ``operation`` names whose change it is, in a plan.
     """
 
     name: str
@@ -27,6 +27,7 @@ class TensorChange:
     rows: int
     produced: int
     old_name: str = ""
+    operation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

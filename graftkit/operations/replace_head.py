@@ -29,7 +29,7 @@ from graftkit.verification.heads.check import HeadPromise, HeadReport, check_hea
 from graftkit.verification.heads.held_out import check_held_out
 from graftkit.verification.heads.media import takes_text
 from graftkit.verification.heads.padding import Side
-from graftkit.verification.promises import Promise, PromiseClass, Scope
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: Tasks whose head turns a whole text into one row of logits.
 POOLING = ("sequence_classification", "reward")
@@ -183,11 +183,8 @@ def _lm_head(structure: Structure, head: Head) -> tuple[str, ...]:
 
 
 def _promise() -> Promise:
-    return Promise(
-        PromiseClass.BITWISE,
-        "hidden states of the backbone",
-        "every input; the logits are those of a new head",
-    )
+    observable = "hidden states of the backbone (the logits are those of a new head)"
+    return Promise(PromiseClass.BITWISE, observable, EVERY_INPUT)
 
 
 def _notes(head: Head, dropped: tuple[str, ...], kept: tuple[str, ...], *, finds_last_token: bool) -> Iterator[str]:

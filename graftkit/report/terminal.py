@@ -86,7 +86,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
 
 
 def _print_tensors(console: Console, plan: Plan) -> None:
-    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change")
+    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change", "operation")
     renamed = [change for change in plan.tensors if change.kind == "renamed"]
     for change in plan.tensors:
         if change.kind == "renamed":
@@ -94,10 +94,13 @@ def _print_tensors(console: Console, plan: Plan) -> None:
         what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
         tensors.add_row(
             _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
-            size(change.produced), what,
+            size(change.produced), what, change.operation,
         )  # fmt: skip
     if plan.adapter is not None:
-        tensors.add_row("adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made")
+        made = next(spec.op for spec, done in zip(plan.recipe.operations, plan.outcomes, strict=True) if done.adapter)
+        tensors.add_row(
+            "adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made", made
+        )
     kept = len(plan.result.tensors) - sum(
         change.new_shape is not None for change in plan.tensors if change.kind != "renamed"
     )

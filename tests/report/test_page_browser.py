@@ -166,6 +166,8 @@ def test_the_ledger_filters_sorts_and_turns_its_pages(browser, full):
     assert (browser.run(NAMES), browser.run(COUNT)) == ([], "no tensor matches")
     type_filter(browser, "331x32")
     assert browser.run(NAMES) == ["lm_head.weight", "model.embed_tokens.weight"]
+    type_filter(browser, "extend_vocab")
+    assert browser.run(NAMES) == ["lm_head.weight", "model.embed_tokens.weight"]
     type_filter(browser, "")
     browser.run("document.querySelector('[data-show=changed]').click()")
     assert browser.run(NAMES) == ["lm_head.weight", "model.embed_tokens.weight"]

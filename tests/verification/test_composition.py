@@ -44,7 +44,8 @@ def test_a_new_head_behind_new_tokens_promises_no_old_logits(source, tmp_path):
     operations = [{**grow, "roles": {}}, head]
     found = plan({"version": 1, "base_model": str(source), "operations": operations, "output": str(tmp_path / "o")})
     assert "logits over the old ids" not in found.promise.observable
-    assert found.promise.observable == "hidden states of the backbone"
+    assert found.promise.observable.startswith("hidden states of the backbone")
+    assert found.promise.domain == "sequences of old token ids"
 
 
 def test_a_weaker_measurement_fails(source, tmp_path):

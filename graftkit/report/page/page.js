@@ -25,10 +25,10 @@
   function ledger() {
     const source = document.getElementById("ledger-rows");
     if (!source) return;
-    const { rows: packed, shapes, dtypes, shards } = JSON.parse(source.textContent);
-    const rows = packed.map(([name, kept, made, shape, dtype, shard, digest]) => ({
-      name, kept, made, shape: shapes[shape], dtype: dtypes[dtype], shard: shards[shard], digest,
-      words: `${name} ${shapes[shape].replaceAll(" × ", "x")} ${dtypes[dtype]} ${shards[shard]} ${digest}`.toLowerCase(),
+    const { rows: packed, operations, shapes, dtypes, shards } = JSON.parse(source.textContent);
+    const rows = packed.map(([name, kept, made, operation, shape, dtype, shard, digest]) => ({
+      name, kept, made, operation: operations[operation], shape: shapes[shape], dtype: dtypes[dtype], shard: shards[shard], digest,
+      words: `${name} ${operations[operation]} ${shapes[shape].replaceAll(" × ", "x")} ${dtypes[dtype]} ${shards[shard]} ${digest}`.toLowerCase(),
     }));
     const keys = [(r) => r.name, (r) => r.made, (r) => r.kept + r.made, (r) => r.dtype, (r) => r.kept + r.made, (r) => r.shard, (r) => r.digest];
     if (shards.length < 2) for (const head of document.querySelectorAll("th.shard")) head.hidden = true;
@@ -67,7 +67,8 @@
       const body = at("ledger-body");
       body.replaceChildren(...found.slice(first, first + PAGE).map((r) => {
         const line = document.createElement("tr");
-        const change = r.made ? (r.kept ? `${size(r.made)} new` : "all new") : "kept";
+        const how = r.made ? (r.kept ? `${size(r.made)} new` : "all new") : "kept";
+        const change = r.operation ? `${how}, ${r.operation}` : how;
         line.append(title(r.name), cell(change, r.made ? "made" : "kept"), cell(r.shape, "n m"), cell(r.dtype, "m"),
           cell(size(r.kept + r.made), "n"), ...(shards.length < 2 ? [] : [cell(r.shard, "m")]), cell(r.digest, "m digest"));
         return line;

@@ -13,6 +13,9 @@ from graftkit.report.size import size
 #: So many hexadecimal digits of a digest are on the page; the report's JSON has all 64.
 DIGITS = 16
 
+#: So many dropped tensors are named.
+FEW = 8
+
 #: The columns: heading, class.
 _COLUMNS = (("tensor", "m name"), ("change", ""), ("shape", "n m"), ("dtype", "m"), ("bytes", "n"), ("shard", "m shard"),
             ("SHA-256", "m"))  # fmt: skip
@@ -32,11 +35,16 @@ def ledger(report: Mapping[str, Any]) -> Section | None:
     )
     if not changed:
         lead = f"{plural(len(entries), 'tensor')}, {size(kept)}: all byte for byte the source's."
-    return Section("tensors", "Tensors", lead, joined(_controls(), _frame(), data("ledger-rows", _packed(entries))))
+    changes = (report.get("changes") or {}).get("tensors") or ()
+    dropped = [f"{change['name']} ({change.get('operation', '')})" for change in changes if change["kind"] == "dropped"]
+    if dropped:
+        lead += f" Dropped: {', '.join(dropped[:FEW])}{f' and {len(dropped) - FEW} more' if len(dropped) > FEW else ''}."
+    rows = data("ledger-rows", _packed(entries, {change["name"]: change.get("operation", "") for change in changes}))
+    return Section("tensors", "Tensors", lead, joined(_controls(), _frame(), rows))
 
 
 def _controls() -> Any:
-    search = tag("input", type="search", id="ledger-filter", placeholder="filter by name, dtype, shape or shard",
+    search = tag("input", type="search", id="ledger-filter", placeholder="filter by name, operation, dtype, shape or shard",
                  aria_label="filter tensors", autocomplete="off", spellcheck="false")  # fmt: skip
     boxes = [
         tag("button", label, type="button", data_show=word, aria_pressed="true" if word == "all" else "false")
@@ -64,16 +72,17 @@ def _frame() -> Any:
     return joined(tag("div", grid, class_="scroll"), pager, absent)
 
 
-def _packed(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rows of ``[name, source bytes, produced bytes, shape, dtype, shard, digest]``; repeated words stand once."""
-    words: dict[str, dict[str, int]] = {"shapes": {}, "dtypes": {}, "shards": {}}
+def _packed(entries: Sequence[Mapping[str, Any]], operations: Mapping[str, str]) -> dict[str, Any]:
+    """Rows of ``[name, source bytes, produced bytes, operation, shape, dtype, shard, digest]``; repeated words stand once."""
+    words: dict[str, dict[str, int]] = {"operations": {}, "shapes": {}, "dtypes": {}, "shards": {}}
 
     def place(kind: str, word: str) -> int:
         return words[kind].setdefault(word, len(words[kind]))
 
     rows = [
         [
-            entry["name"], entry["source_bytes"], entry["produced_bytes"], place("shapes", shape(entry["shape"])),
+            entry["name"], entry["source_bytes"], entry["produced_bytes"],
+            place("operations", operations.get(entry["name"], "")), place("shapes", shape(entry["shape"])),
             place("dtypes", entry["dtype"]), place("shards", entry["shard"]), entry["sha256"][:DIGITS],
         ]
         for entry in entries
