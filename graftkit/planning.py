@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.skeleton import build_skeleton
-from graftkit.architecture.vocabulary import account, check_shapes
+from graftkit.architecture.vocabulary import account
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -155,8 +154,6 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         outcomes += (outcome,)
     if result is not source:
         _check_result(result)
-    elif any(outcome.adapter for outcome in outcomes) and "quantization_config" not in source.config:
-        check_shapes(source, build_skeleton(source.config))
     return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
 
 

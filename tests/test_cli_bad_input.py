@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+from support.adapters import make_adapter
 from support.command import here
 from support.recipes import recipe
 
@@ -90,6 +91,23 @@ def test_damaged_checkpoints(demo, tmp_path, damage, words):
         one_line(here("apply", path), 3, words)
     one_line(here("verify", demo, model), 3, words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.yaml", "model", "tokens.yaml"]
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"op": "add_adapter", "peft_type": "OFT", "target_modules": "all-linear", "config": {"oft_block_size": 16}},
+        {"op": "resize_adapter", "adapter": "adapter", "r": 2},
+    ],
+    ids=lambda operation: operation["op"],
+)
+def test_a_base_that_would_not_load_gets_no_adapter(tmp_path, operation):
+    base, _ = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
+    set_values("config.json", intermediate_size=33)(base)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(base, tmp_path / "out", operation)))
+    one_line(here("apply", path, cwd=tmp_path), 3, "on disk, the config wants")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_generation_config_that_is_no_object(demo, tmp_path):

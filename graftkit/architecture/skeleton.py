@@ -27,9 +27,9 @@ MOST_LAYERS = 10_000
 class LoadingInfo:
     """What transformers' loader would say of a set of tensors: names in memory, and the two shapes of a mismatch."""
 
-    missing: frozenset[str]
-    unexpected: frozenset[str]
-    mismatched: frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]]
+    missing: frozenset[str] = frozenset()
+    unexpected: frozenset[str] = frozenset()
+    mismatched: frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,23 @@ class Skeleton:
         return names
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
-        """Ask transformers' loader what it would do with ``tensors``, on the meta device and without a weight."""
+        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, it is asked itself."""
+        return LoadingInfo() if self._fit_exactly(tensors) else self.asked(tensors)
+
+    def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
+        """Whether each tensor is taken over as it is, and each name in memory gets one: its own, or one it is tied to."""
+        if getattr(self.model.config, "quantization_config", None) is not None:
+            return False
+        names = self.memory_names(list(tensors))
+        shapes = {name: tensors[disk].shape for disk, (name, converted) in names.items() if not converted}
+        return (
+            len(shapes) == len(tensors)
+            and all(self.shapes.get(name) == shape for name, shape in shapes.items())
+            and all(name in shapes or self.tied.get(name) in shapes for name in self.shapes)
+        )
+
+    def asked(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
+        """Let transformers' loader load ``tensors`` on the meta device, without a weight."""
         import torch
 
         from graftkit.checkpoint.reading import torch_dtype

@@ -12,6 +12,7 @@ from graftkit.architecture.injection import skeleton_of
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.architecture.tuner import config_fields
 from graftkit.architecture.tying import untie
+from graftkit.architecture.vocabulary import check_shapes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
@@ -49,6 +50,16 @@ def loaded_dtype(checkpoint: Checkpoint) -> str:
         return named.removeprefix("torch.")
     names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     return next((names[t.dtype] for t in checkpoint.tensors.values() if t.dtype in FLOATING), "float32")
+
+
+def check_base(skeleton: Skeleton, checkpoint: Checkpoint) -> None:
+    """Refuse a base that would not load; a quantized one has other shapes on disk, which its own loader knows.
+
+    Raises:
+        InputRejected: a tensor has another shape than the config gives it.
+    """
+    if "quantization_config" not in checkpoint.config:
+        check_shapes(checkpoint, skeleton)
 
 
 def disk_names(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, str]:

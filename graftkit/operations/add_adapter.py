@@ -23,6 +23,7 @@ from graftkit.operations.adapter_base import (
     Base,
     base_fields,
     base_tensor,
+    check_base,
     check_fields,
     disk_names,
     loaded_dtype,
@@ -111,6 +112,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
     """
     base = Base(checkpoint.config, loaded_dtype(checkpoint))
     skeleton = base()
+    check_base(skeleton, checkpoint)
     fields, notes = _fields(spec, base, skeleton, context)
     seed = seed_of(context.seed, context.place, spec.peft_type)
     maker = _Maker(base, checkpoint, spec, fields, seed)

@@ -15,6 +15,7 @@ from graftkit.errors import RecipeError, printable
 from graftkit.operations.adapter_base import (
     Base,
     base_fields,
+    check_base,
     check_fields,
     disk_names,
     loaded_dtype,
@@ -44,6 +45,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
     _check_offered(spec, checkpoint)
     base = Base(checkpoint.config, loaded_dtype(checkpoint))
     skeleton = base()
+    check_base(skeleton, checkpoint)
     fields = _fields(spec, skeleton, context)
     injection, notes = resolve(base, fields)
     _check_rows(injection, skeleton)

@@ -19,7 +19,7 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.adapter_base import base_fields
+from graftkit.operations.adapter_base import base_fields, check_base
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.factoring import pad, truncate
 from graftkit.operations.low_rank import as_bytes
@@ -36,7 +36,9 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         RecipeError: every weight has that rank already.
     """
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
-    edits = find_edits(build_skeleton(checkpoint.config), adapter, shown)
+    skeleton = build_skeleton(checkpoint.config)
+    check_base(skeleton, checkpoint)
+    edits = find_edits(skeleton, adapter, shown)
     pairs = [edit for edit in edits if isinstance(edit, Factors)]
     names = {id(tensor): name for name, tensor in adapter.tensors.items()}
     if any(id(pair.a) not in names for pair in pairs):
