@@ -37,10 +37,11 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class Produced:
-    """``nbytes`` bytes that ``produce()`` returns when they are needed."""
+    """``nbytes`` bytes that ``produce()`` returns when they are needed; ``blank`` says that all of them are zero."""
 
     nbytes: int
     produce: Callable[[], memoryview]
+    blank: bool = False
 
 
 Segment = FileRange | Produced
@@ -126,7 +127,7 @@ class Streamed:
             yield Produced((stop - start) * width, functools.partial(produce, start, stop))
 
 
-#: What zeros are written from, again and again: however large a tensor is, no more than this lies in memory.
+#: What zeros are read from, again and again: however large a tensor is, no more than this lies in memory.
 _ZEROS = memoryview(bytes(1 << 20))
 
 
@@ -144,7 +145,7 @@ class Zeros:
     def segments(self) -> Iterator[Segment]:
         whole, rest = divmod(self.nbytes, len(_ZEROS))
         for nbytes in (*[len(_ZEROS)] * whole, *([rest] if rest else [])):
-            yield Produced(nbytes, lambda nbytes=nbytes: _ZEROS[:nbytes])  # type: ignore[misc]
+            yield Produced(nbytes, lambda nbytes=nbytes: _ZEROS[:nbytes], blank=True)  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from graftkit.checkpoint.tensors import FileRange, Produced, Stored, Streamed, patch_rows
+from graftkit.checkpoint.tensors import FileRange, Produced, Stored, Streamed, Zeros, patch_rows
 from graftkit.checkpoint.transfer import write_segments
 
 
@@ -70,6 +70,18 @@ def test_streamed_rows_are_made_in_order_by_what_is_given_up_with_the_last():
     for times in (1, 2):
         assert b"".join(piece.produce() for piece in pieces) == bytes([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
         assert len(begun) == times
+
+
+def test_zeros_are_skipped_over_and_read_as_zeros(tmp_path):
+    """Between other bytes and at the end."""
+    zeros = Zeros("U8", (3 << 20,))
+    pieces = [Produced(2, lambda: memoryview(b"ab")), *zeros.segments(), Produced(1, lambda: memoryview(b"c")), *zeros.segments()]
+    with (tmp_path / "target").open("wb") as file:
+        told = []
+        write_segments(file.fileno(), pieces, told.append)
+    assert (tmp_path / "target").read_bytes() == b"ab" + bytes(3 << 20) + b"c" + bytes(3 << 20)
+    assert sum(told) == 3 + (6 << 20)
+    assert all(piece.produce() == bytes(piece.nbytes) for piece in zeros.segments())
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
