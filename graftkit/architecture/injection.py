@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from graftkit.architecture.alike import one_of_each
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -75,6 +76,10 @@ class Injection:
     parameters: tuple[str, ...]
 
 
+#: What stores tensors in a peft model: a target, or a table of which some rows are trained.
+Owner = Target | tuple[str, tuple[int, ...]]
+
+
 def skeleton_of(config: Mapping[str, Any], dtype: str) -> Skeleton:
     """A fresh skeleton in the dtype that the checkpoint is loaded in, such as ``bfloat16``; injection consumes it."""
     import torch
@@ -97,12 +102,14 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
         warnings.simplefilter("ignore")
         try:
             config = LoraConfig(**values)
-            model = get_peft_model(skeleton.model, config, adapter_name=NAME, low_cpu_mem_usage=True)
+            with one_of_each() as others:
+                model = get_peft_model(skeleton.model, config, adapter_name=NAME, low_cpu_mem_usage=True)
             state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
         except Exception as error:  # peft raises ValueError, TypeError, KeyError and its own
             raise RecipeError(f"operations: add_lora: peft refuses: {one_line(error)}") from error
     owners = dict(_owners(model))
     entries = {key: _entry(key, tensor, owners, shapes) for key, tensor in state.items()}
+    owners, entries = _with_others(owners, entries, others, [name for name, _ in model.named_modules()])
     tuner = model.base_model
     return Injection(
         saved_config(model),
@@ -113,7 +120,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     )
 
 
-def _owners(model: Any) -> Iterator[tuple[str, Target | tuple[str, tuple[int, ...]]]]:
+def _owners(model: Any) -> Iterator[tuple[str, Owner]]:
     """Name of each module of the peft model that stores tensors -> what it is."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
     from peft.utils.other import TrainableTokensWrapper
@@ -131,6 +138,32 @@ def _owners(model: Any) -> Iterator[tuple[str, Target | tuple[str, tuple[int, ..
             if module.token_adapter.tied_adapter:
                 continue
             yield name, (f"{plain}.weight", tuple(module.token_adapter.token_indices[NAME]))
+
+
+def _with_others(
+    owners: Mapping[str, Owner], entries: Mapping[str, Entry], others: Mapping[str, list[str]], order: list[str]
+) -> tuple[dict[str, Owner], dict[str, Entry]]:
+    """Owners and entries with those of the modules that are adapted like another, in the ``order`` of the model's modules."""
+    every, tensors = dict(owners), dict(entries)
+    for key, entry in entries.items():
+        target = entry.target
+        if target is None:
+            continue
+        for module in others.get(target.module, ()):
+            alike = replace(target, module=module, weight=f"{module}.weight")
+            every[PREFIX + module] = alike
+            tensors[PREFIX + module + key.removeprefix(PREFIX + target.module)] = replace(entry, target=alike)
+    places = {name: place for place, name in enumerate(order)}
+
+    def place(name: str) -> int:
+        while name not in places:
+            name = name.rpartition(".")[0]
+        return places[name]
+
+    return (
+        dict(sorted(every.items(), key=lambda item: place(item[0]))),
+        dict(sorted(tensors.items(), key=lambda item: place(item[0]))),
+    )
 
 
 def _check_bias(name: str, table: Any) -> None:

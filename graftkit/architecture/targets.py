@@ -21,11 +21,13 @@ _LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
 Build = Callable[[], Skeleton]
 
 
-def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[str, ...]]:
+def resolve(
+    build: Build, values: Mapping[str, Any], skeleton: Skeleton | None = None
+) -> tuple[Injection, tuple[str, ...]]:
     """Inject what ``values`` (fields of LoraConfig) describe, and say in sentences what was left out and why.
 
-    ``build`` makes a fresh skeleton: each try consumes one. Towers that read images or sound, and routers under
-    ``all-linear``, are targets only when they are named.
+    ``build`` makes a fresh skeleton: each try consumes one, the first try ``skeleton`` where it is given. Towers that read
+    images or sound, and routers under ``all-linear``, are targets only when they are named.
 
     Raises:
         RecipeError: an entry or pattern matches nothing (near names are shown), or peft refuses.
@@ -33,7 +35,7 @@ def resolve(build: Build, values: Mapping[str, Any]) -> tuple[Injection, tuple[s
     for field in ("rank_pattern", "alpha_pattern"):
         for key in values.get(field) or {}:
             _check_regex(field, key)
-    skeleton = build()
+    skeleton = skeleton or build()
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     values = {
         **values,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, with_values
 from graftkit.architecture.vocabulary import Structure, equal_bytes
@@ -32,7 +32,9 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
     return frozenset(group)
 
 
-def untie(checkpoint: Checkpoint, skeleton: Skeleton, changed: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:
+def untie(
+    checkpoint: Checkpoint, tied: Mapping[str, str], changed: Collection[str]
+) -> tuple[Checkpoint, tuple[str, ...]]:
     """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag is put off wherever it stands.
 
     Each side that is not stored gets a copy: the same bytes under its own name, in the shard of the other side. The identical
@@ -41,7 +43,7 @@ def untie(checkpoint: Checkpoint, skeleton: Skeleton, changed: Collection[str]) 
     Raises:
         InputRejected: the class ties them whatever the config says, or a copy would need another name on disk.
     """
-    touched = {name for pair in skeleton.tied.items() if not set(changed).isdisjoint(pair) for name in pair}
+    touched = {name for pair in tied.items() if not set(changed).isdisjoint(pair) for name in pair}
     if not touched:
         return checkpoint, ()
     paths = [(FLAG,)] + [(key, FLAG) for key, value in checkpoint.config.items() if isinstance(value, dict) and FLAG in value]
@@ -53,10 +55,10 @@ def untie(checkpoint: Checkpoint, skeleton: Skeleton, changed: Collection[str]) 
             f"{after.architecture}: the adapter changes only one side of tied weights, and the class ties"
             f" {printable(min(still))!r} whatever config.json says"
         )
-    disk = {memory: stored for stored, (memory, _) in skeleton.memory_names(list(checkpoint.tensors)).items()}
+    disk = {memory: stored for stored, (memory, _) in after.memory_names(list(checkpoint.tensors)).items()}
     checkpoint = checkpoint.with_documents({"config.json": config})
     copied = []
-    for members in _parted(skeleton, after):
+    for members in _parted(tied, after.tied):
         stored = next(disk[member] for member in sorted(members) if member in disk)
         shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
         for member in sorted(members - disk.keys()):
@@ -66,11 +68,11 @@ def untie(checkpoint: Checkpoint, skeleton: Skeleton, changed: Collection[str]) 
     return checkpoint, tuple(copied)
 
 
-def _parted(before: Skeleton, after: Skeleton) -> Iterator[set[str]]:
+def _parted(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set[str]]:
     """Yield the names of each group of ``before`` that are on their own in ``after``, where there are any."""
     groups: dict[str, set[str]] = {}
-    for target, source in before.tied.items():
-        if target not in after.tied:
+    for target, source in before.items():
+        if target not in after:
             groups.setdefault(source, {source}).add(target)
     yield from groups.values()
 

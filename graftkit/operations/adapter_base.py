@@ -113,7 +113,7 @@ def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str])
     Raises:
         InputRejected: the class ties them whatever the config says.
     """
-    apart, copied = untie(checkpoint, skeleton, trained)
+    apart, copied = untie(checkpoint, skeleton.tied, trained)
     if apart is checkpoint:
         return checkpoint, ()
     copies = f" by copy ({', '.join(copied)})" if copied else ""

@@ -47,16 +47,17 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
     skeleton = base()
     check_base(skeleton, checkpoint)
     fields = _fields(spec, skeleton, context)
-    injection, notes = resolve(base, fields)
+    disk = disk_names(skeleton, checkpoint)
+    injection, notes = resolve(base, fields, skeleton)
     _check_rows(injection, skeleton)
     tie_notes: tuple[str, ...] = ()
     if not fields.get("ensure_weight_tying"):
         checkpoint, tie_notes = untied(checkpoint, skeleton, _trained(injection))
     if tie_notes:
         base = Base(checkpoint.config, base.dtype)
-        injection, notes = resolve(base, fields)
         skeleton = base()
-    disk = disk_names(skeleton, checkpoint)
+        disk = disk_names(skeleton, checkpoint)
+        injection, notes = resolve(base, fields, skeleton)
     halves = 2 if spec.exact else 1
     if spec.init_lora_weights not in SAMPLED:
         reasons = list(unsuitable(injection, disk, checkpoint, halves, spec.init_lora_weights))

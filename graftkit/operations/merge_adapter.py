@@ -81,7 +81,7 @@ def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tu
             by_weight[member] = (*shared[:1], *own[member])
         if len({_unnamed(edits) for edits in own.values()}) == 1:
             continue
-        checkpoint, names = untie(checkpoint, structure.skeleton, group)
+        checkpoint, names = untie(checkpoint, structure.skeleton.tied, group)
         copied |= {copy: copy for copy in names}
     return checkpoint, copied
 
