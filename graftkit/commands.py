@@ -78,6 +78,7 @@ def apply(options: Namespace) -> int:
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
     planned = engine.plan(recipe)
+    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)

@@ -16,6 +16,7 @@ LORA = {"op": "add_lora", "r": 4}
 def one_line(done, code, words):
     assert done.returncode == code, (done.stdout, done.stderr)
     assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
     assert words in done.stderr
     assert "\x1b" not in done.stderr
 
@@ -34,6 +35,11 @@ def one_line(done, code, words):
         (["apply", "recipes/quickstart.yaml", "--output", "README.md", "--overwrite"], 2, "is not a directory"),
         (["plan", "recipes/quickstart.yaml", "seed"], 2, "must be a path and a value"),
         (["plan", "recipes"], 2, "is not a regular file"),
+        (
+            ["plan", "recipes/quickstart.yaml", "operations.0.chat_template={file: nowhere.jinja}"],
+            2,
+            "nowhere.jinja: No such file or directory (the path starts in the working directory)",
+        ),
         (["inspect", ""], 3, "an empty name"),
         (["inspect", "README.md"], 3, "is a file"),
         (["inspect", "a/b/c"], 3, "neither a folder nor a hub id"),

@@ -121,7 +121,9 @@ def _template_text(template: str | ChatTemplateFile) -> str:
         with open(template.file, encoding="utf-8") as file:
             return file.read()
     except OSError as error:
-        raise RecipeError(f"chat_template: {printable(template.file)}: {error.strerror}") from error
+        raise RecipeError(
+            f"chat_template: {printable(template.file)}: {error.strerror} (the path starts in the working directory)"
+        ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"chat_template: {printable(template.file)}: is not UTF-8 text") from error
 
