@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from graftkit.architecture.head import Head
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.architecture.zero_flow import never_learning
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import chunks
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.base import Outcome
 from graftkit.recipe import Reinit, ReplaceHead, Spec, Zeros
@@ -23,9 +27,11 @@ def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcom
     """The outcome of the last of ``specs`` behind the ``earlier`` ones, with a note where their combination needs one.
 
     Raises:
-        RecipeError: DoRA on weights that an earlier operation made zero.
+        RecipeError: tensors made zero would never learn, or DoRA divides by the norms of weights made zero.
     """
     *before, spec = specs
+    if isinstance(spec, Reinit) and _is_zero(spec.init):
+        _check_learning(specs, source, (*earlier, outcome))
     if not isinstance(spec, AddLora) or outcome.adapter is None:
         return outcome
     if spec.use_dora:
@@ -40,6 +46,26 @@ def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcom
     if zero_head and spec.init_lora_weights in (True, "gaussian"):
         return replace(outcome, notes=(*outcome.notes, SOUND))
     return outcome
+
+
+def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequence[Outcome]) -> None:
+    """Refuse zeros that have each other as a factor of their gradients, or that stand where an activation has no slope."""
+    result = outcomes[-1].checkpoint
+    zeros = [name for name in dict.fromkeys(_zeroed(specs, source, outcomes)) if _holds_zeros(result.tensors[name])]
+    skeleton = build_skeleton(result.config)
+    memory = {name for name, converted in skeleton.memory_names(zeros).values() if not converted}
+    stuck = [repr(printable(name)) for name in never_learning(skeleton, memory)]
+    if stuck:
+        names = ", ".join(stuck[:4]) + (f", … ({len(stuck)} in all)" if len(stuck) > 4 else "")
+        raise RecipeError(
+            f"operations.{len(specs) - 1}: reinit: init: from these zeros no gradient ever reaches {names}; leave out one of"
+            " those that wait for each other, or start it elsewhere"
+        )
+
+
+def _holds_zeros(tensor: LazyTensor) -> bool:
+    """Whether every byte is zero: with the weights an operation makes biases and gains anew, and a gain is one."""
+    return not any(chunk.strip(b"\0") for chunk in chunks(tensor))
 
 
 def check_zero_factors(spec: ReplaceHead, head: Head) -> None:

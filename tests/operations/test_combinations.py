@@ -34,6 +34,44 @@ def test_dora_behind_weights_made_zero_is_refused(source):
         planned(source, BLANK, lora(use_dora=True))
 
 
+def zeros(*names, block="model.layers.1"):
+    return {"op": "reinit", "parameters": [f"{block}.{name}" for name in names], "init": "zeros"}
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        (zeros("mlp.gate_proj.weight", "mlp.up_proj.weight"),),
+        (zeros("mlp.up_proj.weight", "mlp.down_proj.weight"),),
+        (zeros("self_attn.q_proj.weight", "self_attn.k_proj.weight"),),
+        (zeros("self_attn.v_proj.weight"), zeros("self_attn.o_proj.weight")),
+    ],
+)
+def test_zeros_that_wait_for_each_other_are_refused(source, operations):
+    with pytest.raises(RecipeError, match=f"operations.{len(operations) - 1}: reinit: init: from these zeros no gradient"):
+        planned(source, *operations)
+
+
+@pytest.mark.parametrize(
+    "operations",
+    [
+        (zeros("self_attn.o_proj.weight", "mlp.down_proj.weight"),),
+        (zeros("self_attn.q_proj.weight", "self_attn.o_proj.weight"),),
+        (zeros("mlp.up_proj.weight"), {**zeros("mlp.up_proj.weight"), "init": "normal"}, zeros("mlp.down_proj.weight")),
+    ],
+)
+def test_zeros_that_move_one_after_the_other_are_not(source, operations):
+    assert planned(source, *operations).result is not None
+
+
+def test_a_bias_between_two_zeros_keeps_them_alive(tmp_path):
+    source = build("gpt2", tmp_path / "source", tokens=ROWS)
+    names = ("mlp.c_fc.weight", "mlp.c_proj.weight")
+    assert planned(source, zeros(*names, block="transformer.h.1")).result is not None
+    with pytest.raises(RecipeError, match=r"'transformer.h.1.mlp.c_fc.weight', .*c_fc.bias.*c_proj.weight"):
+        planned(source, zeros(*names, "mlp.c_fc.bias", block="transformer.h.1"))
+
+
 def test_lora_behind_them_and_dora_elsewhere_are_not(source):
     for adapter in (lora(), lora(use_dora=True, target_modules=["q_proj"])):
         assert planned(source, BLANK, adapter).adapter is not None
