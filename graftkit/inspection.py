@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.vocabulary import account, find_vocabulary
+from graftkit.architecture.accounting import account
+from graftkit.architecture.vocabulary import find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import CHUNK, read_range, row_chunks
 from graftkit.checkpoint.tensors import Stored

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import INPUT, OUTPUT
-from graftkit.architecture.vocabulary import Structure
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
+from graftkit.architecture.accounting import Structure
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, with_values
-from graftkit.architecture.vocabulary import Structure, equal_bytes
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import equal_bytes
 from graftkit.errors import InputRejected, printable
 
 FLAG = "tie_word_embeddings"

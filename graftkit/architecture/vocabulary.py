@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.embeddings import INPUT, OUTPUT, named
 from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import chunks
-from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.checkpoint.reading import equal_bytes
+from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, printable
 
 Role = Literal["input", "further_input", "output", "output_bias", "sibling"]
@@ -49,62 +50,6 @@ class Vocabulary:
     def of_role(self, role: Role) -> tuple[VocabularyTensor, ...]:
         """The tensors of one role, in the order on disk."""
         return tuple(tensor for tensor in self.tensors if tensor.role == role)
-
-
-@dataclass(frozen=True, slots=True)
-class Structure:
-    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the others by reason."""
-
-    skeleton: sk.Skeleton
-    memory: Mapping[str, tuple[str, bool]]
-    others: Mapping[str, str]
-
-
-def account(checkpoint: Checkpoint) -> Structure:
-    """Build the skeleton and account for every tensor on disk.
-
-    Raises:
-        InputRejected: a tensor is missing, has another shape or kind of dtype than the class wants, or belongs to
-            neither the class, nor its ignore patterns, nor any other class with the same config.
-    """
-    skeleton = sk.build_skeleton(checkpoint.config)
-    where = f"{checkpoint.name}: {skeleton.architecture}"
-    info = check_shapes(checkpoint, skeleton)
-    if info.missing:
-        raise InputRejected(
-            f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
-            f"{_few(info.missing)}; save the checkpoint once from the class that you want to use"
-        )
-    memory = skeleton.memory_names(list(checkpoint.tensors))
-    _check_kinds(checkpoint, skeleton, memory, where)
-    others = {name: "ignored by the class" for name, (key, _) in memory.items() if key not in skeleton.shapes}
-    unexpected = [name for name in others if memory[name][0] in info.unexpected]
-    if unexpected:
-        known = _sibling_names(checkpoint, skeleton, unexpected)
-        strangers = sorted(set(unexpected) - known.keys())
-        if strangers:
-            raise InputRejected(
-                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {_few(strangers)};"
-                " remove them from the checkpoint, or name their class in config.json's architectures"
-            )
-        others |= known
-    return Structure(skeleton, memory, others)
-
-
-def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:
-    """What the loader would do with the tensors, none of which has another shape than the config gives it.
-
-    Raises:
-        InputRejected: one has.
-    """
-    info = skeleton.loading(checkpoint.tensors)
-    if info.mismatched:
-        name, found, wanted = min(info.mismatched)
-        raise InputRejected(
-            f"{checkpoint.name}: {skeleton.architecture}: tensor {printable(name)!r} has shape {list(found)} on disk,"
-            f" the config wants {list(wanted)}"
-        )
-    return info
 
 
 def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
@@ -145,43 +90,6 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
     return Vocabulary(rows, governing.paths, tuple(tensors), tied, has_output, tuple(notes))
 
 
-def _few(names: Any, limit: int = 4) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(printable(name) for name in ordered[:limit])
-    return shown if len(ordered) <= limit else f"{shown}, … ({len(ordered)} in all)"
-
-
-def _check_kinds(
-    checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: Mapping[str, tuple[str, bool]], where: str
-) -> None:
-    """A header that says I32 of a float tensor has a legal shape, and loads as garbage: compare the kinds."""
-    if "quantization_config" in checkpoint.config:
-        return
-    state = skeleton.model.state_dict()
-    for disk, (key, _) in memory.items():
-        if key not in state:
-            continue
-        found, wanted = checkpoint.tensors[disk].dtype, state[key].dtype
-        if wanted.is_floating_point != (found in FLOATING):
-            raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}")
-
-
-def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, str]:
-    """Which of ``names`` stand in the state dict of another class with the same config, and in which."""
-    found: dict[str, str] = {}
-    for architecture in sk.sibling_architectures(checkpoint.config, skeleton.architecture):
-        if len(found) == len(names):
-            break
-        try:
-            sibling = sk.build_skeleton(checkpoint.config, architecture)
-        except InputRejected:
-            continue
-        for disk, (key, _) in sibling.memory_names(names).items():
-            if sibling.shapes.get(key) == checkpoint.tensors[disk].shape:
-                found.setdefault(disk, f"belongs to {architecture}")
-    return found
-
-
 def _tied_groups(
     checkpoint: Checkpoint, structure: Structure, moved: Mapping[str, int]
 ) -> tuple[dict[str, str], list[str]]:
@@ -209,13 +117,6 @@ def _tied_groups(
             notes.append(f"{disk[target]} and {disk[origin]} are stored twice with equal bytes: tied, and kept so")
         groups[find(target)] = find(origin)
     return {name: find(name) for name in groups}, notes
-
-
-def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
-    """Whether two stored tensors hold the same bytes; read in chunks."""
-    if (left.dtype, left.shape) != (right.dtype, right.shape):
-        return False
-    return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
 
 
 def _roles(skeleton: sk.Skeleton, governing: Governing, groups: Mapping[str, str]) -> dict[str, Role | None]:

@@ -75,6 +75,13 @@ def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
             yield segment.produce()
 
 
+def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
+    """Whether two stored tensors hold the same bytes; read in chunks."""
+    if (left.dtype, left.shape) != (right.dtype, right.shape):
+        return False
+    return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
+
+
 def read_tensor(tensor: LazyTensor) -> Any:
     """A whole tensor in fresh memory, whatever its segments are: a torch tensor of its shape and dtype."""
     import numpy as np

@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.accounting import check_shapes
 from graftkit.architecture.adapter_task import head_modules
 from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.injection import skeleton_of
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.architecture.tuner import config_fields
 from graftkit.architecture.tying import untie
-from graftkit.architecture.vocabulary import check_shapes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable

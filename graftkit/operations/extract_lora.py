@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.adapted import find_edits
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
-from graftkit.architecture.vocabulary import Structure, account, equal_bytes
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.adapter_base import base_fields

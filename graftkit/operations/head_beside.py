@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import Head
 from graftkit.architecture.parameters import layout_of
-from graftkit.architecture.vocabulary import Structure
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import RecipeError, printable

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import MAPPINGS, Head
 from graftkit.architecture.parameters import text_value
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
-from graftkit.architecture.vocabulary import Structure
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tokenizer import read_tokenizer

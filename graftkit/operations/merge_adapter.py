@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.adapted import find_edits
 from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import slices
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.tying import tied_group, untie
-from graftkit.architecture.vocabulary import Structure, account
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.layers import LayerList, layer_list
 from graftkit.architecture.parameters import is_parameter, text_value
-from graftkit.architecture.vocabulary import Structure, account, equal_bytes
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.making import STD, Surroundings

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import Head, backbone_names, find_head, task_architecture
 from graftkit.architecture.skeleton import Skeleton
-from graftkit.architecture.vocabulary import Structure, account
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable

@@ -76,8 +76,8 @@ class Report:
     @property
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs."""
+        from graftkit.architecture.accounting import account
         from graftkit.architecture.skeleton import architecture_of
-        from graftkit.architecture.vocabulary import account
 
         adapter = self.plan.adapter
         labels = len(self.plan.result.config.get("id2label") or "01")

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.skeleton import build_config
-from graftkit.architecture.vocabulary import Structure, Vocabulary, account, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_range, read_rows, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Stored

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from graftkit.architecture.embeddings import INPUT, OUTPUT, embedding_of
-from graftkit.architecture.vocabulary import equal_bytes
-from graftkit.checkpoint.reading import torch_dtype
+from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.checkpoint.weights import read_weights
 from graftkit.verification.paging.origin import Origin, origins
 from graftkit.verification.paging.pager import Pager, page

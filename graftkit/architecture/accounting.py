@@ -1,0 +1,105 @@
+"""Which tensor of a checkpoint is what: every one is accounted for, by transformers' own loader, or the checkpoint is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture import skeleton as sk
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING
+from graftkit.errors import InputRejected, printable
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the others by reason."""
+
+    skeleton: sk.Skeleton
+    memory: Mapping[str, tuple[str, bool]]
+    others: Mapping[str, str]
+
+
+def account(checkpoint: Checkpoint) -> Structure:
+    """Build the skeleton and account for every tensor on disk.
+
+    Raises:
+        InputRejected: a tensor is missing, has another shape or kind of dtype than the class wants, or belongs to
+            neither the class, nor its ignore patterns, nor any other class with the same config.
+    """
+    skeleton = sk.build_skeleton(checkpoint.config)
+    where = f"{checkpoint.name}: {skeleton.architecture}"
+    info = check_shapes(checkpoint, skeleton)
+    if info.missing:
+        raise InputRejected(
+            f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
+            f"{_few(info.missing)}; save the checkpoint once from the class that you want to use"
+        )
+    memory = skeleton.memory_names(list(checkpoint.tensors))
+    _check_kinds(checkpoint, skeleton, memory, where)
+    others = {name: "ignored by the class" for name, (key, _) in memory.items() if key not in skeleton.shapes}
+    unexpected = [name for name in others if memory[name][0] in info.unexpected]
+    if unexpected:
+        known = _sibling_names(checkpoint, skeleton, unexpected)
+        strangers = sorted(set(unexpected) - known.keys())
+        if strangers:
+            raise InputRejected(
+                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {_few(strangers)};"
+                " remove them from the checkpoint, or name their class in config.json's architectures"
+            )
+        others |= known
+    return Structure(skeleton, memory, others)
+
+
+def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:
+    """What the loader would do with the tensors, none of which has another shape than the config gives it.
+
+    Raises:
+        InputRejected: one has.
+    """
+    info = skeleton.loading(checkpoint.tensors)
+    if info.mismatched:
+        name, found, wanted = min(info.mismatched)
+        raise InputRejected(
+            f"{checkpoint.name}: {skeleton.architecture}: tensor {printable(name)!r} has shape {list(found)} on disk,"
+            f" the config wants {list(wanted)}"
+        )
+    return info
+
+
+def _few(names: Any, limit: int = 4) -> str:
+    ordered = sorted(names)
+    shown = ", ".join(printable(name) for name in ordered[:limit])
+    return shown if len(ordered) <= limit else f"{shown}, … ({len(ordered)} in all)"
+
+
+def _check_kinds(
+    checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: Mapping[str, tuple[str, bool]], where: str
+) -> None:
+    """A header that says I32 of a float tensor has a legal shape, and loads as garbage: compare the kinds."""
+    if "quantization_config" in checkpoint.config:
+        return
+    state = skeleton.model.state_dict()
+    for disk, (key, _) in memory.items():
+        if key not in state:
+            continue
+        found, wanted = checkpoint.tensors[disk].dtype, state[key].dtype
+        if wanted.is_floating_point != (found in FLOATING):
+            raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}")
+
+
+def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, str]:
+    """Which of ``names`` stand in the state dict of another class with the same config, and in which."""
+    found: dict[str, str] = {}
+    for architecture in sk.sibling_architectures(checkpoint.config, skeleton.architecture):
+        if len(found) == len(names):
+            break
+        try:
+            sibling = sk.build_skeleton(checkpoint.config, architecture)
+        except InputRejected:
+            continue
+        for disk, (key, _) in sibling.memory_names(names).items():
+            if sibling.shapes.get(key) == checkpoint.tensors[disk].shape:
+                found.setdefault(disk, f"belongs to {architecture}")
+    return found
