@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.verification.bits import equal
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
 from graftkit.verification.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
@@ -67,7 +68,7 @@ class Differences:
         tally = self.tallies.setdefault(name, Tally())
         grown = self._is_vocabulary(name, old, new)
         call = capture.behind(new, name) if grown else None
-        if not grown and old.dtype == new.dtype and old.equal(new):  # which NaN never is
+        if not grown and equal(old, new):  # which NaN never is
             self._count_equal(tally, probe, name, old)
             return
         if probe.mask.shape == old.shape[:2] == new.shape[:2]:
@@ -83,7 +84,7 @@ class Differences:
         if not _comparable(tally, probe, old, new):
             return
         distributions = self._count(tally, name, old, old.numel())
-        if old.equal(new):
+        if equal(old, new):
             return
         tally.bitwise, tally.first = False, tally.first or probe.name
         reordered = grown and whole.shape[-1] != self._rows

@@ -228,6 +228,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             for name, other_name in pairs.items():
                 found.compare(part, name, old[name], outputs[other_name], capture, places)
                 compared += 1
+            del old, outputs  # before the next ones are made
             step((index + 1) / len(before.parts))
     if found.change and found.change.fresh:
         broken = run_new_ids(new.model, before.parts[0], before.made, found.change.fresh)
