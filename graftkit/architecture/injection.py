@@ -18,6 +18,7 @@ from graftkit.errors import RecipeError
 #: What every name of a module in a peft model begins with.
 PREFIX = "base_model.model."
 
+#: The name of the only adapter, which peft leaves out of the file.
 NAME = "default"
 
 Role = Literal["A", "B", "embedding_A", "embedding_B", "bias", "magnitude", "tokens", "copy"]

@@ -10,15 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.injection import NAME, PREFIX
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import InputRejected, printable
-
-#: The name of the only adapter, and what peft puts before the base's names.
-NAME = "default"
-PREFIX = "base_model.model."
 
 #: Inits at which peft changes the base's weights whenever it loads the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")

@@ -9,6 +9,7 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.adapted import find_edits
+from graftkit.architecture.injection import PREFIX
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -22,8 +23,6 @@ from graftkit.recipe import ExtractLora
 from graftkit.verification.extracted import compare_with_tuned
 from graftkit.verification.forward import few
 from graftkit.verification.promises import Promise, PromiseClass
-
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ float64: the merged model's error may be at most twice the adapted one's own.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import gc
 import re
@@ -18,47 +17,23 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import read_tensor
-from graftkit.errors import VerificationFailed, printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.merged_weights import WeightComparison, compare_weights
+from graftkit.verification.peft_loading import load_adapted
 from graftkit.verification.reference import Reference, run_loaded
-
-NAME = "default"
-
-#: A module whose weights in float64 are larger than this is not compared in float64.
-MODULE_BYTES = 2 << 30
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
 
-#: How far the error of a merged weight may exceed rounding to nearest, where the sum itself is formed in that dtype.
-SUMMED = 8.0
-
-#: The same where it is formed in more precision and rounded once.
-ROUNDED_ONCE = 1.05
-
 #: What cached decoding puts before the names of its outputs.
 STEP = re.compile(r"^step \d+ ")
-
-#: How much of what the adapter adds may be missing or too much, as a share.
-LEANING = 0.02
 
 #: The bound on the noise ratio.
 NOISE_RATIO = 2.0
 
 #: Noise below so many units of rounding counts as so much: in float32 (False) and in half precision (True).
 FLOOR = {False: 16.0, True: 4.0}
-
-
-@dataclass(frozen=True, slots=True)
-class WeightComparison:
-    """One merged weight. ``rounding`` is its error in units of the dtype's rounding, ``leaning`` the share of the change lost."""
-
-    name: str
-    rounding: float
-    leaning: float
-    failure: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,44 +84,6 @@ class AdaptedReport:
             yield "not compared", "skipped", reason
 
 
-def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> Loaded:
-    """Load ``source`` (or ``base``, where that is only planned) and put the adapter of ``folder`` on it, as a user would.
-
-    The model is the plain class with peft's layers in it, in eval mode.
-
-    Raises:
-        VerificationFailed: base or adapter do not load.
-    """
-    loaded = load(source) if base is None else assembled(base)
-    return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
-
-
-def adapt(model: Any, folder: Path) -> Any:
-    """The peft model of ``model`` and the adapter of ``folder``.
-
-    Raises:
-        VerificationFailed: peft does not load it.
-    """
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=NAME)
-    except Exception as error:  # peft raises whatever it runs into
-        raise VerificationFailed(
-            f"adapter: peft does not load it on {type(model).__name__}: {one_line(error)}"
-        ) from error
-
-
-def assembled(base: Checkpoint) -> Loaded:
-    """The model of a checkpoint that lies on no disk: every tensor is read or computed."""
-    from graftkit.architecture.skeleton import build_config, build_skeleton
-
-    state = {name: read_tensor(tensor) for name, tensor in base.tensors.items()}
-    model_class = type(build_skeleton(base.config).model)
-    model = model_class.from_pretrained(None, config=build_config(base.config), state_dict=state)
-    return Loaded(model.eval(), frozenset(), frozenset(), frozenset())
-
-
 def compare_with_adapted(
     source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, seed: int = 0
 ) -> AdaptedReport:
@@ -160,7 +97,7 @@ def compare_with_adapted(
     with undisturbed():
         adapted = load_adapted(source, folder, base)
         merged = load(result)
-        weights = tuple(_weights(adapted.model, merged.model, skipped))
+        weights = tuple(compare_weights(adapted.model, merged.model, skipped))
         del merged
         gc.collect()
         native = run_loaded(adapted, source, None, seed, None, {}, lambda _: None)
@@ -177,72 +114,6 @@ def compare_with_adapted(
     ]
     tokens = sum(part.tokens for part in native.parts)
     return AdaptedReport(weights, tuple(outputs), tokens, tuple(skipped), tuple(failures))
-
-
-def _weights(adapted: Any, merged: Any, skipped: list[str]) -> Iterator[WeightComparison]:
-    from peft.tuners.lora.layer import LoraLayer
-    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
-    outer: list[str] = []
-    for path, module in adapted.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for name, value in module.modules_to_save[NAME].state_dict().items():
-                yield _replaced(f"{path}.{name}", value, _at(merged, f"{path}.{name}"))
-        elif isinstance(module, TrainableTokensWrapper):
-            rows = module.token_adapter.get_merged_weights([NAME])
-            yield _replaced(f"{path}.weight", rows, _at(merged, f"{path}.weight"))
-        elif isinstance(module, LoraLayer) and not any(path.startswith(f"{above}.base_layer") for above in outer):
-            outer.append(path)
-            size = sum(parameter.numel() for parameter in module.get_base_layer().parameters())
-            if 8 * size > MODULE_BYTES:
-                skipped.append(f"{printable(path)}: {size:,} elements are too many to be merged in float64")
-                continue
-            yield from _folded(path, module, merged)
-
-
-def _at(model: Any, name: str) -> Any:
-    owner, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(owner), leaf).detach()
-
-
-def _replaced(name: str, wanted: Any, found: Any) -> WeightComparison:
-    equal = wanted.detach().to(found.dtype).equal(found)
-    return WeightComparison(name, 0, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
-
-
-def _folded(path: str, module: Any, merged: Any) -> Iterator[WeightComparison]:
-    """Compare every parameter of one adapted module with peft's own merge of it in float64."""
-    exact = copy.deepcopy(module).double()
-    if hasattr(exact, "unload_and_optionally_merge_module"):
-        exact = exact.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-    else:
-        exact.merge()
-        exact = exact.get_base_layer()
-    before = module.get_base_layer()
-    for name, value in exact.named_parameters():
-        found = _at(merged, f"{path}.{name}")
-        if value.equal(before.get_parameter(name).double()):
-            continue  # not touched: its bytes are the source's, as the ledger says
-        yield _compare(f"{path}.{name}", value.detach(), before.get_parameter(name).detach().double(), found)
-
-
-def _compare(name: str, exact: Any, before: Any, found: Any) -> WeightComparison:
-    error, change = found.double() - exact, exact - before
-    unit = UNIT_ROUNDOFF[str(found.dtype)]
-    half = unit > UNIT_ROUNDOFF["torch.float32"]
-    scale = exact.norm() if half else before.norm() + exact.norm()
-    tiny = 2.0**-25 * exact.numel() ** 0.5 if str(found.dtype) == "torch.float16" else 0.0
-    rounding = float(error.norm() / (unit * scale + tiny))
-    size = float(change.square().sum())
-    leaning = abs(float((error * change).sum())) / size
-    # Rounding errors are independent of the change: their share of it has this standard deviation.
-    noise = unit * float((exact.square() * change.square()).sum()) ** 0.5 / size
-    failure = ""
-    if not rounding <= (ROUNDED_ONCE if half else SUMMED):
-        failure = f"weights: {printable(name)!r} is off peft's merge in float64 by {rounding:.3g} roundings"
-    elif not leaning <= LEANING + 6 * noise:
-        failure = f"weights: {printable(name)!r} lacks or repeats {leaning:.0%} of what the adapter adds"
-    return WeightComparison(name, rounding, leaning, failure)
 
 
 def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, dict[str, Any]]:

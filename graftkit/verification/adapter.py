@@ -14,13 +14,12 @@ from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
-from graftkit.verification.adapted import assembled
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
 from graftkit.verification.forward import Loaded, load, undisturbed
 from graftkit.verification.liveness import Liveness, liveness
-from graftkit.verification.peft_loading import with_peft
+from graftkit.verification.peft_loading import assembled, with_peft
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference, load_source, run_loaded
 from graftkit.verification.runnable import cannot_run, weight_bytes

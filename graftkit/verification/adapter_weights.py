@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.injection import NAME
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.liveness import NAME
 from graftkit.verification.vocabulary import VocabularyChange
 
 

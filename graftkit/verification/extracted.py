@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.injection import NAME
 from graftkit.errors import printable
-from graftkit.verification.adapted import NAME, adapt
 from graftkit.verification.forward import load, run, undisturbed
+from graftkit.verification.peft_loading import adapt
 from graftkit.verification.reference import run_loaded
 
 #: What rounding of the stored factors, and of their product in float32, may add to a lost share of energy.

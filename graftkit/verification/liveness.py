@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.injection import NAME
 from graftkit.verification.forward import few, flatten
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
 
 #: Tokens of the one batch that gradients are taken on.
 TOKENS = 256
-
-NAME = "default"
 
 
 @dataclass(frozen=True, slots=True)

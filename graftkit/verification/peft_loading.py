@@ -1,17 +1,58 @@
-"""Load an adapter on its base as a trainer does, and say what peft had to say of it."""
+"""Load an adapter on its base, as a user does or as a trainer does, and say what peft had to say of it."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.injection import NAME
+from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
 from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
-from graftkit.verification.forward import few
-from graftkit.verification.liveness import NAME
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import read_tensor
+from graftkit.errors import VerificationFailed
+from graftkit.verification.forward import Loaded, few, load
 
 #: The tensor of learnt vectors.
 PROMPT = "prompt_embeddings"
+
+
+def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> Loaded:
+    """Load ``source`` (or ``base``, where that is only planned) and put the adapter of ``folder`` on it, as a user would.
+
+    The model is the plain class with peft's layers in it, in eval mode.
+
+    Raises:
+        VerificationFailed: base or adapter do not load.
+    """
+    loaded = load(source) if base is None else assembled(base)
+    return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
+
+
+def adapt(model: Any, folder: Path) -> Any:
+    """The peft model of ``model`` and the adapter of ``folder``.
+
+    Raises:
+        VerificationFailed: peft does not load it.
+    """
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), adapter_name=NAME)
+    except Exception as error:  # peft raises whatever it runs into
+        raise VerificationFailed(
+            f"adapter: peft does not load it on {type(model).__name__}: {one_line(error)}"
+        ) from error
+
+
+def assembled(base: Checkpoint) -> Loaded:
+    """The model of a checkpoint that lies on no disk: every tensor is read or computed."""
+    state = {name: read_tensor(tensor) for name, tensor in base.tensors.items()}
+    model_class = type(build_skeleton(base.config).model)
+    model = model_class.from_pretrained(None, config=build_config(base.config), state_dict=state)
+    return Loaded(model.eval(), frozenset(), frozenset(), frozenset())
 
 
 def with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.injection import NAME
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.tuner import stand_in
 from graftkit.errors import printable
-from graftkit.verification.adapted import NAME, adapt
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.peft_loading import adapt
 from graftkit.verification.reference import Reference, run_loaded
 from graftkit.verification.runnable import cannot_run
 

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.injection import NAME
 from graftkit.verification.forward import few
-from graftkit.verification.liveness import NAME, backward, cut, with_trained_rows
+from graftkit.verification.liveness import backward, cut, with_trained_rows
 from graftkit.verification.probes import Probe
 from graftkit.verification.reference import Reference
 

@@ -52,7 +52,7 @@ PLANTED = {
 
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
-    "verification/adapted.py adapt",
+    "verification/peft_loading.py adapt",
     "verification/inputs.py find_inputs",
     "verification/lens/setting.py in_float64",
     "verification/reference.py _table",
