@@ -79,7 +79,7 @@ def _with_gradient(model: Any, parameters: Mapping[str, Any], zeros: Collection[
     ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
     with _Zeros(parameters[name] for name in zeros) as known, torch.device("meta"):
-        outputs = model(**inputs, use_cache=False).to_tuple()
+        outputs = model(**inputs, use_cache=False, return_dict=True).to_tuple()
         total = sum((value * torch.randn_like(value)).sum() for value in tree_leaves(outputs) if _differentiable(value))
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, found, strict=True):
