@@ -54,7 +54,7 @@ def never_learning(skeleton: Skeleton, zeros: Collection[str]) -> tuple[str, ...
     import torch
 
     model = skeleton.model
-    parameters = {name: value for name, value in model.named_parameters() if value.is_floating_point()}
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     with quiet(), torch.enable_grad():
         try:
             model.eval()
