@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from graftkit.verification.bits import equal
 from graftkit.verification.probes import Probe
 
 #: Elements that are widened at a time: what a core's cache holds.
@@ -47,8 +48,16 @@ class Beside:
         if name not in self._references:
             self._references[name] = self._places(self._exact[name], name), self._places(self.native[name], name)
         truth, old = self._references[name]
-        new = old if found[name] is self.native[name] else self._places(found[name], name)
+        new = self._known(name, found[name], truth, old)
+        new = self._places(found[name], name) if new is None else new
         return (truth, old, new) if new.shape == old.shape else None
+
+    def _known(self, name: str, new: Any, truth: Any, old: Any) -> Any:
+        """The places of the reference where the whole of ``new`` equals it, so that its own need not be taken; else None."""
+        if new is self.native[name]:
+            return old
+        reference = self._exact[name] if self.wide else self.native[name]
+        return (truth if self.wide else old) if equal(reference, new) else None
 
     def _places(self, value: Any, name: str) -> Any:
         if value.shape[:2] == self.probe.mask.shape and not self._whole:
@@ -104,6 +113,11 @@ def sum_of_squares(values: Any) -> float:
     """In float64, of what is finite."""
     found = float(torch.linalg.vector_norm(values)) ** 2
     return found if math.isfinite(found) else float(finite(values).square().sum())
+
+
+def largest(values: Any) -> float:
+    """The largest absolute value; NaN where one is NaN."""
+    return max(abs(float(end)) for end in values.aminmax())
 
 
 def finite(values: Any) -> Any:

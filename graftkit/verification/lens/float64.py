@@ -9,6 +9,7 @@ in its own dtype without the mode and in float64 under it, and no wide copy of t
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -74,9 +75,9 @@ class Float64(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         del types
+        name, moves, writes = _known(func)
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        if func is BITS or name in MOVES:
+        if moves:
             return func(*args, **kwargs)
         if name in CASTS:
             return args[0].to(CASTS[name])
@@ -84,15 +85,24 @@ class Float64(TorchFunctionMode):
             return widened(func(*args, **kwargs))
         if name == "linear" and len(args) > 1 and _is_large(args[1]):
             return _linear_by_pieces(*(widened(a) for a in args[:1]), *args[1:], **kwargs)
-        if _writes(name, kwargs) and args and _is_narrow(args[0]):
+        if (writes or kwargs.get("out") is not None) and args and _is_narrow(args[0]):
             return func(*args, **kwargs)  # into a tensor made outside of the mode, which keeps its dtype
-        return widened(func(*(widened(a) for a in args), **{key: widened(value) for key, value in kwargs.items()}))
+        return widened(func(*map(widened, args), **{key: widened(value) for key, value in kwargs.items()}))
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(func: Callable[..., Any]) -> tuple[str, bool, bool]:
+    """The name of a function, whether it moves values and computes none, and whether it writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    writes = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+    return name, func is BITS or name in MOVES, writes
 
 
 def widened(value: Any) -> Any:
     """``value`` with every narrow floating tensor and dtype in it made wide; tuples, lists and mappings are gone into."""
     if isinstance(value, torch.Tensor):
-        return value.to(WIDER[value.dtype]) if value.dtype in WIDER else value
+        dtype = WIDER.get(value.dtype)
+        return value if dtype is None else value.to(dtype)
     if isinstance(value, torch.dtype):
         return WIDER.get(value, value)
     if type(value) in (tuple, list):
@@ -106,10 +116,6 @@ def widened(value: Any) -> Any:
 
 def _is_narrow(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in WIDER
-
-
-def _writes(name: str, kwargs: Mapping[str, Any]) -> bool:
-    return kwargs.get("out") is not None or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
 
 def _is_large(weight: Any) -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces, sum_of_squares
+from graftkit.verification.bits import equal
+from graftkit.verification.lens.beside import Beside, Outputs, finite, largest, pieces, sum_of_squares
 
 #: Quantiles of the KL that are reported.
 QUANTILES = (0.5, 0.9, 0.99)
@@ -115,7 +116,7 @@ class NoiseTally:
             tally.reference += size
             tally.own += own
             reference = truth if beside.wide else old
-            same = new is reference or torch.equal(reference, new)
+            same = new is reference or equal(reference, new)
             tally.squares += _squares(truth, new) if not same else 0.0 if beside.wide else own
             if beside.has_ids[name]:
                 if same:
@@ -163,13 +164,13 @@ def _diverge(tally: _Tally, summary: tuple[Any, Any, Any], old: Any, new: Any) -
         part = slice(start, start + len(a))
         start += len(a)
         gap = a - b
-        largest = float(torch.linalg.vector_norm(gap, math.inf))
-        if not math.isfinite(largest):
+        most = largest(gap)
+        if not math.isfinite(most):
             gap = finite(gap)
-            largest = float(torch.linalg.vector_norm(gap, math.inf))
+            most = largest(gap)
         kl = torch.linalg.vecdot(a.softmax(-1), gap) + b.logsumexp(-1) - sums[part]
         tally.kl.append(kl.clamp(min=0).cpu())
-        tally.largest = max(tally.largest, largest)
+        tally.largest = max(tally.largest, most)
         tally.margins.append(torch.where(b.argmax(-1) == top[part], -1.0, margin[part]).cpu())
 
 
@@ -207,8 +208,11 @@ def _summary(
 
 
 def _by_probe(items: list[tuple[str, int, int, float, bool]]) -> Iterator[PlaceNoise]:
-    for name in dict.fromkeys(item[0].partition(" [")[0] for item in items):
-        yield _summary(name, None, None, [item for item in items if item[0].partition(" [")[0] == name])
+    groups: dict[str, list[tuple[str, int, int, float, bool]]] = {}
+    for item in items:
+        groups.setdefault(item[0].partition(" [")[0], []).append(item)
+    for name, group in groups.items():
+        yield _summary(name, None, None, group)
 
 
 def _by_place(items: list[tuple[str, int, int, float, bool]]) -> Iterator[PlaceNoise]:

@@ -73,7 +73,10 @@ Record = dict[tuple[str, int], list[Any]]
 
 
 class Hooks:
-    """Calls ``see(name, tensors)`` after each module of ``model`` has run, innermost first. Use as a context manager."""
+    """Calls ``see(name, tensors)`` after each module of ``model`` has run, innermost first. Use as a context manager.
+
+    No mode rewrites what ``see`` calls.
+    """
 
     def __init__(self, model: Any, see: Callable[[str, list[Any]], None]) -> None:
         self._model, self._see = model, see
@@ -82,9 +85,13 @@ class Hooks:
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
             self._hooks.append(
-                module.register_forward_hook(lambda _, __, output, name=name: self._see(name, [*tensors_in(output)]))
+                module.register_forward_hook(lambda _, __, output, name=name: self._look(name, output))
             )
         return self
+
+    def _look(self, name: str, output: Any) -> None:
+        with torch._C.DisableTorchFunction():  # noqa: SLF001
+            self._see(name, [*tensors_in(output)])
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
