@@ -118,9 +118,7 @@ def verify(
         raise InputRejected(
             f"{after}: has {new_vocabulary.rows} rows, fewer than the {old_vocabulary.rows} of {before}"
         )
-    new_ids = {second.token_of(index): index for index in range(first.size, second.size)}
-    fresh = (*range(first.size, second.size), *range(max(second.size, old_vocabulary.rows), new_vocabulary.rows))
-    change = VocabularyChange(old_vocabulary.rows, new_vocabulary.rows, first.size, tuple(dict.fromkeys(fresh)))
+    change = _change(old_vocabulary.rows, new_vocabulary.rows, first.size, second.size)
     found: dict[str, tuple[str, ...]] = {}
     tokenization = measured = None
     if "bytes" not in left_out:
@@ -130,6 +128,7 @@ def verify(
     if "config" not in left_out:
         found["config"] = tuple(check_documents(old, new, Allowed(change, first, second)))
     if "tokenizer" not in left_out:
+        new_ids = {second.token_of(index): index for index in range(first.size, second.size)}
         tokenization = check_tokenization(
             old.directory,
             new.directory,
@@ -146,6 +145,12 @@ def verify(
     if signal:
         travelled, found["signal"] = _signal(old, new, change, device, progress)
     return Verification(_diff(old, new), tokenization, measured, found, seen, travelled)
+
+
+def _change(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> VocabularyChange:
+    """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
+    fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
+    return VocabularyChange(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
 
 
 def _signal(
