@@ -13,7 +13,7 @@ from graftkit.verification.bits import equal
 from graftkit.verification.probes import Probe
 
 #: Elements that are widened at a time: what a core's cache holds.
-CHUNK = 1 << 18
+CHUNK = 1 << 16
 
 Outputs = Mapping[str, Any]
 

@@ -50,8 +50,8 @@ BITS = torch.Tensor.view
 #: Where a config keeps how its experts are computed; None where it has none.
 EXPERTS = "_experts_implementation_internal"
 
-#: Elements of a weight that are widened at a time in a matrix product.
-PIECE = 16 << 20
+#: Elements of a weight that are widened at a time in a matrix product: their memory is used again by the next.
+PIECE = 1 << 20
 
 
 class Float64(TorchFunctionMode):
