@@ -13,12 +13,15 @@ def equal(old: Any, new: Any) -> bool:
     """
     if old.shape != new.shape or old.dtype != new.dtype:
         return False
-    return (_same_bits(old, new) and not bool(old.sum().isnan())) or bool(old.equal(new))
+    return (same_bits(old, new) and not bool(old.sum().isnan())) or bool(old.equal(new))
 
 
-def _same_bits(old: Any, new: Any) -> bool:
+def same_bits(old: Any, new: Any) -> bool:
+    """Whether both hold the same bits in the same shape and dtype: so does NaN beside itself, and 0.0 beside -0.0 does not."""
     import torch
 
+    if old.shape != new.shape or old.dtype != new.dtype:
+        return False
     if _in_words(old) and _in_words(new):
         return torch.equal(old.view(-1).view(torch.int64), new.view(-1).view(torch.int64))
     same_width = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(old.element_size())

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from graftkit.verification.bits import equal
+from graftkit.verification.bits import equal, same_bits
 from graftkit.verification.differences import Differences
 from graftkit.verification.distribution import Capture
 from graftkit.verification.probes import Probe
@@ -59,6 +59,14 @@ def test_it_says_what_equality_by_value_says(dtype, layout):
     assert [name for name, same in found.items() if not same] == [
         "one flipped bit", "NaN in both", "NaN in the new one", "other values",
     ]  # fmt: skip
+
+
+def test_the_same_bits_are_those_of_nan_too_and_no_others():
+    old = values(torch.bfloat16)
+    assert same_bits(*both(old.clone(), math.nan))
+    assert not same_bits(both(old.clone(), 0.0)[0], both(old.clone(), -0.0)[0])
+    assert not same_bits(old, old.view(torch.float16))
+    assert not same_bits(old, old.view(8, 2, 24))
 
 
 def test_two_layouts_of_the_same_values_are_equal():

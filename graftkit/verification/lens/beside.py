@@ -34,6 +34,7 @@ class Beside:
         self._references: dict[str, tuple[Any, Any]] = {}
         self._sizes: dict[str, tuple[float, float]] = {}
         self._summaries: dict[str, tuple[Any, Any, Any]] = {}
+        self._positions: dict[str, tuple[Any, Any]] = {}
 
     def widely(self) -> Beside:
         """The same, for runs in float64."""
@@ -83,6 +84,11 @@ class Beside:
 
     def positions(self, name: str) -> tuple[Any, Any]:
         """``(n,)`` row and place in the sequence of each position."""
+        if name not in self._positions:
+            self._positions[name] = self._row_and_place(name)
+        return self._positions[name]
+
+    def _row_and_place(self, name: str) -> tuple[Any, Any]:
         batch, length = self.native[name].shape[:2]
         rows, places = torch.meshgrid(torch.arange(batch), torch.arange(length), indexing="ij")
         word = name.split()
@@ -113,11 +119,6 @@ def sum_of_squares(values: Any) -> float:
     """In float64, of what is finite."""
     found = float(torch.linalg.vector_norm(values)) ** 2
     return found if math.isfinite(found) else float(finite(values).square().sum())
-
-
-def largest(values: Any) -> float:
-    """The largest absolute value; NaN where one is NaN."""
-    return max(abs(float(end)) for end in values.aminmax())
 
 
 def finite(values: Any) -> Any:

@@ -32,6 +32,14 @@ MARGIN = 100
 LEAST = 1e-15
 
 
+#: Runs a forward and returns its outputs.
+Around = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+def _plainly(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return run()
+
+
 @dataclass(frozen=True, slots=True)
 class Floor:
     """Relative differences, as :func:`~graftkit.verification.lens.gap.gap` has them; ``bend`` is None where no nudge came through.
@@ -74,11 +82,11 @@ class _Nudge(TorchFunctionMode):
         return found * (1 + self._delta * noise.to(found.device))
 
 
-def measure_floor(model: Any, probe: Probe, made: frozenset[str]) -> Floor:
-    """Measure on one batch without padding: five forwards of it, one of them audited."""
+def measure_floor(model: Any, probe: Probe, made: frozenset[str], around: Around = _plainly) -> Floor:
+    """Measure on one batch without padding: five forwards of it, one of them audited, which runs inside ``around``."""
     with float64(model):
         with Audit(model) as audit:
-            plain = outputs_of(model, probe, made)
+            plain = around(lambda: outputs_of(model, probe, made))
         alone = [outputs_of(model, _row(probe, index), made) for index in range(len(probe.ids))]
         apart = [
             gap(value[index : index + 1], row[name])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
+from graftkit.verification.bits import same_bits
 
 #: A value beyond this is a mask that a model puts on scores, no measure of their size.
 MASK = 1e5
@@ -16,18 +16,24 @@ def gap(old: Any, new: Any) -> float:
 
     *Shapes:* equal. Where both hold the same infinity or both NaN they agree.
     """
-    if torch.equal(old, new):
+    if same_bits(old, new):
         return 0.0
     a, b = old.double(), new.double()
-    apart = (a != b) & ~(a.isnan() & b.isnan())
-    if not apart.any():
-        return 0.0
-    largest = float((a - b)[apart].abs().nan_to_num(nan=math.inf).max())
-    return largest / scale(a)
+    most = largest(a - b)
+    if not math.isfinite(most):
+        apart = (a != b) & ~(a.isnan() & b.isnan())
+        most = largest((a - b)[apart].nan_to_num(nan=math.inf)) if apart.any() else 0.0
+    return most / scale(a) if most else 0.0
+
+
+def largest(values: Any) -> float:
+    """The largest absolute value; NaN where one is NaN."""
+    return max(abs(float(end)) for end in values.aminmax())
 
 
 def scale(values: Any) -> float:
     """Root mean square of what is finite and no mask; 1 where nothing else is left, or all is zero."""
-    seen = values[values.isfinite() & (values.abs() < MASK)].double()
-    size = float(seen.square().mean().sqrt()) if seen.numel() else 0.0
+    usual = largest(values) < MASK
+    seen = values.reshape(-1) if usual else values[values.isfinite() & (values.abs() < MASK)]
+    size = float(seen.double().square().mean().sqrt()) if seen.numel() else 0.0
     return size or 1.0

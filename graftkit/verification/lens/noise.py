@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from graftkit.verification.bits import equal
-from graftkit.verification.lens.beside import Beside, Outputs, finite, largest, pieces, sum_of_squares
+from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces, sum_of_squares
+from graftkit.verification.lens.gap import largest
 
 #: Quantiles of the KL that are reported.
 QUANTILES = (0.5, 0.9, 0.99)

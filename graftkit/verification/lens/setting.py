@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, VerificationFailed, printable
-from graftkit.verification.forward import Loaded, can_cache, load, outputs_of, run
+from graftkit.verification.forward import Loaded, can_cache, load, run
 from graftkit.verification.inputs import find_inputs
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor, measure_floor
-from graftkit.verification.lens.trace import KEPT_BYTES, record, tokens_that_fit
+from graftkit.verification.lens.trace import KEPT_BYTES, Hooks, tokens_that_fit
 from graftkit.verification.paging.room import available
 from graftkit.verification.probes import Probe, split
 from graftkit.verification.reference import load_source, plan_probes
@@ -99,10 +99,14 @@ def prepare(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(live, (FLOOR_ROWS, min(probes[0].ids.shape[1], FLOOR_TOKENS)), generator=generator)
     batch = _on(device, Probe("floor", ids, torch.ones_like(ids)))
+    kept: list[Any] = []
+
+    def around(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        with Hooks(old.model, lambda _, found: kept.extend(found)):
+            return run()
+
     with in_float64(old):
-        floor = measure_floor(old.model, batch, made)
-        with float64(old.model):
-            kept, _ = record(old.model, lambda: outputs_of(old.model, batch, made))
+        floor = measure_floor(old.model, batch, made, around)
     fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old)))
     parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
     return Setting(old, new, parts, made, floor, rows, change, backbone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -239,7 +239,7 @@ def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
     return True
 
 
-def tokens_that_fit(kept: Record, tokens: int, room: float = KEPT_BYTES) -> int:
-    """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules keep."""
-    nbytes: int = sum({id(t): t.numel() * 8 for call in kept.values() for t in call}.values())
+def tokens_that_fit(kept: Iterable[Any], tokens: int, room: float = KEPT_BYTES) -> int:
+    """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules give."""
+    nbytes: int = sum({id(tensor): tensor.numel() * 8 for tensor in kept}.values())
     return max(int(room) * tokens // max(nbytes, 1), 8)
