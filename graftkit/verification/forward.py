@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
 STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
 
+#: Just below the largest block that glibc raises its bounds after.
+FREED_BLOCK = (32 << 20) - (1 << 16)
+
 #: Names under which a forward returns its cache and takes it back.
 CACHES = ("past_key_values", "cache_params")
 
@@ -98,6 +101,18 @@ def load(directory: Path, *, paged: bool = False) -> Loaded:
             tensor.data = tensor.data.clone()
     missing, unexpected, mismatched = (_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched"))
     return Loaded(model, missing, unexpected, mismatched, pager)
+
+
+def keep_freed_memory(loaded: Loaded) -> None:
+    """Let what one forward frees be there for the next, but where parameters are paged in, since memory is short there.
+
+    glibc gives back what is free beyond twice the largest block that it mapped and freed, and raises this bound up to blocks of
+    32 MB by itself: one block that is freed untouched raises it at once (mallopt(3), M_MMAP_THRESHOLD).
+    """
+    import torch
+
+    if loaded.pager is None:
+        torch.empty(FREED_BLOCK, dtype=torch.uint8)
 
 
 def release(model: Any) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.verification.forward import Loaded, can_cache, few, largest_position, load, release, run
+from graftkit.verification.forward import (
+    Loaded,
+    can_cache,
+    few,
+    keep_freed_memory,
+    largest_position,
+    load,
+    release,
+    run,
+)
 from graftkit.verification.inputs import find_inputs
 from graftkit.verification.paging.share import part_of
 from graftkit.verification.paging.skeleton import in_pieces
@@ -68,6 +77,7 @@ def run_source(
     with timed(seconds, "load source"):
         old = load_source(source, backbone=backbone, paged=paged)
         in_pieces(old.model)
+        keep_freed_memory(old)
     try:
         return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
     finally:

@@ -12,7 +12,7 @@ import torch
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError
-from graftkit.verification.forward import Loaded, few, outputs_of, run, undisturbed
+from graftkit.verification.forward import Loaded, few, keep_freed_memory, outputs_of, run, undisturbed
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
@@ -75,6 +75,7 @@ def compare_lens(
             old, new = load_both(source, result, place, backbone=backbone, adapter=adapter, paged=from_files)
             for loaded in (old, new):
                 in_pieces(loaded.model)
+            keep_freed_memory(old)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
             setting = prepare(source, old, new, vocabulary, seed, tokens, backbone=backbone)
