@@ -1,7 +1,7 @@
 """Measure adapters on a 1.5 B bf16 Llama-shaped checkpoint against peft's own way, imports apart.
 
 What a library builds at its first use (transformers' table of renamed weights, pydantic's validators) counts as its import: each
-process makes an adapter in both ways for a tiny checkpoint first. ``--cold`` leaves that out.
+process makes an adapter in its own way for a tiny checkpoint first. ``--cold`` leaves that out.
 
 Every figure is a ratio within one run, since machines are noisy; seconds of the processor, in all threads and in the kernel,
 stand beside those of the clock, for they change less where other jobs run. The checkpoint is random, built in a temporary directory
@@ -21,33 +21,37 @@ from pathlib import Path
 
 from bench_vocab import build_apart, child, floor
 
-#: In each child: imports first, then the work; prints seconds and the peak above the imports.
-IMPORTS = """
-import json, resource, sys, time, warnings
+#: In each child: the imports of its own way first, then the work; prints seconds and the peak above the imports.
+PEFT = """
+import json, resource, sys, tempfile, time, warnings
 warnings.simplefilter('ignore')
 import torch, transformers, peft
 import transformers.conversion_mapping
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 import peft.tuners.lora.variants
+"""
+GRAFTKIT = PEFT + """
 import graftkit.engine as engine
 from graftkit.checkpoint.staging import Staging
 from graftkit.checkpoint.adapter import write_adapter
 from graftkit.checkpoint.write import write_checkpoint
 from pathlib import Path
 """
-#: Both ways once, so that what is built at the first use is there.
-WARM_UP = """
-import tempfile
-from transformers import LlamaConfig
-with tempfile.TemporaryDirectory() as place:
-    LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                 num_attention_heads=2)).save_pretrained(place + '/tiny')
-    model = AutoModelForCausalLM.from_pretrained(place + '/tiny')
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules='all-linear', task_type='CAUSAL_LM'))
-    adapted.save_pretrained(place + '/peft')
-    engine.plan({'version': 1, 'base_model': place + '/tiny', 'operations': [{'op': 'add_lora', 'r': 4}], 'output': place + '/out'})
-    del model, adapted
+#: An adapter for a tiny checkpoint, by the same way, so that what is built at the first use is there.
+TINY = """
+place = tempfile.TemporaryDirectory()
+LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                             num_attention_heads=2)).save_pretrained(place.name + '/tiny')
+"""
+PEFT_WARM_UP = TINY + """
+model = AutoModelForCausalLM.from_pretrained(place.name + '/tiny')
+adapted = get_peft_model(model, LoraConfig(r=4, target_modules='all-linear', task_type='CAUSAL_LM'))
+adapted.save_pretrained(place.name + '/peft')
+del model, adapted
+"""
+GRAFTKIT_WARM_UP = TINY + """
+engine.plan({'version': 1, 'base_model': place.name + '/tiny', 'operations': [{'op': 'add_lora', 'r': 4}], 'output': 'never'})
 """
 CLOCK = """
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -57,6 +61,10 @@ END = """
 print(json.dumps({'seconds': time.perf_counter() - start, 'busy': time.process_time() - busy,
                   'peak_mb': (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}))
 """
+
+#: The start of a child, by whether it is graftkit's way.
+START = {False: PEFT + PEFT_WARM_UP + CLOCK, True: GRAFTKIT + GRAFTKIT_WARM_UP + CLOCK}
+COLD = {False: PEFT + CLOCK, True: GRAFTKIT + CLOCK}
 
 #: Plan and write a recipe without the pass that compares and without models: what peft's own way is compared with.
 WRITE = """
@@ -95,7 +103,7 @@ for name in tensors:
 class Bench:
     """The contenders, each into a fresh directory that is deleted at once; figures are collected by name."""
 
-    def __init__(self, place: Path, start: str) -> None:
+    def __init__(self, place: Path, start: dict[bool, str]) -> None:
         self.start = start
         self.source, self.target, self.adapter = place / "source", place / "target", place / "adapter"
         self.found: dict[str, list[float]] = {}
@@ -107,7 +115,7 @@ class Bench:
 
     def run(self, name: str, body: str, *arguments: str) -> None:
         """Run a child, note its seconds and its peak, and delete what it wrote."""
-        done = child(self.start + body + END, *arguments)
+        done = child(self.start["graftkit" in name] + body + END, *arguments)
         self.note(f"{name}, s", done["seconds"])
         self.note(f"{name}, processor s", done["busy"])
         self.note(f"{name}, MB above imports", done["peak_mb"])
@@ -146,7 +154,7 @@ class Bench:
         self.source = place
         recipe = self.recipe(op="add_lora", r=16, lora_alpha=32, target_modules="all-linear")
         self.note("405 B: base, GB", nbytes / 1e9)
-        done = child(self.start + WRITE + END, recipe)
+        done = child(self.start[True] + WRITE + END, recipe)
         size = sum(path.stat().st_size for path in (self.target / "adapter").iterdir())
         self.note("405 B: adapter, GB", size / 1e9)
         self.note("405 B: graftkit, s", done["seconds"])
@@ -231,9 +239,9 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="count what a library builds at its first use as work")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graftkit-bench-") as folder:
-        bench = Bench(Path(folder), IMPORTS + ("" if options.cold else WARM_UP) + CLOCK)
+        bench = Bench(Path(folder), COLD if options.cold else START)
         build_apart(bench.source, options.layers)
-        child(bench.start + MAKE + END, str(bench.source), str(bench.adapter), "true", "trained")
+        child(bench.start[False] + MAKE + END, str(bench.source), str(bench.adapter), "true", "trained")
         for _ in range(options.rounds):
             bench.merging()
             if "add_lora" in IMPLEMENTATIONS:
