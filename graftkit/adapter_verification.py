@@ -11,11 +11,10 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, few, printable
 from graftkit.recipe.add_adapter import STARTS
 from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
 from graftkit.verification.digests import BaseDigests, tensor_digests
-from graftkit.verification.forward import few
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.vocabulary import VocabularyChange
 

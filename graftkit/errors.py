@@ -16,6 +16,8 @@ A message is one line: the file, the place in it, what was found, what to do. Wh
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 class GraftkitError(Exception):
     """Base of all errors that end a command with one line and an exit code."""
@@ -69,3 +71,9 @@ def printable(text: object) -> str:
     Tensor names, tokens and paths come from files that nobody has checked; an escape sequence in one must not act.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def few(names: Collection[str]) -> str:
+    """The first names of many, fit for a terminal."""
+    ordered = sorted(names)
+    return printable(", ".join(ordered[:4]) + (f", … ({len(ordered)} in all)" if len(ordered) > 4 else ""))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from graftkit.architecture import skeleton as sk
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, few, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def account(checkpoint: Checkpoint) -> Structure:
     if info.missing:
         raise InputRejected(
             f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
-            f"{_few(info.missing)}; save the checkpoint once from the class that you want to use"
+            f"{few(info.missing)}; save the checkpoint once from the class that you want to use"
         )
     memory = skeleton.memory_names(list(checkpoint.tensors))
     _check_kinds(checkpoint, skeleton, memory, where)
@@ -45,7 +44,7 @@ def account(checkpoint: Checkpoint) -> Structure:
         strangers = sorted(set(unexpected) - known.keys())
         if strangers:
             raise InputRejected(
-                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {_few(strangers)};"
+                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {few(strangers)};"
                 " remove them from the checkpoint, or name their class in config.json's architectures"
             )
         others |= known
@@ -66,12 +65,6 @@ def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInf
             f" the config wants {list(wanted)}"
         )
     return info
-
-
-def _few(names: Any, limit: int = 4) -> str:
-    ordered = sorted(names)
-    shown = ", ".join(printable(name) for name in ordered[:limit])
-    return shown if len(ordered) <= limit else f"{shown}, … ({len(ordered)} in all)"
 
 
 def _check_kinds(

@@ -63,20 +63,25 @@ def towers(skeleton: Skeleton) -> tuple[str, ...]:
     return tuple(found)
 
 
-def is_router(model: Any, name: str) -> bool:
-    """Whether the module ``name`` has one output for each expert beside it."""
+def find_routers(model: Any) -> tuple[str, ...]:
+    """Names of the modules that have one output for each expert beside them."""
+    found = []
+    for path, owner in model.named_modules():
+        counts = {name: _experts(child) for name, child in owner.named_children()}
+        if not any(counts.values()):
+            continue
+        for name, child in owner.named_children():
+            weight = getattr(child, "weight", None)
+            beside = set().union(*(held for other, held in counts.items() if other != name))
+            if weight is not None and weight.ndim == 2 and weight.shape[0] in beside:
+                found.append(f"{path}.{name}" if path else name)
+    return tuple(found)
+
+
+def _experts(module: Any) -> set[int]:
+    """How many experts a module may hold: stacked in a parameter, or listed."""
     import torch
 
-    parent, _, last = name.rpartition(".")
-    owner = model.get_submodule(parent)
-    weight = getattr(getattr(owner, last, None), "weight", None)
-    if weight is None or weight.ndim != 2:
-        return False
-    counts = set()
-    for child_name, child in owner.named_children():
-        if child_name == last:
-            continue
-        counts |= {p.shape[0] for p in child.parameters(recurse=False) if p.ndim == 3}
-        if isinstance(child, torch.nn.ModuleList) and len(child) > 1:
-            counts.add(len(child))
-    return weight.shape[0] in counts
+    stacked = {value.shape[0] for value in module.parameters(recurse=False) if value.ndim == 3}
+    listed = isinstance(module, torch.nn.ModuleList) and len(module) > 1
+    return stacked | ({len(module)} if listed else set())

@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.embeddings import embedding_of
@@ -43,6 +43,7 @@ class Skeleton:
     model: Any
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
+    _named: dict[tuple[str, ...], Mapping[str, tuple[str, bool]]] = field(default_factory=dict, repr=False, compare=False)
 
     def weight_names(self, getter: str) -> frozenset[str]:
         """Names in memory of the table of the module that ``getter`` returns; empty where there is no such table.
@@ -60,11 +61,17 @@ class Skeleton:
         """The module of the input or output embedding; None where there is none with a table."""
         return embedding_of(self.model, getter)
 
-    def memory_names(self, disk_names: list[str]) -> dict[str, tuple[str, bool]]:
+    def memory_names(self, disk_names: list[str]) -> Mapping[str, tuple[str, bool]]:
         """Map each name on disk to its name in memory, and whether a conversion (not only a renaming) is applied.
 
         The rules are transformers' own (``core_model_loading.convert_and_load_state_dict_in_model``).
         """
+        asked = tuple(disk_names)
+        if asked not in self._named:
+            self._named[asked] = self._name(asked)
+        return self._named[asked]
+
+    def _name(self, disk_names: tuple[str, ...]) -> Mapping[str, tuple[str, bool]]:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 

@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from graftkit.architecture.adapter_task import is_router, towers
+from graftkit.architecture.adapter_task import find_routers, towers
 from graftkit.architecture.injection import Injection, inject
 from graftkit.architecture.naming import expanded, is_glob, matched, named, unmatched
 from graftkit.architecture.skeleton import Skeleton
-from graftkit.errors import RecipeError, printable
+from graftkit.errors import RecipeError, few, printable
 
 ALL_LINEAR = "all-linear"
 
@@ -46,7 +46,7 @@ def resolve(
         values = {**values, "target_modules": _expanded(build, skeleton, values)}
     every = isinstance(wanted, str) and wanted.lower() == ALL_LINEAR
     layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
-    tower_names, routers = towers(skeleton), _routers(skeleton.model)
+    tower_names, routers = towers(skeleton), find_routers(skeleton.model)
     found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
     check_layers(layers, pattern, (*found.modules, *found.parameters), "add_lora")
     kept, notes = _kept(found.modules, wanted, tower_names, routers if every else ())
@@ -55,7 +55,7 @@ def resolve(
         kept = tuple(name for name in kept if _layer_of(name, pattern) in layers)
         parameters = tuple(name for name in parameters if _layer_of(name, pattern) in layers)
     if len(parameters) < len(found.parameters) or (every and set(routers) & set(found.modules)):
-        notes += (f"routers are left out: {_few(routers)}; name one to train it",)
+        notes += (f"routers are left out: {few(routers)}; name one to train it",)
     if (kept, parameters) != (found.modules, found.parameters):
         final = {
             "target_modules": _entries(found.config["target_modules"], kept, found.modules),
@@ -158,10 +158,6 @@ def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
     return bool(found.modules or found.parameters)
 
 
-def _routers(model: Any) -> tuple[str, ...]:
-    return tuple(name for name, _ in model.named_modules() if name and is_router(model, name))
-
-
 def _kept(
     found: tuple[str, ...], wanted: Any, tower_names: tuple[str, ...], routers: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -218,7 +214,3 @@ def _check_parameters(entries: Iterable[str], build: Build) -> None:
                 f"operations: add_lora: target_parameters: {printable(entry)!r} matches no parameter;"
                 f" near names: {', '.join(close) or 'none'}"
             )
-
-
-def _few(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:2]) + (f", … ({len(names)} in all)" if len(names) > 2 else "")

@@ -11,12 +11,13 @@ from graftkit.architecture.zero_flow import never_learning
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import chunks
 from graftkit.checkpoint.tensors import LazyTensor
-from graftkit.errors import RecipeError, printable
+from graftkit.checkpoint.tensors import Zeros as ZeroTensor
+from graftkit.errors import RecipeError, few, printable
 from graftkit.operations.base import Outcome
-from graftkit.recipe import Reinit, ReplaceHead, Spec, Zeros
+from graftkit.recipe import Reinit, ReplaceHead, Spec
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.head_schemes import HeadZeros
-from graftkit.recipe.weight_schemes import Constant
+from graftkit.recipe.weight_schemes import is_zero
 
 SOUND = (
     "a zero head in front of a LoRA whose B is zero is sound: the head has a gradient at step 0, B at step 1, A at step 2"
@@ -30,7 +31,7 @@ def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcom
         RecipeError: tensors made zero would never learn, or DoRA divides by the norms of weights made zero.
     """
     *before, spec = specs
-    if isinstance(spec, Reinit) and _is_zero(spec.init):
+    if isinstance(spec, Reinit) and is_zero(spec.init):
         _check_learning(specs, source, (*earlier, outcome))
     if not isinstance(spec, AddLora) or outcome.adapter is None:
         return outcome
@@ -54,18 +55,17 @@ def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequenc
     zeros = [name for name in dict.fromkeys(_zeroed(specs, source, outcomes)) if _holds_zeros(result.tensors[name])]
     skeleton = build_skeleton(result.config)
     memory = {name for name, converted in skeleton.memory_names(zeros).values() if not converted}
-    stuck = [repr(printable(name)) for name in never_learning(skeleton, memory)]
+    stuck = never_learning(skeleton, memory)
     if stuck:
-        names = ", ".join(stuck[:4]) + (f", … ({len(stuck)} in all)" if len(stuck) > 4 else "")
         raise RecipeError(
-            f"operations.{len(specs) - 1}: reinit: init: from these zeros no gradient ever reaches {names}; leave out one of"
+            f"operations.{len(specs) - 1}: reinit: init: from these zeros no gradient ever reaches {few(stuck)}; leave out one of"
             " those that wait for each other, or start it elsewhere"
         )
 
 
 def _holds_zeros(tensor: LazyTensor) -> bool:
-    """Whether every byte is zero: with the weights an operation makes biases and gains anew, and a gain is one."""
-    return not any(chunk.strip(b"\0") for chunk in chunks(tensor))
+    """Whether it is zero for sure: a matrix that was asked to be, or a bias that its class starts at zero."""
+    return isinstance(tensor, ZeroTensor) or (len(tensor.shape) < 2 and not any(map(any, chunks(tensor))))
 
 
 def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
@@ -75,7 +75,7 @@ def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
         RecipeError: both are zero.
     """
     inner = [tensor.name for tensor in head.of("inner") if len(tensor.shape) > 1]
-    if inner and _is_zero(spec.init) and _is_zero(spec.inner_init):
+    if inner and is_zero(spec.init) and is_zero(spec.inner_init):
         projection = head.of("projection")[0].name
         raise RecipeError(
             f"operations: replace_head: inner_init: {printable(inner[0])!r} and {printable(projection)!r} would both be zero,"
@@ -83,14 +83,10 @@ def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
         )
 
 
-def _is_zero(scheme: object) -> bool:
-    return isinstance(scheme, HeadZeros | Zeros) or (isinstance(scheme, Constant) and scheme.value == 0)
-
-
 def _zeroed(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Names on disk of the tensors that a reinit made zero."""
     held = source
     for spec, outcome in zip(specs, outcomes, strict=True):
-        if isinstance(spec, Reinit) and _is_zero(spec.init):
+        if isinstance(spec, Reinit) and is_zero(spec.init):
             yield from (n for n, tensor in outcome.checkpoint.tensors.items() if held.tensors.get(n) is not tensor)
         held = outcome.checkpoint

@@ -15,13 +15,12 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, few, printable
 from graftkit.operations.adapter_base import base_fields
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weight_difference import WeightDifference
 from graftkit.recipe import ExtractLora
 from graftkit.verification.extracted import compare_with_tuned
-from graftkit.verification.forward import few
 from graftkit.verification.promises import Promise, PromiseClass
 
 

@@ -11,11 +11,12 @@ from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.parameters import layout_of
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.reading import chunks, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import Computed, LazyTensor, Zeros
 from graftkit.initializers.fans import LINEAR, Layout
 from graftkit.initializers.making import Surroundings, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
+from graftkit.recipe.weight_schemes import is_zero
 
 if TYPE_CHECKING:
     from graftkit.recipe import WeightScheme
@@ -49,9 +50,12 @@ class FreshTensors:
     _after: dict[str, float] = field(default_factory=dict)
     _before: dict[str, LazyTensor] = field(default_factory=dict)
 
-    def computed(self, target: Target, old: LazyTensor, *, readout: bool = False) -> Computed:
-        """The lazy tensor that takes the place of ``old``, with its dtype and shape."""
+    def computed(self, target: Target, old: LazyTensor, *, readout: bool = False) -> LazyTensor:
+        """The lazy tensor that takes the place of ``old``, with its dtype and shape; zeros are known as such."""
         self._before[target.disk] = old
+        if target.layout is not None and is_zero(self.scheme):
+            self._after[target.disk] = 0.0
+            return Zeros(old.dtype, old.shape)
         return Computed(old.dtype, old.shape, lambda: self._bytes(target, old, readout=readout))
 
     def figures(self) -> Mapping[str, Any]:

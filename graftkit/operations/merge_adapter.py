@@ -16,12 +16,11 @@ from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, few, printable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.low_rank import edited
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapted import compare_with_adapted
-from graftkit.verification.forward import few
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 Edits = dict[str, tuple[Edit, ...]]

@@ -178,3 +178,9 @@ WeightScheme = Annotated[Zeros | WeightNormal | SharedScheme, OneOf("scheme", "s
 
 #: For modules that are new: data cannot decide what is put in the place of trained weights.
 NewModuleScheme = Annotated[Zeros | WeightNormal | SharedScheme | Lsuv, OneOf("scheme", "scheme", words=True)]
+
+
+def is_zero(scheme: object) -> bool:
+    """Whether a scheme, of weights or of a head, makes nothing but zeros."""
+    name = getattr(scheme, "scheme", None)
+    return name == "zeros" or (isinstance(scheme, Constant) and scheme.value == 0)

@@ -17,8 +17,9 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.errors import few
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
 from graftkit.verification.peft_loading import load_adapted
 from graftkit.verification.reference import Reference, run_loaded

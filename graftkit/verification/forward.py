@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
-from graftkit.errors import InputRejected, VerificationFailed, printable
+from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
 
@@ -132,12 +132,6 @@ def _misfits(model_class: Any, directory: Path) -> str:
 
 def _names(entries: Collection[Any]) -> frozenset[str]:
     return frozenset(str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
-
-
-def few(names: Collection[str]) -> str:
-    """The first names of many, fit for a terminal."""
-    ordered = sorted(names)
-    return printable(", ".join(ordered[:4]) + (f", … ({len(ordered)} in all)" if len(ordered) > 4 else ""))
 
 
 def largest_position(model: Any) -> int | None:

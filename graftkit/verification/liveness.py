@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftkit.architecture.injection import NAME
-from graftkit.verification.forward import few, flatten
+from graftkit.errors import few
+from graftkit.verification.forward import flatten
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
+from graftkit.errors import few
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
-from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.paging.room import paged as paged_in
 from graftkit.verification.paging.share import part_of

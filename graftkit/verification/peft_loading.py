@@ -12,8 +12,8 @@ from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
-from graftkit.errors import VerificationFailed
-from graftkit.verification.forward import Loaded, few, load
+from graftkit.errors import VerificationFailed, few
+from graftkit.verification.forward import Loaded, load
 
 #: The tensor of learnt vectors.
 PROMPT = "prompt_embeddings"

@@ -11,11 +11,10 @@ from typing import Any
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
-from graftkit.errors import InputRejected, VerificationFailed
+from graftkit.errors import InputRejected, VerificationFailed, few
 from graftkit.verification.forward import (
     Loaded,
     can_cache,
-    few,
     keep_freed_memory,
     largest_position,
     load,

@@ -13,9 +13,9 @@ from typing import Any
 from graftkit.architecture.injection import NAME
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.tuner import stand_in
-from graftkit.errors import printable
+from graftkit.errors import few, printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import Loaded, few, load, run, undisturbed
+from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.peft_loading import adapt
 from graftkit.verification.reference import Reference, run_loaded
 from graftkit.verification.runnable import cannot_run

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.injection import NAME
-from graftkit.verification.forward import few
+from graftkit.errors import few
 from graftkit.verification.liveness import backward, cut, with_trained_rows
 from graftkit.verification.probes import Probe
 from graftkit.verification.reference import Reference

@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.families import ROWS, build
 
+from graftkit.checkpoint.tensors import Zeros
 from graftkit.engine import plan
 from graftkit.errors import RecipeError
 from graftkit.operations.combinations import SOUND
@@ -64,11 +65,16 @@ def test_zeros_that_move_one_after_the_other_are_not(source, operations):
     assert planned(source, *operations).result is not None
 
 
+def test_zeros_are_known_without_being_made(source):
+    result = planned(source, BLANK).result
+    assert isinstance(result.tensors["model.layers.1.self_attn.o_proj.weight"], Zeros)
+
+
 def test_a_bias_between_two_zeros_keeps_them_alive(tmp_path):
     source = build("gpt2", tmp_path / "source", tokens=ROWS)
     names = ("mlp.c_fc.weight", "mlp.c_proj.weight")
     assert planned(source, zeros(*names, block="transformer.h.1")).result is not None
-    with pytest.raises(RecipeError, match=r"'transformer.h.1.mlp.c_fc.weight', .*c_fc.bias.*c_proj.weight"):
+    with pytest.raises(RecipeError, match=r"transformer.h.1.mlp.c_fc.bias, .*c_fc.weight, .*c_proj.weight;"):
         planned(source, zeros(*names, "mlp.c_fc.bias", block="transformer.h.1"))
 
 

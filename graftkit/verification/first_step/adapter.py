@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.errors import few
 from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_logits
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, loss_of, with_ids
-from graftkit.verification.forward import few, load, run, undisturbed
+from graftkit.verification.forward import load, run, undisturbed
 from graftkit.verification.inputs import feed, find_inputs
 from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.errors import few
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
-from graftkit.verification.forward import few
 
 #: What the parts of an adapter's names say of what they are.
 KINDS = ("lora_", "trainable_tokens_delta", "modules_to_save")

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.verification.forward import few, load, undisturbed
+from graftkit.errors import few
+from graftkit.verification.forward import load, undisturbed
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import APART, Padding, Side, compare_paddings, texts_for
 

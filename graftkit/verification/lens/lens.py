@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.errors import RecipeError
-from graftkit.verification.forward import Loaded, few, keep_freed_memory, outputs_of, run, undisturbed
+from graftkit.errors import RecipeError, few
+from graftkit.verification.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
