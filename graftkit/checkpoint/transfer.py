@@ -72,8 +72,9 @@ def take_file(
 
 
 def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progress | None = None) -> None:
-    """Write segments one after another; adjacent ranges of one file are copied as one, zeros are skipped over.
+    """Write segments one after another from the current position on; adjacent ranges of one file are copied as one.
 
+    Zeros are skipped over: the file must have its length already, or zeros at its end are missing.
     While a range is copied, which is waiting for the disk for the most part, what follows it is made by another thread.
 
     Raises:
@@ -96,7 +97,6 @@ def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progre
             else:
                 _write_produced(target_fd, segment, made.result() if made else segment.produce(), progress)
                 made = None
-    os.ftruncate(target_fd, os.lseek(target_fd, 0, os.SEEK_CUR))
 
 
 def copy_range(source_fd: int, offset: int, nbytes: int, target_fd: int, progress: Progress | None = None) -> None:
@@ -223,11 +223,12 @@ def _by_memory(source_fd: int, offset: int, count: int, target_fd: int) -> int:
 
 
 def _start_writeback(fd: int, nbytes: int) -> None:
-    """Let the disk begin with the last ``nbytes``; a failure shows in the fsync that follows in any case."""
+    """Let the disk begin with each mebibyte that the last ``nbytes`` filled; a failure shows in the fsync that follows."""
     function = getattr(_LIBC, "sync_file_range", None)
-    if function is not None and nbytes >= BUFFER:
-        start = os.lseek(fd, 0, os.SEEK_CUR) - nbytes
-        function(fd, ctypes.c_int64(start), ctypes.c_int64(nbytes), SYNC_FILE_RANGE_WRITE)
+    position = os.lseek(fd, 0, os.SEEK_CUR)
+    start, stop = (place // BUFFER * BUFFER for place in (position - nbytes, position))
+    if function is not None and stop > start:
+        function(fd, ctypes.c_int64(start), ctypes.c_int64(stop - start), SYNC_FILE_RANGE_WRITE)
 
 
 def _link(real: Path, target: Path) -> None:

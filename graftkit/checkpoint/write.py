@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,8 @@ from graftkit.checkpoint.transfer import take_file, write_segments
 
 Progress = Callable[[int], None]
 
-#: Shards are independent jobs. Two at a time, so that one is copied while rows of another are computed.
+#: Shards are independent jobs, and so are the parts of a single file. Two at a time, so that one is copied while rows of
+#: another are computed.
 WRITERS = 2
 
 INDEX = "model.safetensors.index.json"
@@ -92,24 +92,52 @@ def _make_parent(path: Path) -> None:
 
 def _write_shard(result: Checkpoint, shard: str, path: Path, progress: Progress | None) -> None:
     tensors = {name: result.tensors[name] for name in result.shards[shard]}
-    write_tensors(tensors, path, result.shard_metadata.get(shard, {}), progress)
+    writers = WRITERS if len(result.shards) == 1 else 1
+    write_tensors(tensors, path, result.shard_metadata.get(shard, {}), progress, writers=writers)
 
 
 def write_tensors(
-    tensors: Mapping[str, LazyTensor], path: Path, metadata: Mapping[str, str], progress: Progress | None = None
+    tensors: Mapping[str, LazyTensor],
+    path: Path,
+    metadata: Mapping[str, str],
+    progress: Progress | None = None,
+    *,
+    writers: int = WRITERS,
 ) -> None:
     """Write the new safetensors file ``path``: byte ranges are copied, other bytes are made as they are needed.
+
+    Each of ``writers`` threads writes a part of the file of its own.
 
     Raises:
         OSError: writing failed; the caller discards the file.
     """
-    entries = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in tensors.items()]
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        os.write(fd, encode_header(entries, metadata))
-        write_segments(fd, (segment for tensor in tensors.values() for segment in tensor.segments()), progress)
-    finally:
-        os.close(fd)
+    header = encode_header([(name, t.dtype, t.shape, t.nbytes) for name, t in tensors.items()], metadata)
+    with path.open("xb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(tensor.nbytes for tensor in tensors.values()))
+
+    def job(part: tuple[int, list[LazyTensor]]) -> None:
+        offset, members = part
+        with path.open("r+b", buffering=0) as file:
+            file.seek(len(header) + offset)
+            write_segments(file.fileno(), (segment for tensor in members for segment in tensor.segments()), progress)
+
+    with ThreadPoolExecutor(max_workers=writers) as pool:
+        for _ in pool.map(job, parts_of(list(tensors.values()), writers)):
+            pass  # an error is raised here
+
+
+def parts_of(tensors: list[LazyTensor], count: int) -> list[tuple[int, list[LazyTensor]]]:
+    """At most ``count`` runs of tensors of about as many bytes, each with the offset of its first byte."""
+    share = sum(tensor.nbytes for tensor in tensors) / count
+    parts: list[tuple[int, list[LazyTensor]]] = []
+    offset = 0
+    for tensor in tensors:
+        if len(parts) < count and offset >= share * len(parts):
+            parts.append((offset, []))
+        parts[-1][1].append(tensor)
+        offset += tensor.nbytes
+    return parts
 
 
 def _index(result: Checkpoint) -> Mapping[str, Any]:

@@ -77,6 +77,7 @@ def test_zeros_are_skipped_over_and_read_as_zeros(tmp_path):
     zeros = Zeros("U8", (3 << 20,))
     pieces = [Produced(2, lambda: memoryview(b"ab")), *zeros.segments(), Produced(1, lambda: memoryview(b"c")), *zeros.segments()]
     with (tmp_path / "target").open("wb") as file:
+        file.truncate(3 + (6 << 20))
         told = []
         write_segments(file.fileno(), pieces, told.append)
     assert (tmp_path / "target").read_bytes() == b"ab" + bytes(3 << 20) + b"c" + bytes(3 << 20)
