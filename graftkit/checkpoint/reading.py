@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,15 @@ def torch_dtype(tag: str) -> Any:
     return getattr(torch, DTYPES.get(tag, "uint8"))
 
 
-def read_range(path: os.PathLike[str], offset: int, nbytes: int) -> np.ndarray[Any, Any]:
-    """Read a byte range into one fresh, aligned uint8 array."""
+def read_range(
+    path: os.PathLike[str], offset: int, nbytes: int, into: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
+    """Read a byte range into one fresh, aligned uint8 array, or into one of ``nbytes`` that is given."""
     import numpy as np
 
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _read_fd(fd, offset, np.empty(nbytes, np.uint8), path)
+        return _read_fd(fd, offset, np.empty(nbytes, np.uint8) if into is None else into, path)
     finally:
         os.close(fd)
 
@@ -85,16 +88,39 @@ def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
 def read_tensor(tensor: LazyTensor) -> Any:
     """A whole tensor in fresh memory, whatever its segments are: a torch tensor of its shape and dtype."""
     import numpy as np
+
+    return _read_tensor(tensor, np.empty(tensor.nbytes, np.uint8))
+
+
+def _read_tensor(tensor: LazyTensor, raw: np.ndarray[Any, Any]) -> Any:
+    import numpy as np
     import torch
 
     if isinstance(tensor, Stored):
-        raw = read_range(tensor.path, tensor.offset, tensor.nbytes)
+        read_range(tensor.path, tensor.offset, tensor.nbytes, raw)
     else:
-        raw, position = np.empty(tensor.nbytes, np.uint8), 0
+        position = 0
         for piece in _pieces(tensor, CHUNK):
             raw[position : position + piece.nbytes] = np.frombuffer(piece, np.uint8)
             position += piece.nbytes
     return torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(tensor.shape)
+
+
+class Scratch(threading.local):
+    """Memory that whole tensors are read into one after another, in each thread its own: fresh pages cost more than their bytes."""
+
+    def __init__(self) -> None:
+        import numpy as np
+
+        self._memory = np.empty(0, np.uint8)
+
+    def read(self, tensor: LazyTensor) -> Any:
+        """What :func:`read_tensor` gives, until this thread reads the next."""
+        import numpy as np
+
+        if self._memory.nbytes < tensor.nbytes:
+            self._memory = np.empty(tensor.nbytes, np.uint8)
+        return _read_tensor(tensor, self._memory[: tensor.nbytes])
 
 
 def read_rows(tensor: Stored, axis: int, start: int, stop: int) -> Any:

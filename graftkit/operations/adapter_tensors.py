@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from graftkit.architecture.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import TAGS, read_ids, read_tensor, torch_dtype
+from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Stored, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
+from graftkit.initializers.one_thread import OneThread
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapter_base import base_tensor
 from graftkit.operations.data_factors import DataFactors
@@ -24,7 +26,8 @@ SAMPLED = (True, "gaussian")
 
 @dataclass
 class AdapterMaker:
-    """Makes each tensor of an adapter on demand. One matrix of the base is in memory at a time.
+    """Makes each tensor of an adapter on demand. A thread of the writer holds one matrix of the base, and one of all of them
+    holds it in float32.
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
     factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
@@ -39,7 +42,8 @@ class AdapterMaker:
     seed: tuple[int, int]
     data: DataFactors | None = None
     _factors: dict[str, low_rank.Factors] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _scratch: Scratch = field(default_factory=Scratch)
+    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
 
     def tensors(self) -> dict[str, LazyTensor]:
         """The lazy tensor of every name in adapter_model.safetensors.
@@ -77,7 +81,8 @@ class AdapterMaker:
 
     def factors(self, target: Target) -> low_rank.Factors:
         """A and B of a target in float32, made once and kept: together they are the adapter."""
-        with self._lock:
+        streamed = str(self.init).startswith("pissa_niter_")  # others hold the weight in float32, one at a time
+        with self._locks[target.weight if streamed else ""]:
             if target.weight not in self._factors:
                 self._factors[target.weight] = self._make(target)
             return self._factors[target.weight]
@@ -94,12 +99,13 @@ class AdapterMaker:
         if kind == "orthogonal":
             made = low_rank.orthogonal(out, width, rank, seed)
         else:
-            weight = read_tensor(stored).float()
+            weight = self._scratch.read(stored)
             weight = weight.T if target.transposed else weight
             if iterations:
-                made = low_rank.pissa_niter(weight, rank, target.scaling, int(iterations), seed)
+                with OneThread():
+                    made = low_rank.pissa_niter(weight, rank, target.scaling, int(iterations), seed)
             else:
-                made = low_rank.FROM_WEIGHT[kind](weight, rank, target.scaling)
+                made = low_rank.FROM_WEIGHT[kind](weight.float(), rank, target.scaling)
         return low_rank.offset(made) if self.offset else made
 
     def _tensor(self, key: str, entry: Entry) -> LazyTensor:
