@@ -172,12 +172,11 @@ class Bench:
         for unit in ("s", "processor s"):
             bound = 1.3 * middle[f"cp -r and sync, {unit}"] + middle[f"products alone, {unit}"]
             print(f"merge: {middle[f'merge: graftkit, {unit}'] / bound:.2f} x (1.3 x cp -r + products), in {unit}")
-        for name in ("merge", "zero-B", "pissa_niter_4"):
-            if f"{name}: peft, s" in middle:
-                speeds = (middle[f"{name}: peft, {unit}"] / middle[f"{name}: graftkit, {unit}"] for unit in ("s", "processor s"))
-                memory = middle[f"{name}: peft, MB above imports"] / middle[f"{name}: graftkit, MB above imports"]
-                both = " x, in processor time ".join(f"{speed:.2f}" for speed in speeds)
-                print(f"{name}: as fast as peft {both} x; peft's peak is {memory:.1f} x as high")
+        for name in [name.removesuffix(": peft, s") for name in middle if name.endswith(": peft, s")]:
+            speeds = (middle[f"{name}: peft, {unit}"] / middle[f"{name}: graftkit, {unit}"] for unit in ("s", "processor s"))
+            memory = middle[f"{name}: peft, MB above imports"] / middle[f"{name}: graftkit, MB above imports"]
+            both = " x, in processor time ".join(f"{speed:.2f}" for speed in speeds)
+            print(f"{name}: as fast as peft {both} x; peft's peak is {memory:.1f} x as high")
 
 
 def header_set(place: Path, layers: int = 126) -> int:
@@ -229,12 +228,10 @@ def plain_write(target: Path, nbytes: int) -> float:
 
 def main() -> None:
     """Build, run the contenders in turn, print medians and ratios."""
-    from graftkit.operations import IMPLEMENTATIONS
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=16, help="16 make 1.5 B parameters")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pissa", action="store_true", help="also PiSSA, which takes minutes in peft's own way")
+    parser.add_argument("--inits", nargs="+", default=[], help="also these, once: pissa_niter_4; pissa takes minutes")
     parser.add_argument("--headers", action="store_true", help="also the adapter of a 405 B-shaped set of headers")
     parser.add_argument("--cold", action="store_true", help="count what a library builds at its first use as work")
     options = parser.parse_args()
@@ -244,12 +241,11 @@ def main() -> None:
         child(bench.start[False] + MAKE + END, str(bench.source), str(bench.adapter), "true", "trained")
         for _ in range(options.rounds):
             bench.merging()
-            if "add_lora" in IMPLEMENTATIONS:
-                bench.making(init=True)
-        if options.pissa and "add_lora" in IMPLEMENTATIONS:
-            bench.making(init="pissa_niter_4")
+            bench.making(init=True)
+        for init in options.inits:
+            bench.making(init)
         bench.ratios()
-        if options.headers and "add_lora" in IMPLEMENTATIONS:
+        if options.headers:
             bench.headers(Path(folder) / "headers")
 
 

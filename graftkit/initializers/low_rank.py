@@ -12,7 +12,7 @@ from typing import Any
 #: A, B
 Factors = tuple[Any, Any]
 
-#: Elements that are widened to float32 at a time: they stay in the caches.
+#: Elements that are widened at a time: they stay in the caches.
 WIDENED = 1 << 18
 
 
@@ -33,11 +33,24 @@ def gaussian(shape: tuple[int, ...], seed: int, std: float) -> Any:
 
 
 def pissa(weight: Any, rank: int, scaling: float) -> Factors:
-    """The principal singular triples of the weight (Meng 2024, arXiv 2404.02948), so that scaling·B·A is their sum."""
+    """The principal singular triples of the weight (Meng 2024, arXiv 2404.02948), so that scaling·B·A is their sum.
+
+    They come from the eigenvectors of the smaller of the weight's two products with itself. In float64 that is closer to the exact
+    ones than a singular value decomposition in float32, and takes half the time.
+    """
     import torch
 
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    return _split(u[:, :rank], s[:rank] / scaling, vh[:rank])
+    wide = weight.shape[0] < weight.shape[1]
+    matrix = weight.T if wide else weight
+    gram = torch.zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
+    for _, block in _widened(matrix, torch.float64):
+        gram.addmm_(block.T, block)
+    v = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
+    u = torch.cat([block @ v for _, block in _widened(matrix, torch.float64)])
+    s = u.norm(dim=0)
+    u /= s.clamp_min(torch.finfo(s.dtype).tiny)
+    left, right = (v, u.T) if wide else (u, v.T)
+    return _split(left, s / scaling, right)
 
 
 def pissa_niter(weight: Any, rank: int, scaling: float, iterations: int, seed: int) -> Factors:
@@ -51,39 +64,43 @@ def pissa_niter(weight: Any, rank: int, scaling: float, iterations: int, seed: i
     basis = torch.randn(weight.shape[1], rank, generator=torch.Generator().manual_seed(seed))
     for _ in range(iterations):
         image = torch.zeros(rank, weight.shape[1])
-        for _, block in _widened(weight):
+        for _, block in _widened(weight, torch.float32):
             image.addmm_((block @ basis).T, block)
         basis = torch.linalg.qr(image.T).Q.contiguous()
-    left = torch.linalg.qr(torch.cat([block @ basis for _, block in _widened(weight)])).Q
+    left = torch.linalg.qr(torch.cat([block @ basis for _, block in _widened(weight, torch.float32)])).Q
     core = torch.zeros(rank, weight.shape[1])
-    for rows, block in _widened(weight):
+    for rows, block in _widened(weight, torch.float32):
         core.addmm_(left[rows].T, block)
     v, s, uh = torch.linalg.svd(core.T, full_matrices=False)  # tall: several times as fast as wide
     return _split(left @ uh.T, s / scaling, v.T)
 
 
-def _widened(weight: Any) -> Iterator[tuple[slice, Any]]:
-    """Yield the weight's rows in float32, some at a time; what was yielded before is overwritten."""
+def _widened(weight: Any, dtype: Any) -> Iterator[tuple[slice, Any]]:
+    """Yield the weight's rows in a wider ``dtype``, some at a time; what was yielded before is overwritten."""
     import torch
 
     step = max(WIDENED // weight.shape[1], 1)
-    buffer = torch.empty(step, weight.shape[1])
+    buffer = torch.empty_like(weight[:step], dtype=dtype)  # laid out as the weight, which may be transposed
     for start in range(0, weight.shape[0], step):
-        part = weight[start : start + step]
-        yield slice(start, start + step), buffer[: len(part)].copy_(part)
+        rows = slice(start, start + step)
+        part = weight[rows]
+        yield rows, buffer[: len(part)].copy_(part)
 
 
 def _split(u: Any, s: Any, vh: Any) -> Factors:
     root = s.sqrt()
-    return (root[:, None] * vh).contiguous(), (u * root).contiguous()
+    return (root[:, None] * vh).float().contiguous(), (u * root).float().contiguous()
 
 
 def olora(weight: Any, rank: int) -> Factors:
-    """The leading part of the weight's QR decomposition (Büyükakyüz 2024, arXiv 2406.01775)."""
+    """The leading part of the weight's QR decomposition (Büyükakyüz 2024, arXiv 2406.01775), which its leading columns decide."""
     import torch
 
-    q, r = torch.linalg.qr(weight)
-    return r[:rank].contiguous(), q[:, :rank].contiguous()
+    q = torch.linalg.qr(weight[:, :rank].float()).Q
+    r = torch.zeros(rank, weight.shape[1])
+    for rows, block in _widened(weight, torch.float32):
+        r.addmm_(q[rows].T, block)
+    return r, q.contiguous()
 
 
 def orthogonal(out_features: int, in_features: int, rank: int, seed: int) -> Factors:
@@ -101,7 +118,7 @@ def mica(weight: Any, rank: int) -> Factors:
     """B from the left singular vectors of the smallest singular values, A zero (arXiv 2604.01694)."""
     import torch
 
-    u = torch.linalg.svd(weight, full_matrices=False).U
+    u = torch.linalg.svd(weight.float(), full_matrices=False).U
     return torch.zeros(rank, weight.shape[1]), u[:, -rank:].contiguous()
 
 

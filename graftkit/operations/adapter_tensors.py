@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,15 +25,18 @@ from graftkit.operations.low_rank import folded
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
 
+#: How the inits begin that widen some rows of a weight at a time, and work in little more memory than it takes.
+PIECEWISE = ("pissa_niter_", "olora")
+
 
 @dataclass
 class AdapterMaker:
-    """Makes each tensor of an adapter on demand. A thread of the writer holds one matrix of the base, and one of all of them
-    holds it in float32.
+    """Makes each tensor of an adapter on demand, from one matrix of the base at a time: from two where that takes them piece by piece.
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
     factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
-    from examples.
+    from examples. One thread, ``_apart``, decomposes whole weights: each that does keeps a team and buffers of the linear algebra
+    library.
     """
 
     checkpoint: Checkpoint
@@ -42,8 +47,9 @@ class AdapterMaker:
     seed: tuple[int, int]
     data: DataFactors | None = None
     _factors: dict[str, low_rank.Factors] = field(default_factory=dict)
-    _scratch: Scratch = field(default_factory=Scratch)
     _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _scratch: Scratch = field(default_factory=Scratch)
+    _apart: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors"))
 
     def tensors(self) -> dict[str, LazyTensor]:
         """The lazy tensor of every name in adapter_model.safetensors.
@@ -81,32 +87,48 @@ class AdapterMaker:
 
     def factors(self, target: Target) -> low_rank.Factors:
         """A and B of a target in float32, made once and kept: together they are the adapter."""
-        streamed = str(self.init).startswith("pissa_niter_")  # others hold the weight in float32, one at a time
-        with self._locks[target.weight if streamed else ""]:
+        with self._locks[target.weight]:
             if target.weight not in self._factors:
-                self._factors[target.weight] = self._make(target)
+                piecewise = str(self.init).startswith(PIECEWISE)
+                made = self._make(target) if piecewise else self._apart.submit(self._make, target).result()
+                self._factors[target.weight] = made
             return self._factors[target.weight]
 
     def _make(self, target: Target) -> low_rank.Factors:
         if self.data is not None:
-            found = self.data.of(target.module)
-            return low_rank.offset(found) if self.offset else found
-        rank = target.rank // 2 if self.offset else target.rank
-        kind, _, iterations = str(self.init).partition("_niter_")
-        stored = self.base_tensor(target.weight)
-        out, width = stored.shape[::-1] if target.transposed else stored.shape
-        seed = seed_of(*self.seed, target.weight)
-        if kind == "orthogonal":
-            made = low_rank.orthogonal(out, width, rank, seed)
+            made = self.data.of(target.module)
+        elif self.init == "orthogonal":
+            stored = self.base_tensor(target.weight)
+            out, width = stored.shape[::-1] if target.transposed else stored.shape
+            made = low_rank.orthogonal(out, width, self._rank(target), seed_of(*self.seed, target.weight))
         else:
-            weight = self._scratch.read(stored)
-            weight = weight.T if target.transposed else weight
+            made = self._decompose(target)
+        return low_rank.offset(made) if self.offset else made
+
+    def _rank(self, target: Target) -> int:
+        return target.rank // 2 if self.offset else target.rank
+
+    def _decompose(self, target: Target) -> low_rank.Factors:
+        import torch
+
+        weight = self._scratch.read(self.base_tensor(target.weight))
+        weight = weight.T if target.transposed else weight
+        kind, _, iterations = str(self.init).partition("_niter_")
+        rank, seed = self._rank(target), seed_of(*self.seed, target.weight)
+        made: low_rank.Factors | None = None
+        with contextlib.suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  # torch does not list it
             if iterations:
                 with OneThread():
                     made = low_rank.pissa_niter(weight, rank, target.scaling, int(iterations), seed)
             else:
-                made = low_rank.FROM_WEIGHT[kind](weight.float(), rank, target.scaling)
-        return low_rank.offset(made) if self.offset else made
+                made = low_rank.FROM_WEIGHT[kind](weight, rank, target.scaling)
+        if made is None or not all(bool(factor.isfinite().all()) for factor in made):
+            bad = weight.numel() - int(weight.isfinite().sum())
+            raise InputRejected(
+                f"add_lora: init_lora_weights: {self.init}: {printable(target.weight)} cannot be decomposed, {bad:,} of its values"
+                " are not finite; repair the checkpoint, or leave the module out"
+            )
+        return made
 
     def _tensor(self, key: str, entry: Entry) -> LazyTensor:
         dtype = TAGS[entry.dtype]

@@ -1,4 +1,4 @@
-"""The randomised factors hold as much of a weight as torch's own, whatever its shape, dtype and spectrum."""
+"""Factors hold as much of a weight as torch's decompositions of the whole, whatever its shape, layout, dtype and spectrum."""
 
 import pytest
 import torch
@@ -24,16 +24,45 @@ def left_over(weight, factors):
     return float((weight.double() - SCALING * b.double() @ a.double()).norm())
 
 
+@pytest.fixture(params=[(900, 120), (120, 900), (300, 300), "transposed"], ids=str)
+def shaped(request, monkeypatch):
+    """Makes a weight of a spectrum that is widened in some pieces, the last one smaller."""
+    shape = (130, 500) if request.param == "transposed" else request.param
+    monkeypatch.setattr(low_rank, "WIDENED", 77 * max(shape))
+    if request.param == "transposed":
+        return lambda decay: with_spectrum(500, 130, decay).T
+    return lambda decay: with_spectrum(*shape, decay)
+
+
 @pytest.mark.parametrize("decay", [0.02, 0.1, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("shape", [(900, 120), (120, 900), (300, 300)])
-def test_four_iterations_leave_about_as_little_as_the_whole_decomposition(shape, dtype, decay, monkeypatch):
-    monkeypatch.setattr(low_rank, "WIDENED", 100 * shape[1])  # some blocks, the last one smaller
-    weight = with_spectrum(*shape, decay).to(dtype)
-    best = left_over(weight, low_rank.pissa(weight.float(), RANK, SCALING))
+def test_pissa_leaves_what_the_exact_decomposition_leaves(shaped, dtype, decay):
+    weight = shaped(decay).to(dtype)
+    a, b = low_rank.pissa(weight, RANK, SCALING)
+    u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    best = float(s[RANK:].norm())
+    assert left_over(weight, (a, b)) == pytest.approx(best, rel=1e-5)
+    root = (s[:RANK] / SCALING).sqrt()
+    assert torch.allclose((b.double() / root).abs(), u[:, :RANK].abs(), atol=2e-6)
+    assert torch.allclose((a.double() / root[:, None]).abs(), vh[:RANK].abs(), atol=2e-6)
+
+
+@pytest.mark.parametrize("decay", [0.02, 0.1, 0.4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_four_iterations_leave_about_as_little(shaped, dtype, decay):
+    weight = shaped(decay).to(dtype)
+    best = float(torch.linalg.svdvals(weight.double())[RANK:].norm())
     found = left_over(weight, low_rank.pissa_niter(weight, RANK, SCALING, 4, seed=1))
-    assert best <= found * (1 + 1e-6)
-    assert found < 1.03 * best
+    assert best * (1 - 1e-6) <= found < 1.03 * best
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_olora_is_the_leading_part_of_the_whole_decomposition(shaped, dtype):
+    weight = shaped(0.02).to(dtype)
+    a, b = low_rank.olora(weight, RANK)
+    q, r = torch.linalg.qr(weight.double())
+    assert torch.allclose(b.double(), q[:, :RANK], atol=1e-5)
+    assert torch.allclose(a.double(), r[:RANK], atol=1e-5)
 
 
 def test_more_iterations_leave_less():
@@ -44,10 +73,12 @@ def test_more_iterations_leave_less():
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(40, 30), torch.outer(torch.arange(40.0), torch.arange(30.0))])
-def test_a_weight_of_a_lower_rank_is_held_whole(weight):
-    factors = low_rank.pissa_niter(weight, RANK, SCALING, 4, seed=1)
-    assert all(bool(factor.isfinite().all()) for factor in factors)
-    assert left_over(weight, factors) <= 1e-6 * float(weight.norm())
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_of_a_lower_rank_is_held_whole(weight, transposed):
+    weight = weight.T if transposed else weight
+    for factors in (low_rank.pissa_niter(weight, RANK, SCALING, 4, seed=1), low_rank.pissa(weight, RANK, SCALING)):
+        assert all(bool(factor.isfinite().all()) for factor in factors)
+        assert left_over(weight, factors) <= 1e-6 * float(weight.norm())
 
 
 def test_the_seed_decides():

@@ -102,6 +102,20 @@ def test_what_cannot_start_so_is_refused_with_the_reason(base, family, fields, w
         plan(recipe(base(family, "float32"), tmp_path / "out", **fields))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "mica"])
+def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(init, value, tmp_path):
+    (tmp_path / "base").mkdir()
+    source = build("llama", tmp_path / "base")
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, :2] = value
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    made = recipe(source, tmp_path / "out", init_lora_weights=init)
+    with pytest.raises(InputRejected, match=r"layers\.1\.mlp\.up_proj\.weight cannot be decomposed, 2 of its values are not"):
+        apply({**made, "allow_nonfinite": True})
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_factor_that_is_wrong_is_caught(base, exact, tmp_path, monkeypatch):
     planned = plan(recipe(base("llama", "float32"), tmp_path / "out", init_lora_weights="pissa", exact=exact))
