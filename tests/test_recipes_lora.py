@@ -28,6 +28,7 @@ def test_the_recipe_gives_an_adapter_that_a_trainer_loads(name, tmp_path):
     trained = [key for key, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("lora_B" in key for key in trained)
     written = name in ("tools_lora", "classifier_lora")
+    assert ("config and tokenizer stay as they are" in done.stdout) != written
     assert (tmp_path / "out/config.json").exists() == written
     if name == "pissa_exact":
         assert (config["r"], config["lora_alpha"], config["init_lora_weights"]) == (16, 16, True)

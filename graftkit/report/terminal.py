@@ -68,7 +68,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     changes = plan.values if verbose else plan.values[:SHOWN]
     for value in changes:
         values.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
-    console.print(values)
+    console.print(values if plan.values else "config and tokenizer stay as they are")
     if len(plan.values) > len(changes):
         console.print(f"[dim]… and {len(plan.values) - len(changes)} more (--verbose)[/dim]")
     for outcome in plan.outcomes:
