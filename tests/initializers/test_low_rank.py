@@ -47,6 +47,17 @@ def test_pissa_leaves_what_the_exact_decomposition_leaves(shaped, dtype, decay):
     assert torch.allclose((a.double() / root[:, None]).abs(), vh[:RANK].abs(), atol=2e-6)
 
 
+@pytest.mark.parametrize("decay", [0.02, 0.1])
+def test_pissa_is_closer_to_the_exact_factors_than_a_decomposition_in_float32(shaped, decay):
+    weight = shaped(decay)
+    u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    exact = (u[:, :RANK] * s[:RANK]) @ vh[:RANK]
+    a, b = low_rank.pissa(weight, RANK, SCALING)
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    single = (u[:, :RANK] * s[:RANK]).double() @ vh[:RANK].double()
+    assert (SCALING * b.double() @ a.double() - exact).norm() < 0.3 * (single - exact).norm()
+
+
 @pytest.mark.parametrize("decay", [0.02, 0.1, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_four_iterations_leave_about_as_little(shaped, dtype, decay):
