@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from graftkit.initializers.fans import LINEAR
 from graftkit.initializers.lsuv import lsuv
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import Surroundings, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for
 from graftkit.recipe import WeightScheme

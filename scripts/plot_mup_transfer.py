@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from plot_initializers import GRID, prepare, sampled, save
 
 from graftkit.initializers.fans import LINEAR
-from graftkit.initializers.making import Surroundings
+from graftkit.initializers.make import Surroundings
 from graftkit.initializers.mup import learning_rate_multiplier
 from graftkit.initializers.seeding import generator_for
 

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.architecture.adapter_task import task_type
-from graftkit.architecture.naming import expanded
+from graftkit.architecture.module_names import expanded
+from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
+from graftkit.architecture.peft.task import task_type
+from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
 from graftkit.architecture.skeleton import Skeleton, architecture_of
-from graftkit.architecture.targets import check_layers, check_pattern, resolve_names
-from graftkit.architecture.tuner import Tuned, config_fields, tune
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.adapter_base import (
+from graftkit.operations.adapters.base import (
     Base,
     base_fields,
     base_tensor,
@@ -31,8 +31,8 @@ from graftkit.operations.adapter_base import (
     trainable_tokens,
     untied,
 )
+from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.injection import PREFIX
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.injection import PREFIX
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, few, printable
-from graftkit.operations.adapter_base import base_fields
+from graftkit.operations.adapters.base import base_fields
+from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.weight_difference import WeightDifference
 from graftkit.recipe import ExtractLora
 from graftkit.verification.extracted import compare_with_tuned
 from graftkit.verification.promises import Promise, PromiseClass

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import slices
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
@@ -20,8 +20,8 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, printable
+from graftkit.operations.adapters.merge import edited
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.low_rank import edited
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapted import compare_with_adapted
 from graftkit.verification.adapter_origin import Origin, find_origin

@@ -15,10 +15,10 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.initializers.making import STD, Surroundings
+from graftkit.initializers.make import STD, Surroundings
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.fresh_tensors import FreshTensors, Target
-from graftkit.operations.learning_rates import FILE, mup_multipliers, with_multipliers
+from graftkit.operations.weights.fresh import FreshTensors, Target
+from graftkit.operations.weights.learning_rates import FILE, mup_multipliers, with_multipliers
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.weight_schemes import WeightNormal
 from graftkit.recipe.wording import did_you_mean, shown

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import Factors
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import Factors
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -19,10 +19,10 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.adapter_base import base_fields, check_base
+from graftkit.operations.adapters.base import base_fields, check_base
+from graftkit.operations.adapters.change_rank import pad, truncate
+from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.factoring import pad, truncate
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.resized import compare_resized

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftkit.architecture.adapted import check_fit
+from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint

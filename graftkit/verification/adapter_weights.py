@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.vocabulary import VocabularyChange
 

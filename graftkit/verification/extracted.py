@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
 from graftkit.verification.forward import load, run, undisturbed
 from graftkit.verification.peft_loading import adapt

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 

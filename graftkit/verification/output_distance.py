@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.verification.forward import run
 from graftkit.verification.probes import Probe
 from graftkit.verification.reference import Reference

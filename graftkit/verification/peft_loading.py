@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
-from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor

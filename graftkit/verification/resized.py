@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.peft.tuner import stand_in
 from graftkit.architecture.skeleton import build_skeleton
-from graftkit.architecture.tuner import stand_in
 from graftkit.errors import few
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import Loaded, load, release, undisturbed

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import Factors
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import Factors
+from graftkit.architecture.peft.injection import NAME
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype

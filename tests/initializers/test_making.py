@@ -10,7 +10,7 @@ from torch.nn import init as torch_init
 from graftkit.errors import RecipeError
 from graftkit.initializers import variance_scaling
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts, fans
-from graftkit.initializers.making import MAKERS, Surroundings, make
+from graftkit.initializers.make import MAKERS, Surroundings, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for
 from graftkit.recipe.weight_schemes import WeightScheme

@@ -7,10 +7,10 @@ import pytest
 from support.adapters import edit_adapter, load_adapted, make_adapter, merged_by_peft
 
 from graftkit import engine
-from graftkit.architecture.edits import Factors
+from graftkit.architecture.peft.edits import Factors
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.operations import low_rank
+from graftkit.operations.adapters import merge as low_rank
 
 CAUSAL = "CAUSAL_LM"
 LLAMA, GPT2, MIXTRAL = "LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"

@@ -13,7 +13,7 @@ from graftkit.architecture.parameters import layout_of
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.initializers.fans import LINEAR, Layout
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import Surroundings, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe import ReplaceHead

@@ -13,7 +13,7 @@ from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.reading import chunks, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Zeros
 from graftkit.initializers.fans import LINEAR, Layout
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import Surroundings, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe.weight_schemes import is_zero

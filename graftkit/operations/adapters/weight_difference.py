@@ -9,7 +9,7 @@ from typing import Any
 
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.checkpoint.tensors import Computed, LazyTensor
-from graftkit.operations.low_rank import as_bytes
+from graftkit.operations.adapters.merge import as_bytes
 
 
 @dataclass

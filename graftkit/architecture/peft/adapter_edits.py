@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from graftkit.architecture.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
-from graftkit.architecture.injection import NAME
-from graftkit.architecture.placed import CHANGES_BASE, Placed, fill, on_meta, peft_config
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.placement import CHANGES_BASE, Placed, fill, on_meta, peft_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.tensors import LazyTensor

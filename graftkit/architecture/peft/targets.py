@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from graftkit.architecture.adapter_task import find_routers, towers
-from graftkit.architecture.injection import Injection, inject
-from graftkit.architecture.naming import expanded, is_glob, matched, named, unmatched
+from graftkit.architecture.module_names import expanded, is_glob, matched, named, unmatched
+from graftkit.architecture.peft.injection import Injection, inject
+from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
 
