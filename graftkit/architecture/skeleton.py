@@ -89,7 +89,7 @@ class Skeleton:
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
         """What transformers' loader would do with ``tensors``; where its rules leave a doubt, it is asked itself."""
-        return LoadingInfo() if self._fit_exactly(tensors) else self.asked(tensors)
+        return LoadingInfo() if self._fit_exactly(tensors) else self.ask_loader(tensors)
 
     def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
         """Whether each tensor is taken over as it is, and each name in memory gets one: its own, or one it is tied to."""
@@ -103,7 +103,7 @@ class Skeleton:
             and all(name in shapes or self.tied.get(name) in shapes for name in self.shapes)
         )
 
-    def asked(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
+    def ask_loader(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
         """Let transformers' loader load ``tensors`` on the meta device, without a weight."""
         import torch
 

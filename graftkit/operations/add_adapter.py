@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.architecture.module_names import expanded
+from graftkit.architecture.module_names import expand_names
 from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
 from graftkit.architecture.peft.task import task_type
 from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
@@ -152,9 +152,9 @@ def _fields(
         fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     if isinstance(fields.get("exclude_modules"), list):
-        fields["exclude_modules"] = expanded("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
+        fields["exclude_modules"] = expand_names("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
-    saved = expanded("add_adapter", "modules_to_save", saved, modules)
+    saved = expand_names("add_adapter", "modules_to_save", saved, modules)
     if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
         notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
     elif saved:
