@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -253,7 +253,7 @@ def integer_paths(value: object, prefix: Path = ()) -> Iterator[tuple[Path, int]
         yield prefix, value
 
 
-def with_values(config: Mapping[str, Any], paths: tuple[Path, ...], value: int) -> dict[str, Any]:
+def with_values(config: Mapping[str, Any], paths: Sequence[Path], value: object) -> dict[str, Any]:
     """A copy of ``config`` in which every path of ``paths`` holds ``value``; missing sub-configs are made."""
     changed = dict(config)
     for path in paths:

@@ -42,7 +42,7 @@ class Distribution:
     """KL in nats and mass of the fresh ids over the float64 positions; ``bound`` is None where none was promised.
 
     ``kl`` is the KL at each position; the mass of all fresh ids there is 1 - exp(-KL). ``shares`` gives ``(id, mean mass, largest
-    mass)`` of the fresh ids that take most.
+    mass)`` of the fresh ids that take most; ``likeliest`` is the largest mean mass of an old id, with what rounding can add.
     """
 
     positions: int
@@ -55,6 +55,7 @@ class Distribution:
     excess: float
     kl: tuple[float, ...] = ()
     shares: tuple[tuple[int, float, float], ...] = ()
+    likeliest: float = 0.0
 
 
 class Capture:
@@ -131,7 +132,15 @@ def measure(
     return Distribution(
         len(kl), float(kl.mean()), float(kl.max()), float((ratio / (1 + ratio)).max()),
         float(bound.max()) if bound is not None else None, kind, excess, tuple(kl.tolist()), _shares(z, fresh),
+        float((_mean_mass(z, kept) * torch.exp(slack.max())).max()),
     )  # fmt: skip
+
+
+def _mean_mass(z: Any, ids: Any) -> Any:
+    """The mean mass of each of these ids. *Shapes:* ``z`` ``(n, new_rows)``; the result ``(ids,)``."""
+    import torch
+
+    return torch.exp(z[:, ids] - torch.logsumexp(z, 1, keepdim=True)).mean(0)
 
 
 def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
@@ -161,7 +170,10 @@ def _bound(
         return torch.log1p(count / promise.rows_averaged * torch.exp(torch.minimum(gap, slack))), "log(1 + k/m)"
     kept = torch.ones(change.new_rows, dtype=torch.bool)
     kept[fresh] = False
-    return torch.log1p(count * torch.exp(z[:, kept].max(1).values - old + slack)), "log(1 + k max p)"
+    largest = torch.exp(z[:, kept].max(1).values - old + slack)
+    if promise.kind == "likeliest":
+        return torch.log1p(count * largest.max().expand(len(largest))), "log(1 + k max p), p over all positions"
+    return torch.log1p(count * largest), "log(1 + k max p)"
 
 
 def _affine_fit(raw: Any, logits: Any, dtype: str) -> tuple[float, Any, float] | None:

@@ -31,6 +31,12 @@ def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> 
     return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
 
 
+def merged_by_peft(source: Path, folder: Path, base: Checkpoint | None = None) -> Any:
+    """The same as :func:`load_adapted`, merged by peft itself in the dtype of the base."""
+    loaded = load(source) if base is None else assembled(base)
+    return adapt(loaded.model, folder).merge_and_unload().eval()
+
+
 def adapt(model: Any, folder: Path) -> Any:
     """The peft model of ``model`` and the adapter of ``folder``.
 
