@@ -48,7 +48,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         raise RecipeError(
             f"operations.{context.place}: resize_adapter: r: every weight of the adapter has rank {spec.r} already"
         )
-    resizer = Resizer(spec.r, (context.seed, context.place))
+    resizer = Resizer(spec.r, (context.seed, context.place), shown)
     tensors: dict[str, LazyTensor] = dict(adapter.tensors)
     for pair in pairs:
         if pair.rank != spec.r:
@@ -70,10 +70,14 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
 
 @dataclass
 class Resizer:
-    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight."""
+    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight.
+
+    ``shown`` names the adapter in errors.
+    """
 
     rank: int
     seed: tuple[int, int]
+    shown: str
     lost: dict[str, float] = field(default_factory=dict)
     _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,12 +102,21 @@ class Resizer:
         return produce
 
     def _make(self, pair: Factors) -> tuple[Any, Any]:
-        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them."""
+        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them.
+
+        Raises:
+            InputRejected: a value is not finite.
+        """
         import torch
 
         generator = generator_for(*self.seed, pair.weight)
         a = read_tensor(pair.a).double().reshape(pair.experts, pair.rank, -1)
         b = read_tensor(pair.b).double().reshape(-1, pair.rank, pair.experts)
+        if bad := sum(factor.numel() - int(factor.isfinite().sum()) for factor in (a, b)):
+            raise InputRejected(
+                f"{self.shown}: the factors of {printable(pair.weight)} have {bad:,} value(s) that are not finite: the training"
+                " diverged; take an earlier checkpoint"
+            )
         made, losses = [], []
         for expert in range(pair.experts):
             one, lost = (a[expert], b[..., expert]), 0.0
