@@ -13,6 +13,7 @@ from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations import Written
+from graftkit.operations.base import vocabulary_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
@@ -124,26 +125,24 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 
 def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport, ...]:
-    reports = []
-    for outcome in planned.outcomes:
-        if outcome.vocabulary is None:
-            continue
-        found = check_tokenization(
-            planned.source.directory,
-            staged,
-            new=outcome.vocabulary.new_tokens,
-            special=outcome.vocabulary.special,
-            chat_template_changed=outcome.vocabulary.chat_template_changed,
-        )
-        _raise_first(found.failures)
-        reports.append(found)
-    return tuple(reports)
+    vocabulary = planned.vocabulary
+    if vocabulary is None:
+        return ()
+    found = check_tokenization(
+        planned.source.directory,
+        staged,
+        new=vocabulary.new_tokens,
+        special=vocabulary.special,
+        chat_template_changed=vocabulary.chat_template_changed,
+    )
+    _raise_first(found.failures)
+    return (found,)
 
 
 def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
     if not planned.compares_outputs:
         return None
-    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    vocabulary = planned.vocabulary
     found = compare_outputs(
         planned.source.directory,
         staged,
@@ -165,9 +164,11 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
     source = planned.source.directory
     adapter = staged / FOLDER if planned.adapter else None
     base = staged if planned.writes_base else source
-    written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs)
     found = []
-    for outcome in planned.outcomes:
+    for place, outcome in enumerate(planned.outcomes):
+        later = vocabulary_of(planned.outcomes[place + 1 :])
+        change = later.change if later else None
+        written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs, change)
         for check in outcome.checks:
             if not (wanted or getattr(check, "reads_files_alone", False)):
                 continue
@@ -186,7 +187,7 @@ def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | 
     from graftkit.verification.lens.lens import compare_lens
     from graftkit.verification.signal import compare_signal
 
-    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    vocabulary = planned.vocabulary
     found: list[CheckReport] = []
     lens = functools.partial(compare_lens, paged=planned.paged)
     looks = ((lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))

@@ -69,7 +69,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
         _promise(origin, accepted=spec.base == "accept"),
         tuple(_notes(found, copied)),
         scope=Scope.NOTHING,
-        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, seed=at.seed),),
+        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, later=at.later, seed=at.seed),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
     )

@@ -140,7 +140,7 @@ class Report:
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:
     """The promised bound on the KL; a mean of some rows is given as what it is too, a convex combination of old ones."""
-    vocabulary = next((outcome.vocabulary for outcome in plan.outcomes if outcome.vocabulary), None)
+    vocabulary = plan.vocabulary
     kl = vocabulary.kl() if vocabulary and not plan.scope else None
     if kl is None:
         return None

@@ -24,6 +24,7 @@ from graftkit.verification.merged_weights import WeightComparison, compare_weigh
 from graftkit.verification.peft_loading import load_adapted, merged_by_peft
 from graftkit.verification.probes import Probe
 from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.vocabulary import VocabularyChange
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
@@ -109,9 +110,12 @@ def _advice(kept: float, dtype: str) -> str:
 
 
 def compare_with_adapted(
-    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, seed: int = 0
-) -> AdaptedReport:
+    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: VocabularyChange | None = None,
+    seed: int = 0,
+) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.
+
+    ``base`` is what the adapter lies on where that is not the source; ``later`` says how the vocabulary changed after merging.
 
     Raises:
         InputRejected, VerificationFailed: a checkpoint or the adapter does not load, or the forward needs inputs that
@@ -121,15 +125,15 @@ def compare_with_adapted(
     with undisturbed():
         adapted = load_adapted(source, folder, base)
         merged = load(result)
-        weights = tuple(compare_weights(adapted.model, merged.model, skipped))
+        weights = tuple(compare_weights(adapted.model, merged.model, skipped, later))
         dtype = merged.dtype
         del merged
         gc.collect()
-        native = run_loaded(adapted, source, None, seed, None, {}, lambda _: None)
+        native = run_loaded(adapted, source, later, seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()
-        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base))
+        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base), later)
     failures = [weight.failure for weight in weights if weight.failure] + broken
     failures += [
         f"outputs: {item.name} of the merged model is {item.merged:.3g} off the adapted model in float64, the noise without it"
@@ -164,25 +168,28 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 
 def _outputs(
-    result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any]
+    result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any],
+    later: VocabularyChange | None,
 ) -> tuple[list[OutputNoise], list[str]]:
     """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
     failures: list[str] = []
-    merged = _errors(lambda part: _run_merged(result.model, part, native, failures), native, reference)
+    merged = _errors(lambda part: _run_merged(result.model, part, native, later, failures), native, reference, later)
     if failures:
         return [], failures
     unit = UNIT_ROUNDOFF[str(result.model.dtype)]
-    adapted = _errors(lambda part: native.kept[part.name], native, reference)
+    adapted = _errors(lambda part: native.kept[part.name], native, reference, later)
     noises = [OutputNoise(name, max(adapted[name], unit), error) for name, error in merged.items()]
     if not any(noise.ratio > NOISE_RATIO for noise in noises):
         return noises, []
     model = by_peft()
-    peer = _errors(lambda part: run(model, part, native.made), native, reference)
+    peer = _errors(lambda part: run(model, part, native.made), native, reference, later)
     return [dataclasses.replace(noise, by_peft=peer[noise.name]) for noise in noises], []
 
 
-def _run_merged(model: Any, part: Probe, native: Reference, failures: list[str]) -> Mapping[str, Any]:
-    """The outputs of one probe; what is wrong with them goes to ``failures``."""
+def _run_merged(
+    model: Any, part: Probe, native: Reference, later: VocabularyChange | None, failures: list[str]
+) -> Mapping[str, Any]:
+    """The outputs of one probe, over the ids from before ``later``; what is wrong with them goes to ``failures``."""
     try:
         found = run(model, part, native.made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
@@ -192,15 +199,24 @@ def _run_merged(model: Any, part: Probe, native: Reference, failures: list[str])
     if other:
         failures.append(f"outputs: only one of adapted and merged model gives these outputs: {few(other)}")
     kept = native.kept[part.name]
+    if later is not None:
+        found = {name: _old_ids(name, value, later, later.new_rows) for name, value in found.items()}
+        kept = {name: _old_ids(name, value, later, later.old_rows) for name, value in kept.items()}
     broken = [name for name, old in kept.items() if name in found and (found[name].isnan() & ~old.isnan()).any()]
     if broken:
         failures.append(f"outputs: {few(broken)} of the merged model holds NaN on probe {part.name!r}")
     return found
 
 
+def _old_ids(name: str, values: Any, change: VocabularyChange, rows: int) -> Any:
+    """The columns of the ids that ``change`` leaves as they are, of an output over ``rows`` ids."""
+    return values[..., list(change.kept)] if "hidden" not in name and values.shape[-1] == rows else values
+
+
 def _errors(
-    outputs: Callable[[Probe], Mapping[str, Any]], native: Reference, reference: Mapping[str, Mapping[str, Any]]
-) -> dict[str, float]:
+    outputs: Callable[[Probe], Mapping[str, Any]], native: Reference, reference: Mapping[str, Mapping[str, Any]],
+    later: VocabularyChange | None,
+) -> dict[str, float]:  # fmt: skip
     """The relative root-mean-square error of each output against the reference, over all probes; masked places are left out."""
     squares: dict[str, float] = {}
     sizes: dict[str, float] = {}
@@ -209,7 +225,11 @@ def _errors(
         for name, exact in reference.get(part.name, {}).items():
             if name not in native.kept[part.name] or name not in found:
                 continue
-            values = (exact.double(), found[name].double())
+            wanted = exact if later is None else _old_ids(name, exact, later, later.old_rows)
+            given = found[name]
+            if later is not None and given.shape != wanted.shape:
+                given = _old_ids(name, given, later, later.old_rows)
+            values = (wanted.double(), given.double())
             if exact.shape[:2] == mask.shape:
                 values = (values[0][mask], values[1][mask])
             wanted, given = (value.nan_to_num(0, 0, 0) for value in values)

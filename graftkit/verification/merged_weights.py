@@ -15,6 +15,7 @@ from typing import Any
 from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
+from graftkit.verification.vocabulary import VocabularyChange
 
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
@@ -35,21 +36,27 @@ class WeightComparison:
     failure: str
 
 
-def compare_weights(adapted: Any, merged: Any, skipped: list[str]) -> Iterator[WeightComparison]:
-    """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out."""
+def compare_weights(
+    adapted: Any, merged: Any, skipped: list[str], later: VocabularyChange | None = None
+) -> Iterator[WeightComparison]:
+    """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
+
+    Rows that ``later`` made are no part of the merge.
+    """
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     outer: list[str] = []
     compared: set[str] = set()
+    merged = _Merged(merged, later)
     for path, module in adapted.named_modules():
         found: list[WeightComparison] = []
         if isinstance(module, ModulesToSaveWrapper):
             for name, value in module.modules_to_save[NAME].state_dict().items():
-                found.append(_replaced(f"{path}.{name}", value, _at(merged, f"{path}.{name}")))
+                found.append(_replaced(f"{path}.{name}", value, merged))
         elif isinstance(module, TrainableTokensWrapper):
             rows = module.token_adapter.get_merged_weights([NAME])
-            found.append(_replaced(f"{path}.weight", rows, _at(merged, f"{path}.weight")))
+            found.append(_replaced(f"{path}.weight", rows, merged))
         elif isinstance(module, LoraLayer) and not any(path.startswith(f"{above}.base_layer") for above in outer):
             outer.append(path)
             size = sum(parameter.numel() for parameter in module.get_base_layer().parameters())
@@ -62,29 +69,48 @@ def compare_weights(adapted: Any, merged: Any, skipped: list[str]) -> Iterator[W
     yield from _untouched(adapted, merged, outer, compared)
 
 
-def _untouched(adapted: Any, merged: Any, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """The merged model as it was before the vocabulary changed behind the merge."""
+
+    model: Any
+    later: VocabularyChange | None
+
+    def at(self, name: str) -> Any:
+        """The parameter of that name; of a table that grew, its old rows. Rows that were free and taken later are not compared."""
+        owner, _, leaf = name.rpartition(".")
+        found = getattr(self.model.get_submodule(owner), leaf).detach()
+        grown = self.later is not None and found.ndim and found.shape[0] == self.later.new_rows
+        return found[: self.later.old_rows] if grown and self.later else found
+
+    def rows(self, values: Any) -> Any:
+        """Which rows of a parameter are compared."""
+        table = self.later is not None and values.ndim and values.shape[0] == self.later.old_rows
+        return list(self.later.kept) if table and self.later else ...
+
+
+def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
     """Yield a comparison for each other parameter that is not the adapted model's to the last bit, such as a trained bias."""
     here = dict(adapted.named_parameters(remove_duplicate=False))
-    for name, found in merged.named_parameters(remove_duplicate=False):
+    for name, _ in merged.model.named_parameters(remove_duplicate=False):
         if name in compared or any(name.startswith(f"{path}.") for path in outer):
             continue
         owner, _, leaf = name.rpartition(".")
         wanted = next((here[other] for other in (name, f"{owner}.original_module.{leaf}") if other in here), None)
-        if wanted is not None and not wanted.detach().to(found.dtype).equal(found.detach()):
+        found = merged.at(name)
+        rows = merged.rows(found)
+        if wanted is not None and not wanted.detach().to(found.dtype)[rows].equal(found[rows]):
             yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
 
 
-def _at(model: Any, name: str) -> Any:
-    owner, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(owner), leaf).detach()
-
-
-def _replaced(name: str, wanted: Any, found: Any) -> WeightComparison:
-    equal = wanted.detach().to(found.dtype).equal(found)
+def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
+    found = merged.at(name)
+    rows = merged.rows(found)
+    equal = wanted.detach().to(found.dtype)[rows].equal(found[rows])
     return WeightComparison(name, float(equal), 1, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
 
 
-def _folded(path: str, module: Any, merged: Any) -> Iterator[WeightComparison]:
+def _folded(path: str, module: Any, merged: _Merged) -> Iterator[WeightComparison]:
     """Compare every parameter of one adapted module with peft's own merge of it in float64."""
     exact, sizes = _merge(copy.deepcopy(module).double()), _merge(_without_signs(module))
     before = dict(module.get_base_layer().named_parameters())
@@ -96,13 +122,15 @@ def _folded(path: str, module: Any, merged: Any) -> Iterator[WeightComparison]:
     if NAME in getattr(module, "lora_magnitude_vector", ()):
         errors["weight"] = _scaled_error(module, exact["weight"], errors["weight"])
     for name, value in exact.items():
-        old, found = before[name].detach().double(), _at(merged, f"{path}.{name}")
+        found = merged.at(f"{path}.{name}")
+        rows = merged.rows(found)
+        value, old, found = value[rows], before[name].detach().double()[rows], found[rows]  # noqa: PLW2901
         if value.equal(old):
-            if not before[name].detach().to(found.dtype).equal(found):
+            if not old.to(found.dtype).equal(found):
                 failure = f"weights: {printable(f'{path}.{name}')!r} is not that of base and adapter"
                 yield WeightComparison(f"{path}.{name}", 0, 0, 0, failure)
             continue
-        yield _compare(f"{path}.{name}", value, old, found, errors[name])
+        yield _compare(f"{path}.{name}", value, old, found, errors[name][rows])
 
 
 def _merge(module: Any) -> dict[str, Any]:

@@ -20,6 +20,11 @@ class VocabularyChange:
         """The ids whose rows must be what they were."""
         return tuple(sorted(set(range(self.old_rows)) - set(self.fresh)))
 
+    def then(self, later: VocabularyChange) -> VocabularyChange:
+        """One change that stands for both, ``later`` coming behind."""
+        fresh = sorted({*self.fresh, *later.fresh})
+        return VocabularyChange(self.old_rows, later.new_rows, self.live, tuple(fresh))
+
 
 @dataclass(frozen=True, slots=True)
 class KLPromise:
@@ -35,3 +40,8 @@ class KLPromise:
     kind: Literal["mean", "convex", "likeliest"]
     rows_averaged: int = 0
     averaged: tuple[int, ...] | None = None
+
+
+def weaker_kl(first: KLPromise | None, second: KLPromise | None) -> KLPromise | None:
+    """The bound that all rows of two changes keep: a mean of rows that are means themselves is a convex combination of old ones."""
+    return None if first is None or second is None else KLPromise("convex")

@@ -172,6 +172,30 @@ def test_an_adapter_trained_on_new_rows_merges_behind_extend_vocab(tmp_path):
     assert all(wanted[name].equal(found[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("rows", [12, 2], ids=["the table grows", "free rows are taken"])
+def test_new_tokens_come_behind_a_merge(tmp_path, rows):
+    """The merge is compared over the old ids, and the new rows are made of the merged table."""
+    from safetensors.torch import load_file
+    from support.families import ROWS, build
+
+    build("llama", tmp_path / "base", **({"tokens": ROWS} if rows == 12 else {}))
+    config = {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}
+    source, adapter = make_adapter(tmp_path, LLAMA, base=tmp_path / "base", **config)
+    extend = {"op": "extend_vocab", "special_tokens": [f"<new{i}>" for i in range(rows)]}
+    operations = [{"op": "merge_adapter", "adapter": str(adapter)}, extend]
+    recipe = {"version": 1, "base_model": str(source), "operations": operations}
+    report = engine.apply({**recipe, "output": str(tmp_path / "out")})
+    (check,) = report.checks
+    assert not check.skipped
+    assert len(check.outputs) > 1
+    found, wanted = load_file(tmp_path / "out/model.safetensors"), merged_by_peft(source, adapter, LLAMA)
+    ids = sorted(report.plan.new_tokens.values())
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert found[name][: ids[0]].equal(wanted[name][: ids[0]])
+        mean = wanted[name][: ids[0]].double().mean(0)
+        assert (found[name][ids].double() - mean).abs().max() < 2**-20 * mean.abs().max()
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     directory = tmp_path_factory.mktemp("llama")

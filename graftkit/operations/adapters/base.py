@@ -16,7 +16,7 @@ from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Context
+from graftkit.operations.base import Context, vocabulary_of
 from graftkit.recipe.adapter_fields import FILLED
 from graftkit.recipe.wording import unknown
 from graftkit.verification.vocabulary import VocabularyChange
@@ -143,4 +143,5 @@ def trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int
 
 def vocabulary_change(context: Context) -> VocabularyChange | None:
     """What the recipe has done to the vocabulary before."""
-    return next((outcome.vocabulary.change for outcome in context.earlier if outcome.vocabulary), None)
+    found = vocabulary_of(context.earlier)
+    return found.change if found else None

@@ -20,7 +20,7 @@ def row_figures(maker: RowMaker, token_of: Callable[[int], str | None]) -> Mappi
     for item in maker.vocabulary.tensors:
         if item.role not in ("input", "output") or not maker.ids or maker.is_bias(item):
             continue
-        stored = maker.stored(item)
+        stored = maker.table(item)
         old = lambda stored=stored, axis=item.axis: row_chunks(stored, axis, maker.live_ids)  # noqa: E731
         compared = compare_rows(old, maker.live_ids, maker.made(item), list(maker.ids))
         for row in compared["rows"]:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
-from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers import rows as schemes
@@ -17,12 +17,6 @@ from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.verification.vocabulary import KLPromise
-
-#: Rows are made from the source's rows, so nothing may have changed these before.
-NOT_STORED = (
-    "operations: extend_vocab: an earlier operation changes the embeddings; put all tokens into one extend_vocab,"
-    " before the others"
-)
 
 CONVEX = (Mean, SubwordMean, Describe, Copy)
 
@@ -111,7 +105,7 @@ class RowMaker:
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
         if item.name not in self._statistics:
-            source = _source(self.stored(item), item.axis, self.live_ids)
+            source = _source(self.table(item), item.axis, self.live_ids)
             if self.is_bias(item):
                 self._statistics[item.name] = _bias_statistics(source, self.statistics(self._output_table()))
             else:
@@ -146,23 +140,16 @@ class RowMaker:
         """The new rows of ``item`` as they are stored. *Shape:* ``(len(rows), d)``."""
         import torch
 
-        raw = torch.frombuffer(bytearray(self.producer(item)()), dtype=torch_dtype(self.stored(item).dtype))
+        raw = torch.frombuffer(bytearray(self.producer(item)()), dtype=torch_dtype(self.table(item).dtype))
         return raw.view(len(self.rows), -1)
 
-    def stored(self, item: VocabularyTensor) -> Stored:
-        """The source's tensor of ``item``.
-
-        Raises:
-            RecipeError: an operation before this one has changed it.
-        """
-        tensor = self.checkpoint.tensors[item.name]
-        if not isinstance(tensor, Stored):
-            raise RecipeError(NOT_STORED)
-        return tensor
+    def table(self, item: VocabularyTensor) -> LazyTensor:
+        """The tensor of ``item``, as it was before the new rows."""
+        return self.checkpoint.tensors[item.name]
 
     def is_bias(self, item: VocabularyTensor) -> bool:
         """Whether it holds one value for each id."""
-        return self.stored(item).nbytes == self.vocabulary.rows * _item_bytes(self.stored(item))
+        return self.table(item).nbytes == self.vocabulary.rows * _item_bytes(self.table(item))
 
     def _output_table(self) -> VocabularyTensor:
         return (self.vocabulary.of_role("output") or self.vocabulary.of_role("input"))[0]
@@ -177,7 +164,7 @@ class RowMaker:
         """Rows in float64, cast once to the stored dtype. *Shape:* bytes of ``(len(rows), d)``."""
         import torch
 
-        stored = self.stored(item)
+        stored = self.table(item)
         made = torch.empty(
             len(self.rows), stored.nbytes // stored.shape[item.axis] // _item_bytes(stored), dtype=torch.float64
         )
@@ -192,7 +179,7 @@ class RowMaker:
     def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
         import torch
 
-        source = _source(self.stored(item), item.axis, self.live_ids)
+        source = _source(self.table(item), item.axis, self.live_ids)
         seeds = [seed_of(*self.seed, item.role, row.index) for row in rows]
         sampled = not self.is_bias(item)
         match scheme:
@@ -208,18 +195,18 @@ class RowMaker:
                 return schemes.mean(self.statistics(item), len(rows))
 
     def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Any:
-        stored = self.stored(item)
+        stored = self.table(item)
         total = sum(read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces)
         return total / len(pieces)
 
 
-def _item_bytes(stored: Stored) -> int:
+def _item_bytes(stored: LazyTensor) -> int:
     import math
 
     return stored.nbytes // math.prod(stored.shape)
 
 
-def _source(stored: Stored, axis: int, size: int) -> Callable[[], Iterator[tuple[int, Any]]]:
+def _source(stored: LazyTensor, axis: int, size: int) -> Callable[[], Iterator[tuple[int, Any]]]:
     return lambda: row_chunks(stored, axis, size)
 
 
