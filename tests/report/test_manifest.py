@@ -173,7 +173,9 @@ def test_the_adapter_beside_the_base_is_held_against_the_report_too(copy):
         ),
     ],
 )
-def test_what_was_changed_on_purpose_is_no_failure_and_the_verdict_says_what_was_promised(made, tmp_path, operation, words):
+def test_what_was_changed_on_purpose_is_no_failure_and_the_verdict_says_what_was_promised(
+    made, tmp_path, operation, words
+):
     source, out = made[0], tmp_path / "out"
     graftkit.apply(recipe(source, out, operation, **QUICK))
     found = verify(str(source), str(out))
