@@ -13,7 +13,7 @@ from typing import Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.embeddings import INPUT, OUTPUT, named
+from graftkit.architecture.embeddings import INPUT, OUTPUT, call_getter
 from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
@@ -65,7 +65,7 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
     if table is None:
         raise InputRejected(
             f"{skeleton.architecture}: transformers names no single table as its input embedding"
-            f" ({_kind(named(skeleton.model, INPUT))}), so which rows belong to the token ids is not known"
+            f" ({_kind(call_getter(skeleton.model, INPUT))}), so which rows belong to the token ids is not known"
         )
     rows = int(table.weight.shape[0])
     governing = find_governing(checkpoint.config, skeleton, rows)

@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.architecture.adapter_task import task_type
-from graftkit.architecture.naming import expanded
+from graftkit.architecture.module_names import expand_names
+from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
+from graftkit.architecture.peft.task import task_type
+from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
 from graftkit.architecture.skeleton import Skeleton, architecture_of
-from graftkit.architecture.targets import check_layers, check_pattern, resolve_names
-from graftkit.architecture.tuner import Tuned, config_fields, tune
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.adapter_base import (
+from graftkit.operations.adapters.base import (
     Base,
     base_fields,
     base_tensor,
@@ -31,8 +31,8 @@ from graftkit.operations.adapter_base import (
     trainable_tokens,
     untied,
 )
+from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -152,9 +152,9 @@ def _fields(
         fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     if isinstance(fields.get("exclude_modules"), list):
-        fields["exclude_modules"] = expanded("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
+        fields["exclude_modules"] = expand_names("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
-    saved = expanded("add_adapter", "modules_to_save", saved, modules)
+    saved = expand_names("add_adapter", "modules_to_save", saved, modules)
     if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
         notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
     elif saved:

@@ -19,8 +19,8 @@ from graftkit.checkpoint.tokenizer import (
 )
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
-from graftkit.operations.row_figures import row_figures
-from graftkit.operations.vocabulary_rows import NOT_STORED, NewRow, RowMaker
+from graftkit.operations.vocabulary.figures import row_figures
+from graftkit.operations.vocabulary.rows import NOT_STORED, NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.vocabulary import VocabularyChange

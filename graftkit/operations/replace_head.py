@@ -15,13 +15,13 @@ from graftkit.checkpoint.tensors import FLOATING, Computed
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.combinations import check_zero_factors
-from graftkit.operations.head_beside import rows_beside
-from graftkit.operations.head_documents import check_padding_side, head_config, with_pad_token
-from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
-from graftkit.operations.head_lsuv import UnitVariance
-from graftkit.operations.head_values import HeadMaker
-from graftkit.operations.head_words import WordRows
-from graftkit.operations.learning_rates import head_multipliers, with_multipliers
+from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
+from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
+from graftkit.operations.heads.lsuv import UnitVariance
+from graftkit.operations.heads.trained_rows import rows_beside
+from graftkit.operations.heads.values import HeadMaker
+from graftkit.operations.heads.words import WordRows
+from graftkit.operations.weights.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import Factors
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import Factors
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -19,10 +19,10 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.adapter_base import base_fields, check_base
+from graftkit.operations.adapters.base import base_fields, check_base
+from graftkit.operations.adapters.change_rank import pad, truncate
+from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.factoring import pad, truncate
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.resized import compare_resized
@@ -48,7 +48,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         raise RecipeError(
             f"operations.{context.place}: resize_adapter: r: every weight of the adapter has rank {spec.r} already"
         )
-    resizer = Resizer(spec.r, (context.seed, context.place))
+    resizer = Resizer(spec.r, (context.seed, context.place), shown)
     tensors: dict[str, LazyTensor] = dict(adapter.tensors)
     for pair in pairs:
         if pair.rank != spec.r:
@@ -70,10 +70,14 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
 
 @dataclass
 class Resizer:
-    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight."""
+    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight.
+
+    ``shown`` names the adapter in errors.
+    """
 
     rank: int
     seed: tuple[int, int]
+    shown: str
     lost: dict[str, float] = field(default_factory=dict)
     _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,12 +102,21 @@ class Resizer:
         return produce
 
     def _make(self, pair: Factors) -> tuple[Any, Any]:
-        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them."""
+        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them.
+
+        Raises:
+            InputRejected: a value is not finite.
+        """
         import torch
 
         generator = generator_for(*self.seed, pair.weight)
         a = read_tensor(pair.a).double().reshape(pair.experts, pair.rank, -1)
         b = read_tensor(pair.b).double().reshape(-1, pair.rank, pair.experts)
+        if bad := sum(factor.numel() - int(factor.isfinite().sum()) for factor in (a, b)):
+            raise InputRejected(
+                f"{self.shown}: the factors of {printable(pair.weight)} have {bad:,} value(s) that are not finite: the training"
+                " diverged; take an earlier checkpoint"
+            )
         made, losses = [], []
         for expert in range(pair.experts):
             one, lost = (a[expert], b[..., expert]), 0.0

@@ -237,6 +237,8 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     table = _table("verification", "check", "result", "figure")
     same = "not compared" if found.report is None else "changed" if any(found.identity.values()) else "equal"
     table.add_row("digests", same, _text(found.report or "no report"))
+    base = "another one" if found.origin.different else "the adapter's" if found.origin.known_by else "not known"
+    table.add_row("base", base, _text(found.origin.known_by or found.origin.unknown))
     for row in found.check.rows():
         table.add_row(*map(_text, row))
     console.print(table)
@@ -245,6 +247,5 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        same = " is the one that was reported," if found.report else ""
-        kept = "was not run" if found.check.not_compared else "changes nothing that is promised"
-        console.print(f"[green]verified: the adapter{same} fits its base and {kept}[/green]")
+        colour = "green" if found.origin.known_by else "yellow"
+        console.print(f"[{colour}]{_text(found.verdict)}[/{colour}]")

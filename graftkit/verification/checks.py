@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 
@@ -17,3 +18,12 @@ class CheckReport(Protocol):
         """Yield ``(check, result, figure)`` for a table."""
     def to_json(self) -> dict[str, Any]:
         """Return everything that was measured as JSON values."""
+
+
+def finite(value: Any) -> Any:
+    """JSON values of ``value``: a float that is not finite becomes a string, tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, tuple | list) else value

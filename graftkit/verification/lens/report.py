@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.verification.checks import finite
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -77,7 +77,7 @@ class LensReport:
         found = dataclasses.asdict(self)
         found["floor"] |= height
         found["largest"] = self.largest
-        plain: dict[str, Any] = _finite(found)
+        plain: dict[str, Any] = finite(found)
         return plain
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
@@ -142,11 +142,3 @@ def _noise_rows(noise: Noise, dtype: str) -> Iterator[tuple[str, str, str]]:
 
 def _rho(run: RunNoise) -> str:
     return "-" if run.rho is None else f"{run.rho:.3g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, tuple | list) else value

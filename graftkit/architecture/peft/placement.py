@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME, PREFIX
+from graftkit.architecture.peft.injection import NAME, PREFIX
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
@@ -22,7 +22,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(slots=True)
-class Placed:
+class Placement:
     """Finds the adapter's tensor behind a parameter that peft has filled; ``unused`` holds names not yet asked for.
 
     Tensors that peft converts on loading, such as one for each expert, are computed: by peft, from all at once.
@@ -50,7 +50,7 @@ def _bytes(tensor: Any) -> memoryview:
     return memoryview(tensor.float().contiguous().view(-1).numpy()).cast("B")
 
 
-def fill(model: Any, adapter: Adapter) -> Placed:
+def fill(model: Any, adapter: Adapter) -> Placement:
     """Let peft load tensors without data, and note by identity where each went."""
     import torch
     from peft import set_peft_model_state_dict
@@ -75,7 +75,7 @@ def fill(model: Any, adapter: Adapter) -> Placed:
     lost = [key for key in result.missing_keys if ".lora_" in key]
     if lost:
         raise InputRejected(f"tensor {printable(min(lost).replace(f'.{NAME}.', '.'))!r} is missing")
-    return Placed(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
+    return Placement(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
 
 
 def _converted(convert: Callable[[dict[str, Any]], dict[str, Any]], adapter: Adapter) -> dict[str, Any]:

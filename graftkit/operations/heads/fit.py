@@ -16,7 +16,7 @@ from graftkit.checkpoint.reading import torch_dtype
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers.classifiers import deal, fit
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.head_model import feature_model, projection_of
+from graftkit.operations.heads.model import feature_model, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import FromExamples
 from graftkit.verification.heads.held_out import score

@@ -7,7 +7,7 @@ from typing import Any
 
 from graftkit.checkpoint.reading import row_chunks
 from graftkit.initializers.comparison import compare_rows
-from graftkit.operations.vocabulary_rows import RowMaker
+from graftkit.operations.vocabulary.rows import RowMaker
 
 
 def row_figures(maker: RowMaker, token_of: Callable[[int], str | None]) -> Mapping[str, Any]:

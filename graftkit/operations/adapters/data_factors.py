@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import one_line
-from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.examples import read_texts
 from graftkit.checkpoint.reading import TAGS, read_tensor
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers.low_rank import Factors
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.adapter_base import Base
-from graftkit.operations.head_model import loaded
-from graftkit.operations.texts_to_factors import MAKERS, Texts, unfit
+from graftkit.operations.adapters.base import Base
+from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
+from graftkit.operations.heads.model import loaded
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
 from graftkit.verification.heads.texts import write_tokenizer
 

@@ -13,7 +13,7 @@ from graftkit.architecture.parameters import layout_of
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.initializers.fans import LINEAR, Layout
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import ModelFacts, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe import ReplaceHead
@@ -65,14 +65,14 @@ class HeadMaker:
             return self._bias(tensor).to(dtype)
         layout = layout_of(self.head.skeleton, tensor.name)
         if layout is not None:
-            return self._made(self.spec.inner_init, tensor, dtype, layout, self._around())
+            return self._values(self.spec.inner_init, tensor, dtype, layout, self._facts())
         own = self._own(tensor)
         return own.to(dtype) if own.is_floating_point() else own
 
-    def _made(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, around: Surroundings) -> Any:
+    def _values(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, facts: ModelFacts) -> Any:
         if isinstance(scheme, Matched):
-            around = replace(around, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
-        return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), around)
+            facts = replace(facts, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
+        return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), facts)
 
     def _own(self, tensor: HeadTensor) -> Any:
         """What is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
@@ -87,16 +87,16 @@ class HeadMaker:
             return torch.zeros(tensor.shape, dtype=dtype)
         own = own_values(skeleton, tensor.name, seed_of(*self.seed, tensor.name))
         if own is None and len(tensor.shape) > 1:
-            return self._made(WeightNormal(), tensor, torch.float32, LINEAR, self._around())
+            return self._values(WeightNormal(), tensor, torch.float32, LINEAR, self._facts())
         return torch.full(tensor.shape, float(leaf in ("weight", "running_var"))) if own is None else own
 
-    def _around(self, *, readout: bool = False) -> Surroundings:
+    def _facts(self, *, readout: bool = False) -> ModelFacts:
         config = self.head.skeleton.model.config
         text = config.get_text_config()
         std = getattr(config, "initializer_range", None) or getattr(text, "initializer_range", None)
         layers, width = getattr(text, "num_hidden_layers", None), getattr(text, "hidden_size", None)
-        around = Surroundings(layers=layers, width=width, readout=readout)
-        return around if std is None else Surroundings(float(std), layers, width, readout=readout)
+        facts = ModelFacts(layers=layers, width=width, readout=readout)
+        return facts if std is None else ModelFacts(float(std), layers, width, readout=readout)
 
     def _projection(self, tensor: HeadTensor, dtype: Any) -> Any:
         import torch
@@ -110,7 +110,7 @@ class HeadMaker:
                 std = scheme.target_logit_std / self.feature_norm
             scheme = WeightNormal(std=std)
         layout = layout_of(self.head.skeleton, tensor.name) or LINEAR
-        return self._made(scheme, tensor, dtype, layout, self._around(readout=True))
+        return self._values(scheme, tensor, dtype, layout, self._facts(readout=True))
 
     def _bias(self, tensor: HeadTensor) -> Any:
         """The bias in float64: zero, or with a prior what makes the first logits say just that."""

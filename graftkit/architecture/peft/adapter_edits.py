@@ -12,9 +12,9 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from graftkit.architecture.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
-from graftkit.architecture.injection import NAME
-from graftkit.architecture.placed import CHANGES_BASE, Placed, fill, on_meta, peft_config
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, on_meta, peft_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.tensors import LazyTensor
@@ -34,10 +34,10 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
     """
     with _refusals(skeleton, shown):
         model = on_meta(skeleton.model, peft_config(adapter))
-        placed = fill(model, adapter)
-        edits = tuple(_edits(model.base_model.model, placed))
-    if placed.unused:
-        name = printable(min(placed.unused))
+        placement = fill(model, adapter)
+        edits = tuple(_edits(model.base_model.model, placement))
+    if placement.unused:
+        name = printable(min(placement.unused))
         raise InputRejected(f"{shown}: tensor {name!r} lands in no place that can be folded into a weight")
     return edits
 
@@ -80,7 +80,7 @@ def _why(error: Exception) -> str:
     return f"tensor {printable(error.args[0])!r} is missing" if isinstance(error, KeyError) else one_line(error)
 
 
-def _edits(root: Any, placed: Placed) -> Iterator[Edit]:
+def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
@@ -90,19 +90,19 @@ def _edits(root: Any, placed: Placed) -> Iterator[Edit]:
                 raise InputRejected(
                     f"module {printable(path)!r} is saved whole and adapted as well; merge it with peft"
                 )
-            yield from _of_layer(path, module, placed)
+            yield from _of_layer(path, module, placement)
         elif isinstance(module, ModulesToSaveWrapper):
             for name, value in module.modules_to_save[NAME].state_dict(keep_vars=True).items():
-                tensor = placed.behind(value, f"{path}.modules_to_save.{NAME}.{name}")
+                tensor = placement.behind(value, f"{path}.modules_to_save.{NAME}.{name}")
                 yield Replaced(f"{path}.{name}", tensor, shared=False)
         elif isinstance(module, TrainableTokensWrapper):
-            yield _token_rows(path, module.token_adapter, placed)
+            yield _token_rows(path, module.token_adapter, placement)
     for name, value in list(root.named_parameters(remove_duplicate=False)):
-        if placed.names.get(id(value)) in placed.unused:
-            yield Replaced(name.replace(".base_layer.", "."), placed.behind(value, name), shared=True)
+        if placement.names.get(id(value)) in placement.unused:
+            yield Replaced(name.replace(".base_layer.", "."), placement.behind(value, name), shared=True)
 
 
-def _of_layer(path: str, module: Any, placed: Placed) -> Iterator[Edit]:
+def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
     from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
 
     kind = type(module)
@@ -114,7 +114,7 @@ def _of_layer(path: str, module: Any, placed: Placed) -> Iterator[Edit]:
         )
 
     def at(name: str) -> LazyTensor:
-        return placed.behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
+        return placement.behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
 
     base, parameter = path, "weight"
     layout: Layout = "transposed" if module.fan_in_fan_out else "linear"
@@ -138,7 +138,7 @@ def _of_layer(path: str, module: Any, placed: Placed) -> Iterator[Edit]:
         yield BiasShift(f"{base}.bias", at(f"lora_B.{NAME}.bias"), scaling)
 
 
-def _token_rows(path: str, layer: Any, placed: Placed) -> TokenRows:
+def _token_rows(path: str, layer: Any, placement: Placement) -> TokenRows:
     rows = tuple(int(row) for row in layer.token_indices[NAME])
     if len(set(rows)) != len(rows):
         raise InputRejected("adapter_config.json: trainable_token_indices names an id twice")
@@ -147,5 +147,5 @@ def _token_rows(path: str, layer: Any, placed: Placed) -> TokenRows:
             f"trainable_token_indices: peft leaves out the bias of {printable(path)!r} while the adapter is active, so"
             " that no merged weight can equal it"
         )
-    values = placed.behind(layer.trainable_tokens_delta[NAME], f"{path}.token_adapter.trainable_tokens_delta.{NAME}")
+    values = placement.behind(layer.trainable_tokens_delta[NAME], f"{path}.token_adapter.trainable_tokens_delta.{NAME}")
     return TokenRows(f"{path}.weight", rows, values)

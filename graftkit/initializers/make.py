@@ -22,7 +22,7 @@ STD = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class ModelFacts:
     """What a scheme may need of the model: found by whoever knows the model.
 
     Attributes:
@@ -42,15 +42,15 @@ class Surroundings:
 
 def make(
     scheme: WeightScheme, shape: tuple[int, ...], dtype: torch.dtype, layout: Layout, generator: torch.Generator,
-    around: Surroundings = Surroundings(),
+    facts: ModelFacts = ModelFacts(),
 ) -> torch.Tensor:  # fmt: skip
     """Make a tensor on the CPU: sampled in float32 from ``generator``, cast once to ``dtype``.
 
     Raises:
-        RecipeError: the scheme needs fans and the tensor is a vector, or it needs what ``around`` does not give.
+        RecipeError: the scheme needs fans and the tensor is a vector, or it needs what ``facts`` does not give.
     """
     try:
-        return MAKERS[scheme.scheme](scheme, _Target(shape, dtype, layout, generator, around))
+        return MAKERS[scheme.scheme](scheme, _Target(shape, dtype, layout, generator, facts))
     except ValueError as error:
         raise RecipeError(f"init: {scheme.scheme}: {error}") from error
 
@@ -63,7 +63,7 @@ class _Target:
     dtype: torch.dtype
     layout: Layout
     generator: torch.Generator
-    around: Surroundings
+    facts: ModelFacts
 
     @property
     def free(self) -> tuple[tuple[int, ...], torch.dtype, torch.Generator]:
@@ -74,16 +74,16 @@ class _Target:
         return self.shape, self.dtype, self.layout, self.generator
 
     def std(self, scheme: Any) -> float:
-        return self.around.std if scheme.std is None else float(scheme.std)
+        return self.facts.std if scheme.std is None else float(scheme.std)
 
     def layers(self) -> int:
-        return _given(self.around.layers, "the number of layers is not known here")
+        return _given(self.facts.layers, "the number of layers is not known here")
 
     def width_ratio(self, scheme: Any) -> float:
-        return _given(self.around.width, "the model's width is not known here") / float(scheme.base_width)
+        return _given(self.facts.width, "the model's width is not known here") / float(scheme.base_width)
 
     def norms(self) -> torch.Tensor:
-        return _given(self.around.norms, "there are no trained rows beside this tensor")
+        return _given(self.facts.norms, "there are no trained rows beside this tensor")
 
 
 def _given(value: Value | None, problem: str) -> Value:
@@ -110,6 +110,6 @@ MAKERS: dict[str, Callable[[Any, _Target], torch.Tensor]] = {
     "kaiming_normal": lambda s, t: variance_scaling.kaiming_normal(*t.mapped, **_kaiming(s)),
     "lecun_normal": lambda _, t: variance_scaling.lecun_normal(*t.mapped),
     "orthogonal": lambda s, t: orthogonal.orthogonal(*t.mapped, gain=s.gain),
-    "mup": lambda s, t: mup.mup(*t.mapped, width_ratio=t.width_ratio(s), std=s.std, readout=t.around.readout),
+    "mup": lambda s, t: mup.mup(*t.mapped, width_ratio=t.width_ratio(s), std=s.std, readout=t.facts.readout),
     "matched": lambda _, t: matched.matched(*t.mapped, norms=t.norms()),
 }

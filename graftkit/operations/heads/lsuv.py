@@ -14,8 +14,8 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError
 from graftkit.initializers.lsuv import layers_of, lsuv
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.head_fit import Step
-from graftkit.operations.head_model import loaded
+from graftkit.operations.heads.fit import Step
+from graftkit.operations.heads.model import loaded
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Lsuv
 from graftkit.verification.heads.media import takes_text

@@ -17,8 +17,8 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.head_fit import Step
-from graftkit.operations.head_model import feature_model, loaded, projection_of
+from graftkit.operations.heads.fit import Step
+from graftkit.operations.heads.model import feature_model, loaded, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import Verbalizer
 from graftkit.verification.heads.texts import known_inputs, longest

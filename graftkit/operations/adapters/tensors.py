@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.architecture.injection import Entry, Injection, Target
+from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Stored, Zeros
@@ -18,9 +18,9 @@ from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
 from graftkit.initializers.one_thread import OneThread
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.adapter_base import base_tensor
-from graftkit.operations.data_factors import DataFactors
-from graftkit.operations.low_rank import folded
+from graftkit.operations.adapters.base import base_tensor
+from graftkit.operations.adapters.data_factors import DataFactors
+from graftkit.operations.adapters.merge import folded
 
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")

@@ -17,17 +17,17 @@ def is_glob(entry: str) -> bool:
     return _GLOB.search(entry) is not None
 
 
-def named(name: str, entry: str) -> bool:
+def ends_with(name: str, entry: str) -> bool:
     """Whether ``entry`` is the name or the end of it, as peft reads it."""
     return name == entry or name.endswith(f".{entry}")
 
 
-def matched(names: Iterable[str], glob: str) -> list[str]:
+def names_matching(names: Iterable[str], glob: str) -> list[str]:
     """The names that ``glob`` fits, whole or from a dot on."""
     return [name for name in names if fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")]
 
 
-def expanded(operation: str, field: str, entries: Sequence[str], names: Sequence[str]) -> list[str]:
+def expand_names(operation: str, field: str, entries: Sequence[str], names: Sequence[str]) -> list[str]:
     """The entries of ``field``, globs replaced by the ``names`` that they fit.
 
     Raises:
@@ -35,14 +35,14 @@ def expanded(operation: str, field: str, entries: Sequence[str], names: Sequence
     """
     found: list[str] = []
     for entry in entries:
-        fits = matched(names, entry) if is_glob(entry) else [entry] * any(named(name, entry) for name in names)
+        fits = names_matching(names, entry) if is_glob(entry) else [entry] * any(ends_with(name, entry) for name in names)
         if not fits:
-            raise unmatched(operation, field, entry, names)
+            raise no_match(operation, field, entry, names)
         found += fits
     return list(dict.fromkeys(found))
 
 
-def unmatched(operation: str, field: str, entry: str, names: Iterable[str]) -> RecipeError:
+def no_match(operation: str, field: str, entry: str, names: Iterable[str]) -> RecipeError:
     """The error of an entry that fits no name, with near names."""
     known = list(names)
     lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))

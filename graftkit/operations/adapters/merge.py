@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
-from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import Slice
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
 from graftkit.errors import InputRejected, printable

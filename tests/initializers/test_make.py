@@ -10,7 +10,7 @@ from torch.nn import init as torch_init
 from graftkit.errors import RecipeError
 from graftkit.initializers import variance_scaling
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts, fans
-from graftkit.initializers.making import MAKERS, Surroundings, make
+from graftkit.initializers.make import MAKERS, ModelFacts, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for
 from graftkit.recipe.weight_schemes import WeightScheme
@@ -31,15 +31,15 @@ SHAPES = {
 DOUBT = 2e-6
 
 
-NOTHING = Surroundings()
+NOTHING = ModelFacts()
 
 
 def spec(written):
     return TypeAdapter(WeightScheme).validate_python(written)
 
 
-def made(written, shape, layout=LINEAR, dtype=torch.float32, around=NOTHING, name="a.weight"):
-    return make(spec(written), shape, dtype, layout, generator_for(0, 0, name), around)
+def made(written, shape, layout=LINEAR, dtype=torch.float32, facts=NOTHING, name="a.weight"):
+    return make(spec(written), shape, dtype, layout, generator_for(0, 0, name), facts)
 
 
 def maps(tensor, layout):
@@ -92,12 +92,12 @@ def test_lecun_and_mup_variances(where):
     shape, layout = SHAPES[where]
     fan_in = fans(shape, layout)[0].fan_in
     assert not doubtful(made("lecun_normal", shape, layout), 1 / fan_in)
-    around = Surroundings(width=400)
+    facts = ModelFacts(width=400)
     if where != "embedding":
-        assert not doubtful(made({"scheme": "mup", "base_width": 100}, shape, layout, around=around), 1 / fan_in)
-        readout = Surroundings(width=400, readout=True)
-        assert not doubtful(made({"scheme": "mup", "base_width": 100}, shape, layout, around=readout), 0.25 / fan_in)
-    given = made({"scheme": "mup", "base_width": 100, "std": 0.04}, shape, layout, around=around)
+        assert not doubtful(made({"scheme": "mup", "base_width": 100}, shape, layout, facts=facts), 1 / fan_in)
+        readout = ModelFacts(width=400, readout=True)
+        assert not doubtful(made({"scheme": "mup", "base_width": 100}, shape, layout, facts=readout), 0.25 / fan_in)
+    given = made({"scheme": "mup", "base_width": 100, "std": 0.04}, shape, layout, facts=facts)
     assert not doubtful(given, 0.04**2 if where == "embedding" else 0.02**2)
 
 
@@ -118,10 +118,10 @@ def test_wrong_fans_are_caught():
 
 def test_spreads_that_are_given():
     shape = (200, 300)
-    around = Surroundings(std=0.05, layers=8)
-    assert not doubtful(made("normal", shape, around=around), 0.05**2)
+    facts = ModelFacts(std=0.05, layers=8)
+    assert not doubtful(made("normal", shape, facts=facts), 0.05**2)
     assert not doubtful(made({"scheme": "normal", "std": 0.3, "mean": 2.0}, shape) - 2, 0.3**2)
-    assert not doubtful(made("depth_scaled", shape, around=around), 0.05**2 / 16)
+    assert not doubtful(made("depth_scaled", shape, facts=facts), 0.05**2 / 16)
     assert not doubtful_uniform(made({"scheme": "uniform", "a": -1.0, "b": 3.0}, shape) - 1, 4 / 3)
     cut = made({"scheme": "trunc_normal", "std": 0.02}, shape)
     assert float(cut.abs().max()) <= 0.04
@@ -185,30 +185,30 @@ def test_matched_rows_have_the_norms_of_the_trained_rows(where):
     shape, layout = SHAPES[where]
     trained = made("normal", shape, name="trained") * torch.rand(shape[-1], generator=generator_for(1)) + 0.01
     norms = row_norms(trained, layout)
-    tensor = made("matched", shape, layout, around=Surroundings(norms=norms))
+    tensor = made("matched", shape, layout, facts=ModelFacts(norms=norms))
     torch.testing.assert_close(row_norms(tensor, layout).sort().values, norms.sort().values)
     assert not torch.equal(row_norms(tensor, layout), norms)
 
 
 def test_matched_rows_of_another_number_keep_the_quantiles():
     norms = torch.linspace(1, 3, 1001)
-    tensor = made("matched", (10, 32), around=Surroundings(norms=norms))
+    tensor = made("matched", (10, 32), facts=ModelFacts(norms=norms))
     torch.testing.assert_close(tensor.norm(dim=1).sort().values, torch.linspace(1.1, 2.9, 10), atol=2e-3, rtol=0)
 
 
 FIELDS = {
     "constant": {"value": 1.5}, "uniform": {"a": -1.0, "b": 1.0}, "mup": {"base_width": 8},
 }  # fmt: skip
-AROUND = Surroundings(layers=4, width=16, norms=torch.ones(6))
+FACTS = ModelFacts(layers=4, width=16, norms=torch.ones(6))
 
 
 @pytest.mark.parametrize("scheme", MAKERS)
 def test_bits_depend_on_the_name_alone(scheme):
     names = ["a", "b", "c"]
     written = {"scheme": scheme, **FIELDS.get(scheme, {})}
-    one = {name: made(written, (24, 16), name=name, around=AROUND) for name in names}
+    one = {name: made(written, (24, 16), name=name, facts=FACTS) for name in names}
     torch.manual_seed(99)
-    other = {name: made(written, (24, 16), name=name, around=AROUND) for name in reversed(names)}
+    other = {name: made(written, (24, 16), name=name, facts=FACTS) for name in reversed(names)}
     assert all(torch.equal(one[name], other[name]) for name in names)
     assert torch.equal(one["a"], one["b"]) == (scheme in ("zeros", "ones", "constant"))
 
@@ -216,9 +216,9 @@ def test_bits_depend_on_the_name_alone(scheme):
 @pytest.mark.parametrize("scheme", MAKERS)
 def test_values_are_sampled_in_float32_and_cast_once(scheme):
     written = {"scheme": scheme, **FIELDS.get(scheme, {})}
-    wide = made(written, (24, 16), around=AROUND)
+    wide = made(written, (24, 16), facts=FACTS)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
-        assert torch.equal(made(written, (24, 16), dtype=dtype, around=AROUND), wide.to(dtype))
+        assert torch.equal(made(written, (24, 16), dtype=dtype, facts=FACTS), wide.to(dtype))
 
 
 def test_orthogonal_bits_do_not_depend_on_threads():
@@ -249,4 +249,4 @@ def test_what_a_scheme_cannot_do_is_an_error_that_names_it(written, shape, layou
 
 def test_a_lookup_gives_mup_no_spread():
     with pytest.raises(RecipeError, match="give std"):
-        made({"scheme": "mup", "base_width": 8}, (8, 8), EMBEDDING, around=AROUND)
+        made({"scheme": "mup", "base_width": 8}, (8, 8), EMBEDDING, facts=FACTS)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME, PREFIX, saved_config
+from graftkit.architecture.peft.injection import NAME, PREFIX, saved_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 

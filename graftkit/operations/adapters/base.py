@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import check_shapes
-from graftkit.architecture.adapter_task import head_modules
 from graftkit.architecture.embeddings import INPUT, OUTPUT
-from graftkit.architecture.injection import skeleton_of
+from graftkit.architecture.peft.injection import skeleton_of
+from graftkit.architecture.peft.task import head_modules
+from graftkit.architecture.peft.tuner import config_fields
 from graftkit.architecture.skeleton import Skeleton
-from graftkit.architecture.tuner import config_fields
 from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor

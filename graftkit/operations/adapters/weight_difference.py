@@ -9,20 +9,26 @@ from typing import Any
 
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.checkpoint.tensors import Computed, LazyTensor
-from graftkit.operations.low_rank import as_bytes
+from graftkit.errors import InputRejected, printable
+from graftkit.initializers.seeding import generator_for
+from graftkit.operations.adapters.change_rank import pad
+from graftkit.operations.adapters.merge import as_bytes
 
 
 @dataclass
 class WeightDifference:
-    """``tuned - base`` of one linear's weight; ``transposed`` where it lies as ``(in, out)``.
+    """``tuned - base`` of one linear's weight, ``name``; ``transposed`` where it lies as ``(in, out)``.
 
     The factors are made once and held in float32: together they are as large as the adapter. From then on ``lost`` is the
-    share of energy that they lack, and ``least`` what any factors of their rank lack, by the singular values.
+    share of energy that they lack, and ``least`` what any factors of their rank lack, by the singular values. Directions that
+    the difference has not are drawn from ``seed``.
     """
 
+    name: str
     base: LazyTensor
     tuned: LazyTensor
     transposed: bool
+    seed: tuple[object, ...]
     lost: float = 0.0
     least: float = 0.0
     _factors: tuple[Any, Any] | None = None
@@ -34,7 +40,11 @@ class WeightDifference:
         return min(self.base.shape)
 
     def rank_for(self, energy: float) -> int:
-        """The smallest rank whose best product keeps the share ``energy``; reads both weights."""
+        """The smallest rank whose best product keeps the share ``energy``; reads both weights.
+
+        Raises:
+            InputRejected: a value of either is not finite.
+        """
         import torch
 
         squares = torch.linalg.eigvalsh(_gram(self._difference())).flip(0).clamp(min=0)
@@ -59,8 +69,17 @@ class WeightDifference:
         return produce
 
     def _difference(self) -> Any:
-        """``(out, in)`` in float64."""
+        """``(out, in)`` in float64.
+
+        Raises:
+            InputRejected: a value is not finite.
+        """
         difference = read_tensor(self.tuned).double().sub_(read_tensor(self.base))
+        if bad := difference.numel() - int(difference.isfinite().sum()):
+            raise InputRejected(
+                f"extract_lora: {printable(self.name)}: the difference of fine-tuned and base has {bad:,} value(s) that are not"
+                " finite; one of the two is damaged, or its training diverged: take an earlier checkpoint"
+            )
         return difference.T if self.transposed else difference
 
     def _make(self, rank: int) -> tuple[Any, Any]:
@@ -68,17 +87,18 @@ class WeightDifference:
         import torch
 
         difference = self._difference()
-        wide = difference.shape[0] <= difference.shape[1]
         squares, vectors = torch.linalg.eigh(_gram(difference))
-        self.least = float(squares[:-rank].clamp(min=0).sum() / squares.clamp(min=0).sum())
-        vectors = vectors[:, -rank:].flip(1)
-        root = squares[-rank:].flip(0).clamp(min=0).sqrt().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
-        if wide:
+        squares, vectors = squares.flip(0).clamp(min=0), vectors.flip(1)
+        energy = float(squares.sum()) or 1.0
+        self.least = float(squares[rank:].sum()) / energy
+        # below this an eigenvalue is the rounding of the Gram matrix
+        kept = min(rank, int((squares > squares[0] * len(squares) * torch.finfo(squares.dtype).eps).sum()))
+        vectors, root = vectors[:, :kept], squares[:kept].sqrt().sqrt()
+        if difference.shape[0] <= difference.shape[1]:
             a, b = (vectors.T @ difference) / root[:, None], vectors * root
         else:
             a, b = vectors.T * root[:, None], (difference @ vectors) / root
-        a, b = a.float(), b.float()
-        energy = float(difference.square().sum())
+        a, b = (factor.float() for factor in pad(a, b, rank, generator_for(*self.seed, self.name)))
         self.lost = float(difference.sub_(b.double() @ a.double()).square().sum()) / energy
         return a.contiguous(), b.contiguous()
 

@@ -13,7 +13,7 @@ from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.reading import chunks, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Zeros
 from graftkit.initializers.fans import LINEAR, Layout
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import ModelFacts, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe.weight_schemes import is_zero
@@ -45,7 +45,7 @@ class FreshTensors:
     """Makes the new tensors on demand, each seeded by its own name, and notes what became of them."""
 
     scheme: WeightScheme
-    around: Surroundings
+    facts: ModelFacts
     seed: tuple[int, int]
     _after: dict[str, float] = field(default_factory=dict)
     _before: dict[str, LazyTensor] = field(default_factory=dict)
@@ -78,9 +78,9 @@ class FreshTensors:
         if target.layout is None:
             return own_values(target.skeleton, target.name, seed_of(*self.seed, target.disk)).to(dtype)
         norms = row_norms(read_tensor(old), target.layout) if self.scheme.scheme == "matched" else None
-        around = replace(self.around, readout=readout, norms=norms)
+        facts = replace(self.facts, readout=readout, norms=norms)
         generator = generator_for(*self.seed, target.disk)
-        return make(self.scheme, old.shape, dtype, target.layout, generator, around)
+        return make(self.scheme, old.shape, dtype, target.layout, generator, facts)
 
 
 def rms(tensor: LazyTensor) -> float:

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from graftkit.architecture.adapter_task import find_routers, towers
-from graftkit.architecture.injection import Injection, inject
-from graftkit.architecture.naming import expanded, is_glob, matched, named, unmatched
+from graftkit.architecture.module_names import ends_with, expand_names, is_glob, names_matching, no_match
+from graftkit.architecture.peft.injection import Injection, inject
+from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
 
@@ -39,7 +39,7 @@ def resolve(
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     values = {
         **values,
-        **{f: expanded("add_lora", f, values[f], modules) for f in ("exclude_modules", "modules_to_save") if values.get(f)},
+        **{f: expand_names("add_lora", f, values[f], modules) for f in ("exclude_modules", "modules_to_save") if values.get(f)},
     }
     wanted = values["target_modules"]
     if isinstance(wanted, list):
@@ -96,11 +96,11 @@ def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple
     entries: list[str] = []
     for entry in wanted:
         glob = is_glob(entry)
-        fits = matched(owning, entry) if glob else [name for name in names if named(name, entry)]
+        fits = names_matching(owning, entry) if glob else [name for name in names if ends_with(name, entry)]
         if not fits:
-            raise unmatched(operation, "target_modules", entry, names)
+            raise no_match(operation, "target_modules", entry, names)
         entries += fits if glob else [entry]
-    found_names = tuple(name for name in names if any(named(name, entry) for entry in entries))
+    found_names = tuple(name for name in names if any(ends_with(name, entry) for entry in entries))
     kept, notes = _kept(found_names, wanted, towers(skeleton), ())
     return list(dict.fromkeys(entries)) if kept == found_names else list(kept), notes
 
@@ -113,20 +113,20 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
     entries: list[str] = []
     for entry in values["target_modules"]:
         if is_glob(entry):
-            fits = [name for name in matched(names, entry) if name in fit]
+            fits = [name for name in names_matching(names, entry) if name in fit]
             if not fits:
-                raise unmatched("add_lora", "target_modules", entry, names)
+                raise no_match("add_lora", "target_modules", entry, names)
             layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
             entries += [name for name in fits if layers is None or _layer_of(name, pattern) in layers]
-        elif any(named(name, entry) for name in names) or _peft_knows(build, values, entry):
+        elif any(ends_with(name, entry) for name in names) or _peft_knows(build, values, entry):
             entries.append(entry)
-        elif any(named(name, entry) for name in parameters):
+        elif any(ends_with(name, entry) for name in parameters):
             raise RecipeError(
                 f"operations: add_lora: target_modules: {printable(entry)!r} is a parameter of no module of its own;"
                 " name it in target_parameters"
             )
         else:
-            raise unmatched("add_lora", "target_modules", entry, names)
+            raise no_match("add_lora", "target_modules", entry, names)
     return list(dict.fromkeys(entries))
 
 
@@ -134,9 +134,9 @@ def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list
     """The entries of peft that match kept names alone, where they cover them; else the full names."""
     others = set(found) - set(kept)
     entries = (
-        [e for e in before or () if not any(named(name, e) for name in others)] if isinstance(before, list) else []
+        [e for e in before or () if not any(ends_with(name, e) for name in others)] if isinstance(before, list) else []
     )
-    covered = {name for name in kept if any(named(name, entry) for entry in entries)}
+    covered = {name for name in kept if any(ends_with(name, entry) for entry in entries)}
     return entries if covered == set(kept) else list(kept)
 
 
@@ -208,7 +208,7 @@ def _check_parameters(entries: Iterable[str], build: Build) -> None:
         return
     names = [name for name, _ in build().model.named_parameters()]
     for entry in entries:
-        if not any(named(name, entry) for name in names):
+        if not any(ends_with(name, entry) for name in names):
             close = difflib.get_close_matches(entry, {name.rpartition(".")[2] for name in names}, n=3, cutoff=0.5)
             raise RecipeError(
                 f"operations: add_lora: target_parameters: {printable(entry)!r} matches no parameter;"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from graftkit.architecture.alike import one_of_each
+from graftkit.architecture.peft.one_of_each import one_of_each
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
