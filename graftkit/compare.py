@@ -85,11 +85,13 @@ class Verification:
         promised = self.accounted.promised if self.accounted else None
         if promised:
             measured = measured_class(self.outputs)
-            shown = f"{measured.word} measured" if measured else "outputs not compared"
+            shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
             return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
         if self.unjudged:
-            return f"verified on the old vocabulary alone; the {self.rows} new rows were not judged: {self.unjudged}"
-        new = f"; its {self.rows} new rows are no longer and no likelier than the old ones" if self.rows else ""
+            rows = "the new row was" if self.rows == 1 else f"the {self.rows} new rows were"
+            return f"verified on the old vocabulary alone; {rows} not judged: {self.unjudged}"
+        rows = "its new row is" if self.rows == 1 else f"its {self.rows} new rows are"
+        new = f"; {rows} no longer and no likelier than the old ones" if self.rows else ""
         return f"verified: B does what A did, on the old vocabulary{new}"
 
     @property

@@ -15,6 +15,7 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OWN
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import Stored
@@ -89,7 +90,7 @@ def account_for(checkpoint: Checkpoint) -> Accounted | None:
         return _unused(f"{REPORT} is not the one that was written: its own digest, its last value, does not fit it")
     try:
         return _account_for(checkpoint, json.loads(raw))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         return _unused(f"{REPORT} cannot be read as a report: {type(error).__name__} {printable(error)}")
 
 
@@ -109,6 +110,8 @@ def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted
         )
     failures = [f"report: tensor {printable(name)!r} {_unlike(name, found, reported)}" for name in unlike]
     files = {str(entry["name"]): entry for entry in report["files"]}
+    if stranger := next((name for name in files if not is_plain_relative(name)), None):
+        raise ValueError(f"{stranger!r} is no file of this folder")
     again = checkpoint.shards != _layout(ledger)
     failures += _changed_headers(checkpoint, files, again=again)
     failures += _changed_files(checkpoint, report, files, again=again)
@@ -119,7 +122,7 @@ def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted
         return Accounted(tuple(failures), notes, written, f"{figure}: {len(failures)} not as written")
     return Accounted(
         (), notes, written, f"{figure} as written",
-        {**report["promise"], "source": report["source"]["name"]},
+        dict(report["promise"]),
         frozenset(str(item["old_name"] or item["name"]) for item in report["changes"]["tensors"] if item["kind"] != "patched"),
         frozenset((str(item["document"]), str(item["place"])) for item in report["changes"]["values"]),
     )  # fmt: skip
@@ -194,4 +197,7 @@ def _changed_adapter(path: Path, entry: Mapping[str, Any], ledger: Collection[Ma
 
 def _is_page(path: Path, report: Mapping[str, Any]) -> bool:
     """Whether it is the page that `graftkit report` makes of the report today."""
-    return path.read_bytes() == render_page(report).encode()
+    try:
+        return path.read_bytes() == render_page(report).encode()
+    except InputRejected:
+        return False

@@ -124,6 +124,8 @@ def measure(
             slack += _row_rounding(module, hidden.double(), fresh)
     else:
         z, slack = _exact_logits(module, hidden.double() * fit[0], fit, fresh)
+    if promise is not None and promise.kind == "likeliest" and hidden is not None:
+        slack = torch.minimum(slack, _old_rounding(module, hidden.double() * (fit[0] if fit else 1.0), kept))
     old = torch.logsumexp(z[:, kept], 1)
     ratio = torch.exp(torch.logsumexp(z[:, fresh], 1) - old)
     bound, kind = _bound(z, old, slack, change, promise, exact=fit is not None)
@@ -224,6 +226,14 @@ def _row_rounding(module: Any, hidden: Any, fresh: Any) -> Any:
     weight = module.weight
     unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
     return unit * (hidden.abs() @ weight[fresh].double().abs().T).max(1).values
+
+
+def _old_rounding(module: Any, hidden: Any, kept: Any) -> Any:
+    """``(n,)`` |h| times the norm of the longest old row times the unit roundoff: no combination of old rows is longer."""
+    weight = module.weight
+    step = max(CHUNK // weight.shape[1], 1)
+    norms = [part.double().norm(dim=1)[old].max() for part, old in zip(weight.split(step), kept.split(step), strict=True) if old.any()]
+    return UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7) * hidden.norm(dim=1) * max(norms)
 
 
 def _products(weight: Any, hidden: Any) -> Any:

@@ -36,7 +36,11 @@ class WildRow:
 
     def sentence(self, token_of: TokenOf, distribution: Distribution | None) -> str:
         """What is wrong with the row, and what it takes of the next-token distribution where that was measured."""
-        share = next((mean for index, mean, _ in distribution.shares if index == self.index), None) if distribution else None
+        share = (
+            next((mean for index, mean, _ in distribution.shares if index == self.index), None)
+            if distribution
+            else None
+        )
         takes = "" if share is None else f"; it takes {share:.3g} of the probability on average"
         more = f" (and {self.others} more rows)" if self.others > 1 else " (and 1 more row)" if self.others else ""
         if self.norm - self.norm != 0.0:

@@ -91,7 +91,7 @@ class Pair:
         if "bytes" in left_out:
             return "the check of bytes was left out"
         if self.vocabularies[1].has_output and (measured is None or measured.distribution is None):
-            return "what they take of the next-token probability was not measured"
+            return "the share of the next-token probability that new ids take was not measured"
         return ""
 
     def shares(self, measured: OutputsReport) -> Iterator[str]:
