@@ -166,7 +166,7 @@ def patches_of(model: Any) -> int:
     vision = _vision(model) or model.config
     size, patch = (getattr(vision, name, None) or default for name, default in (("image_size", SIDE), ("patch_size", 16)))
     (height, width), (tall, wide) = ((v, v) if isinstance(v, int) else tuple(v)[:2] for v in (size, patch))
-    return max(height // tall, 1) * max(width // wide, 1)
+    return max(int(height) // int(tall), 1) * max(int(width) // int(wide), 1)
 
 
 def _patches(model: Any, ids: Any) -> Any:
