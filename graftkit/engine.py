@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER, write_adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
@@ -20,6 +21,7 @@ from graftkit.verification.composition import check_measured
 from graftkit.verification.outputs import OutputsReport, compare_outputs
 from graftkit.verification.promises import Scope
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
+from graftkit.verification.ties import lost_ties
 from graftkit.verification.tokenization import TokenizationReport, check_tokenization
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -100,6 +102,8 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
 
             write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
             ledger = check.finish()
+        if planned.adapter is None:  # one that trains one side of a pair has its base untied
+            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)))))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)

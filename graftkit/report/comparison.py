@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.report.page import render_page
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
+from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     from graftkit.compare import Verification
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
     """``(check, result, figure)`` for each check between two checkpoints, in order."""
+    if "report" in found.found and found.accounted is not None:
+        yield "report", "failed" if found.found["report"] else "passed", found.accounted.figure
+    else:
+        yield "report", "not compared", "none lies beside B"
     more = len(found.difference.tensors)
     figures = {
         "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
@@ -34,14 +39,22 @@ def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
 
 
 def _not_compared(found: Verification) -> str:
-    return "they could not be made" if "outputs" in found.found else "--no-outputs"
+    if "outputs" in found.found:
+        return "they could not be made"
+    nothing = found.accounted is not None and Scope.NOTHING in found.accounted.scope
+    return "A is not what B was promised to do as" if nothing else "--no-outputs"
 
 
 def comparison_json(before: str, after: str, found: Verification) -> dict[str, Any]:
     """The comparison in the form of a report, with ``comparison`` in the place of recipe and promise."""
     report = {
         "graftkit": 1,
-        "comparison": {"after": after, "failures": list(found.failures), "equal": found.difference.equal},
+        "comparison": {
+            "after": after,
+            "failures": list(found.failures),
+            "equal": found.difference.equal,
+            "verdict": found.verdict,
+        },
         "source": {"name": before},
         "versions": versions(),
         "changes": {

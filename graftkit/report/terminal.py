@@ -222,10 +222,12 @@ def print_verification(found: Verification) -> None:
     for row in comparison_rows(found):
         table.add_row(*map(_text, row))
     console.print(table)
+    for note in found.notes:
+        console.print(f"[dim]note:[/dim] {_text(note)}")
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        console.print("[green]verified: B does what A did, on the old vocabulary[/green]")
+        console.print(f"[green]{_text(found.verdict)}[/green]")
 
 
 def print_adapter_verification(found: AdapterVerification) -> None:
