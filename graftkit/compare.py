@@ -67,6 +67,7 @@ class Verification:
     is not in it. ``outputs``, ``lens`` and ``signal`` are None where they were left out or the second checkpoint does not run.
     ``accounted`` is how the second agrees with the report in its folder, None where none lies there or it was left out. ``rows`` is how
     many new rows it has, and ``unjudged`` why they were not all judged; empty where they were, or where the report vouches for them.
+    ``vocabulary`` says whether the two take token ids at all.
     """
 
     difference: Difference
@@ -78,6 +79,7 @@ class Verification:
     accounted: Accounted | None = None
     rows: int = 0
     unjudged: str = ""
+    vocabulary: bool = True
 
     @property
     def verdict(self) -> str:
@@ -92,7 +94,7 @@ class Verification:
             return f"verified on the old vocabulary alone; {rows} not judged: {self.unjudged}"
         rows = "its new row is" if self.rows == 1 else f"its {self.rows} new rows are"
         new = f"; {rows} no longer and no likelier than the old ones" if self.rows else ""
-        return f"verified: B does what A did, on the old vocabulary{new}"
+        return f"verified: B does what A did{', on the old vocabulary' if self.vocabulary else ''}{new}"
 
     @property
     def checks(self) -> tuple[CheckReport, ...]:
@@ -144,7 +146,7 @@ def verify(
     pair = Pair.of(old, new, accounted)
     found: dict[str, tuple[str, ...]] = {} if accounted is None else {"report": accounted.failures}
     tokenization = measured = None
-    if "tokenizer" not in left_out:
+    if "tokenizer" not in left_out and pair.has_tokenizer:
         tokenization = pair.tokenization()
         found["tokenizer"] = tokenization.failures
     if "config" not in left_out:
@@ -161,8 +163,9 @@ def verify(
         travelled, found["signal"] = _signal(pair, device, progress)
     unjudged = pair.unjudged(left_out, measured)
     return Verification(
-        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.change.fresh), unjudged
-    )
+        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.change.fresh), unjudged,
+        vocabulary=pair.vocabulary is not None,
+    )  # fmt: skip
 
 
 def _signal(
@@ -172,7 +175,7 @@ def _signal(
 
     try:
         seen = compare_signal(
-            pair.old.directory, pair.new.directory, vocabulary=pair.change, scope=pair.accounted.scope,
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
             device=device, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:
@@ -187,7 +190,7 @@ def _lens(
 
     try:
         seen = compare_lens(
-            pair.old.directory, pair.new.directory, vocabulary=pair.change, scope=pair.accounted.scope,
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
             device=device, paged=paged, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:
@@ -201,7 +204,7 @@ def _outputs(
     """What was measured and found; a second checkpoint that does not load or run is found, and nothing is measured."""
     try:
         measured = compare_outputs(
-            pair.old.directory, pair.new.directory, vocabulary=pair.change, kl=None if pair.accounted.scope else pair.bound(),
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, kl=None if pair.accounted.scope else pair.bound(),
             scope=pair.accounted.scope, paged=paged, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:

@@ -17,7 +17,7 @@ from graftkit.operations.base import vocabulary_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
-from graftkit.verification.checks import CheckReport
+from graftkit.verification.checks import CheckReport, LeftOut
 from graftkit.verification.composition import check_measured
 from graftkit.verification.outputs import OutputsReport, compare_outputs
 from graftkit.verification.promises import Scope
@@ -179,19 +179,30 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
 
 
 def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
-    """Look through the lens and at the signal, where the recipe asks and the source is what the result is compared with."""
+    """Look through the lens, at the signal and at the first step, as the recipe asks.
+
+    Where the source is not what the result is compared with, only the first step of what is new is left to look at.
+    """
     wanted = planned.recipe.verify
-    if not (wanted.lens or wanted.signal or wanted.first_step) or Scope.NOTHING in planned.scope:
+    if not (wanted.lens or wanted.signal or wanted.first_step):
         return ()
-    from graftkit.verification.first_step import compare_first_step
+    from graftkit.verification.first_step import OTHER_SOURCE, compare_first_step
     from graftkit.verification.lens.lens import compare_lens
     from graftkit.verification.signal import compare_signal
 
     vocabulary = planned.vocabulary
     found: list[CheckReport] = []
     lens = functools.partial(compare_lens, paged=planned.paged)
-    looks = ((lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))
-    for compare in (function for function, asked in looks if asked):
+    nothing = Scope.NOTHING in planned.scope
+    asked = tuple(name for name in ("lens", "signal") if getattr(wanted, name))
+    if nothing and asked:
+        found.append(LeftOut(asked, OTHER_SOURCE))
+    looks = (
+        (lens, wanted.lens and not nothing),
+        (compare_signal, wanted.signal and not nothing),
+        (compare_first_step, wanted.first_step),
+    )
+    for compare in (function for function, runs in looks if runs):
         report = compare(
             planned.source.directory,
             staged if planned.writes_base else planned.source.directory,

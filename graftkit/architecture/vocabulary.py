@@ -6,10 +6,11 @@ getters of transformers only name their roles. No table of architectures is invo
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
@@ -50,6 +51,26 @@ class Vocabulary:
     def of_role(self, role: Role) -> tuple[VocabularyTensor, ...]:
         """The tensors of one role, in the order on disk."""
         return tuple(tensor for tensor in self.tensors if tensor.role == role)
+
+
+#: That of a class that takes no token ids.
+NO_VOCABULARY = Vocabulary(0, (), (), tied=False, has_output=False, notes=())
+
+
+def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
+    """As :func:`find_vocabulary`, but :data:`NO_VOCABULARY` where images or sound are all that the class takes.
+
+    Raises:
+        InputRejected: as there.
+    """
+    structure = structure or account(checkpoint)
+    return find_vocabulary(checkpoint, structure) if takes_ids(structure.skeleton.model) else NO_VOCABULARY
+
+
+def takes_ids(model: Any) -> bool:
+    """Whether the forward of ``model`` takes token ids."""
+    parameters = inspect.signature(model.forward).parameters
+    return model.main_input_name == "input_ids" or not {"input_ids", "decoder_input_ids"}.isdisjoint(parameters)
 
 
 def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:

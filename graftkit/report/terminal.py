@@ -179,6 +179,20 @@ def print_inspection(found: Inspection) -> None:
     console.print(
         f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
     )
+    if found.rows:
+        _print_vocabulary(console, found)
+    else:
+        console.print(f"vocabulary  none: {_text(found.input)} is what the class takes")
+    for role, content in found.special.items():
+        console.print(f"{role:<11} {_text(content)}")
+    for finding in found.findings:
+        console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
+    if found.nonfinite is not None:
+        names = ", ".join(map(_text, found.nonfinite)) or "none"
+        console.print(f"tensors with NaN or infinity: {names}")
+
+
+def _print_vocabulary(console: Console, found: Inspection) -> None:
     untied = any(item.role == "output" for item in found.tables)
     tied = "tied" if found.tied else "not tied" if untied else "no output table"
     console.print(
@@ -190,13 +204,6 @@ def print_inspection(found: Inspection) -> None:
         counts = (item.live, item.zero, item.near_zero, item.duplicates)
         table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
     console.print(table)
-    for role, content in found.special.items():
-        console.print(f"{role:<11} {_text(content)}")
-    for finding in found.findings:
-        console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
-    if found.nonfinite is not None:
-        names = ", ".join(map(_text, found.nonfinite)) or "none"
-        console.print(f"tensors with NaN or infinity: {names}")
 
 
 def print_difference(found: Difference) -> None:

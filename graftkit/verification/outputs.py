@@ -33,7 +33,7 @@ class OutputsReport:
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
     ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
     ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on,
-    ``paged`` whether parameters were read from the files as the forwards asked for them.
+    ``paged`` whether parameters were read from the files as the forwards asked for them. ``unit`` is what ``probes`` counts.
     """
 
     architecture: str
@@ -54,6 +54,7 @@ class OutputsReport:
     measured: bool = False
     new_ids: int = 0
     paged: bool = False
+    unit: str = "tokens"
 
     @property
     def passed(self) -> bool:
@@ -69,7 +70,8 @@ class OutputsReport:
         tokens = sum(self.probes.values())
         beside = f", with {', '.join(self.inputs)}" if self.inputs else ""
         how = ", parameters paged in from the files" if self.paged else ""
-        yield "probes", "run", f"{tokens} tokens, {self.ids_covered} of {self.ids} old ids, {self.dtype}{beside}{how}"
+        covered = f", {self.ids_covered} of {self.ids} old ids" if self.unit == "tokens" else ""
+        yield "probes", "run", f"{tokens} {self.unit}{covered}, {self.dtype}{beside}{how}"
         for name, reason in self.skipped.items():
             yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield "cached decoding", self.cached_decoding, ""
@@ -172,6 +174,7 @@ def compare_outputs(
         failures=tuple(failures),
         measured=measured,
         paged=from_files,
+        unit=before.parts[0].unit,
         new_ids=min(before.parts[0].ids.shape[1] // 2, len(vocabulary.fresh)) if vocabulary and not failures else 0,
     )
 

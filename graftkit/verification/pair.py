@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.documents import Allowed, check_documents
@@ -35,15 +35,30 @@ class Pair:
         """Read what both have of a vocabulary.
 
         Raises:
-            InputRejected: the second has fewer rows, or one of them has no vocabulary that can be told.
+            InputRejected: the second has fewer rows, one of them alone takes token ids, or its vocabulary cannot be told.
         """
-        vocabularies = find_vocabulary(old), find_vocabulary(new)
+        vocabularies = vocabulary_of(old), vocabulary_of(new)
         rows = [vocabulary.rows for vocabulary in vocabularies]
+        if bool(rows[0]) != bool(rows[1]):
+            taking = (old, new) if rows[0] else (new, old)
+            raise InputRejected(f"{taking[1].name}: takes no token ids, but {taking[0].name} does")
         if rows[1] < rows[0]:
             raise InputRejected(f"{new.name}: has {rows[1]} rows, fewer than the {rows[0]} of {old.name}")
-        tokenizers = read_tokenizer(old.documents), read_tokenizer(new.documents)
+        bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
+        first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
+        tokenizers = first, second
         change = _change(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
         return cls(old, new, vocabularies, tokenizers, change, accounted or Accounted(()))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether they have a tokenizer at all; what takes no token ids needs none."""
+        return self.tokenizers[0] is not NO_TOKENIZER
+
+    @property
+    def vocabulary(self) -> VocabularyChange | None:
+        """How the vocabulary changed; None where both take no token ids."""
+        return self.change if self.vocabularies[0].rows else None
 
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""

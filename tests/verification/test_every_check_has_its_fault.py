@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "graftkit"
 
 #: Only say of others what they say, or raise what others found.
-PASSED_ON = {"selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
+PASSED_ON = {"verification/checks.py LeftOut", "selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
 
 PLANTED = {
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
@@ -54,6 +54,7 @@ PLANTED = {
 
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
+    "verification/first_step/observed.py observe",
     "verification/peft_loading.py adapt",
     "verification/inputs.py find_inputs",
     "verification/lens/setting.py in_float64",

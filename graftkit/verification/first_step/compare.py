@@ -57,7 +57,7 @@ def compare_first_step(
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
             old = load(source).model.float()
-            shapes = {name: tuple(value.shape) for name, value in old.named_parameters()}
+            shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
             probes, *_ = plan_probes(old, source, vocabulary, seed, None)
             texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
             before = _old_gradients(old, texts, vocabulary) if not scope else None
@@ -119,11 +119,17 @@ def _new_parameters(
     sizes = {vocabulary.new_rows} if vocabulary and fresh else set()
     found: dict[str, Sequence[int] | None] = {}
     for name, value in model.named_parameters():
-        if name not in shapes:
+        shape = shapes.get(_bare(model, name))
+        if shape is None:
             found[name] = None
-        elif value.ndim and value.shape[0] in sizes and shapes[name][0] == (vocabulary.old_rows if vocabulary else -1):
+        elif value.ndim and value.shape[0] in sizes and shape[0] == (vocabulary.old_rows if vocabulary else -1):
             found[name] = [row for row in fresh if row != pads.get(name)]
     return found
+
+
+def _bare(model: Any, name: str) -> str:
+    """The name of a parameter without that of the base model, which only some of the classes put before it."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
 
 
 def _failures(gap: GradientGap | None, moves: Mapping[str, int | None]) -> Iterator[str]:

@@ -41,7 +41,8 @@ class FirstDifference:
 class LensReport:
     """Everything that the lens measured. ``failures`` is empty when source and result are equal where that is promised.
 
-    ``probes`` gives unmasked tokens by probe. ``outputs`` are relative differences in float64 by output, ``modules`` by
+    ``probes`` gives unmasked tokens (or another ``unit``) by probe.
+    ``outputs`` are relative differences in float64 by output, ``modules`` by
     module in the order of the calls; both are the largest of all probes. ``measured`` says that differences are expected, ``paged``
     that parameters were read from the files as the forwards asked for them.
     """
@@ -60,6 +61,7 @@ class LensReport:
     failures: tuple[str, ...]
     measured: bool = False
     paged: bool = False
+    unit: str = "tokens"
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class LensReport:
         """``(check, result, figure)`` for a terminal."""
         tokens = sum(self.probes.values())
         how = ", parameters paged in from the files" if self.paged else ""
-        yield "lens", "run", f"{tokens:,} tokens in float64 and in {self.dtype}, on {self.device}{how}"
+        yield "lens", "run", f"{tokens:,} {self.unit} in float64 and in {self.dtype}, on {self.device}{how}"
         for name, reason in self.skipped.items():
             yield f"lens probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield (

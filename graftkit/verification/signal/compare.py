@@ -79,6 +79,7 @@ def compare_signal(
         texts=len(probe.ids), tokens=probe.tokens, dtype=old.dtype, loss=after.loss,
         figures=tuple(_figures(before, after, pairs)), new_blocks=tuple(_new(after, pairs)),
         absent={SHOWN[key][0]: reason for key, reason in (before.absent | after.absent).items()}, seconds=seconds,
+        unit=probe.unit,
     )  # fmt: skip
 
 

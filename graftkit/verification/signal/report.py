@@ -74,6 +74,7 @@ class SignalReport:
     new_blocks: tuple[str, ...]
     absent: Mapping[str, str]
     seconds: Mapping[str, float]
+    unit: str = "tokens"
 
     @property
     def name(self) -> str:
@@ -112,7 +113,8 @@ class SignalReport:
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
-        yield "signal", "measured", f"{self.texts} texts, {self.tokens} tokens, {self.dtype}; {self.verdict}"
+        ran = f"{self.texts} texts, {self.tokens} tokens" if self.unit == "tokens" else f"{self.texts} {self.unit}"
+        yield "signal", "measured", f"{ran}, {self.dtype}; {self.verdict}"
         for figure in self.figures:
             outside = figure.outside
             result = f"{len(outside)} outside" if outside else "in the band"
