@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from support.families import build
 
 import graftkit
-from graftkit.errors import RecipeError
 
 HEAD = {"op": "replace_head", "task": "sequence_classification", "labels": ["a", "b"]}
 TOP, POOLER = {"op": "reinit", "layers": "last 1"}, {"op": "reinit", "parameters": ["*pooler*"]}
