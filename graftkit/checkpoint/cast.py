@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES, Computed, LazyTensor, Rows, Stored, Streamed
+from graftkit.checkpoint.computed import as_bytes, computed
+from graftkit.checkpoint.reading import read_rows, read_tensor
+from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES, LazyTensor, Rows, Stored, Streamed
 
 #: Bytes of the new dtype that are made at a time.
 BLOCK = 8 << 20
@@ -19,16 +18,10 @@ def cast(tensor: LazyTensor, dtype: str) -> LazyTensor:
     if not isinstance(tensor, Stored) or tensor.dtype not in FLOATING or tensor.dtype == dtype:
         return tensor
     if not tensor.shape:
-        return Computed(dtype, (), lambda: _bytes(read_tensor(tensor), dtype))
+        return computed(dtype, (), lambda: read_tensor(tensor))
     width = tensor.nbytes // ITEM_BYTES[tensor.dtype] // max(tensor.shape[0], 1) * ITEM_BYTES[dtype]
     return Streamed(dtype, tensor.shape, max(BLOCK // max(width, 1), 1), lambda: _rows(tensor, dtype))
 
 
 def _rows(tensor: Stored, dtype: str) -> Rows:
-    return lambda start, stop: _bytes(read_rows(tensor, 0, start, stop), dtype)
-
-
-def _bytes(values: Any, dtype: str) -> memoryview:
-    import torch
-
-    return memoryview(values.to(torch_dtype(dtype)).contiguous().view(-1).view(torch.uint8).numpy())
+    return lambda start, stop: as_bytes(read_rows(tensor, 0, start, stop), dtype)

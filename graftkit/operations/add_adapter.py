@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.module_names import expand_names
@@ -15,8 +14,9 @@ from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
 from graftkit.architecture.skeleton import Skeleton, architecture_of
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import (
@@ -31,7 +31,6 @@ from graftkit.operations.adapters.base import (
     trainable_tokens,
     untied,
 )
-from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
@@ -50,7 +49,6 @@ class _Maker:
     spec: AddAdapter
     fields: Mapping[str, Any]
     seed: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @functools.cached_property
     def unread(self) -> Tuned:
@@ -86,15 +84,11 @@ class _Maker:
         """
         for name in sorted(self.unread.read):
             self._stored(name)
-        return {name: self._lazy(name, tensor) for name, tensor in self.planned.tensors.items()}
-
-    def _lazy(self, name: str, tensor: Any) -> LazyTensor:
-        tag = TAGS[str(tensor.dtype).removeprefix("torch.")]
-        return Computed(tag, tuple(tensor.shape), lambda: as_bytes(self._value(name)))
-
-    def _value(self, name: str) -> Any:
-        with self._lock:
-            return self.made.tensors[name]
+        group = TensorGroup(lambda: self.made.tensors)
+        return {
+            name: group.tensor(name, TAGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+            for name, tensor in self.planned.tensors.items()
+        }
 
     def _stored(self, name: str) -> LazyTensor:
         return base_tensor("add_adapter", self.checkpoint, self.disk, name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
 from graftkit.architecture.skeleton import integer_paths, with_values
-from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.tensors import LazyTensor, patch_rows
 from graftkit.checkpoint.tokenizer import (
     NewToken,
@@ -84,8 +86,12 @@ def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tup
     if not maker.ids:
         return
     for item in vocabulary.tensors:
-        produce = maker.producer(item)
+        produce = functools.partial(_row_bytes, maker, item)
         yield item.name, patch_rows(maker.table(item), axis=item.axis, rows=maker.ids, size=size, produce=produce)
+
+
+def _row_bytes(maker: RowMaker, item: VocabularyTensor) -> memoryview:
+    return as_bytes(maker.values(item))
 
 
 def _wanted_tokens(spec: ExtendVocab, tokenizer: TokenizerFiles) -> list[NewToken]:

@@ -11,7 +11,7 @@ from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import Head, backbone_names, find_head, task_architecture
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import FLOATING, Computed
+from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.combinations import check_zero_factors
@@ -60,7 +60,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()
     new = {
-        t.name: Computed(maker.dtype if integers[t.name].is_floating_point() else "I64", t.shape, maker.producer(t))
+        t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64")
         for t in head.tensors
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from graftkit.architecture.peft.edits import Factors
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.base import base_fields, check_base
 from graftkit.operations.adapters.change_rank import pad, truncate
-from graftkit.operations.adapters.merge import as_bytes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
@@ -70,7 +69,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
 
 @dataclass
 class Resizer:
-    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight.
+    """Makes both factors of a weight at once. ``lost`` gives energy by weight.
 
     ``shown`` names the adapter in errors.
     """
@@ -79,27 +78,13 @@ class Resizer:
     seed: tuple[int, int]
     shown: str
     lost: dict[str, float] = field(default_factory=dict)
-    _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def resized(self, pair: Factors) -> tuple[LazyTensor, LazyTensor]:
         """Lazy factors of the new rank in the dtypes of the old ones."""
         a = (self.rank * pair.experts, pair.a.shape[1])
         b = (pair.b.shape[0], self.rank * pair.experts)
-        return (
-            Computed(pair.a.dtype, a, self._producer(pair, 0, pair.a.dtype)),
-            Computed(pair.b.dtype, b, self._producer(pair, 1, pair.b.dtype)),
-        )
-
-    def _producer(self, pair: Factors, side: int, tag: str) -> Callable[[], memoryview]:
-        def produce() -> memoryview:
-            with self._lock:
-                if pair.weight not in self._held:
-                    self._held.clear()
-                    self._held[pair.weight] = self._make(pair)
-                return as_bytes(self._held[pair.weight][side].to(torch_dtype(tag)))
-
-        return produce
+        both = TensorGroup(lambda: self._make(pair))
+        return both.tensor(0, pair.a.dtype, a), both.tensor(1, pair.b.dtype, b)
 
     def _make(self, pair: Factors) -> tuple[Any, Any]:
         """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them.
@@ -129,7 +114,8 @@ class Resizer:
             losses.append(lost)
         if self.rank < pair.rank:
             self.lost[pair.weight] = max(losses)
-        return torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+        new_a, new_b = torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+        return new_a.to(torch_dtype(pair.a.dtype)), new_b.to(torch_dtype(pair.b.dtype))
 
 
 def _fields(pairs: list[Factors], rank: int, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from typing import Any
 from graftkit.architecture.peft.injection import NAME, PREFIX
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
+from graftkit.checkpoint.computed import computed
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 
 #: Inits at which peft changes the base's weights whenever it loads the adapter.
@@ -43,11 +44,7 @@ class Placement:
         key = PREFIX + path.replace(f".{NAME}.", ".")
         if key not in self.converted:
             raise InputRejected(f"the adapter has no tensor for {printable(path)}")
-        return Computed("F32", tuple(parameter.shape), lambda: _bytes(self.convert()[key]))
-
-
-def _bytes(tensor: Any) -> memoryview:
-    return memoryview(tensor.float().contiguous().view(-1).numpy()).cast("B")
+        return computed("F32", tuple(parameter.shape), lambda: self.convert()[key])
 
 
 def fill(model: Any, adapter: Adapter) -> Placement:

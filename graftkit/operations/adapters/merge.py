@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from graftkit.architecture.fused import Slice
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
 from graftkit.errors import InputRejected, printable
@@ -73,13 +74,6 @@ def _folding(base: Stored, factors: tuple[Any, Any], scaling: float, *, transpos
             return as_bytes(block)
 
     return rows
-
-
-def as_bytes(tensor: Any) -> memoryview:
-    """The bytes of a torch tensor of any dtype."""
-    import torch
-
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
 
 
 def _with_rows(base: Stored, edit: TokenRows) -> LazyTensor:

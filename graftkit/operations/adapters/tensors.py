@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from typing import Any
 
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup, as_bytes, computed
 from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Stored, Zeros
 from graftkit.errors import InputRejected, printable
@@ -35,7 +34,7 @@ class AdapterMaker:
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
     factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
-    from examples. One thread, ``_apart``, decomposes whole weights: each that does keeps a team and buffers of the linear algebra
+    from examples. One thread, ``_decomposing``, decomposes whole weights: each that does keeps a team and buffers of the linear algebra
     library.
     """
 
@@ -46,10 +45,9 @@ class AdapterMaker:
     offset: bool
     seed: tuple[int, int]
     data: DataFactors | None = None
-    _factors: dict[str, low_rank.Factors] = field(default_factory=dict)
-    _locks: dict[str, threading.Lock] = field(default_factory=lambda: defaultdict(threading.Lock))
+    _groups: dict[str, TensorGroup] = field(default_factory=dict)
     _scratch: Scratch = field(default_factory=Scratch)
-    _apart: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors"))
+    _decomposing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors"))
 
     def tensors(self) -> dict[str, LazyTensor]:
         """The lazy tensor of every name in adapter_model.safetensors.
@@ -81,18 +79,19 @@ class AdapterMaker:
             weight = read_tensor(stored)
             update = target.scaling * (b.double() @ a.double())
             rest = weight.double() - (update.T if target.transposed else update)
-            return _bytes(rest.to(weight.dtype))
+            return as_bytes(rest.to(weight.dtype))
 
         return Computed(stored.dtype, stored.shape, produce)
 
     def factors(self, target: Target) -> low_rank.Factors:
         """A and B of a target in float32, made once and kept: together they are the adapter."""
-        with self._locks[target.weight]:
-            if target.weight not in self._factors:
-                piecewise = str(self.init).startswith(PIECEWISE)
-                made = self._make(target) if piecewise else self._apart.submit(self._make, target).result()
-                self._factors[target.weight] = made
-            return self._factors[target.weight]
+        group = self._groups.setdefault(target.weight, TensorGroup(lambda: self._make_in_turn(target)))
+        factors: low_rank.Factors = group()
+        return factors
+
+    def _make_in_turn(self, target: Target) -> low_rank.Factors:
+        piecewise = str(self.init).startswith(PIECEWISE)
+        return self._make(target) if piecewise else self._decomposing.submit(self._make, target).result()
 
     def _make(self, target: Target) -> low_rank.Factors:
         if self.data is not None:
@@ -134,11 +133,11 @@ class AdapterMaker:
         dtype = TAGS[entry.dtype]
         if entry.role == "copy":
             base = self.base_tensor(entry.weight)
-            return base if base.dtype == dtype else _cast(base, dtype)
+            return base if base.dtype == dtype else computed(dtype, base.shape, lambda: read_tensor(base))
         starts_zero = entry.role in ("B", "embedding_A")
         if entry.role == "bias" or (starts_zero and self.init in SAMPLED):
             return Zeros(dtype, entry.shape)
-        return Computed(dtype, entry.shape, lambda: _bytes(self._values(key, entry).to(torch_dtype(dtype))))
+        return computed(dtype, entry.shape, lambda: self._values(key, entry))
 
     def _values(self, key: str, entry: Entry) -> Any:
         if entry.role == "tokens":
@@ -177,17 +176,6 @@ class AdapterMaker:
 def _target(entry: Entry) -> Target:
     assert entry.target is not None  # noqa: S101 - by construction: the parts of an update name their target
     return entry.target
-
-
-def _cast(base: LazyTensor, dtype: str) -> LazyTensor:
-    return Computed(dtype, base.shape, lambda: _bytes(read_tensor(base).to(torch_dtype(dtype))))
-
-
-def _bytes(values: Any) -> memoryview:
-    import torch
-
-    raw: memoryview = values.contiguous().view(-1).view(torch.uint8).numpy().data
-    return raw
 
 
 def embeddings(injection: Injection) -> frozenset[str]:

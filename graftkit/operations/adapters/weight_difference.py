@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_tensor
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.change_rank import pad
-from graftkit.operations.adapters.merge import as_bytes
 
 
 @dataclass
@@ -31,8 +29,6 @@ class WeightDifference:
     seed: tuple[object, ...]
     lost: float = 0.0
     least: float = 0.0
-    _factors: tuple[Any, Any] | None = None
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def largest_rank(self) -> int:
@@ -55,18 +51,8 @@ class WeightDifference:
         """``a`` ``(rank, in)`` and ``b`` ``(out, rank)``, in float32."""
         rows, columns = self.base.shape
         out, wide = (columns, rows) if self.transposed else (rows, columns)
-        return Computed("F32", (rank, wide), self._producer(rank, 0)), Computed(
-            "F32", (out, rank), self._producer(rank, 1)
-        )
-
-    def _producer(self, rank: int, side: int) -> Callable[[], memoryview]:
-        def produce() -> memoryview:
-            with self._lock:
-                if self._factors is None:
-                    self._factors = self._make(rank)
-                return as_bytes(self._factors[side])
-
-        return produce
+        both = TensorGroup(lambda: self._make(rank))
+        return both.tensor(0, "F32", (rank, wide)), both.tensor(1, "F32", (out, rank))
 
     def _difference(self) -> Any:
         """``(out, in)`` in float64.

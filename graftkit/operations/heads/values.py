@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.head import Head, HeadTensor
 from graftkit.architecture.parameters import layout_of
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.initializers.fans import LINEAR, Layout
@@ -37,22 +37,10 @@ class HeadMaker:
     fitted: dict[str, Any] = field(default_factory=dict)
     feature_norm: float | None = None
     beside: Mapping[str, LazyTensor] = field(default_factory=dict)
-    _bytes: dict[str, memoryview] = field(default_factory=dict)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def producer(self, tensor: HeadTensor) -> Callable[[], memoryview]:
-        """A function that returns the tensor's bytes, computed at the first call."""
-
-        def produce() -> memoryview:
-            import torch
-
-            with self._lock:
-                if tensor.name not in self._bytes:
-                    made = self.value(tensor).contiguous()
-                    self._bytes[tensor.name] = made.reshape(-1).view(torch.uint8).numpy().data
-                return self._bytes[tensor.name]
-
-        return produce
+    def tensor(self, tensor: HeadTensor, dtype: str) -> LazyTensor:
+        """The lazy tensor of one part of the head."""
+        return TensorGroup(lambda: (self.value(tensor),)).tensor(0, dtype, tensor.shape)
 
     def value(self, tensor: HeadTensor) -> Any:
         """The tensor in its dtype. *Shape:* ``tensor.shape``."""

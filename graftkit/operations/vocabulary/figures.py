@@ -22,7 +22,7 @@ def row_figures(maker: RowMaker, token_of: Callable[[int], str | None]) -> Mappi
             continue
         stored = maker.table(item)
         old = lambda stored=stored, axis=item.axis: row_chunks(stored, axis, maker.live_ids)  # noqa: E731
-        compared = compare_rows(old, maker.live_ids, maker.made(item), list(maker.ids))
+        compared = compare_rows(old, maker.live_ids, maker.values(item), list(maker.ids))
         for row in compared["rows"]:
             row["token"] = contents[row["id"]]
             for neighbour in row["neighbours"]:

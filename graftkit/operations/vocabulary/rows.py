@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer import TokenizerFiles
@@ -82,7 +83,7 @@ class RowMaker:
     rows: Sequence[NewRow]
     seed: tuple[int, int]
     _statistics: dict[str, TableStatistics] = field(default_factory=dict)
-    _bytes: dict[str, memoryview] = field(default_factory=dict)
+    _groups: dict[str, TensorGroup] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = tuple(sorted(self.rows, key=lambda row: row.index))
@@ -92,15 +93,9 @@ class RowMaker:
         """The ids whose rows are new, ascending."""
         return tuple(row.index for row in self.rows)
 
-    def producer(self, item: VocabularyTensor) -> Callable[[], memoryview]:
-        """A function that returns the bytes of the new rows of ``item``, computed at the first call."""
-
-        def produce() -> memoryview:
-            if item.name not in self._bytes:
-                self._bytes[item.name] = self._make(item)
-            return self._bytes[item.name]
-
-        return produce
+    def values(self, item: VocabularyTensor) -> Any:
+        """The new rows of ``item`` as they are stored, computed once. *Shape:* ``(len(rows), d)``."""
+        return self._groups.setdefault(item.name, TensorGroup(lambda: (self._make(item),)))()[0]
 
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
@@ -136,13 +131,6 @@ class RowMaker:
             for name, s in self._statistics.items()
         }  # fmt: skip
 
-    def made(self, item: VocabularyTensor) -> Any:
-        """The new rows of ``item`` as they are stored. *Shape:* ``(len(rows), d)``."""
-        import torch
-
-        raw = torch.frombuffer(bytearray(self.producer(item)()), dtype=torch_dtype(self.table(item).dtype))
-        return raw.view(len(self.rows), -1)
-
     def table(self, item: VocabularyTensor) -> LazyTensor:
         """The tensor of ``item``, as it was before the new rows."""
         return self.checkpoint.tensors[item.name]
@@ -160,8 +148,8 @@ class RowMaker:
         tied = self.vocabulary.tied or not self.vocabulary.has_output
         return row.input if item.role in ("input", "further_input") or tied else row.output
 
-    def _make(self, item: VocabularyTensor) -> memoryview:
-        """Rows in float64, cast once to the stored dtype. *Shape:* bytes of ``(len(rows), d)``."""
+    def _make(self, item: VocabularyTensor) -> Any:
+        """Rows in float64, cast once to the stored dtype. *Shape:* ``(len(rows), d)``."""
         import torch
 
         stored = self.table(item)
@@ -173,8 +161,7 @@ class RowMaker:
             groups.setdefault(self._choice(row, item).scheme, []).append(position)
         for scheme, positions in groups.items():
             made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
-        raw = made.to(torch_dtype(stored.dtype)).contiguous().view(torch.uint8)
-        return raw.numpy().reshape(-1).data
+        return made.to(torch_dtype(stored.dtype))
 
     def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
         import torch

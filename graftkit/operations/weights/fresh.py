@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.parameters import layout_of
 from graftkit.architecture.skeleton import Skeleton
+from graftkit.checkpoint.computed import computed
 from graftkit.checkpoint.reading import chunks, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor, Zeros
+from graftkit.checkpoint.tensors import LazyTensor, Zeros
 from graftkit.initializers.fans import LINEAR, Layout
 from graftkit.initializers.make import ModelFacts, make
 from graftkit.initializers.matched import row_norms
@@ -56,7 +57,7 @@ class FreshTensors:
         if target.layout is not None and is_zero(self.scheme):
             self._after[target.disk] = 0.0
             return Zeros(old.dtype, old.shape)
-        return Computed(old.dtype, old.shape, lambda: self._bytes(target, old, readout=readout))
+        return computed(old.dtype, old.shape, lambda: self._noted(target, old, readout=readout))
 
     def figures(self) -> Mapping[str, Any]:
         """Root mean square before and after, and the number of elements, by name on disk."""
@@ -65,13 +66,10 @@ class FreshTensors:
             for name, old in self._before.items()
         }
 
-    def _bytes(self, target: Target, old: LazyTensor, *, readout: bool) -> memoryview:
-        import torch
-
+    def _noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Any:
         values = self._values(target, old, readout=readout)
         self._after[target.disk] = _rms(values.double().square().sum(), values.numel())
-        raw = values.contiguous().flatten().view(torch.uint8)
-        return memoryview(raw.numpy().data)
+        return values
 
     def _values(self, target: Target, old: LazyTensor, *, readout: bool) -> Any:
         dtype = torch_dtype(old.dtype)
