@@ -76,6 +76,11 @@ class Verification:
         return tuple(check for check in (self.lens, self.signal) if check is not None)
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The checks of :data:`CHECKS` that were not run."""
+        return tuple(check for check in CHECKS if check not in self.found)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found; empty when the second checkpoint does what the first did."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
