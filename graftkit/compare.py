@@ -108,6 +108,11 @@ class Verification:
         return (*said, *(self.tokenization.notes if self.tokenization else ()))
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """The checks of :data:`CHECKS` that were not run."""
+        return tuple(check for check in CHECKS if check not in self.found)
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found; empty when the second checkpoint does what the first did."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)

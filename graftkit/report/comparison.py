@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.page import render_page
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
@@ -38,6 +39,16 @@ def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
         yield from check_report.rows()
 
 
+def lost_by(found: Verification) -> tuple[str, ...]:
+    """The checks that were left out, and what the others did not cover of that which applies to the model."""
+    return (*found.left_out, *lost_coverage(found.outputs, found.checks))
+
+
+def comparison_verdict(found: Verification) -> str:
+    """One line about a comparison that found nothing wrong: what was verified, and what was not covered."""
+    return f"{found.verdict}{not_covered(lost_by(found))}"
+
+
 def _not_compared(found: Verification) -> str:
     if "outputs" in found.found:
         return "they could not be made"
@@ -53,7 +64,7 @@ def comparison_json(before: str, after: str, found: Verification) -> dict[str, A
             "after": after,
             "failures": list(found.failures),
             "equal": found.difference.equal,
-            "verdict": found.verdict,
+            "verdict": comparison_verdict(found),
         },
         "source": {"name": before},
         "versions": versions(),
@@ -65,6 +76,7 @@ def comparison_json(before: str, after: str, found: Verification) -> dict[str, A
         "outputs": found.outputs.to_json() if found.outputs else None,
         "outputs_not_compared": "" if found.outputs else _not_compared(found),
         "checks": {check.name: check.to_json() for check in found.checks},
+        "not_covered": list(lost_by(found)),
         "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in comparison_rows(found)],
     }
     return {**report, "not_checked": [{"what": what, "why": why} for what, why in unchecked(report)]}

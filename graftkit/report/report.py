@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.recipe import dump_recipe
+from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
 from graftkit.report.size import size
@@ -44,7 +45,12 @@ class Report:
         promise = self.plan.promise.sentence()
         if self.outputs is None and not self.checks:
             return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise}"
-        return f"verified: {promise}"
+        return f"verified: {promise}{not_covered(self.lost)}"
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """What applies to the model and was not covered by the checks that were asked for."""
+        return lost_coverage(self.outputs, self.checks)
 
     @property
     def not_compared(self) -> str:
@@ -129,6 +135,7 @@ class Report:
             "outputs_not_compared": self.not_compared,
             "checks": {check.name: check.to_json() for check in self.checks},
             "adapter": self._adapter_json(),
+            "not_covered": list(self.lost),
             "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in self.rows()],
         }
         return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}

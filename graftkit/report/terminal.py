@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from graftkit.report.comparison import comparison_rows
+from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
@@ -234,7 +234,7 @@ def print_verification(found: Verification) -> None:
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        console.print(f"[green]{_text(found.verdict)}[/green]")
+        console.print(f"[green]{_text(comparison_verdict(found))}[/green]")
 
 
 def print_adapter_verification(found: AdapterVerification) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.verification.inputs import feed
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
 STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
 
+#: Ids that are fed to find out whether a forward takes its cache back.
+CACHE_TRIAL = 3
+
 #: Just below the largest block that glibc raises its bounds after.
 FREED_BLOCK = (32 << 20) - (1 << 16)
 
-#: Names under which a forward returns its cache and takes it back.
-CACHES = ("past_key_values", "cache_params")
+class NoCache(LookupError):
+    """The forward returns no cache, or does not take it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,36 +174,68 @@ def outputs_of(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> 
         return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
 
 
+def generates(model: Any) -> bool:
+    """Whether the class generates, so that it is decoded with a cache."""
+    return bool(model.can_generate())
+
+
 def can_cache(model: Any, made: Collection[str]) -> str | None:
-    """None when cached decoding can be probed, else the reason why not."""
-    if not model.can_generate():
+    """None when cached decoding can be probed, else the reason why not. A forward that declares no cache is tried."""
+    if not generates(model):
         return "the class does not generate"
     if made:
         return f"the forward needs {', '.join(sorted(made))}"
-    parameters = inspect.signature(model.forward).parameters
-    return None if any(name in parameters for name in CACHES) else "the forward takes no cache"
+    if declares_cache(model):
+        return None
+    import torch
+
+    ids = torch.arange(CACHE_TRIAL, device=next(model.parameters()).device)[None]
+    try:
+        run(model, Probe("a cache", ids, torch.ones_like(ids), steps=1))
+    except Exception as error:  # noqa: BLE001 - whatever the forward raises is the reason
+        return refusal(error)
+    return None
+
+
+def refusal(error: Exception) -> str:
+    """Why a forward was not decoded with a cache, in one line."""
+    return str(error) if isinstance(error, NoCache) else one_line(error)
 
 
 def _decode(model: Any, probe: Probe) -> dict[str, Any]:
-    """Feed all but the last ids at once, then those one at a time with the cache; to the decoder where there is one."""
+    """Feed all but the last ids at once, then those one at a time with the cache; to the decoder where there is one.
+
+    Raises:
+        NoCache: the forward returns no cache, or gives the same with its cache as without.
+    """
     two_sided = bool(model.config.is_encoder_decoder)
     first = probe.ids.shape[1] - probe.steps
     ids = "decoder_input_ids" if two_sided else "input_ids"
     constant: dict[str, Any] = {"use_cache": True, "return_dict": True}
-    if not two_sided and "decoder_input_ids" in inspect.signature(model.forward).parameters:
+    if not two_sided and takes(model.forward, "decoder_input_ids"):
         constant["decoder_input_ids"] = probe.ids[:, :first]  # left out, some forwards draw them from the vocabulary
     output = model(**{"input_ids": probe.ids, ids: probe.ids[:, :first]}, **constant)
     found = {f"step 0 {name}": value for name, value in flatten(output).items()}
-    cache = next((name for name in CACHES if output.get(name) is not None), None)
+    cache = returned_cache(output)
     if cache is None:
-        raise LookupError("the forward returns no cache")
+        raise NoCache("the forward returns no cache")
     if two_sided:
-        constant["encoder_outputs"] = (output.encoder_last_hidden_state,)
+        from transformers.modeling_outputs import BaseModelOutput
+
+        constant["encoder_outputs"] = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state)
     for step in range(probe.steps):
-        place = slice(first + step, first + step + 1)
-        output = model(**{ids: probe.ids[:, place], cache: output[cache]}, **constant)
+        next_id = {ids: probe.ids[:, first + step : first + step + 1]}
+        output = model(**next_id, **{cache: output[cache]}, **constant)
+        if not step and not takes(model.forward, cache):
+            _refuse_equal(flatten(output), flatten(model(**next_id, **constant)))
         found |= {f"step {step + 1} {name}": value for name, value in flatten(output).items()}
     return found
+
+
+def _refuse_equal(cached: Mapping[str, Any], alone: Mapping[str, Any]) -> None:
+    """Raise where a forward that declares no cache ignored the one that it was given."""
+    if all(name in alone and value.equal(alone[name]) for name, value in cached.items()):
+        raise NoCache("the forward does not take its cache back")
 
 
 def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,7 +244,7 @@ def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for name, value in output.items():
-        if name.endswith(STATE):
+        if name.endswith(STATE) or name in CACHES:
             continue
         items = enumerate(value) if isinstance(value, tuple | list) else [(None, value)]
         for index, item in items:

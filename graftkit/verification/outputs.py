@@ -11,6 +11,7 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
+from graftkit.verification.coverage import Coverage
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verification.forward import Loaded, load, run, undisturbed
@@ -33,7 +34,8 @@ class OutputsReport:
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
     ``inputs`` what was made beside token ids. ``not_kept`` counts outputs that did not fit into memory and were not compared;
     ``measured`` says that differences were expected and are figures only; ``new_ids`` is how many of them the result ran on,
-    ``paged`` whether parameters were read from the files as the forwards asked for them. ``unit`` is what ``probes`` counts.
+    ``paged`` whether parameters were read from the files as the forwards asked for them. ``unit`` is what ``probes`` counts,
+    ``coverage`` what of all that applies to this class was compared, and what was not.
     """
 
     architecture: str
@@ -44,6 +46,7 @@ class OutputsReport:
     ids_covered: int
     ids: int
     cached_decoding: str
+    coverage: Coverage
     comparisons: tuple[OutputComparison, ...]
     not_kept: int
     mass_mean: float | None
@@ -74,7 +77,9 @@ class OutputsReport:
         yield "probes", "run", f"{tokens} {self.unit}{covered}, {self.dtype}{beside}{how}"
         for name, reason in self.skipped.items():
             yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
-        yield "cached decoding", self.cached_decoding, ""
+        if not self.cached_decoding.startswith("does not apply"):
+            result, _, why = self.cached_decoding.partition(": ")
+            yield "cached decoding", result, why
         if self.new_ids:
             yield "new ids", "run", f"{self.new_ids} of them, no NaN"
         if self.not_kept:
@@ -165,6 +170,7 @@ def compare_outputs(
         ids_covered=covered_ids(before.parts, before.live),
         ids=before.live,
         cached_decoding=before.cached,
+        coverage=before.coverage,
         comparisons=tuple(found.comparisons()),
         not_kept=before.not_kept,
         mass_mean=sum(mean * n for mean, _, n in found.masses) / count if count else None,

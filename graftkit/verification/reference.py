@@ -12,12 +12,14 @@ from typing import Any
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import InputRejected, VerificationFailed, few
+from graftkit.verification.coverage import CACHED, Coverage, applying, coverage
 from graftkit.verification.forward import (
     Loaded,
     can_cache,
     keep_freed_memory,
     largest_position,
     load,
+    refusal,
     release,
     run,
 )
@@ -56,6 +58,7 @@ class Reference:
     not_kept: int
     skipped: dict[str, str]
     cached: str
+    coverage: Coverage
 
 
 @contextlib.contextmanager
@@ -187,6 +190,7 @@ def _collect(
     made, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
     names, kept, skipped = {}, {}, {}
     room, not_kept = KEPT_BYTES, 0
+    applies = applying(old.model, backbone=backbone)
     reason = "a base model alone does not generate" if backbone else can_cache(old.model, made)
     parts = [first, *(part for part in others if not part.steps or reason is None)]
     for index, part in enumerate(parts):
@@ -196,7 +200,7 @@ def _collect(
                     outputs = run(old.model, part, made)
         except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
             if part.steps:
-                reason = one_line(error)
+                reason = refusal(error)
             else:
                 skipped[part.name] = one_line(error)
             continue
@@ -205,9 +209,11 @@ def _collect(
         not_kept += left
         step((index + 1) / len(parts))
     ran = [part for part in parts if part.name in kept]
+    word = "covered" if reason is None else "not covered" if CACHED in applies else "does not apply"
     return Reference(
         type(old.model).__name__, old.dtype, old.unexpected, old.mismatched, live, ran, made, names, kept, not_kept, skipped,
-        "covered" if reason is None else f"not covered: {reason}",
+        f"{word}: {reason}" if reason else word,
+        coverage(applies, ran, frozenset().union(*names.values()), live, not_kept),
     )  # fmt: skip
 
 

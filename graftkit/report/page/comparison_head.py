@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.report.page.head import figures, name_of
+from graftkit.report.page.head import figures, name_of, not_covered
 from graftkit.report.page.markup import Markup, joined, tag
 from graftkit.report.page.numbers import count
 
@@ -25,6 +25,7 @@ def comparison_head(report: Mapping[str, Any]) -> Markup:
         tag("p", tag("span", word, class_=f"badge {kind}"), class_="badges"),
         tag("p", said, class_="promise"),
         tag("ul", *(tag("li", failure) for failure in failures[:NAMED]), more, class_="notes") if failures else None,
+        not_covered(report),
         class_="verdict",
     )
     title = tag(

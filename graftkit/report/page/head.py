@@ -39,11 +39,18 @@ def head(report: Mapping[str, Any]) -> Markup:
         tag("p", f"Outputs were not compared: {report.get('outputs_not_compared')}.", class_="note")
         if partial
         else None,
+        not_covered(report),
         class_="verdict",
     )
     numbers = tag("dl", *figures(report), class_="figures")
     overview = tag("div", _recipe(report), tag("div", numbers, _tokens(report), _notes(report)), class_="overview")
     return joined(_title(report), verdict, overview)
+
+
+def not_covered(report: Mapping[str, Any]) -> Markup | None:
+    """What applies to the model and was not covered, beside the verdict; reports of older releases do not say."""
+    lost = report.get("not_covered")
+    return tag("p", f"Not covered: {', '.join(lost)}.", class_="note") if lost else None
 
 
 def _sentence(promise: Mapping[str, Any]) -> str:
