@@ -150,7 +150,7 @@ def _changed_headers(checkpoint: Checkpoint, files: Mapping[str, Any], *, again:
     metadata = [entry["metadata"] for entry in files.values() if entry["covers"] == "header"]
     for shard, found in checkpoint.shard_metadata.items():
         if dict(found) not in ([files[shard]["metadata"]] if not again else metadata):
-            yield f"report: {printable(shard)}: its __metadata__ is not what was written: {printable(dict(found))}"
+            yield f"report: {printable(shard)}: its __metadata__ is not what was written: {printable(dict(sorted(found.items())))}"
         elif not again and _digest(checkpoint.path_of(shard), files[shard]["bytes"]) != files[shard]["sha256"]:
             yield f"report: {printable(shard)}: its header is not the one that was written"
 

@@ -113,7 +113,7 @@ def check_shares(found: Distribution, token_of: TokenOf) -> Iterator[str]:
     if not mean <= found.likeliest:
         yield (
             f"outputs: the new {named(index, token_of)} takes {mean:.3g} of the next-token probability on average and up to"
-            f" {largest:.3g}, no old id more than {found.likeliest:.3g} on average; KL(old, new) is {found.kl_max:.3g} at most"
+            f" {largest:.3g}, no old id more than {found.likeliest:.3g} on average; KL(old, new) reaches {found.kl_max:.3g}"
         )
 
 

@@ -76,6 +76,7 @@ class Pair:
             new={token: index for token, index in ids.items() if token is not None},
             special=frozenset(),
             chat_template_changed=changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
+            eos_may_pad=("tokenizer_config.json", "pad_token") in self.accounted.values,
         )
 
     def tensors(self, measured: OutputsReport | None) -> Iterator[str]:

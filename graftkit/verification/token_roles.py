@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 LOOKED_UP = ROLES[:3]
 
 
-def check_roles(before: LoadedTokenizer, after: LoadedTokenizer) -> tuple[list[str], tuple[str, ...]]:
-    """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements."""
+def check_roles(
+    before: LoadedTokenizer, after: LoadedTokenizer, *, eos_may_pad: bool = False
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements.
+
+    ``eos_may_pad`` says that an operation was asked to pad with the eos token.
+    """
     failures: list[str] = []
     notes: list[str] = []
     old_places, new_places = _places(before), _places(after)
     failures += [f"{place}: is missing" for place in old_places if place not in new_places]
     if _pads_with_eos(after):
-        (notes if _pads_with_eos(before) else failures).append(
+        (notes if eos_may_pad or _pads_with_eos(before) else failures).append(
             f"pad_token is {printable(after.roles['eos_token'])!r}, the eos_token too: a trainer leaves padding out of the loss, and"
             " would leave out every end with it; give pad_token a token of its own (roles: {pad_token: <|pad|>})"
         )

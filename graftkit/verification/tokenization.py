@@ -76,11 +76,12 @@ def check_tokenization(
     special: Collection[str],
     probes: Sequence[str] | None = None,
     chat_template_changed: bool = False,
+    eos_may_pad: bool = False,
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
 
     ``special`` names those of the new tokens that have to be special. ``probes`` replaces the embedded texts; texts
-    derived from the new tokens are added to them.
+    derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
@@ -95,7 +96,7 @@ def check_tokenization(
     every_special = {*special, *(content for content, index in new.items() if _is_special(after, index))}
     texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, new, every_special)]
     split_failures, differences, differing = compare_splits(before, after, texts, new, every_special)
-    role_failures, notes = check_roles(before, after)
+    role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad)
     failures = chain(
         _check_ids(before, after, new),
         check_new_tokens(after, new, special),

@@ -185,3 +185,14 @@ def test_what_was_changed_on_purpose_is_no_failure_and_the_verdict_says_what_was
     assert found.verdict.endswith(" measured")
     (out / "graft_report.json").unlink()
     assert verify(str(source), str(out), outputs=False).found["bytes"]
+
+
+def test_a_head_that_was_asked_to_pad_with_eos_keeps_its_promise_and_says_so(demo, tmp_path):
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["a", "b"], "pad_token": "</s>"}
+    graftkit.apply(recipe(demo, tmp_path / "out", head, **QUICK))
+    found = verify(str(demo), str(tmp_path / "out"), outputs=False)
+    assert found.failures == ()
+    assert any(note.startswith("pad_token is '</s>', the eos_token too") for note in found.notes)
+    (tmp_path / "out" / "graft_report.json").unlink()
+    found = verify(str(demo), str(tmp_path / "out"), outputs=False)
+    assert any("pad_token is '</s>', the eos_token too" in failure for failure in found.found["tokenizer"])
