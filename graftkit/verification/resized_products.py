@@ -131,17 +131,32 @@ def _compare(name: str, old: Product, new: Product) -> ProductComparison:
         return ProductComparison(name, 0.0, 0.0, exact=True, shrunk=False, failure="")
     old_b, new_b = old.b * old.scaling, new.b * new.scaling
     values = _singular(old.a, old_b)
-    energy = float(values.square().sum())
+    size = float(values.norm())
     least = float(values[rank:].norm())
     lost = float(_singular(torch.cat((old.a, new.a)), torch.cat((old_b, -new_b), 1)).norm())
-    allowed = least
-    if shrunk:
-        allowed += summed(old.a, old_b) + summed(new.a, new_b) + abs(new.scaling) * stored(new.a, new.b, new.dtypes)
-    shares = lost**2 / (energy or 1.0), least**2 / (energy or 1.0)
-    failure = "" if shrunk and lost <= allowed else (
-        f"products: {printable(name)!r} loses {shares[0]:.3g} of its energy; factors of rank {rank} lose {shares[1]:.3g} at least"
-    )  # fmt: skip
+    rounding = abs(new.scaling) * stored(new.a, new.b, new.dtypes)
+    allowed = rounding + summed(old.a, old_b) + summed(new.a, new_b)
+    shares = (lost / (size or 1.0)) ** 2, (least / (size or 1.0)) ** 2
+    failure = ""
+    if not shrunk or not lost <= least + allowed:
+        failure = f"loses {shares[0]:.3g} of its energy; factors of rank {rank} lose {shares[1]:.3g} at least"
+    elif not (off := _off_nearest(old.a, old_b, new.a, new_b)) <= allowed + rounding:
+        failure = f"is {off / size:.3g} off the nearest product of rank {rank}, {(allowed + rounding) / size:.3g} is allowed"
+    failure = failure and f"products: {printable(name)!r} {failure}"
     return ProductComparison(name, shares[0], shares[1], exact=False, shrunk=shrunk, failure=failure)
+
+
+def _off_nearest(old_a: Any, old_b: Any, new_a: Any, new_b: Any) -> float:
+    """How far the new product is from the nearest to the old one among those with its own column space.
+
+    Rounding turns that space by a unit at most, in which the old product has nothing larger than the smallest value kept: this
+    adds less than the rounding of the product itself.
+    """
+    import torch
+
+    used = new_b.any(0)
+    q, r = torch.linalg.qr(new_b[:, used])
+    return float((r @ new_a[used] - (q.T @ old_b) @ old_a).norm())
 
 
 def _singular(a: Any, b: Any) -> Any:

@@ -17,13 +17,14 @@ TEXTS = ROOT / "recipes" / "examples" / "docstrings.jsonl"
 #: Longest text in tokens, and texts in a batch.
 LENGTH, BATCH = 32, 4
 
-#: Tokens whose rows a training of rows moves.
-ROWS = [5, 6, 40]
-
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, and how: ``config`` is LoraConfig's; ``narrow`` factors are held and stored in the base's dtype."""
+    """What is trained, and how.
+
+    ``config`` holds fields of LoraConfig, ``whole`` trains the model itself; ``narrow`` factors are held and stored in the base's
+    dtype. ``epsilon`` is Adam's: at its default, float16 rounds it to zero.
+    """
 
     class_name: str = "demo"
     dtype: str = "bfloat16"
@@ -80,6 +81,8 @@ def train(training, directory, base=None):
         torch.manual_seed(0)
         model = getattr(transformers, name).from_pretrained(base)
         model.config.use_cache = False
+        if model.config.is_encoder_decoder:
+            model.config.decoder_start_token_id = 0
         if not training.whole:
             model = _adapted(model, training)
         trainer = _trainer(model, training, base, directory)
@@ -143,6 +146,15 @@ def _examples(kind, entries, tokenizer):
         tokenizer.mask_token = tokenizer.mask_token or tokenizer.convert_ids_to_tokens(3)
         return rows, transformers.DataCollatorForLanguageModeling(tokenizer, seed=0)
     return rows, transformers.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+
+def other_tensors(made):
+    """Names of the tensors that training changed and that are no linear's weight."""
+    from safetensors.torch import load_file
+
+    before, after = (load_file(folder / "model.safetensors") for folder in (made.base, made.adapter))
+    linear = ("proj.weight", "lm_head.weight", "c_attn.weight", "c_fc.weight", "c_proj.weight")
+    return [name for name, value in before.items() if not name.endswith(linear) and not value.equal(after[name])]
 
 
 @contextlib.contextmanager
