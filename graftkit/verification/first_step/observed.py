@@ -64,7 +64,8 @@ def observe(outputs: Mapping[str, Any], batch: Probe) -> Observed:
         if logits.ndim == 3 and logits.shape[-1] > int(batch.ids.max()) and batch.ids.shape[1] > 1:
             return Observed("ids", "logits")
         return Observed("labels" if logits.ndim > 1 and logits.shape[-1] > 1 else "number", "logits")
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    floating = {n: v for n, v in outputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    names = [name for name in floating if "hidden_states" not in name]
     last = [name for name in names if name.endswith("last_hidden_state")]
     if last or names:
         first = (last or names)[0]
