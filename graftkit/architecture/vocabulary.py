@@ -83,6 +83,10 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
     structure = structure or account(checkpoint)
     skeleton = structure.skeleton
     table = skeleton.embedding(INPUT)
+    if table is None and not takes_ids(skeleton.model):
+        raise InputRejected(
+            f"{skeleton.architecture}: takes {skeleton.model.main_input_name} and no token ids, so it has no vocabulary"
+        )
     if table is None:
         raise InputRejected(
             f"{skeleton.architecture}: transformers names no single table as its input embedding"

@@ -32,7 +32,12 @@ FROZEN = "the base is frozen"
 
 
 def adapter_first_step(
-    base: Path, adapter: Path, vocabulary: VocabularyChange | None, seed: int, scope: Scope, tell: Callable[[float], None]
+    base: Path,
+    adapter: Path,
+    vocabulary: VocabularyChange | None,
+    seed: int,
+    scope: Scope,
+    tell: Callable[[float], None],
 ) -> FirstStepReport:
     """Take the first step of training ``adapter`` on ``base``, in float32: what moves, when, and what it does to the outputs.
 

@@ -19,10 +19,11 @@ ANSWERS = ("start_logits", "end_logits")
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """One output, by ``name``, of one ``kind``."""
+    """One output, by ``name``, of one ``kind``; ``beside`` are further outputs that the loss has to reach: pooled states, say."""
 
     kind: Kind
     name: str
+    beside: tuple[str, ...] = ()
 
     @property
     def distributions(self) -> bool:
@@ -63,10 +64,12 @@ def observe(outputs: Mapping[str, Any], batch: Probe) -> Observed:
         if logits.ndim == 3 and logits.shape[-1] > int(batch.ids.max()) and batch.ids.shape[1] > 1:
             return Observed("ids", "logits")
         return Observed("labels" if logits.ndim > 1 and logits.shape[-1] > 1 else "number", "logits")
-    names = [name for name, value in outputs.items() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    floating = {n: v for n, v in outputs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    names = [name for name in floating if "hidden_states" not in name]
     last = [name for name in names if name.endswith("last_hidden_state")]
     if last or names:
-        return Observed("states", (last or names)[0])
+        first = (last or names)[0]
+        return Observed("states", first, tuple(name for name in names if name != first))
     if outputs.get("hidden_states"):
         return Observed("states", "hidden_states")
     raise VerificationFailed("first step: the forward gives no tensor that a loss could be taken of")

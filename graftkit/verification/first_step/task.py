@@ -70,6 +70,13 @@ def loss_on(outputs: Mapping[str, Any], batch: Probe, *, generates: bool, ids: i
     if seen.kind == "number":
         wanted = torch.arange(len(values), device=values.device) % 2
         return torch.nn.functional.mse_loss(values[:, 0].float(), wanted.float())
+    others = (Observed("states", name).values(outputs, batch) for name in seen.beside)
+    return sum(_distance_to_noise(part) for part in (values, *others))
+
+
+def _distance_to_noise(values: Any) -> Any:
+    import torch
+
     noise = torch.randn(values.shape, generator=torch.Generator().manual_seed(0)).to(values.device)
     return torch.nn.functional.mse_loss(values.float(), noise) / 2
 
@@ -78,11 +85,12 @@ def name_of_loss(seen: Observed, *, generates: bool) -> str:
     """What :func:`loss_of` is, in words."""
     if seen.kind == "ids":
         return "next-token loss" if generates else "loss of naming each token in its place"
+    names = " and ".join((seen.name, *seen.beside))
     return {
         "labels": "cross-entropy of labels given in turn",
         "places": "cross-entropy of places given in turn",
         "number": "squared error of numbers given in turn",
-    }.get(seen.kind, f"half the mean squared distance of {seen.name} to fixed noise, for want of logits")
+    }.get(seen.kind, f"half the mean squared distance of {names} to fixed noise, for want of logits")
 
 
 def gradients(model: Any, loss: Any) -> Mapping[str, Any]:
