@@ -22,9 +22,10 @@ from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, vocabulary_of
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.running.memory import available
+from graftkit.running.paging import room
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.composition import compose
-from graftkit.verification.paging import room
-from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.promises import Promise, Scope
 
 #: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
@@ -85,7 +86,7 @@ class Plan:
             return WRITING_BYTES
         models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
-        paged = whole > room.available() if self.paged is None else self.paged
+        paged = whole > available() if self.paged is None else self.paged
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property

@@ -11,10 +11,10 @@ from support.families import ROWS, build
 
 import graftkit
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.forecast import direction, jacobian_vector
 from graftkit.verification.first_step.reach import first_moves
-from graftkit.verification.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
 
 CHANGE = VocabularyChange(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))

@@ -23,7 +23,7 @@ from graftkit.operations.adapters.base import Base
 from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
 from graftkit.operations.heads.model import loaded
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
-from graftkit.verification.heads.texts import write_tokenizer
+from graftkit.running.texts import write_tokenizer
 
 #: The part of LoraConfig that factors depend on.
 FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")

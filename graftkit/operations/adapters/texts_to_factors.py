@@ -10,7 +10,7 @@ from typing import Any
 from graftkit.architecture.peft.injection import NAME
 from graftkit.checkpoint.examples import read_texts
 from graftkit.errors import RecipeError, printable
-from graftkit.verification.heads.texts import longest
+from graftkit.running.texts import longest
 
 #: How often EVA may go through the examples before it counts as one that does not converge.
 PASSES = 100

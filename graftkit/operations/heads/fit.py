@@ -19,9 +19,9 @@ from graftkit.initializers.seeding import generator_for
 from graftkit.operations.heads.model import feature_model, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import FromExamples
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import longest, outputs_of_texts
 from graftkit.verification.heads.held_out import score
-from graftkit.verification.heads.texts import longest, outputs_of_texts
-from graftkit.verification.probe_texts import PROBE_TEXTS
 
 #: Folds of the cross-validation, and rows of features that are computed with at a time.
 FOLDS, ROWS = 5, 4096

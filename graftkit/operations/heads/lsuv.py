@@ -18,9 +18,9 @@ from graftkit.operations.heads.fit import Step
 from graftkit.operations.heads.model import loaded
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Lsuv
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import known_inputs, longest, write_tokenizer
 from graftkit.verification.heads.media import takes_text
-from graftkit.verification.heads.texts import known_inputs, longest, write_tokenizer
-from graftkit.verification.probe_texts import PROBE_TEXTS
 
 #: Texts that the variance is measured on, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:16], 48

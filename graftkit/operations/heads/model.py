@@ -13,8 +13,8 @@ from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
-from graftkit.verification.forward import undisturbed
-from graftkit.verification.heads.texts import write_tokenizer
+from graftkit.running.forward import undisturbed
+from graftkit.running.texts import write_tokenizer
 
 
 @contextlib.contextmanager

@@ -21,8 +21,8 @@ from graftkit.operations.heads.fit import Step
 from graftkit.operations.heads.model import feature_model, loaded, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import Verbalizer
-from graftkit.verification.heads.texts import known_inputs, longest
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import known_inputs, longest
 
 #: Texts on which the new logits are compared with the language model's, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:8], 48

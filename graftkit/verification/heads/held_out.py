@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.verification.forward import load, undisturbed
-from graftkit.verification.heads.texts import outputs_of_texts
+from graftkit.running.forward import load, undisturbed
+from graftkit.running.texts import outputs_of_texts
 
 #: How far the loss of the written head may be from the fitted one's: another batch, and the dtype's rounding on the way.
 SLACK = {"float64": 1e-3, "float32": 1e-3, "float16": 2e-2, "bfloat16": 5e-2}

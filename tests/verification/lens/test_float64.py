@@ -6,7 +6,7 @@ import torch
 from lens_support import opened, probe
 from support.families import FAMILIES, build
 
-from graftkit.verification.forward import outputs_of, run
+from graftkit.running.forward import outputs_of, run
 from graftkit.verification.lens.float64 import Float64, float64
 from graftkit.verification.lens.floor import measure_floor
 

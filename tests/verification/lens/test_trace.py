@@ -8,7 +8,7 @@ import torch
 from lens_support import flip, opened, probe
 from support.families import FAMILIES, build
 
-from graftkit.verification.forward import outputs_of
+from graftkit.running.forward import outputs_of
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Trace, compare, own_differences, record, tokens_that_fit
 
