@@ -29,9 +29,8 @@ NUDGE = 1e-9
 #: A difference counts from this many floors on.
 MARGIN = 100
 
-#: No floor is taken to be lower: one unit of float64 in each of a few operations.
-LEAST = 1e-15
-
+#: No floor is taken to be lower: a unit in the last place of float64, of a value four times the RMS.
+LEAST = 4 * torch.finfo(torch.float64).eps
 
 #: Runs a forward and returns its outputs.
 Around = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
