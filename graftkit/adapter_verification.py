@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter, open_adapter
+from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import chunks
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, few, printable
-from graftkit.recipe.add_adapter import STARTS
-from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
-from graftkit.verification.digests import BaseDigests, tensor_digests
-from graftkit.verification.promises import PromiseClass
-from graftkit.verification.vocabulary import VocabularyChange
-
-REPORT = "graft_report.json"
+from graftkit.verification.adapter import AdapterCheck, AdapterReport
+from graftkit.verification.adapter_origin import Origin, find_origin
+from graftkit.verification.adapter_record import AdapterRecord, read_record
+from graftkit.verification.digests import checkpoint_digests, tensor_digests
+from graftkit.verification.structural import first_not_finite
 
 #: What neither loading nor outputs can show while the zero factor is zero.
 UNSEEN = (
@@ -35,13 +35,17 @@ UNSEEN_OF_OTHERS = (
 
 @dataclass(frozen=True, slots=True)
 class AdapterVerification:
-    """What was found of an adapter: the check itself, and how adapter and base differ from what their report says."""
+    """What was found of an adapter: the check itself, and how adapter and base differ from what they were made as.
+
+    ``origin`` says whether the base is the one that the adapter was made for, or that nothing tells.
+    """
 
     adapter: str
     base: str
     report: str | None
     check: AdapterReport
     identity: Mapping[str, tuple[str, ...]]
+    origin: Origin
     notes: tuple[str, ...]
 
     @property
@@ -54,9 +58,24 @@ class AdapterVerification:
         """One sentence for each check that failed."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
 
+    @property
+    def verdict(self) -> str:
+        """One line. It begins with ``verified`` only where the base is known to be the one that the adapter was made for."""
+        check = self.check
+        fits = "the adapter is the one that was reported and fits its base" if self.report else "the adapter fits its base"
+        if check.trained and check.gap is not None:
+            does = f"trained: it moves the outputs by {check.gap.relative:.2g}, relative, and nothing was promised of it"
+        elif check.not_compared:
+            does = f"the model was not run ({check.not_compared})"
+        else:
+            does = "it changes nothing that is promised" if self.report else "it changes no output"
+        if self.origin.known_by:
+            return f"verified: {fits}; {does}"
+        return f"not known to be its base: {self.origin.unknown}; {fits} by names and shapes; {does}"
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**dataclasses.asdict(self), "found": dict(self.found), "failures": self.failures}
+        return {**dataclasses.asdict(self), "verdict": self.verdict, "found": dict(self.found), "failures": self.failures}
 
 
 def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = True) -> AdapterVerification:
@@ -71,85 +90,29 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     directory = Path(adapter)
     there = open_adapter(adapter)
     opened = _open_base(directory, there.config, base)
-    known = _known(directory)
-    strength = known.strength if known else PromiseClass[STARTS.get(there.config["peft_type"], "bitwise").upper()]
+    known = read_record(directory)
+    digests = functools.cache(lambda weights: checkpoint_digests(opened, weights=weights))
+    origin = find_origin(there.config, known, opened, digests, weights=True)
     reason = "" if outputs else "--no-outputs"
     source = None
     if known and known.residual and outputs:
         source = _source(known.source) if known.residual.from_source else None
         reason = "" if source else "what base and adapter together stand for is not there any more"
     residual = known.residual if known and source else None
-    check = AdapterCheck(strength, residual).run(opened.directory, directory, source, reason=reason)
-    notes: tuple[str, ...] = (UNSEEN if there.config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS,)
-    identity: Mapping[str, tuple[str, ...]] = {}
-    if known:
-        notes = tuple(_unread(known, check.base))
-        identity = {
-            "adapter": tuple(_changed_adapter(known, there)),
-            "base": tuple(_changed_base(known.base, check.base)),
-        }
-    return AdapterVerification(
-        adapter, str(opened.directory), str(known.path) if known else None, check, identity, notes
+    check = AdapterCheck(known.strength if known else None, residual).run(
+        opened.directory, directory, source, reason=reason, digests=digests
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the report of the run that made an adapter says of it; ``tensors`` are dtype, shape and SHA-256 by name."""
-
-    path: Path
-    strength: PromiseClass
-    residual: Residual | None
-    source: Mapping[str, Any]
-    config: Mapping[str, Any]
-    tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
-    base: BaseDigests
-
-
-def _known(directory: Path) -> _Known | None:
-    """Read the report that lies in the adapter's folder or above it; None where there is none, or none of an adapter.
-
-    Raises:
-        InputRejected: it is there and cannot be read.
-    """
-    path = next((path for path in (directory / REPORT, directory.resolve().parent / REPORT) if path.is_file()), None)
-    if path is None:
-        return None
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        found = report["checks"].get("adapter")
-        if found is None:
-            return None
-        ledger = [entry for entry in report["ledger"] if entry["shard"] == f"{FOLDER}/{WEIGHTS}"]
-        return _Known(
-            path,
-            PromiseClass[found["strength"].upper()],
-            _residual(found["residual"]),
-            {name: report["source"][name] for name in ("name", "revision")},
-            dict(report["adapter"]["config"]),
-            {str(entry["name"]): (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
-            BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputRejected(
-            f"{printable(path)}: is damaged ({type(error).__name__}: {printable(error)}); move it away to verify the"
-            " adapter without it"
-        ) from error
-
-
-def _residual(found: Mapping[str, Any] | None) -> Residual | None:
-    if found is None:
-        return None
-    change = found["vocabulary"]
-    vocabulary = change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])})
-    return Residual(vocabulary, found["backbone"], found["from_source"])
-
-
-def _unread(known: _Known, base: BaseDigests) -> Iterator[str]:
-    if not base.weights:
-        yield "the base's weights were not read, so that another base of the same shape cannot be seen"
-    elif not known.base.weights:
-        yield "the report holds no digests of the base's weights: it was made without running the model"
+    identity: dict[str, tuple[str, ...]] = {"adapter": tuple(_not_finite(there))}
+    notes: tuple[str, ...] = ()
+    if known:
+        identity["adapter"] = (*_changed_adapter(known, there), *identity["adapter"])
+        if not known.base.weights:
+            notes = ("the report holds no digests of the base's weights: it was made without running the model",)
+    elif not check.trained:
+        notes = (UNSEEN if there.config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS,)
+    identity["base"] = tuple(f"adapter: {sentence}" for sentence in origin.different)
+    report = str(known.path) if known else None
+    return AdapterVerification(adapter, str(opened.directory), report, check, identity, origin, notes)
 
 
 def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> Checkpoint:
@@ -175,7 +138,7 @@ def _source(source: Mapping[str, Any]) -> Path | None:
         return None
 
 
-def _changed_adapter(known: _Known, adapter: Adapter) -> Iterator[str]:
+def _changed_adapter(known: AdapterRecord, adapter: Adapter) -> Iterator[str]:
     """Yield how config and tensors are no longer as they were reported, value by value."""
     before, config = known.config, adapter.config
     changed = [
@@ -191,15 +154,18 @@ def _changed_adapter(known: _Known, adapter: Adapter) -> Iterator[str]:
         yield f"adapter: {WEIGHTS} is not the reported one: {few(_unlike(known.tensors, tensors))}"
 
 
-def _changed_base(old: BaseDigests, new: BaseDigests) -> Iterator[str]:
-    """Yield how the base is not the reported one."""
-    if new.tensors != old.tensors:
-        yield "adapter: the base has other tensors than the reported one"
-    if new.config != old.config:
-        yield "adapter: the base's config.json is not the reported one"
-    if old.weights and new.weights and old.weights != new.weights:
-        names = few(_unlike(old.weights, new.weights))
-        yield f"adapter: the base's weights are not those of the reported one: {names}"
+def _not_finite(adapter: Adapter) -> Iterator[str]:
+    """Yield a sentence where a tensor of the adapter holds NaN or infinity."""
+    broken = [name for name, tensor in adapter.tensors.items() if any(_not_finite_in(tensor))]
+    if broken:
+        yield f"adapter: {WEIGHTS} holds NaN or infinity, in {few(broken)}: its training has diverged"
+
+
+def _not_finite_in(tensor: LazyTensor) -> Iterator[bool]:
+    import numpy as np
+
+    for piece in chunks(tensor):
+        yield first_not_finite(tensor.dtype, np.frombuffer(piece, np.uint8)) is not None
 
 
 def _unlike(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:

@@ -1,4 +1,7 @@
-"""Two checkpoints, no recipe: `diff` says what differs, streamed; `verify` runs the checks between them."""
+"""Two checkpoints, no recipe: `diff` says what differs, streamed; `verify` runs the checks between them.
+
+Where the report of the run that wrote the second lies in its folder, its digests are compared and its promise is what counts.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.changes import ValueChange, document_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tokenizer import read_tokenizer
-from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.verification.documents import Allowed, check_documents
-from graftkit.verification.new_rows import check_new_biases
+from graftkit.errors import VerificationFailed
+from graftkit.report.manifest import account_for
+from graftkit.verification.accounted import Accounted
+from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport, compare_outputs
-from graftkit.verification.tensors import TensorDifference, changed_tensors, tensor_difference
-from graftkit.verification.tokenization import TokenizationReport, check_tokenization
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.pair import Pair
+from graftkit.verification.promises import Scope
+from graftkit.verification.tensors import TensorDifference, tensor_difference
+from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
     from graftkit.verification.checks import CheckReport
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from graftkit.verification.signal.report import SignalReport
 
 #: The checks between two checkpoints, in the order in which they run.
-CHECKS = ("bytes", "config", "tokenizer", "outputs")
+CHECKS = ("report", "bytes", "config", "tokenizer", "outputs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,9 @@ class Verification:
 
     ``found`` gives one sentence for each thing that each check of :data:`CHECKS` found wrong; a check that was left out
     is not in it. ``outputs``, ``lens`` and ``signal`` are None where they were left out or the second checkpoint does not run.
+    ``accounted`` is how the second agrees with the report in its folder, None where none lies there or it was left out. ``rows`` is how
+    many new rows it has, and ``unjudged`` why they were not all judged; empty where they were, or where the report vouches for them.
+    ``vocabulary`` says whether the two take token ids at all.
     """
 
     difference: Difference
@@ -69,11 +76,36 @@ class Verification:
     found: Mapping[str, tuple[str, ...]]
     lens: LensReport | None = None
     signal: SignalReport | None = None
+    accounted: Accounted | None = None
+    rows: int = 0
+    unjudged: str = ""
+    vocabulary: bool = True
+
+    @property
+    def verdict(self) -> str:
+        """One line, where nothing was found: what was verified, or what was promised and measured, and what was not judged."""
+        promised = self.accounted.promised if self.accounted else None
+        if promised:
+            measured = measured_class(self.outputs)
+            shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
+            return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
+        if self.unjudged:
+            rows = "the new row was" if self.rows == 1 else f"the {self.rows} new rows were"
+            return f"verified on the old vocabulary alone; {rows} not judged: {self.unjudged}"
+        rows = "its new row is" if self.rows == 1 else f"its {self.rows} new rows are"
+        new = f"; {rows} no longer and no likelier than the old ones" if self.rows else ""
+        return f"verified: B does what A did{', on the old vocabulary' if self.vocabulary else ''}{new}"
 
     @property
     def checks(self) -> tuple[CheckReport, ...]:
         """What was measured beside :data:`CHECKS`."""
         return tuple(check for check in (self.lens, self.signal) if check is not None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing and no failure."""
+        said = self.accounted.notes if self.accounted else ()
+        return (*said, *(self.tokenization.notes if self.tokenization else ()))
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -109,98 +141,77 @@ def verify(
         InputRejected: one of them cannot be opened.
         RecipeError: there is no such device.
     """
-    from graftkit.architecture.vocabulary import find_vocabulary
-
     if lens or signal:
         from graftkit.verification.lens.setting import device_of
 
         device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
     old, new = Checkpoint.open(before), Checkpoint.open(after)
-    old_vocabulary, new_vocabulary = find_vocabulary(old), find_vocabulary(new)
-    first, second = read_tokenizer(old.documents), read_tokenizer(new.documents)
-    if new_vocabulary.rows < old_vocabulary.rows:
-        raise InputRejected(
-            f"{after}: has {new_vocabulary.rows} rows, fewer than the {old_vocabulary.rows} of {before}"
-        )
-    change = _change(old_vocabulary.rows, new_vocabulary.rows, first.size, second.size)
-    found: dict[str, tuple[str, ...]] = {}
+    accounted = None if "report" in left_out else account_for(new)
+    pair = Pair.of(old, new, accounted)
+    found: dict[str, tuple[str, ...]] = {} if accounted is None else {"report": accounted.failures}
     tokenization = measured = None
-    if "bytes" not in left_out:
-        axes = {item.name: item.axis for item in old_vocabulary.tensors}
-        forgotten = check_new_biases(new, new_vocabulary, change.fresh, first.size)
-        found["bytes"] = (*changed_tensors(old, new, axes, frozenset(change.fresh)), *forgotten)
-    if "config" not in left_out:
-        found["config"] = tuple(check_documents(old, new, Allowed(change, first, second)))
-    if "tokenizer" not in left_out:
-        new_ids = {second.token_of(index): index for index in range(first.size, second.size)}
-        tokenization = check_tokenization(
-            old.directory,
-            new.directory,
-            new={token: index for token, index in new_ids.items() if token is not None},
-            special=frozenset(),
-            chat_template_changed=not any(_chat_templates(old)) and any(_chat_templates(new)),
-        )
+    if "tokenizer" not in left_out and pair.has_tokenizer:
+        tokenization = pair.tokenization()
         found["tokenizer"] = tokenization.failures
-    if "outputs" not in left_out:
-        measured, found["outputs"] = _outputs(old, new, change, paged, progress)
-    seen = travelled = None
-    if lens:
-        seen, found["lens"] = _lens(old, new, change, device, paged, progress)
-    if signal:
-        travelled, found["signal"] = _signal(old, new, change, device, progress)
-    return Verification(_diff(old, new), tokenization, measured, found, seen, travelled)
-
-
-def _change(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> VocabularyChange:
-    """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
-    fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
-    return VocabularyChange(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
+    if "config" not in left_out:
+        found["config"] = tuple(pair.documents())
+    if "outputs" not in left_out and Scope.NOTHING not in pair.accounted.scope:
+        measured, found["outputs"] = _outputs(pair, paged, progress)
+    if "bytes" not in left_out:
+        found["bytes"] = tuple(pair.tensors(measured))
+    found = {check: found[check] for check in CHECKS if check in found}
+    seen, travelled = None, None
+    if lens and Scope.NOTHING not in pair.accounted.scope:
+        seen, found["lens"] = _lens(pair, device, paged, progress)
+    if signal and Scope.NOTHING not in pair.accounted.scope:
+        travelled, found["signal"] = _signal(pair, device, progress)
+    unjudged = pair.unjudged(left_out, measured)
+    return Verification(
+        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.change.fresh), unjudged,
+        vocabulary=pair.vocabulary is not None,
+    )  # fmt: skip
 
 
 def _signal(
-    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None,
-    progress: Callable[[str, float], None] | None,
-) -> tuple[SignalReport | None, tuple[str, ...]]:  # fmt: skip
+    pair: Pair, device: str | None, progress: Callable[[str, float], None] | None
+) -> tuple[SignalReport | None, tuple[str, ...]]:
     from graftkit.verification.signal import compare_signal
 
     try:
-        seen = compare_signal(old.directory, new.directory, vocabulary=change, device=device, progress=progress)
+        seen = compare_signal(
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
+            device=device, progress=progress,
+        )  # fmt: skip
     except VerificationFailed as error:
         return None, (str(error),)
     return seen, tuple(seen.failures)
 
 
 def _lens(
-    old: Checkpoint, new: Checkpoint, change: VocabularyChange, device: str | None, paged: bool | None,
-    progress: Callable[[str, float], None] | None,
-) -> tuple[LensReport | None, tuple[str, ...]]:  # fmt: skip
+    pair: Pair, device: str | None, paged: bool | None, progress: Callable[[str, float], None] | None
+) -> tuple[LensReport | None, tuple[str, ...]]:
     from graftkit.verification.lens.lens import compare_lens
 
     try:
         seen = compare_lens(
-            old.directory, new.directory, vocabulary=change, device=device, paged=paged, progress=progress
-        )
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
+            device=device, paged=paged, progress=progress,
+        )  # fmt: skip
     except VerificationFailed as error:
         return None, (str(error),)
     return seen, seen.failures
 
 
 def _outputs(
-    old: Checkpoint, new: Checkpoint, change: VocabularyChange, paged: bool | None,
-    progress: Callable[[str, float], None] | None,
-) -> tuple[OutputsReport | None, tuple[str, ...]]:  # fmt: skip
+    pair: Pair, paged: bool | None, progress: Callable[[str, float], None] | None
+) -> tuple[OutputsReport | None, tuple[str, ...]]:
     """What was measured and found; a second checkpoint that does not load or run is found, and nothing is measured."""
     try:
         measured = compare_outputs(
-            old.directory, new.directory, vocabulary=change, kl=None, paged=paged, progress=progress
-        )
+            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, kl=None if pair.accounted.scope else pair.bound(),
+            scope=pair.accounted.scope, paged=paged, progress=progress,
+        )  # fmt: skip
     except VerificationFailed as error:
         return None, (str(error),)
-    return measured, measured.failures
-
-
-def _chat_templates(checkpoint: Checkpoint) -> tuple[object, ...]:
-    documents = checkpoint.documents
-    inside = documents.get("tokenizer_config.json", {}).get("chat_template")
-    return documents.get("chat_template.jinja"), documents.get("chat_template.json"), inside
+    return measured, (*measured.failures, *pair.shares(measured))

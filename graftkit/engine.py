@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER, write_adapter
+from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations import Written
+from graftkit.operations.base import vocabulary_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
-from graftkit.verification.checks import CheckReport
+from graftkit.verification.checks import CheckReport, LeftOut
 from graftkit.verification.composition import check_measured
 from graftkit.verification.outputs import OutputsReport, compare_outputs
 from graftkit.verification.promises import Scope
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
+from graftkit.verification.ties import lost_ties
 from graftkit.verification.tokenization import TokenizationReport, check_tokenization
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -100,6 +103,8 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
 
             write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
             ledger = check.finish()
+        if planned.adapter is None:  # one that trains one side of a pair has its base untied
+            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)))))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
@@ -120,26 +125,24 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
 
 
 def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport, ...]:
-    reports = []
-    for outcome in planned.outcomes:
-        if outcome.vocabulary is None:
-            continue
-        found = check_tokenization(
-            planned.source.directory,
-            staged,
-            new=outcome.vocabulary.new_tokens,
-            special=outcome.vocabulary.special,
-            chat_template_changed=outcome.vocabulary.chat_template_changed,
-        )
-        _raise_first(found.failures)
-        reports.append(found)
-    return tuple(reports)
+    vocabulary = planned.vocabulary
+    if vocabulary is None:
+        return ()
+    found = check_tokenization(
+        planned.source.directory,
+        staged,
+        new=vocabulary.new_tokens,
+        special=vocabulary.special,
+        chat_template_changed=vocabulary.chat_template_changed,
+    )
+    _raise_first(found.failures)
+    return (found,)
 
 
 def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
     if not planned.compares_outputs:
         return None
-    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    vocabulary = planned.vocabulary
     found = compare_outputs(
         planned.source.directory,
         staged,
@@ -161,9 +164,11 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
     source = planned.source.directory
     adapter = staged / FOLDER if planned.adapter else None
     base = staged if planned.writes_base else source
-    written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs)
     found = []
-    for outcome in planned.outcomes:
+    for place, outcome in enumerate(planned.outcomes):
+        later = vocabulary_of(planned.outcomes[place + 1 :])
+        change = later.change if later else None
+        written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs, change)
         for check in outcome.checks:
             if not (wanted or getattr(check, "reads_files_alone", False)):
                 continue
@@ -174,19 +179,30 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
 
 
 def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
-    """Look through the lens and at the signal, where the recipe asks and the source is what the result is compared with."""
+    """Look through the lens, at the signal and at the first step, as the recipe asks.
+
+    Where the source is not what the result is compared with, only the first step of what is new is left to look at.
+    """
     wanted = planned.recipe.verify
-    if not (wanted.lens or wanted.signal or wanted.first_step) or Scope.NOTHING in planned.scope:
+    if not (wanted.lens or wanted.signal or wanted.first_step):
         return ()
-    from graftkit.verification.first_step import compare_first_step
+    from graftkit.verification.first_step import OTHER_SOURCE, compare_first_step
     from graftkit.verification.lens.lens import compare_lens
     from graftkit.verification.signal import compare_signal
 
-    vocabulary = next((outcome.vocabulary for outcome in planned.outcomes if outcome.vocabulary), None)
+    vocabulary = planned.vocabulary
     found: list[CheckReport] = []
     lens = functools.partial(compare_lens, paged=planned.paged)
-    looks = ((lens, wanted.lens), (compare_signal, wanted.signal), (compare_first_step, wanted.first_step))
-    for compare in (function for function, asked in looks if asked):
+    nothing = Scope.NOTHING in planned.scope
+    asked = tuple(name for name in ("lens", "signal") if getattr(wanted, name))
+    if nothing and asked:
+        found.append(LeftOut(asked, OTHER_SOURCE))
+    looks = (
+        (lens, wanted.lens and not nothing),
+        (compare_signal, wanted.signal and not nothing),
+        (compare_first_step, wanted.first_step),
+    )
+    for compare in (function for function, runs in looks if runs):
         report = compare(
             planned.source.directory,
             staged if planned.writes_base else planned.source.directory,

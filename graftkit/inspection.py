@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import account
-from graftkit.architecture.vocabulary import find_vocabulary
+from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import CHUNK, read_range, row_chunks
 from graftkit.checkpoint.tensors import Stored
-from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import EXPONENTS
@@ -36,7 +36,10 @@ class TableInspection:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `graftkit inspect` prints. ``nonfinite`` is None when it was not asked for."""
+    """What `graftkit inspect` prints. ``nonfinite`` is None when it was not asked for.
+
+    ``input`` is what the class is fed in the first place; where that is no token ids, there may be no rows and no tokens.
+    """
 
     name: str
     architecture: str
@@ -54,6 +57,7 @@ class Inspection:
     special: Mapping[str, str]
     findings: tuple[str, ...]
     nonfinite: tuple[str, ...] | None
+    input: str = "input_ids"
 
 
 def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
@@ -64,8 +68,9 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
     """
     checkpoint = Checkpoint.open(model, revision=revision)
     structure = account(checkpoint)
-    vocabulary = find_vocabulary(checkpoint, structure)
-    tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
+    vocabulary = vocabulary_of(checkpoint, structure)
+    bare = vocabulary is NO_VOCABULARY and "tokenizer.json" not in checkpoint.documents
+    tokenizer = NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
@@ -87,8 +92,9 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=tuple(special_token_findings(checkpoint.documents, tokenizer)),
+        findings=() if bare else tuple(special_token_findings(checkpoint.documents, tokenizer)),
         nonfinite=tuple(_nonfinite(checkpoint)) if nonfinite else None,
+        input=structure.skeleton.model.main_input_name,
     )
 
 

@@ -19,6 +19,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
+from graftkit.operations.base import VocabularyOutcome, vocabulary_of
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.verification.composition import compose
@@ -113,9 +114,14 @@ class Plan:
         return functools.reduce(operator.or_, (outcome.scope for outcome in self.outcomes), Scope.EVERYTHING)
 
     @property
+    def vocabulary(self) -> VocabularyOutcome | None:
+        """How all operations together changed the vocabulary."""
+        return vocabulary_of(self.outcomes)
+
+    @property
     def new_tokens(self) -> Mapping[str, int]:
         """Content of each new token -> its id."""
-        return {t: i for o in self.outcomes if o.vocabulary for t, i in o.vocabulary.new_tokens.items()}
+        return self.vocabulary.new_tokens if self.vocabulary else {}
 
 
 def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:

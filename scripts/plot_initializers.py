@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from graftkit.initializers.fans import LINEAR
 from graftkit.initializers.lsuv import lsuv
-from graftkit.initializers.making import Surroundings, make
+from graftkit.initializers.make import ModelFacts, make
 from graftkit.initializers.matched import row_norms
 from graftkit.initializers.seeding import generator_for
 from graftkit.recipe import WeightScheme
@@ -50,7 +50,7 @@ SPECTRA = {
 }
 
 
-def sampled(written: object, shape: tuple[int, ...], name: str, around: Surroundings) -> torch.Tensor:
+def sampled(written: object, shape: tuple[int, ...], name: str, around: ModelFacts) -> torch.Tensor:
     """One weight by the scheme ``written``, as a recipe writes it."""
     scheme = TypeAdapter(WeightScheme).validate_python(written)
     return make(scheme, shape, torch.float32, LINEAR, generator_for(0, 0, name), around)
@@ -73,7 +73,7 @@ def plot_spectra(folder: Path) -> None:
     for name, written in SPECTRA.items():
         figure, axes = plt.subplots(figsize=(3.4, 1.25))
         for colour, shape in ((SQUARE, (WIDTH, WIDTH)), (WIDE, (WIDER, WIDTH))):
-            around = Surroundings(layers=LAYERS, width=WIDTH, norms=trained_norms())
+            around = ModelFacts(layers=LAYERS, width=WIDTH, norms=trained_norms())
             weight = sampled(written, shape, name, around)
             draw_spectrum(axes, weight, colour)
         finish(axes)
@@ -131,7 +131,7 @@ def network(written: object, depth: int, width: int, name: str) -> torch.nn.Sequ
     if written != "lsuv":
         for index, layer in enumerate(layers):
             layer.weight.data = sampled(
-                written, (width, width), f"{name}.{index}", Surroundings(layers=depth, width=width)
+                written, (width, width), f"{name}.{index}", ModelFacts(layers=depth, width=width)
             )
     return module
 
@@ -187,7 +187,7 @@ def relu_signal(module: torch.nn.Sequential, batch: torch.Tensor) -> list[float]
 def residual_signal(written: object, depth: int, width: int, batch: torch.Tensor, name: str) -> list[float]:
     """Two branches a layer, each from a normalised stream through a wider hidden layer, as in a transformer."""
     found, stream = [1.0], batch / batch.square().mean().sqrt()
-    around = Surroundings(layers=depth, width=width)
+    around = ModelFacts(layers=depth, width=width)
     for index in range(2 * depth):
         up = sampled("lecun_normal", (4 * width, width), f"{name}.{index}.up", around)
         down = sampled(written, (width, 4 * width), f"{name}.{index}.down", around)

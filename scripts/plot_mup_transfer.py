@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from plot_initializers import GRID, prepare, sampled, save
 
 from graftkit.initializers.fans import LINEAR
-from graftkit.initializers.making import Surroundings
+from graftkit.initializers.make import ModelFacts
 from graftkit.initializers.mup import learning_rate_multiplier
 from graftkit.initializers.seeding import generator_for
 
@@ -51,7 +51,7 @@ def trained_loss(width: int, rate: float, *, mup: bool, steps: int = 200, inputs
     weights, groups = [], []
     for index, shape in enumerate(shapes):
         readout, first = index == len(shapes) - 1, index == 0
-        around = Surroundings(width=width, readout=readout)
+        around = ModelFacts(width=width, readout=readout)
         scaled = mup and not first
         written = {"scheme": "mup", "base_width": BASE} if scaled else "lecun_normal"
         weight = torch.nn.Parameter(sampled(written, shape, f"layer {index}", around))

@@ -125,7 +125,7 @@ def _unlike_peft(kind: str, spec: dict[str, Any], base: Path, ours: Path, theirs
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from safetensors.torch import load_file
 
-    from graftkit.architecture.adapter_task import task_type
+    from graftkit.architecture.peft.task import task_type
     from graftkit.initializers.seeding import seed_of
 
     model = _load(base)

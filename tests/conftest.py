@@ -46,3 +46,20 @@ def sources(tmp_path_factory):
         return made[key]
 
     return source
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Bases with what was really trained on them, each trained once: read them, do not change them."""
+    from support.trained import train
+
+    made = []
+
+    def find(training):
+        known = next((result for asked, result in made if asked == training), None)
+        if known is None:
+            known = train(training, tmp_path_factory.mktemp("trained"))
+            made.append((training, known))
+        return known
+
+    return find

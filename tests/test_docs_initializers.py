@@ -11,7 +11,7 @@ from support.families import build
 
 import graftkit
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts, fans
-from graftkit.initializers.making import MAKERS
+from graftkit.initializers.make import MAKERS
 
 pytestmark = pytest.mark.numerical
 

@@ -14,14 +14,14 @@ def embedding_of(model: Any, getter: str) -> Any:
     Where the model's own getter names no table, its sub-models are asked: for the input, every one whose config gives the
     table's rows as its ``vocab_size``, and all must name the same; for the output, those that share the input table.
     """
-    own = _table(named(model, getter))
+    own = _table(call_getter(model, getter))
     if own is not None:
         return own
     found = list(_of_sub_models(model, getter))
     return found[0] if found and all(item is found[0] for item in found) else None
 
 
-def named(model: Any, getter: str) -> Any:
+def call_getter(model: Any, getter: str) -> Any:
     """Whatever ``getter`` returns, None where it is not implemented."""
     try:
         return getattr(model, getter)()
@@ -41,11 +41,11 @@ def _of_sub_models(model: Any, getter: str) -> Iterator[Any]:
     for part in model.modules():
         if part is model or not isinstance(part, PreTrainedModel):
             continue
-        table = _table(named(part, INPUT))
+        table = _table(call_getter(part, INPUT))
         if table is None:
             continue
         if getter == OUTPUT:
-            output = _table(named(part, OUTPUT)) if table is shared else None
+            output = _table(call_getter(part, OUTPUT)) if table is shared else None
             if output is not None:
                 yield output
         elif getattr(part.config, "vocab_size", None) == table.weight.shape[0]:

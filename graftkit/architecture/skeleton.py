@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,7 @@ class Skeleton:
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
         """What transformers' loader would do with ``tensors``; where its rules leave a doubt, it is asked itself."""
-        return LoadingInfo() if self._fit_exactly(tensors) else self.asked(tensors)
+        return LoadingInfo() if self._fit_exactly(tensors) else self.ask_loader(tensors)
 
     def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
         """Whether each tensor is taken over as it is, and each name in memory gets one: its own, or one it is tied to."""
@@ -103,7 +103,7 @@ class Skeleton:
             and all(name in shapes or self.tied.get(name) in shapes for name in self.shapes)
         )
 
-    def asked(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
+    def ask_loader(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
         """Let transformers' loader load ``tensors`` on the meta device, without a weight."""
         import torch
 
@@ -253,7 +253,7 @@ def integer_paths(value: object, prefix: Path = ()) -> Iterator[tuple[Path, int]
         yield prefix, value
 
 
-def with_values(config: Mapping[str, Any], paths: tuple[Path, ...], value: int) -> dict[str, Any]:
+def with_values(config: Mapping[str, Any], paths: Sequence[Path], value: object) -> dict[str, Any]:
     """A copy of ``config`` in which every path of ``paths`` holds ``value``; missing sub-configs are made."""
     changed = dict(config)
     for path in paths:

@@ -6,14 +6,15 @@ getters of transformers only name their roles. No table of architectures is invo
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.embeddings import INPUT, OUTPUT, named
+from graftkit.architecture.embeddings import INPUT, OUTPUT, call_getter
 from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
@@ -52,6 +53,26 @@ class Vocabulary:
         return tuple(tensor for tensor in self.tensors if tensor.role == role)
 
 
+#: That of a class that takes no token ids.
+NO_VOCABULARY = Vocabulary(0, (), (), tied=False, has_output=False, notes=())
+
+
+def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
+    """As :func:`find_vocabulary`, but :data:`NO_VOCABULARY` where images or sound are all that the class takes.
+
+    Raises:
+        InputRejected: as there.
+    """
+    structure = structure or account(checkpoint)
+    return find_vocabulary(checkpoint, structure) if takes_ids(structure.skeleton.model) else NO_VOCABULARY
+
+
+def takes_ids(model: Any) -> bool:
+    """Whether the forward of ``model`` takes token ids."""
+    parameters = inspect.signature(model.forward).parameters
+    return model.main_input_name == "input_ids" or not {"input_ids", "decoder_input_ids"}.isdisjoint(parameters)
+
+
 def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
     """Find every tensor and config value that is indexed by the vocabulary.
 
@@ -62,10 +83,14 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
     structure = structure or account(checkpoint)
     skeleton = structure.skeleton
     table = skeleton.embedding(INPUT)
+    if table is None and not takes_ids(skeleton.model):
+        raise InputRejected(
+            f"{skeleton.architecture}: takes {skeleton.model.main_input_name} and no token ids, so it has no vocabulary"
+        )
     if table is None:
         raise InputRejected(
             f"{skeleton.architecture}: transformers names no single table as its input embedding"
-            f" ({_kind(named(skeleton.model, INPUT))}), so which rows belong to the token ids is not known"
+            f" ({_kind(call_getter(skeleton.model, INPUT))}), so which rows belong to the token ids is not known"
         )
     rows = int(table.weight.shape[0])
     governing = find_governing(checkpoint.config, skeleton, rows)

@@ -47,16 +47,17 @@ def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
     names = {id(tensor): name for name, tensor in old.items() if name not in new}
-    origins = {n: id(t.base if isinstance(t, Patched) else t) for n, t in new.items() if n not in old}
+    origins = {n: id(_patches(t)[0]) for n, t in new.items() if n not in old}
     renamed = {name: names[origin] for name, origin in origins.items() if origin in names}
     for name, tensor in new.items():
         before = old.get(name)
         if before is tensor or before == tensor:
             continue
-        if isinstance(tensor, Patched):
+        below, rows = _patches(tensor)
+        if rows and isinstance(below, Stored):
             yield TensorChange(
-                name, "patched", tensor.dtype, tensor.base.shape, tensor.shape, len(tensor.rows), tensor.produced_nbytes,
-                renamed.get(name, ""),
+                name, "patched", tensor.dtype, below.shape, tensor.shape, len(rows),
+                len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), renamed.get(name, ""),
             )  # fmt: skip
         elif name in renamed:
             yield TensorChange(name, "renamed", tensor.dtype, tensor.shape, tensor.shape, 0, 0, renamed[name])
@@ -67,6 +68,18 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
     for name, tensor in old.items():
         if name not in new and name not in renamed.values():
             yield TensorChange(name, "dropped", tensor.dtype, tensor.shape, None, 0, 0)
+
+
+def _patches(tensor: LazyTensor) -> tuple[LazyTensor, frozenset[int]]:
+    """The tensor below all patches, and the rows that they make."""
+    if not isinstance(tensor, Patched):
+        return tensor, frozenset()
+    below, rows = _patches(tensor.base)
+    return below, rows.union(tensor.rows)
+
+
+def _axis(tensor: LazyTensor) -> int:
+    return tensor.axis if isinstance(tensor, Patched) else 0
 
 
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:

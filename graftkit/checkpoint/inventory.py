@@ -21,7 +21,8 @@ OTHER_FOLDERS = ("onnx", "openvino", "original", "coreml", "gguf")
 #: Folders that belong to the tokenizer; those of sentence-transformers' modules are named in modules.json.
 _TEMPLATES = "additional_chat_templates"
 _MODULES = "modules.json"
-_OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
+#: What tells how a checkpoint was grafted.
+OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
 
 
 def inventory(directory: Path, shards: Mapping[str, Any], superseded: Mapping[str, str]) -> tuple[
@@ -83,7 +84,7 @@ def _why_file_stays(name: str) -> str:
         return "weights that transformers does not load from this folder"
     if name == "trainer_state.json":
         return "the state of the training that made the source"
-    return "tells how the source was grafted; the output has its own" if name in _OWN else ""
+    return "tells how the source was grafted; the output has its own" if name in OWN else ""
 
 
 def _module_folders(directory: Path) -> Iterator[str]:

@@ -64,6 +64,17 @@ def locate(base_model: str, revision: str | None = None) -> Location:
     return Location(base_model, directory, directory.name)
 
 
+def cached_folder(name: str, revision: str | None = None) -> Path | None:
+    """The snapshot of a hub id that lies whole in the cache; None where there is none. The network is not asked."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=list(_IGNORED), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError, OSError):  # incomplete ones are OSErrors too
+        return None
+
+
 def _from_hub(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checkpoint.tensors import FileRange, LazyTensor, Patched, Stored
+from graftkit.checkpoint.tensors import Cutter, FileRange, LazyTensor, Stored
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
 
 
 def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
-    """Whether two stored tensors hold the same bytes; read in chunks."""
+    """Whether two tensors hold the same bytes; read in chunks."""
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
     return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
@@ -123,45 +123,43 @@ class Scratch(threading.local):
         return _read_tensor(tensor, self._memory[: tensor.nbytes])
 
 
-def read_rows(tensor: Stored, axis: int, start: int, stop: int) -> Any:
-    """Rows ``start..stop`` of a stored tensor along ``axis`` (all dimensions before it are 1).
+def read_rows(tensor: LazyTensor, axis: int, start: int, stop: int) -> Any:
+    """Rows ``start..stop`` of a tensor along ``axis`` (all dimensions before it are 1); no other row of a stored one is read.
 
-    *Shape:* ``(stop - start, product of the dimensions behind axis)``, a torch tensor of the stored dtype.
+    *Shape:* ``(stop - start, product of the dimensions behind axis)``, a torch tensor of its dtype.
     """
+    return _rows(tensor, Cutter(tensor.segments()), axis, start, stop)
+
+
+def _rows(tensor: LazyTensor, cutter: Cutter, axis: int, start: int, stop: int) -> Any:
+    import numpy as np
     import torch
 
     width = tensor.nbytes // max(tensor.shape[axis], 1)
-    raw = read_range(tensor.path, tensor.offset + start * width, (stop - start) * width)
+    raw, done = np.empty((stop - start) * width, np.uint8), 0
+    for segment in cutter.take(start * width, stop * width):
+        part = raw[done : done + segment.nbytes]
+        if isinstance(segment, FileRange):
+            read_range(segment.path, segment.offset, segment.nbytes, part)
+        else:
+            part[:] = np.frombuffer(segment.produce(), np.uint8)
+        done += segment.nbytes
     return torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(stop - start, -1)
 
 
-def row_chunks(tensor: Stored, axis: int, rows: int, nbytes: int = CHUNK // 2) -> Iterator[tuple[int, Any]]:
-    """Yield ``(first row, rows)`` over the first ``rows`` rows, about ``nbytes`` at a time."""
+def row_chunks(tensor: LazyTensor, axis: int, rows: int, nbytes: int = CHUNK // 2) -> Iterator[tuple[int, Any]]:
+    """Yield ``(first row, rows)`` over the first ``rows`` rows, about ``nbytes`` at a time; what is computed is computed once."""
     width = max(tensor.nbytes // max(tensor.shape[axis], 1), 1)
     step = max(nbytes // width, 1)
+    cutter = Cutter(tensor.segments())
     for start in range(0, rows, step):
-        yield start, read_rows(tensor, axis, start, min(start + step, rows))
+        yield start, _rows(tensor, cutter, axis, start, min(start + step, rows))
 
 
 def read_ids(tensor: LazyTensor, ids: Sequence[int]) -> Any:
-    """Rows ``ids`` of a table, old or new. *Shape:* ``(len(ids), d)``; no other row is read.
-
-    Raises:
-        ValueError: the table's rows do not lie one after another.
-    """
+    """Rows ``ids`` of a table, old or new. *Shape:* ``(len(ids), d)``; no other stored row is read."""
     import torch
 
-    made = tensor if isinstance(tensor, Patched) else None
-    stored = made.base if made else tensor
-    if not isinstance(stored, Stored) or (made.axis if made else 0) != 0:
-        rows: Any = read_tensor(tensor)[list(ids)]
-        return rows
-    fresh = {row: place for place, row in enumerate(made.rows)} if made else {}
-    produced = torch.frombuffer(bytearray(made.produce()), dtype=torch_dtype(tensor.dtype)) if made else None
-    rows = []
-    for index in ids:
-        if index in fresh and produced is not None:
-            rows.append(produced.view(len(fresh), -1)[fresh[index]])
-        else:
-            rows.append(read_rows(stored, 0, index, index + 1)[0])
-    return torch.stack(rows)
+    cutter = Cutter(tensor.segments())
+    rows = {index: _rows(tensor, cutter, 0, index, index + 1)[0] for index in sorted(set(ids))}
+    return torch.stack([rows[index] for index in ids])

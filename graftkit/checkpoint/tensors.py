@@ -153,10 +153,11 @@ class Patched:
     """``base`` with the rows ``rows`` replaced or appended; the other rows are copied and never decoded.
 
     A row is one index of ``axis``, and every dimension before ``axis`` must be 1, so that rows are contiguous.
-    ``produce()`` returns the bytes of all rows of ``rows``, in that order.
+    ``produce()`` returns the bytes of all rows of ``rows``, in that order. The base may be a lazy tensor of any kind, so that
+    one operation patches what an earlier one made.
     """
 
-    base: Stored
+    base: LazyTensor
     axis: int
     rows: tuple[int, ...]
     size: int
@@ -187,22 +188,56 @@ class Patched:
 
     def segments(self) -> Iterator[Segment]:
         width, old = self.row_nbytes, self.base.shape[self.axis]
+        kept = Cutter(self.base.segments())
         position, index = 0, 0
         while index < len(self.rows):
             first = self.rows[index]
-            if first > position:
-                yield FileRange(self.base.path, self.base.offset + position * width, (first - position) * width)
+            yield from kept.take(position * width, min(first, old) * width)
             stop = index + 1
             while stop < len(self.rows) and self.rows[stop] == self.rows[stop - 1] + 1:
                 stop += 1
             yield Produced((stop - index) * width, self._part(index * width, stop * width))
             position, index = self.rows[stop - 1] + 1, stop
-        if position < old:
-            yield FileRange(self.base.path, self.base.offset + position * width, (old - position) * width)
+        yield from kept.take(position * width, old * width)
+
+
+class Cutter:
+    """Takes ranges of bytes, ascending, out of the segments of a tensor; a piece that is cut is produced once for all its parts."""
+
+    def __init__(self, segments: Iterator[Segment]) -> None:
+        self._segments, self._start = segments, 0
+        self._held: Segment | None = None
+
+    def take(self, start: int, stop: int) -> Iterator[Segment]:
+        """Yield what makes up the bytes from ``start`` to ``stop``."""
+        while start < stop:
+            held = self._next() if self._held is None else self._held
+            end = self._start + held.nbytes
+            if start < end:
+                upper = min(stop, end)
+                yield _part_of(held, start - self._start, upper - self._start)
+                start = upper
+            if start >= end:
+                self._start, self._held = end, None
+
+    def _next(self) -> Segment:
+        segment = next(self._segments)
+        if isinstance(segment, Produced):
+            segment = Produced(segment.nbytes, functools.cache(segment.produce), segment.blank)
+        self._held = segment
+        return segment
+
+
+def _part_of(segment: Segment, start: int, stop: int) -> Segment:
+    if stop - start == segment.nbytes:
+        return segment
+    if isinstance(segment, FileRange):
+        return FileRange(segment.path, segment.offset + start, stop - start)
+    return Produced(stop - start, lambda: segment.produce()[start:stop], segment.blank)
 
 
 def patch_rows(
-    base: Stored, *, axis: int, rows: tuple[int, ...], size: int, produce: Callable[[], memoryview]
+    base: LazyTensor, *, axis: int, rows: tuple[int, ...], size: int, produce: Callable[[], memoryview]
 ) -> Patched:
     """Return ``base`` with ``rows`` produced anew and grown to ``size`` along ``axis``.
 

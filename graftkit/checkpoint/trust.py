@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import InputRejected, printable
@@ -66,8 +67,16 @@ def check_root(directory: Path) -> None:
     """Refuse a root ``adapter_config.json``: transformers would load that adapter on top of the weights.
 
     Raises:
-        InputRejected: there is one.
+        InputRejected: there is one, or an adapter is all that there is.
     """
+    if not os.path.lexists(directory / "config.json"):
+        for place in ("adapter_config.json", "adapter/adapter_config.json"):
+            if (directory / place).is_file():
+                folder = (directory / place).parent
+                raise InputRejected(
+                    f"{place}: is of an adapter, and no base lies here; give the base that it names, or check the adapter with"
+                    f" graftkit verify --adapter {printable(folder)}"
+                )
     if (directory / "adapter_config.json").exists() or (directory / "adapter_config.json").is_symlink():
         raise InputRejected(
             "adapter_config.json: stands beside the weights, and transformers would load that adapter with them; "

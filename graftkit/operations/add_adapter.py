@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.adapter_task import task_type
-from graftkit.architecture.naming import expanded
+from graftkit.architecture.module_names import expand_names
+from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
+from graftkit.architecture.peft.task import task_type
+from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
 from graftkit.architecture.skeleton import Skeleton, architecture_of
-from graftkit.architecture.targets import check_layers, check_pattern, resolve_names
-from graftkit.architecture.tuner import Tuned, config_fields, tune
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
-from graftkit.operations.adapter_base import (
+from graftkit.operations.adapters.base import (
     Base,
     base_fields,
     base_tensor,
@@ -32,7 +32,6 @@ from graftkit.operations.adapter_base import (
     untied,
 )
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -50,7 +49,6 @@ class _Maker:
     spec: AddAdapter
     fields: Mapping[str, Any]
     seed: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @functools.cached_property
     def unread(self) -> Tuned:
@@ -86,15 +84,11 @@ class _Maker:
         """
         for name in sorted(self.unread.read):
             self._stored(name)
-        return {name: self._lazy(name, tensor) for name, tensor in self.planned.tensors.items()}
-
-    def _lazy(self, name: str, tensor: Any) -> LazyTensor:
-        tag = TAGS[str(tensor.dtype).removeprefix("torch.")]
-        return Computed(tag, tuple(tensor.shape), lambda: as_bytes(self._value(name)))
-
-    def _value(self, name: str) -> Any:
-        with self._lock:
-            return self.made.tensors[name]
+        group = TensorGroup(lambda: self.made.tensors)
+        return {
+            name: group.tensor(name, TAGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
+            for name, tensor in self.planned.tensors.items()
+        }
 
     def _stored(self, name: str) -> LazyTensor:
         return base_tensor("add_adapter", self.checkpoint, self.disk, name)
@@ -152,9 +146,9 @@ def _fields(
         fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     if isinstance(fields.get("exclude_modules"), list):
-        fields["exclude_modules"] = expanded("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
+        fields["exclude_modules"] = expand_names("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
-    saved = expanded("add_adapter", "modules_to_save", saved, modules)
+    saved = expand_names("add_adapter", "modules_to_save", saved, modules)
     if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
         notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
     elif saved:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from graftkit.architecture.adapter_task import task_type
-from graftkit.architecture.injection import Injection
+from graftkit.architecture.peft.injection import Injection
+from graftkit.architecture.peft.targets import resolve
+from graftkit.architecture.peft.task import task_type
 from graftkit.architecture.skeleton import Skeleton, architecture_of
-from graftkit.architecture.targets import resolve
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import RecipeError, printable
-from graftkit.operations.adapter_base import (
+from graftkit.operations.adapters.base import (
     Base,
     base_fields,
     check_base,
@@ -24,9 +24,9 @@ from graftkit.operations.adapter_base import (
     untied,
     vocabulary_change,
 )
-from graftkit.operations.adapter_tensors import SAMPLED, AdapterMaker, unsuitable
+from graftkit.operations.adapters.data_factors import DataFactors
+from graftkit.operations.adapters.tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.data_factors import DataFactors
 from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
 from graftkit.verification.adapter import AdapterCheck, Residual
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.verification.checks import CheckReport
 from graftkit.verification.promises import Promise, Scope
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange
+from graftkit.verification.vocabulary import KLPromise, VocabularyChange, weaker_kl
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,24 @@ class VocabularyOutcome:
     chat_template_changed: bool
     kl: Callable[[], KLPromise | None]
 
+    def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
+        """One change that stands for both, ``later`` coming behind."""
+        return VocabularyOutcome(
+            self.change.then(later.change),
+            {**self.new_tokens, **later.new_tokens},
+            self.special | later.special,
+            self.chat_template_changed or later.chat_template_changed,
+            lambda: weaker_kl(self.kl(), later.kl()),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """What lies on disk when an operation's own check runs: every path is a directory.
 
     ``base`` is the written checkpoint, or the source where the recipe leaves the base as it is; ``adapter`` is the
-    written adapter, if there is one. ``outputs`` says whether the recipe wants models to be loaded and run.
+    written adapter, if there is one. ``outputs`` says whether the recipe wants models to be loaded and run, ``later`` how the
+    operations behind the one that checks changed the vocabulary.
     """
 
     source: Path
@@ -41,6 +53,13 @@ class Written:
     adapter: Path | None
     seed: int
     outputs: bool = True
+    later: VocabularyChange | None = None
+
+
+def vocabulary_of(outcomes: Iterable[Outcome]) -> VocabularyOutcome | None:
+    """How these operations, one after the other, changed the vocabulary; None where none did."""
+    changes = [outcome.vocabulary for outcome in outcomes if outcome.vocabulary]
+    return functools.reduce(VocabularyOutcome.then, changes) if changes else None
 
 
 #: A check of an operation's own, run on the written files after the general ones.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 
 from graftkit.architecture.skeleton import integer_paths, with_values
-from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import LazyTensor, Stored, patch_rows
+from graftkit.checkpoint.computed import as_bytes
+from graftkit.checkpoint.tensors import LazyTensor, patch_rows
 from graftkit.checkpoint.tokenizer import (
     NewToken,
     TokenizerFiles,
@@ -19,8 +21,8 @@ from graftkit.checkpoint.tokenizer import (
 )
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
-from graftkit.operations.row_figures import row_figures
-from graftkit.operations.vocabulary_rows import NOT_STORED, NewRow, RowMaker
+from graftkit.operations.vocabulary.figures import row_figures
+from graftkit.operations.vocabulary.rows import NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.vocabulary import VocabularyChange
@@ -63,7 +65,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
             documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
         )
     maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (context.seed, context.place))
-    result = checkpoint.with_documents(documents).with_tensors(dict(_patched(checkpoint, vocabulary, maker, size)))
+    result = checkpoint.with_documents(documents).with_tensors(dict(_patched(vocabulary, maker, size)))
     change = VocabularyChange(vocabulary.rows, size, tokenizer.size, maker.ids)
     outcome = VocabularyOutcome(
         change,
@@ -80,17 +82,16 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     return Outcome(result, _promise(vocabulary), notes, outcome, figures=lambda: row_figures(maker, tokenizer.token_of))
 
 
-def _patched(
-    checkpoint: Checkpoint, vocabulary: Vocabulary, maker: RowMaker, size: int
-) -> Iterator[tuple[str, LazyTensor]]:
+def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tuple[str, LazyTensor]]:
     if not maker.ids:
         return
     for item in vocabulary.tensors:
-        base = checkpoint.tensors[item.name]
-        if not isinstance(base, Stored):
-            raise RecipeError(NOT_STORED)
-        produce = maker.producer(item)
-        yield item.name, patch_rows(base, axis=item.axis, rows=maker.ids, size=size, produce=produce)
+        produce = functools.partial(_row_bytes, maker, item)
+        yield item.name, patch_rows(maker.table(item), axis=item.axis, rows=maker.ids, size=size, produce=produce)
+
+
+def _row_bytes(maker: RowMaker, item: VocabularyTensor) -> memoryview:
+    return as_bytes(maker.values(item))
 
 
 def _wanted_tokens(spec: ExtendVocab, tokenizer: TokenizerFiles) -> list[NewToken]:

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.injection import PREFIX
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.injection import PREFIX
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, few, printable
-from graftkit.operations.adapter_base import base_fields
+from graftkit.operations.adapters.base import base_fields
+from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.weight_difference import WeightDifference
 from graftkit.recipe import ExtractLora
 from graftkit.verification.extracted import compare_with_tuned
 from graftkit.verification.promises import Promise, PromiseClass
@@ -50,7 +50,7 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
     for one in (checkpoint, tuned):
         if "quantization_config" in one.config:
             raise InputRejected(f"{one.name}: config.json has a quantization_config; extract_lora needs plain weights")
-    changes = _changes(spec, checkpoint, structure, tuned, other)
+    changes = _changes(spec, checkpoint, structure, tuned, other, (context.seed, context.place))
     _refuse_loss(spec, changes, structure.skeleton)
     if not changes.linears:
         raise InputRejected(f"{tuned.name}: no linear differs from {checkpoint.name}: there is nothing to extract")
@@ -86,7 +86,12 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
 
 
 def _changes(
-    spec: ExtractLora, checkpoint: Checkpoint, structure: Structure, tuned: Checkpoint, other: Structure
+    spec: ExtractLora,
+    checkpoint: Checkpoint,
+    structure: Structure,
+    tuned: Checkpoint,
+    other: Structure,
+    seed: tuple[object, ...],
 ) -> Changes:
     """Compare every tensor of both, by name in memory, and sort what differs."""
     import torch
@@ -108,7 +113,7 @@ def _changes(
         if plain and _named(owner, spec.modules_to_save):
             saved |= _whole(owner, structure, tuned, theirs)
         elif plain and leaf == "weight" and isinstance(module, torch.nn.Linear | Conv1D):
-            linears[owner] = WeightDifference(old, new, isinstance(module, Conv1D))
+            linears[owner] = WeightDifference(name, old, new, isinstance(module, Conv1D), seed)
         elif name not in fused or _fused_differ(name, checkpoint, structure, tuned, other):
             others.append(name)
     return Changes(dict(sorted(linears.items())), saved, tuple(sorted(others)))

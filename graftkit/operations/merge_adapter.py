@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.fused import slices
-from graftkit.architecture.skeleton import build_skeleton
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
+from graftkit.checkpoint.cast import cast
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, printable
+from graftkit.operations.adapters.merge import edited
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.low_rank import edited
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapted import compare_with_adapted
+from graftkit.verification.adapter_origin import Origin, find_origin
+from graftkit.verification.adapter_record import read_record
+from graftkit.verification.digests import checkpoint_digests
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 Edits = dict[str, tuple[Edit, ...]]
@@ -29,8 +35,12 @@ Edits = dict[str, tuple[Edit, ...]]
 def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Return the base with the adapter folded in. A target on one side of a tied pair unties it by copy.
 
+    Whether the adapter was made for this base is looked at twice: by names, config and shapes here, and by the bytes of the weights
+    before anything is written.
+
     Raises:
-        InputRejected: base and adapter do not fit, or what the adapter does cannot be folded into a weight.
+        InputRejected: base and adapter do not fit, the adapter was made for another base and ``spec.base`` does not accept that, or
+            what the adapter does cannot be folded into a weight.
     """
     if "quantization_config" in checkpoint.config:
         raise InputRejected(
@@ -46,17 +56,32 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     if unknown:
         raise InputRejected(f"{shown}: {structure.skeleton.architecture} has no weight {printable(unknown[0])!r}")
     result, copied = _untie(checkpoint, structure, by_weight)
+    result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
     folder = Path(spec.adapter).expanduser().resolve()
     base = None if checkpoint is context.source else checkpoint
+    digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
+    made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)
+    origin = made_for(weights=False)
+    _check_origin(origin, spec)
     return Outcome(
         result,
-        _promise(),
+        _promise(origin, accepted=spec.base == "accept"),
         tuple(_notes(found, copied)),
         scope=Scope.NOTHING,
-        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, seed=at.seed),),
+        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, later=at.later, seed=at.seed),),
+        prepare=lambda _: _check_origin(made_for(weights=True), spec),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
     )
+
+
+def _check_origin(origin: Origin, spec: MergeAdapter) -> None:
+    if origin.different and spec.base == "check":
+        more = f" (and {len(origin.different) - 1} more)" if len(origin.different) > 1 else ""
+        raise InputRejected(
+            f"{printable(spec.adapter)}: {origin.different[0]}{more}; give the base that it was made for as base_model, or set"
+            " base: accept"
+        )
 
 
 def _order(edit: Edit) -> int:
@@ -87,6 +112,18 @@ def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tu
 
 def _unnamed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
     return tuple(dataclasses.replace(edit, weight="") for edit in edits)
+
+
+def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint with every floating tensor in ``dtype``, which the config names wherever it names one."""
+    config = checkpoint.config
+    keys = ("dtype", "torch_dtype")
+    inside = {key: value for key, value in config.items() if isinstance(value, dict)}
+    top: list[tuple[str, ...]] = [(key,) for key in keys if key in config] or [("dtype",)]
+    below = [(name, key) for name, value in inside.items() for key in keys if key in value]
+    documents = {"config.json": with_values(config, [*top, *below], dtype)}
+    tensors = {name: cast(tensor, TAGS[dtype]) for name, tensor in checkpoint.tensors.items()}
+    return checkpoint.with_documents(documents).with_tensors(tensors)
 
 
 def _disk_names(structure: Structure) -> dict[str, list[str]]:
@@ -120,12 +157,18 @@ def _merged(
             yield one, edited(base, edits, parts.get(one))
 
 
-def _promise() -> Promise:
+def _promise(origin: Origin, *, accepted: bool) -> Promise:
+    assumptions = ["each merged weight is rounded once to its stored dtype"]
+    if accepted:
+        found = f": {origin.different[0]}" if origin.different else ""
+        assumptions.append(f"the base was accepted without asking whether the adapter was made for it{found}")
+    elif not origin.known_by:
+        assumptions.append(f"the adapter was made for this base: {origin.unknown}")
     return Promise(
         PromiseClass.ROUNDED,
         "all outputs, compared with the base and the adapter as peft loads them",
         "sequences of token ids",
-        ("each merged weight is rounded once to its stored dtype",),
+        tuple(assumptions),
     )
 
 

@@ -15,10 +15,10 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.initializers.making import STD, Surroundings
+from graftkit.initializers.make import STD, ModelFacts
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.fresh_tensors import FreshTensors, Target
-from graftkit.operations.learning_rates import FILE, mup_multipliers, with_multipliers
+from graftkit.operations.weights.fresh import FreshTensors, Target
+from graftkit.operations.weights.learning_rates import FILE, mup_multipliers, with_multipliers
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.weight_schemes import WeightNormal
 from graftkit.recipe.wording import did_you_mean, shown
@@ -46,8 +46,8 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
             f"{where}.init: no matrix is selected; gains and biases get what their class gives a new model"
         )
     scheme = spec.init or WeightNormal()
-    around = _surroundings(structure.skeleton)
-    fresh = FreshTensors(scheme, around, (context.seed, context.place))
+    facts = _model_facts(structure.skeleton)
+    fresh = FreshTensors(scheme, facts, (context.seed, context.place))
     readouts = structure.skeleton.weight_names(OUTPUT)
     changes = {t.disk: fresh.computed(t, checkpoint.tensors[t.disk], readout=t.name in readouts) for t in targets}
     shapes = [(target.name, changes[target.disk].shape, target.layout) for target in targets]
@@ -55,7 +55,7 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     result = with_multipliers(checkpoint.with_tensors(changes), multipliers)
     many = f"{len(targets)} tensors are" if len(targets) > 1 else "one tensor is"
     promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", EVERY_INPUT)
-    notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, around, structure.skeleton))
+    notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, facts, structure.skeleton))
     return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
 
 
@@ -170,11 +170,11 @@ def _check_ties(checkpoint: Checkpoint, structure: Structure, targets: list[Targ
                 )
 
 
-def _surroundings(skeleton: sk.Skeleton) -> Surroundings:
+def _model_facts(skeleton: sk.Skeleton) -> ModelFacts:
     std = text_value(skeleton, "initializer_range", "init_std")
     layers = text_value(skeleton, "num_hidden_layers", "num_layers")
     width = text_value(skeleton, "hidden_size")
-    return Surroundings(
+    return ModelFacts(
         std=float(std) if isinstance(std, int | float) and std > 0 else STD,
         layers=layers if isinstance(layers, int) else None,
         width=width if isinstance(width, int) else None,
@@ -183,7 +183,7 @@ def _surroundings(skeleton: sk.Skeleton) -> Surroundings:
 
 def _notes(
     spec: Reinit, scheme: str, targets: list[Target], matrices: list[Target], layers: LayerList | None,
-    around: Surroundings, skeleton: sk.Skeleton,
+    facts: ModelFacts, skeleton: sk.Skeleton,
 ) -> Iterator[str]:  # fmt: skip
     if layers is not None:
         numbers = ", ".join(map(str, spec.layer_numbers(layers.count)))
@@ -193,6 +193,6 @@ def _notes(
     yield f"{len(matrices)} matrices by {scheme}, {as_class}" if matrices else as_class
     if spec.init is None or getattr(spec.init, "std", 0) is None:
         found = text_value(skeleton, "initializer_range", "init_std")
-        yield f"std {around.std:g}, {'from the config' if found else 'since the config names no initializer_range'}"
+        yield f"std {facts.std:g}, {'from the config' if found else 'since the config names no initializer_range'}"
     if scheme == "mup":
         yield f"{FILE} holds the learning-rate multipliers for the trainer"

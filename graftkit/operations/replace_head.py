@@ -11,17 +11,17 @@ from graftkit.architecture.embeddings import OUTPUT
 from graftkit.architecture.head import Head, backbone_names, find_head, task_architecture
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import FLOATING, Computed
+from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Check, Context, Outcome, Written
 from graftkit.operations.combinations import check_zero_factors
-from graftkit.operations.head_beside import rows_beside
-from graftkit.operations.head_documents import check_padding_side, head_config, with_pad_token
-from graftkit.operations.head_fit import ExampleFit, feature_norm, is_fitted
-from graftkit.operations.head_lsuv import UnitVariance
-from graftkit.operations.head_values import HeadMaker
-from graftkit.operations.head_words import WordRows
-from graftkit.operations.learning_rates import head_multipliers, with_multipliers
+from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
+from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
+from graftkit.operations.heads.lsuv import UnitVariance
+from graftkit.operations.heads.trained_rows import rows_beside
+from graftkit.operations.heads.values import HeadMaker
+from graftkit.operations.heads.words import WordRows
+from graftkit.operations.weights.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
@@ -60,7 +60,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()
     new = {
-        t.name: Computed(maker.dtype if integers[t.name].is_floating_point() else "I64", t.shape, maker.producer(t))
+        t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64")
         for t in head.tensors
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.adapted import find_edits
-from graftkit.architecture.edits import Factors
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import Factors
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.adapter_base import base_fields, check_base
+from graftkit.operations.adapters.base import base_fields, check_base
+from graftkit.operations.adapters.change_rank import pad, truncate
 from graftkit.operations.base import Context, Outcome
-from graftkit.operations.factoring import pad, truncate
-from graftkit.operations.low_rank import as_bytes
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.resized import compare_resized
@@ -48,7 +47,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         raise RecipeError(
             f"operations.{context.place}: resize_adapter: r: every weight of the adapter has rank {spec.r} already"
         )
-    resizer = Resizer(spec.r, (context.seed, context.place))
+    resizer = Resizer(spec.r, (context.seed, context.place), shown)
     tensors: dict[str, LazyTensor] = dict(adapter.tensors)
     for pair in pairs:
         if pair.rank != spec.r:
@@ -70,40 +69,39 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
 
 @dataclass
 class Resizer:
-    """Makes both factors of a weight at once, and holds them until both are written. ``lost`` gives energy by weight."""
+    """Makes both factors of a weight at once. ``lost`` gives energy by weight.
+
+    ``shown`` names the adapter in errors.
+    """
 
     rank: int
     seed: tuple[int, int]
+    shown: str
     lost: dict[str, float] = field(default_factory=dict)
-    _held: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def resized(self, pair: Factors) -> tuple[LazyTensor, LazyTensor]:
         """Lazy factors of the new rank in the dtypes of the old ones."""
         a = (self.rank * pair.experts, pair.a.shape[1])
         b = (pair.b.shape[0], self.rank * pair.experts)
-        return (
-            Computed(pair.a.dtype, a, self._producer(pair, 0, pair.a.dtype)),
-            Computed(pair.b.dtype, b, self._producer(pair, 1, pair.b.dtype)),
-        )
-
-    def _producer(self, pair: Factors, side: int, tag: str) -> Callable[[], memoryview]:
-        def produce() -> memoryview:
-            with self._lock:
-                if pair.weight not in self._held:
-                    self._held.clear()
-                    self._held[pair.weight] = self._make(pair)
-                return as_bytes(self._held[pair.weight][side].to(torch_dtype(tag)))
-
-        return produce
+        both = TensorGroup(lambda: self._make(pair))
+        return both.tensor(0, pair.a.dtype, a), both.tensor(1, pair.b.dtype, b)
 
     def _make(self, pair: Factors) -> tuple[Any, Any]:
-        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them."""
+        """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them.
+
+        Raises:
+            InputRejected: a value is not finite.
+        """
         import torch
 
         generator = generator_for(*self.seed, pair.weight)
         a = read_tensor(pair.a).double().reshape(pair.experts, pair.rank, -1)
         b = read_tensor(pair.b).double().reshape(-1, pair.rank, pair.experts)
+        if bad := sum(factor.numel() - int(factor.isfinite().sum()) for factor in (a, b)):
+            raise InputRejected(
+                f"{self.shown}: the factors of {printable(pair.weight)} have {bad:,} value(s) that are not finite: the training"
+                " diverged; take an earlier checkpoint"
+            )
         made, losses = [], []
         for expert in range(pair.experts):
             one, lost = (a[expert], b[..., expert]), 0.0
@@ -116,7 +114,8 @@ class Resizer:
             losses.append(lost)
         if self.rank < pair.rank:
             self.lost[pair.weight] = max(losses)
-        return torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+        new_a, new_b = torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+        return new_a.to(torch_dtype(pair.a.dtype)), new_b.to(torch_dtype(pair.b.dtype))
 
 
 def _fields(pairs: list[Factors], rank: int, config: Mapping[str, Any]) -> dict[str, Any]:

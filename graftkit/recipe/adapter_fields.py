@@ -13,7 +13,7 @@ def _text_or_list(value: object) -> str:
     return f"{BRANCH}text" if isinstance(value, str) else f"{BRANCH}list"
 
 
-def several(value: object) -> object:
+def as_tuple(value: object) -> object:
     """Let a single number stand for a list of one."""
     return (value,) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -36,7 +36,7 @@ Saved = Annotated[
 ]
 
 
-def nothing(value: object) -> object:
+def none_if_empty(value: object) -> object:
     """Read an empty list as null."""
     return None if value == () else value
 

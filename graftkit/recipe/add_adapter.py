@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.adapter_fields import FILLED, Saved, Targets, Values, nothing
+from graftkit.recipe.adapter_fields import FILLED, Saved, Targets, Values, none_if_empty
 from graftkit.recipe.fields import FrozenMapping, Text
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import found, shown, unknown
@@ -92,7 +92,7 @@ class AddAdapter(Spec):
     ] = None
     modules_to_save: Annotated[
         Saved | None,
-        AfterValidator(nothing),
+        AfterValidator(none_if_empty),
         Field(description="Modules trained whole; auto finds the head that the recipe or the base has."),
     ] = "auto"
     task_type: Annotated[Text | None, Field(description="As peft names it; null means that of the base's class.")] = (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.adapter_fields import FILLED, Pattern, Saved, Targets, Values, nothing, several
+from graftkit.recipe.adapter_fields import FILLED, Pattern, Saved, Targets, Values, as_tuple, none_if_empty
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import did_you_mean, found, shown
@@ -87,13 +87,13 @@ class AddLora(Spec):
     )
     layers_to_transform: Annotated[
         ListOf[Annotated[int, Field(ge=0)]] | None,
-        BeforeValidator(several),
+        BeforeValidator(as_tuple),
         Field(description="Indices of the layers that get an adapter; null means all."),
     ] = None
     layers_pattern: Annotated[Text | None, Field(description="Name of the list of layers, such as layers.")] = None
     modules_to_save: Annotated[
         Saved | None,
-        AfterValidator(nothing),
+        AfterValidator(none_if_empty),
         Field(description="Modules trained whole; auto finds the head that the recipe or the base has."),
     ] = "auto"
     train_new_tokens: Annotated[

@@ -15,3 +15,17 @@ class MergeAdapter(Spec):
     adapter: Annotated[
         PathText, Field(description="Folder that holds adapter_config.json and adapter_model.safetensors.")
     ]
+    base: Annotated[
+        Literal["check", "accept"],
+        Field(
+            description="Refuse a base that the adapter was not made for, as far as its report or its config tells (check), or"
+            " merge into whatever base has the right shapes (accept)."
+        ),
+    ] = "check"
+    dtype: Annotated[
+        Literal["float32"] | None,
+        Field(
+            description="Write the whole base in this dtype, so that no part of a small update is rounded away; null keeps each"
+            " tensor's own."
+        ),
+    ] = None

@@ -11,6 +11,7 @@ from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.page import render_page
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
+from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     from graftkit.compare import Verification
@@ -18,11 +19,15 @@ if TYPE_CHECKING:
 
 def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
     """``(check, result, figure)`` for each check between two checkpoints, in order."""
+    if "report" in found.found and found.accounted is not None:
+        yield "report", "failed" if found.found["report"] else "passed", found.accounted.figure
+    else:
+        yield "report", "not compared", "none lies beside B"
     more = len(found.difference.tensors)
     figures = {
         "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
         "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
-        "tokenizer": found.tokenization.figure() if found.tokenization else "",
+        "tokenizer": found.tokenization.figure() if found.tokenization else "" if found.vocabulary else "no token ids",
     }
     for check, figure in figures.items():
         yield check, "not run" if check not in found.found else "failed" if found.found[check] else "passed", figure
@@ -41,18 +46,26 @@ def lost_by(found: Verification) -> tuple[str, ...]:
 
 def comparison_verdict(found: Verification) -> str:
     """One line about a comparison that found nothing wrong: what was verified, and what was not covered."""
-    return f"verified: B does what A did, on the old vocabulary{not_covered(lost_by(found))}"
+    return f"{found.verdict}{not_covered(lost_by(found))}"
 
 
 def _not_compared(found: Verification) -> str:
-    return "they could not be made" if "outputs" in found.found else "--no-outputs"
+    if "outputs" in found.found:
+        return "they could not be made"
+    nothing = found.accounted is not None and Scope.NOTHING in found.accounted.scope
+    return "A is not what B was promised to do as" if nothing else "--no-outputs"
 
 
 def comparison_json(before: str, after: str, found: Verification) -> dict[str, Any]:
     """The comparison in the form of a report, with ``comparison`` in the place of recipe and promise."""
     report = {
         "graftkit": 1,
-        "comparison": {"after": after, "failures": list(found.failures), "equal": found.difference.equal},
+        "comparison": {
+            "after": after,
+            "failures": list(found.failures),
+            "equal": found.difference.equal,
+            "verdict": comparison_verdict(found),
+        },
         "source": {"name": before},
         "versions": versions(),
         "changes": {

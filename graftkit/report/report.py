@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.recipe import dump_recipe
 from graftkit.report.lost_coverage import lost_coverage, not_covered
+from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
-from graftkit.report.page import REPORT, write_page
 from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
@@ -113,6 +112,8 @@ class Report:
                 **dataclasses.asdict(plan.promise),
                 "strength": plan.promise.strength.word,
                 "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
+                "scope": plan.scope.value,
+                "kl": _kl_json(plan),
             },
             "source": {
                 "name": plan.source.name,
@@ -144,10 +145,17 @@ class Report:
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
 
 
+def _kl_json(plan: Plan) -> dict[str, Any] | None:
+    """The promised bound on the KL; a mean of some rows is given as what it is too, a convex combination of old ones."""
+    vocabulary = plan.vocabulary
+    kl = vocabulary.kl() if vocabulary and not plan.scope else None
+    if kl is None:
+        return None
+    return {"kind": "mean", "rows_averaged": kl.rows_averaged} if kl.averaged is None and kl.kind == "mean" else {"kind": "convex"}
+
+
 def write_report(report: Report, plan: Plan, directory: Path) -> None:
     """Write the model card, the resolved recipe, the report, which is the manifest, and the page made from it."""
     (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8")
     (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8")
-    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, default=str)
-    (directory / REPORT).write_text(text + "\n", encoding="utf-8")
-    write_page(directory)
+    write_manifest(report.to_json(), directory)

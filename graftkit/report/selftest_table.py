@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from graftkit.selftest.report import PlantedFault, Selftest
 
 #: The checks that read files, and those that run what was loaded.
-STRUCTURAL = ("loading", "bytes", "config", "adapter", "base")
+STRUCTURAL = ("loading", "report", "bytes", "config", "adapter", "base")
 FUNCTIONAL = ("tokenizer", "peft", "outputs", "weights", "gradients", "merging")
 
 COLUMNS = ("fault", "planted at", "structural", "functional", "weights by", "outputs by")

@@ -179,6 +179,20 @@ def print_inspection(found: Inspection) -> None:
     console.print(
         f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
     )
+    if found.rows:
+        _print_vocabulary(console, found)
+    else:
+        console.print(f"vocabulary  none: {_text(found.input)} is what the class takes")
+    for role, content in found.special.items():
+        console.print(f"{role:<11} {_text(content)}")
+    for finding in found.findings:
+        console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
+    if found.nonfinite is not None:
+        names = ", ".join(map(_text, found.nonfinite)) or "none"
+        console.print(f"tensors with NaN or infinity: {names}")
+
+
+def _print_vocabulary(console: Console, found: Inspection) -> None:
     untied = any(item.role == "output" for item in found.tables)
     tied = "tied" if found.tied else "not tied" if untied else "no output table"
     console.print(
@@ -190,13 +204,6 @@ def print_inspection(found: Inspection) -> None:
         counts = (item.live, item.zero, item.near_zero, item.duplicates)
         table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
     console.print(table)
-    for role, content in found.special.items():
-        console.print(f"{role:<11} {_text(content)}")
-    for finding in found.findings:
-        console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
-    if found.nonfinite is not None:
-        names = ", ".join(map(_text, found.nonfinite)) or "none"
-        console.print(f"tensors with NaN or infinity: {names}")
 
 
 def print_difference(found: Difference) -> None:
@@ -222,6 +229,8 @@ def print_verification(found: Verification) -> None:
     for row in comparison_rows(found):
         table.add_row(*map(_text, row))
     console.print(table)
+    for note in found.notes:
+        console.print(f"[dim]note:[/dim] {_text(note)}")
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
@@ -235,6 +244,8 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     table = _table("verification", "check", "result", "figure")
     same = "not compared" if found.report is None else "changed" if any(found.identity.values()) else "equal"
     table.add_row("digests", same, _text(found.report or "no report"))
+    base = "another one" if found.origin.different else "the adapter's" if found.origin.known_by else "not known"
+    table.add_row("base", base, _text(found.origin.known_by or found.origin.unknown))
     for row in found.check.rows():
         table.add_row(*map(_text, row))
     console.print(table)
@@ -243,6 +254,5 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        same = " is the one that was reported," if found.report else ""
-        kept = "was not run" if found.check.not_compared else "changes nothing that is promised"
-        console.print(f"[green]verified: the adapter{same} fits its base and {kept}[/green]")
+        colour = "green" if found.origin.known_by else "yellow"
+        console.print(f"[{colour}]{_text(found.verdict)}[/{colour}]")

@@ -93,7 +93,8 @@ def _always(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if outputs:
         yield (
             "Other hardware",
-            f"everything ran on a CPU in {outputs['dtype']}; kernels of a GPU may round in another order",
+            f"everything ran on a CPU ({report['versions']['kernels']}) in {outputs['dtype']}: equal bits are promised where both"
+            " run on the same kernels; others may round in another order, but for both alike",
         )
         tokens = sum(outputs.get("probes", {}).values())
         yield (

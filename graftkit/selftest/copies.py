@@ -72,11 +72,12 @@ def set_value(directory: Path, name: str, place: str, value: object) -> None:
 def write_shards(directory: Path, shards: Sequence[Mapping[str, LazyTensor]], *, pad: int = 0) -> None:
     """Write the weights of ``directory`` anew as these shards, one without an index; ``pad`` bytes make headers longer.
 
-    The tensors may lie in the files that are replaced.
+    The metadata is that of the first file. The tensors may lie in the files that are replaced.
     """
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    metadata = {"format": "pt"} | ({"pad": " " * pad} if pad else {})
+    first = next(iter(Checkpoint.open(str(directory)).shard_metadata.values()))
+    metadata = dict(first) | ({"pad": " " * pad} if pad else {})
     fresh = directory / "fresh"
     fresh.mkdir()
     for file, tensors in zip(names, shards, strict=True):

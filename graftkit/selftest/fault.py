@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 S = TypeVar("S")
 
 #: The checks by their names in a verification; a copy that is refused when it is opened was seen by ``LOADING``.
-BYTES, CONFIG, TOKENIZER, OUTPUTS = "bytes", "config", "tokenizer", "outputs"
+REPORT, BYTES, CONFIG, TOKENIZER, OUTPUTS = "report", "bytes", "config", "tokenizer", "outputs"
 LOADING = "loading"
 #: Those of an adapter: its files and its base beside their report, what peft says of it, and the gradients at step 0.
 ADAPTER, BASE, PEFT, GRADIENTS = "adapter", "base", "peft", "gradients"

@@ -21,6 +21,8 @@ FAULTS: tuple[Fault[Subject], ...] = (
     Fault("NaN in k_proj", Subject.key_weight, weights.not_a_number, (BYTES,)),
     Fault("re-tied head", weights.untied_head, weights.tie_again, (BYTES, OUTPUTS)),
     Fault("zero-padded tied bias", growth.bias, growth.grow_with_zero_bias, (BYTES,)),
+    Fault("new row overwritten", growth.output_table, growth.grow_with_a_wild_row, (BYTES, OUTPUTS)),
+    Fault("tables untied though equal", weights.tied_pair, weights.store_apart, (BYTES, CONFIG)),
     Fault("dtype changed in a header", weights.two_byte_weight, weights.other_dtype, (BYTES, OUTPUTS)),
     Fault("tensor missing", Subject.weight, weights.drop, (LOADING,)),
     Fault("tensor renamed", Subject.weight, weights.rename, (LOADING,)),
@@ -60,6 +62,8 @@ FAULTS: tuple[Fault[Subject], ...] = (
     Fault("one more token around a text", tokens.framed_by, tokens.frame, (TOKENIZER,)),
     Fault("other padding side", tokens.side, tokens.other_side, (TOKENIZER,)),
     Fault("lost chat template", tokens.template, tokens.lose_template, (TOKENIZER,)),
+    Fault("chat template that is a file's name", tokens.template_file, tokens.name_of_a_template, (TOKENIZER,)),
+    Fault("pad token that is eos", tokens.pad_of_its_own, tokens.pad_with_eos, (TOKENIZER,)),
     Fault("lost tokenizer", files.tokenizer, files.lose, (LOADING,)),
     Fault("changed pooling", files.pooling, files.other_pooling, (CONFIG,)),
 )

@@ -1,4 +1,4 @@
-"""A fault of grown tables: the output bias of new rows padded with zeros."""
+"""Faults of grown tables: the output bias of new rows padded with zeros, and a new row that takes all probability."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from graftkit.architecture.skeleton import with_values
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_rows
 from graftkit.checkpoint.tensors import Stored, patch_rows
-from graftkit.selftest.copies import edit_json, parts, write_shards
-from graftkit.selftest.subject import Subject, first
+from graftkit.selftest.copies import edit_json, edit_tensor, parts, write_shards
+from graftkit.selftest.subject import NotApplicable, Subject, first
 
 #: Rows that are appended.
 ROWS = 8
+
+#: What every value of a wild row is.
+WILD = 50.0
 
 
 def bias(subject: Subject) -> str:
@@ -26,6 +29,20 @@ def bias(subject: Subject) -> str:
 def grow_with_zero_bias(directory: Path, subject: Subject, place: str) -> None:
     """Append rows that are the mean of the old ones, and zeros to the bias, as a plain resize of a tied bias does."""
     grow(directory, subject, zeros=place)
+
+
+def output_table(subject: Subject) -> str:
+    """The table that gives logits, be it the input table too."""
+    if not subject.vocabulary.has_output:
+        raise NotApplicable("no output table")
+    return (subject.vocabulary.of_role("output") or subject.vocabulary.of_role("input"))[0].name
+
+
+def grow_with_a_wild_row(directory: Path, subject: Subject, place: str) -> None:
+    """Append rows that are the mean of the old ones, and overwrite the last of them."""
+    grow(directory, subject)
+    axis = next(item.axis for item in subject.vocabulary.tensors if item.name == place)
+    edit_tensor(directory, place, lambda values: values.select(axis, values.shape[axis] - 1).fill_(WILD))
 
 
 def grow(directory: Path, subject: Subject, *, zeros: str = "") -> None:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from graftkit.compare import CHECKS, verify
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.selftest import adapters
+from graftkit.selftest import adapters, grown
 from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
 from graftkit.selftest.adapters import AdapterSubject
 from graftkit.selftest.bench import Bench, Look, Seen, first_sentences, largest
@@ -20,7 +20,8 @@ from graftkit.selftest.clean import clean_copies
 from graftkit.selftest.copies import copy_checkpoint
 from graftkit.selftest.fault import BASE, GRADIENTS, LOADING, OUTPUTS, Fault
 from graftkit.selftest.faults import FAULTS
-from graftkit.selftest.report import PlantedFault, Selftest
+from graftkit.selftest.grown import GROWN_FAULTS, GrownSubject
+from graftkit.selftest.report import CleanRun, PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
 from graftkit.verification.outputs import OutputsReport
 
@@ -44,12 +45,14 @@ def selftest(
     clean: int = CLEAN,
     faults: Sequence[Fault[Subject]] = FAULTS,
     adapter_faults: Sequence[Fault[AdapterSubject]] = ADAPTER_FAULTS,
+    grown_faults: Sequence[Fault[GrownSubject]] = GROWN_FAULTS,
     progress: Progress | None = None,
 ) -> Selftest:
-    """Verify the verifier on ``model``, by default the one that ships with the project, and on an adapter made for it.
+    """Verify the verifier on ``model``, by default the one that ships, on an adapter made for it, and on a grown output.
 
     ``leave_out`` names checks that are switched off, which the report then shows to be missed; ``outputs=False`` leaves
-    out the forward, and does not ask it of any fault. Without ``adapter_faults`` no adapter is made.
+    out the forward, and does not ask it of any fault. Without ``adapter_faults`` no adapter is made, without ``grown_faults`` no
+    output.
 
     Raises:
         RecipeError: no model is named and none ships, or a check is not known.
@@ -68,6 +71,9 @@ def selftest(
         bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), silent)
         planted = [bench.fault(fault) for fault in _told(progress, "plant faults", faults)]
         runs = [bench.clean(copy.name, copy.make) for copy in _told(progress, "clean copies", copies)]
+        if grown_faults:
+            more = _on_a_grown_output(subject, room, grown_faults, leave_out, outputs=outputs)
+            planted, runs = [*planted, *more[0]], [*runs, *more[1]]
         if adapter_faults:
             try:
                 adapter = AdapterSubject.make(subject, room)
@@ -82,6 +88,20 @@ def selftest(
                     for copy in _told(progress, "clean adapters", copies)
                 ]
     return Selftest(model, tuple(leave_out), tuple(planted), tuple(runs), round(time.perf_counter() - start, 3))
+
+
+def _on_a_grown_output(
+    subject: Subject, room: Path, faults: Sequence[Fault[GrownSubject]], leave_out: Collection[str], *, outputs: bool
+) -> tuple[list[PlantedFault], list[CleanRun]]:
+    """Plant faults into an output that lies beside its report; these are faults of files, so that no model is run for them."""
+    try:
+        made = GrownSubject.make(subject, room)
+    except NotApplicable as why:
+        return [PlantedFault(fault.name, not_applicable=str(why)) for fault in faults], []
+    bench = Bench(made, grown.look_at(made, room, leave_out, outputs=False), FUNCTIONAL)
+    clean = Bench(made, grown.look_at(made, room, leave_out, outputs=outputs))
+    runs = [clean.clean(f"grown; {copy.name}", copy.make) for copy in grown.clean_copies()]
+    return [bench.fault(fault) for fault in faults], runs
 
 
 def _look_at(subject: Subject, room: Path, leave_out: Collection[str], *, outputs: bool) -> Look:

@@ -10,11 +10,12 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.skeleton import build_config
-from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary, find_vocabulary, takes_ids
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_range, read_rows, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Stored
 from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
+from graftkit.errors import InputRejected, printable
 from graftkit.verification.probe_texts import PROBE_TEXTS
 
 #: Names of key projections, fused ones too.
@@ -51,10 +52,16 @@ class Subject:
         """Open ``model``, a folder or a hub id.
 
         Raises:
-            InputRejected: it cannot be opened or accounted for.
+            InputRejected: it cannot be opened or accounted for, or takes no token ids.
         """
         checkpoint = Checkpoint.open(model)
         structure = account(checkpoint)
+        if not takes_ids(structure.skeleton.model):
+            taken = structure.skeleton.model.main_input_name
+            raise InputRejected(
+                f"{printable(model)}: takes {taken} and no token ids; selftest plants faults into vocabulary and tokenizer, so give it"
+                " a model of text"
+            )
         return cls(checkpoint, structure, find_vocabulary(checkpoint, structure), read_tokenizer(checkpoint.documents))
 
     def values(self, name: str) -> Any:

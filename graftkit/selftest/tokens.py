@@ -124,6 +124,35 @@ def lose_template(directory: Path, _: Subject, place: str) -> None:
         edit_json(directory, CONFIG, lambda config: config.pop("chat_template", None))
 
 
+def template_file(subject: Subject) -> str:
+    """The file of a chat template, be there one or not."""
+    subject.document(CONFIG)
+    return TEMPLATE
+
+
+def name_of_a_template(directory: Path, _: Subject, place: str) -> None:
+    """Write a file's name where the template belongs."""
+    (directory / place).write_text("chatml.jinja", encoding="utf-8")
+
+
+def pad_of_its_own(subject: Subject) -> str:
+    """The pad token, where there is an eos token that it could be."""
+    subject.document(CONFIG)
+    roles = subject.tokenizer.special
+    if "eos_token" not in roles or roles.get("pad_token") == roles["eos_token"]:
+        raise NotApplicable("no eos_token, or one that pads already")
+    return "pad_token"
+
+
+def pad_with_eos(directory: Path, subject: Subject, place: str) -> None:
+    """Let the eos token pad, in every file alike."""
+    content = subject.tokenizer.special["eos_token"]
+    set_value(directory, CONFIG, place, content)
+    for name in ("config.json", "generation_config.json"):
+        if isinstance(subject.checkpoint.documents.get(name), dict):
+            set_value(directory, name, f"{place}_id", subject.tokenizer.id_of(content))
+
+
 def framed_by(subject: Subject) -> str:
     """A token that could be put in front of every text."""
     names = (subject.tokenizer.special.get(role) for role in ("mask_token", "unk_token", "bos_token", "eos_token"))

@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.embeddings import OUTPUT
+from graftkit.architecture.tying import FLAG
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES, Computed, Stored
 from graftkit.checkpoint.write import write_tensors
-from graftkit.selftest.copies import SINGLE, edit_tensor, parts, stored, write_shards
+from graftkit.selftest import settings
+from graftkit.selftest.copies import SINGLE, edit_json, edit_tensor, parts, stored, write_shards
 from graftkit.selftest.subject import NotApplicable, Subject, first
 
 
@@ -80,6 +83,26 @@ def untied_head(subject: Subject) -> str:
     if (tensors[head].shape, tensors[head].dtype) != (tensors[table].shape, tensors[table].dtype):
         raise NotApplicable("input and output tables differ in shape or dtype")
     return head
+
+
+def tied_pair(subject: Subject) -> str:
+    """The output table that is not stored, since it is the input table by the config's flag."""
+    if not subject.vocabulary.tied:
+        raise NotApplicable("input and output rows are not tied")
+    settings.tie(subject)
+    stored = {key for key, _ in subject.structure.memory.values()}
+    names = (name for name in subject.structure.skeleton.weight_names(OUTPUT) if name not in stored)
+    return str(first(names, "both tables are stored"))
+
+
+def store_apart(directory: Path, subject: Subject, _: str) -> None:
+    """Store each weight that is tied to another one, equal to it, and tie them no more."""
+    (whole,) = parts(directory, 1)
+    disk = {key: name for name, (key, _) in subject.structure.memory.items()}
+    tied = subject.structure.skeleton.tied.items()
+    copies = {target: whole[disk[origin]] for target, origin in tied if target not in disk and origin in disk}
+    write_shards(directory, [{**whole, **copies}])
+    edit_json(directory, "config.json", lambda config: config.update({FLAG: False}))
 
 
 def drop(directory: Path, _: Subject, name: str) -> None:

@@ -1,8 +1,8 @@
 """A base with an adapter as peft loads it: what a merged checkpoint is compared with.
 
-Two instruments. Each merged weight is compared with peft's own merge in float64: what is left must be the rounding of its
-dtype, and must not lean towards what the adapter adds. And the outputs of both are compared with the adapted model's in
-float64: the merged model's error may be at most twice the adapted one's own.
+Two instruments. Each merged weight is replayed from peft's own merge in float64: it must be that, rounded once to its dtype. And
+the outputs of both are compared with the adapted model's in float64: the merged model's error may be at most twice the noise of
+the arithmetic itself, which is that of the adapted model or, where that is larger, of peft's merge in the same dtype.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from graftkit.errors import few
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
-from graftkit.verification.peft_loading import load_adapted
+from graftkit.verification.peft_loading import load_adapted, merged_by_peft
+from graftkit.verification.probes import Probe
 from graftkit.verification.reference import Reference, run_loaded
+from graftkit.verification.vocabulary import VocabularyChange
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
@@ -33,62 +35,87 @@ STEP = re.compile(r"^step \d+ ")
 #: The bound on the noise ratio.
 NOISE_RATIO = 2.0
 
-#: Noise below so many units of rounding counts as so much: in float32 (False) and in half precision (True).
-FLOOR = {False: 16.0, True: 4.0}
-
 
 @dataclass(frozen=True, slots=True)
 class OutputNoise:
-    """One output: relative root-mean-square errors against the adapted model in float64."""
+    """One output: relative root-mean-square errors against the adapted model in float64.
+
+    ``adapted`` is that of the adapted model in its own dtype, ``merged`` that of the merged one; ``by_peft`` that of peft's own
+    merge in the same dtype, taken only where the other two are more than NOISE_RATIO apart.
+    """
 
     name: str
     adapted: float
     merged: float
+    by_peft: float | None = None
 
     @property
     def ratio(self) -> float:
-        """The noise ratio; 1 says that merging adds nothing to the arithmetic's own noise."""
-        return self.merged / self.adapted
+        """The noise ratio; 1 says that merging adds nothing to the noise of the arithmetic, or to that of any merge."""
+        return self.merged / self.floor
+
+    @property
+    def floor(self) -> float:
+        """The noise that was measured without this merge."""
+        return max(self.adapted, self.by_peft or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptedReport:
-    """What was compared with the base and the adapter as peft loads them. ``skipped`` says what was not, and why."""
+    """What was compared with the base and the adapter as peft loads them. ``skipped`` says what was not, and why.
+
+    ``dtype`` is that of the merged weights.
+    """
 
     weights: tuple[WeightComparison, ...]
     outputs: tuple[OutputNoise, ...]
     tokens: int
+    dtype: str
     skipped: tuple[str, ...]
     failures: tuple[str, ...]
     name: str = "merged against adapted"
 
+    @property
+    def kept(self) -> float | None:
+        """The share of the adapter's whole update that the dtype of the weights keeps; None where it adds to none."""
+        energy = sum(weight.energy for weight in self.weights)
+        return sum(weight.kept * weight.energy for weight in self.weights) / energy if energy else None
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         outputs = [{**dataclasses.asdict(output), "ratio": output.ratio} for output in self.outputs]
-        return {**dataclasses.asdict(self), "outputs": outputs}
+        return {**dataclasses.asdict(self), "outputs": outputs, "kept": self.kept}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         verdict = "failed" if self.failures else "rounded"
         if self.weights:
-            rounding = max(weight.rounding for weight in self.weights)
-            leaning = max(weight.leaning for weight in self.weights)
-            figure = (
-                f"{len(self.weights)}, at most {rounding:.2g} roundings off float64, {leaning:.1g} of the change lost"
-            )
+            exact = min(weight.equal for weight in self.weights)
+            figure = f"{len(self.weights)} replayed in float64, at least {exact:.2%} of each equal to the bit once rounded"
             yield "merged weights", verdict, figure
+        if self.kept is not None:
+            yield f"update kept by {self.dtype}", f"{self.kept:.0%}", _advice(self.kept, self.dtype)
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.ratio)
-            figure = f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.adapted:.2g})"
+            figure = f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
             yield "outputs beside peft", verdict, figure
         for reason in self.skipped:
             yield "not compared", "skipped", reason
 
 
+def _advice(kept: float, dtype: str) -> str:
+    if round(kept, 2) == 1 or dtype in ("float32", "float64"):
+        return "rounding takes nothing away that counts"
+    return f"values that move by less than half a unit of {dtype} stay; more training, or dtype: float32, keeps more"
+
+
 def compare_with_adapted(
-    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, seed: int = 0
-) -> AdaptedReport:
+    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: VocabularyChange | None = None,
+    seed: int = 0,
+) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.
+
+    ``base`` is what the adapter lies on where that is not the source; ``later`` says how the vocabulary changed after merging.
 
     Raises:
         InputRejected, VerificationFailed: a checkpoint or the adapter does not load, or the forward needs inputs that
@@ -98,23 +125,24 @@ def compare_with_adapted(
     with undisturbed():
         adapted = load_adapted(source, folder, base)
         merged = load(result)
-        weights = tuple(compare_weights(adapted.model, merged.model, skipped))
+        weights = tuple(compare_weights(adapted.model, merged.model, skipped, later))
+        dtype = merged.dtype
         del merged
         gc.collect()
-        native = run_loaded(adapted, source, None, seed, None, {}, lambda _: None)
+        native = run_loaded(adapted, source, later, seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()
-        outputs, broken = _outputs(load(result), native, reference)
+        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base), later)
     failures = [weight.failure for weight in weights if weight.failure] + broken
     failures += [
-        f"outputs: {item.name} of the merged model is {item.merged:.3g} off the adapted model in float64, which itself"
-        f" rounds by {item.adapted:.3g}: a noise ratio of {item.ratio:.3g}, above {NOISE_RATIO:g}"
+        f"outputs: {item.name} of the merged model is {item.merged:.3g} off the adapted model in float64, the noise without it"
+        f" {item.floor:.3g}: a noise ratio of {item.ratio:.3g}, above {NOISE_RATIO:g}"
         for item in outputs
         if item.ratio > NOISE_RATIO
     ]
     tokens = sum(part.tokens for part in native.parts)
-    return AdaptedReport(weights, tuple(outputs), tokens, tuple(skipped), tuple(failures))
+    return AdaptedReport(weights, tuple(outputs), tokens, dtype, tuple(skipped), tuple(failures))
 
 
 def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, dict[str, Any]]:
@@ -140,33 +168,72 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 
 def _outputs(
-    merged: Loaded, native: Reference, reference: dict[str, dict[str, Any]]
+    result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any],
+    later: VocabularyChange | None,
 ) -> tuple[list[OutputNoise], list[str]]:
-    """Errors of the adapted and of the merged model, over all probes; a finite forward is asked for in any case."""
-    sums: dict[str, list[float]] = {}
+    """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
+    failures: list[str] = []
+    merged = _errors(lambda part: _run_merged(result.model, part, native, later, failures), native, reference, later)
+    if failures:
+        return [], failures
+    unit = UNIT_ROUNDOFF[str(result.model.dtype)]
+    adapted = _errors(lambda part: native.kept[part.name], native, reference, later)
+    noises = [OutputNoise(name, max(adapted[name], unit), error) for name, error in merged.items()]
+    if not any(noise.ratio > NOISE_RATIO for noise in noises):
+        return noises, []
+    model = by_peft()
+    peer = _errors(lambda part: run(model, part, native.made), native, reference, later)
+    return [dataclasses.replace(noise, by_peft=peer[noise.name]) for noise in noises], []
+
+
+def _run_merged(
+    model: Any, part: Probe, native: Reference, later: VocabularyChange | None, failures: list[str]
+) -> Mapping[str, Any]:
+    """The outputs of one probe, over the ids from before ``later``; what is wrong with them goes to ``failures``."""
+    try:
+        found = run(model, part, native.made)
+    except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
+        failures.append(f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}")
+        return {}
+    other = native.names[part.name] ^ found.keys()
+    if other:
+        failures.append(f"outputs: only one of adapted and merged model gives these outputs: {few(other)}")
+    kept = native.kept[part.name]
+    if later is not None:
+        found = {name: _old_ids(name, value, later, later.new_rows) for name, value in found.items()}
+        kept = {name: _old_ids(name, value, later, later.old_rows) for name, value in kept.items()}
+    broken = [name for name, old in kept.items() if name in found and (found[name].isnan() & ~old.isnan()).any()]
+    if broken:
+        failures.append(f"outputs: {few(broken)} of the merged model holds NaN on probe {part.name!r}")
+    return found
+
+
+def _old_ids(name: str, values: Any, change: VocabularyChange, rows: int) -> Any:
+    """The columns of the ids that ``change`` leaves as they are, of an output over ``rows`` ids."""
+    return values[..., list(change.kept)] if "hidden" not in name and values.shape[-1] == rows else values
+
+
+def _errors(
+    outputs: Callable[[Probe], Mapping[str, Any]], native: Reference, reference: Mapping[str, Mapping[str, Any]],
+    later: VocabularyChange | None,
+) -> dict[str, float]:  # fmt: skip
+    """The relative root-mean-square error of each output against the reference, over all probes; masked places are left out."""
+    squares: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for part in native.parts:
-        try:
-            found = run(merged.model, part, native.made)
-        except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
-            return [], [f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}"]
-        other = native.names[part.name] ^ found.keys()
-        if other:
-            return [], [f"outputs: only one of adapted and merged model gives these outputs: {few(other)}"]
-        mask = part.mask.bool()
+        found, mask = outputs(part), part.mask.bool()
         for name, exact in reference.get(part.name, {}).items():
-            if name not in native.kept[part.name]:
+            if name not in native.kept[part.name] or name not in found:
                 continue
-            values = [exact.double(), native.kept[part.name][name].double(), found[name].double()]
+            wanted = exact if later is None else _old_ids(name, exact, later, later.old_rows)
+            given = found[name]
+            if later is not None and given.shape != wanted.shape:
+                given = _old_ids(name, given, later, later.old_rows)
+            values = (wanted.double(), given.double())
             if exact.shape[:2] == mask.shape:
-                values = [value[mask] for value in values]
-            wanted, old, new = (value.nan_to_num(0, 0, 0) for value in values)
-            tally = sums.setdefault(STEP.sub("", name), [0.0, 0.0, 0.0])
-            for index, square in enumerate((wanted, old - wanted, new - wanted)):
-                tally[index] += float(square.square().sum())
-    unit = UNIT_ROUNDOFF[str(merged.model.dtype)]
-    noises = []
-    for name, (size, old, new) in sums.items():
-        floor = FLOOR[unit > UNIT_ROUNDOFF["torch.float32"]] * unit * size**0.5
-        scale = size**0.5 or 1.0
-        noises.append(OutputNoise(name, max(old**0.5, floor) / scale or unit, new**0.5 / scale))
-    return noises, []
+                values = (values[0][mask], values[1][mask])
+            wanted, given = (value.nan_to_num(0, 0, 0) for value in values)
+            key = STEP.sub("", name)
+            squares[key] = squares.get(key, 0.0) + float((given - wanted).square().sum())
+            sizes[key] = sizes.get(key, 0.0) + float(wanted.square().sum())
+    return {name: (square / (sizes[name] or 1.0)) ** 0.5 for name, square in squares.items()}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from graftkit.architecture.adapted import check_fit
+from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
-from graftkit.verification.adapter_outputs import OutputGap, compare, merged
+from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.digests import BaseDigests, available_memory, base_digests
 from graftkit.verification.forward import Loaded, load, undisturbed
@@ -45,7 +45,7 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """What was found of an adapter.
+    """What was found of an adapter. ``strength`` is the class that was promised, empty where nothing was.
 
     ``not_compared`` says why the model was not run, empty where it was; ``base`` holds digests of what it was loaded on.
     ``found`` gives the sentences of each kind of look that found something wrong: peft, outputs, weights, gradients, merging.
@@ -70,6 +70,11 @@ class AdapterReport:
         return "adapter"
 
     @property
+    def trained(self) -> bool:
+        """Whether it moves the outputs and nothing was promised of them, as with an adapter that somebody has trained."""
+        return not self.strength and self.gap is not None and not self.gap.bitwise
+
+    @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found wrong."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
@@ -86,8 +91,10 @@ class AdapterReport:
             return
         yield "loaded with peft", "complete" if not self.failures else "failed", "nothing missing, nothing unexpected"
         if self.gap is not None:
-            result = "bitwise" if self.gap.bitwise else "measured"
+            result = "bitwise" if self.gap.bitwise else "trained" if self.trained else "measured"
             figure = f"max |Δ| {self.gap.largest:.3g}, relative {self.gap.relative:.3g}, {self.gap.values:,} values"
+            if self.gap.noise is not None:
+                figure += f"; one more rounding of the adapted weights {self.gap.noise:.3g}"
             yield "base with adapter", result, figure
         if self.weights is not None:
             yield "weights put together", self.weights.word, self.weights.figure
@@ -101,10 +108,11 @@ class AdapterReport:
 class AdapterCheck:
     """Check the written adapter on the written base, beside the base alone, or beside the source where it is ``residual``.
 
-    ``before`` is the base as it was before the adapter took its part, for where the source is no reference.
+    ``before`` is the base as it was before the adapter took its part, for where the source is no reference. Without a
+    ``strength`` nothing was promised: how far the adapter moves the outputs is measured, and fails only where it gives NaN.
     """
 
-    strength: PromiseClass
+    strength: PromiseClass | None
     residual: Residual | None = None
     before: Checkpoint | None = None
 
@@ -118,8 +126,13 @@ class AdapterCheck:
         reason = "" if written.outputs else "verify.outputs is off"
         return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
 
-    def run(self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "") -> AdapterReport:
+    def run(
+        self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "",
+        digests: Callable[[bool], BaseDigests] | None = None,
+    ) -> AdapterReport:  # fmt: skip
         """Check ``adapter`` on ``base``; with a ``reason`` not to run the model, digests and the fit of shapes alone.
+
+        ``digests`` returns those of the base, with or without its weights, where the caller has made them.
 
         Raises:
             InputRejected: base or adapter cannot be opened.
@@ -127,10 +140,10 @@ class AdapterCheck:
         reason = reason or cannot_run(base)
         header = read_header(adapter / WEIGHTS)
         report = AdapterReport(
-            self.strength.word,
+            self.strength.word if self.strength is not None else "",
             len(header.tensors),
             sum(tensor.nbytes for tensor in header.tensors.values()),
-            base_digests(base, weights=not reason),
+            digests(not reason) if digests else base_digests(base, weights=not reason),
             reason,
             self.residual,
         )
@@ -164,10 +177,11 @@ class AdapterCheck:
         except Exception as error:  # noqa: BLE001 - whatever peft runs into is the finding
             return dataclasses.replace(report, found={"peft": (f"adapter: peft cannot load it: {one_line(error)}",)})
         if peft_model.active_peft_config.peft_type != "LORA":
-            return dataclasses.replace(self._tuner(report, peft_model, named, reference, seed), seconds=seconds)
+            return dataclasses.replace(self._tuner(report, peft_model, named, reference, base, seed), seconds=seconds)
         inner = peft_model.get_base_model()
         inner = inner.base_model if residual.backbone else inner
         gap = compare(inner, reference, residual.vocabulary)
+        gap = self._with_noise(gap, peft_model, inner, lambda: self._start(base, source, residual), reference, seed)
         if source is not None:
             original = self._original(source, residual).model
             weights: WeightGap | None = residual_gap(inner, original, residual.vocabulary)
@@ -176,9 +190,9 @@ class AdapterCheck:
         alive = liveness(peft_model, reference.parts[0], reference.made, seed)
         found = {
             "peft": named,
-            "outputs": tuple(gap.failures(self.strength)),
             "weights": weights.failures if weights else (),
-            "gradients": alive.failures,
+            "outputs": tuple(gap.failures(self.strength)),
+            "gradients": alive.failures if self._says_of_gradients(gap) else (),
         }
         after = "" if any(found.values()) else self._merged(peft_model, reference, base)
         found["merging"] = ("adapter: merging it changes the outputs",) if after == "failed" else ()
@@ -186,19 +200,41 @@ class AdapterCheck:
             report, gap=gap, merged=after, weights=weights, gradients=alive, found=found, seconds=seconds
         )
 
+    def _says_of_gradients(self, gap: OutputGap) -> bool:
+        """Whether gradients at step 0 are judged: those of an adapter that somebody has trained lie behind it."""
+        return self.strength is not None or gap.bitwise
+
+    def _start(self, base: Path, source: Path | None, residual: Residual) -> Any:
+        """The model that the adapted one is compared with, loaded anew."""
+        return load(base).model if source is None else self._original(source, residual).model
+
+    def _with_noise(
+        self, gap: OutputGap, peft_model: Any, adapted: Any, start: Callable[[], Any], reference: Reference, seed: int
+    ) -> OutputGap:
+        """The gap of ``adapted`` beside what one more rounding of its adapted weights does, where only rounding is allowed."""
+        if gap.bitwise or gap.broken or self.strength not in (PromiseClass.EXACT, PromiseClass.ROUNDED):
+            return gap
+        model = start()
+        known = dict(model.named_parameters())
+        names = [name for name in adapted_weights(adapted) if name in known]
+        move_by_one_rounding(model, names, getattr(peft_model.active_peft_config, "r", None) or 1, seed)
+        return dataclasses.replace(gap, noise=compare(model, reference, None).relative)
+
     def _original(self, source: Path, residual: Residual) -> Loaded:
         if self.before is not None:
             return assembled(self.before)
         return load_source(source, backbone=residual.backbone)
 
     def _tuner(
-        self, report: AdapterReport, peft_model: Any, named: tuple[str, ...], reference: Reference, seed: int
+        self, report: AdapterReport, peft_model: Any, named: tuple[str, ...], reference: Reference, base: Path, seed: int
     ) -> AdapterReport:
         """The same for a kind of adapter that is no LoRA; no promise speaks of merging it."""
         model, reference, prompt = as_it_runs(peft_model, reference)
         gap = compare(model, reference, None, prompt)
+        gap = self._with_noise(gap, peft_model, peft_model.get_base_model(), lambda: load(base).model, reference, seed)
         alive = tuner_gradients(peft_model, model, reference.parts[0], reference.made, seed)
-        found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": alive.failures}
+        gradients = alive.failures if self._says_of_gradients(gap) else ()
+        found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": gradients}
         return dataclasses.replace(report, gap=gap, gradients=alive, found=found)
 
     def _merged(self, peft_model: Any, reference: Reference, base: Path) -> str:
@@ -208,6 +244,15 @@ class AdapterCheck:
         if weight_bytes(base) > available_memory() // 2:
             return "not run: too little memory"
         return merged(peft_model, reference.parts[0], reference.made)
+
+
+def adapted_weights(model: Any) -> Iterator[str]:
+    """Yield the names that the weights of every module of ``model`` have without the adapter that peft has put on it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield from (f"{name}.{leaf}" for leaf, _ in module.get_base_layer().named_parameters(recurse=False))
 
 
 def _misfit(base: Path, adapter: Path) -> tuple[str, ...]:

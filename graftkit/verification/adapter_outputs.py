@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
+from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import run
 from graftkit.verification.probes import Probe
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.reference import Reference
 from graftkit.verification.vocabulary import VocabularyChange
 
-#: Relative root mean square beyond which an adapter that is only rounded is called wrong, by dtype of the outputs: a
-#: coarse bound, some ten times what PiSSA and OLoRA gave on small models; each matrix is held to float64 by a check of its own.
-ROUNDED = {"torch.float32": 1e-3, "torch.float64": 1e-3, "torch.bfloat16": 0.25, "torch.float16": 0.05}
+#: An adapter that is only rounded may move the outputs so many times as far as rounding its weights once more does.
+NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class OutputGap:
-    """Over all probes and outputs: the largest |Δ|, the relative root mean square of the worst output, and its name."""
+    """Over all probes and outputs: the largest |Δ|, the relative root mean square of the worst output, and its name.
+
+    ``noise`` is that of the base with each adapted weight moved by one rounding, where it was measured.
+    """
 
     bitwise: bool
     largest: float
@@ -30,15 +33,18 @@ class OutputGap:
     worst: str
     dtype: str
     broken: tuple[str, ...] = ()
+    noise: float | None = None
 
-    def failures(self, strength: PromiseClass) -> Iterator[str]:
-        """Yield a sentence for what is beyond the promise."""
+    def failures(self, strength: PromiseClass | None) -> Iterator[str]:
+        """Yield a sentence for what is beyond the promise; with None nothing was promised."""
         yield from self.broken
-        if self.bitwise or self.broken or strength is PromiseClass.INTENTIONAL:
+        if self.bitwise or self.broken or strength in (None, PromiseClass.INTENTIONAL):
             return
-        allowed = 0.0 if strength is PromiseClass.BITWISE else ROUNDED.get(self.dtype, 1e-3)
+        allowed = 0.0 if strength is PromiseClass.BITWISE else NOISE_RATIO * (self.noise or 0.0)
         if self.relative > allowed or strength is PromiseClass.BITWISE:
-            promised = "promised bitwise" if strength is PromiseClass.BITWISE else f"allowed {allowed:.3g}"
+            promised = "promised bitwise"
+            if strength is not PromiseClass.BITWISE:
+                promised = f"allowed {allowed:.3g}, twice what one more rounding of the adapted weights does"
             yield (
                 f"adapter: {self.worst} is not the base's: max |Δ| {self.largest:.3g}, relative {self.relative:.3g}"
                 f" ({promised})"
@@ -74,6 +80,8 @@ def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | Non
                 broken.append(f"adapter: {name} has another shape or is gone, on probe {part.name!r}")
                 continue
             dtype = str(old.dtype)
+            if (new.isnan() & ~old.isnan()).any():
+                broken.append(f"adapter: {name} holds NaN on probe {part.name!r}, and the base's does not")
             pair = (_unmasked(part, values, vocabulary) for values in (old, new))
             _add(sums.setdefault(name, _Sums()), *pair)
     if not sums:
@@ -132,6 +140,22 @@ def _relative(sums: _Sums) -> float:
     if sums.difference == 0:
         return 0.0
     return math.sqrt(sums.difference / sums.size) if sums.size else math.inf
+
+
+def move_by_one_rounding(model: Any, names: Iterable[str], terms: int, seed: int) -> None:
+    """Move every value of the weights ``names`` up or down as far as rounding a sum of ``terms`` products moves it.
+
+    The roundings are independent, so that they add up like a random walk: sqrt(terms + 1) units of the weight's dtype.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name in names:
+            weight = model.get_parameter(name)
+            step = UNIT_ROUNDOFF[str(weight.dtype)] * math.sqrt(terms + 1)
+            signs = torch.randint(2, weight.shape, generator=generator) * 2 - 1
+            weight.copy_((weight.double() * (1 + step * signs)).to(weight.dtype))
 
 
 def merged(peft_model: Any, probe: Probe, made: frozenset[str]) -> str:

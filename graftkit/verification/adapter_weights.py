@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.verification.distribution import UNIT_ROUNDOFF
+from graftkit.verification.factor_rounding import WIDE, magnitude, stored
 from graftkit.verification.vocabulary import VocabularyChange
 
 
@@ -33,7 +34,8 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
 def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | None) -> WeightGap:
     """Put each target's weight together in float64 and compare it with that of the source, the ``original`` model.
 
-    ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype. Rows of new ids are left out.
+    ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype, the rounding of both factors to theirs, and that of a sum over the
+    rank, which is formed in float32 for half precision and in float64 otherwise. Rows of new ids are left out.
     """
     import torch
 
@@ -42,7 +44,8 @@ def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | Non
         for name, layer in _layers(adapted):
             old = original.get_submodule(name).weight
             rest = layer.get_base_layer().weight
-            product = layer.lora_B[NAME].weight.double() @ layer.lora_A[NAME].weight.double()
+            a, b = (side[NAME].weight.double() for side in (layer.lora_A, layer.lora_B))
+            product = b @ a
             update = layer.scaling[NAME] * (product.T if layer.fan_in_fan_out else product)
             if vocabulary is not None and len(rest) == vocabulary.new_rows:
                 kept = list(vocabulary.kept)
@@ -51,8 +54,10 @@ def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | Non
             unit = UNIT_ROUNDOFF[str(rest.dtype)]
             worst = max(worst, gap / max(float(old.double().norm()), 1e-300))
             roundings = max(roundings, gap / max(unit * float(rest.double().norm()), 1e-300))
-            # factors are float32: what their own rounding leaves is the product of both norms
-            allowed = unit * float(rest.double().norm()) + 2.0**-22 * float(update.norm())
+            dtypes = layer.lora_A[NAME].weight.dtype, layer.lora_B[NAME].weight.dtype
+            sums = UNIT_ROUNDOFF["torch.float32"] if unit > UNIT_ROUNDOFF["torch.float32"] else WIDE
+            factors = abs(layer.scaling[NAME]) * (stored(a, b, dtypes) + (len(a) + 1) * sums * magnitude(a, b))
+            allowed = unit * float(rest.double().norm()) + sums * float(old.double().norm()) + factors
             if not gap <= allowed:
                 failures.append(
                     f"adapter: {name}: base and adapter are {gap:.3g} from the source's weight, allowed {allowed:.3g}"

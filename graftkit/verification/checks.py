@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -17,3 +20,31 @@ class CheckReport(Protocol):
         """Yield ``(check, result, figure)`` for a table."""
     def to_json(self) -> dict[str, Any]:
         """Return everything that was measured as JSON values."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Checks that were asked for and not run, with the reason; it never fails."""
+
+    checks: tuple[str, ...]
+    reason: str
+    name: str = "left_out"
+    failures: tuple[str, ...] = ()
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a table."""
+        for check in self.checks:
+            yield check, "not run", self.reason
+
+    def to_json(self) -> dict[str, Any]:
+        """The names and the reason."""
+        return dataclasses.asdict(self)
+
+
+def finite(value: Any) -> Any:
+    """JSON values of ``value``: a float that is not finite becomes a string, tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, tuple | list) else value

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import CHUNK, read_range
-from graftkit.checkpoint.tensors import FileRange, LazyTensor
+from graftkit.checkpoint.reading import chunks
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.verification.documents import DESCRIBING
 
 #: Tensors that are hashed at a time.
@@ -31,29 +31,29 @@ class BaseDigests:
 
 
 def tensor_digests(tensors: Mapping[str, LazyTensor]) -> dict[str, str]:
-    """SHA-256 of the bytes of each tensor that lies in a file, by name; read a piece at a time."""
+    """SHA-256 of the bytes of each tensor by name, a piece at a time."""
     with ThreadPoolExecutor(max_workers=READERS) as pool:
         return dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
 
 
 def _digest(tensor: LazyTensor) -> str:
     found = hashlib.sha256()
-    for segment in tensor.segments():
-        if not isinstance(segment, FileRange):
-            raise TypeError("the tensor does not lie in a file")
-        for start in range(0, segment.nbytes, CHUNK):
-            count = min(CHUNK, segment.nbytes - start)
-            found.update(read_range(segment.path, segment.offset + start, count).data)
+    for piece in chunks(tensor):
+        found.update(piece)
     return found.hexdigest()
 
 
 def base_digests(directory: Path, *, weights: bool) -> BaseDigests:
-    """Digest a checkpoint; its weights are read only when ``weights`` is set.
+    """Digest the checkpoint in a folder; its weights are read only when ``weights`` is set.
 
     Raises:
         InputRejected: it cannot be opened.
     """
-    base = Checkpoint.open(str(directory))
+    return checkpoint_digests(Checkpoint.open(str(directory)), weights=weights)
+
+
+def checkpoint_digests(base: Checkpoint, *, weights: bool) -> BaseDigests:
+    """Digest a checkpoint, which may be planned only; its weights are read or computed only when ``weights`` is set."""
     values = {name: value for name, value in base.config.items() if name not in DESCRIBING}
     lines = sorted(f"{name} {tensor.dtype} {list(tensor.shape)}" for name, tensor in base.tensors.items())
     config, tensors = (

@@ -42,7 +42,7 @@ class Distribution:
     """KL in nats and mass of the fresh ids over the float64 positions; ``bound`` is None where none was promised.
 
     ``kl`` is the KL at each position; the mass of all fresh ids there is 1 - exp(-KL). ``shares`` gives ``(id, mean mass, largest
-    mass)`` of the fresh ids that take most.
+    mass)`` of the fresh ids that take most; ``likeliest`` is the largest mean mass of an old id, with what rounding can add.
     """
 
     positions: int
@@ -55,6 +55,7 @@ class Distribution:
     excess: float
     kl: tuple[float, ...] = ()
     shares: tuple[tuple[int, float, float], ...] = ()
+    likeliest: float = 0.0
 
 
 class Capture:
@@ -123,6 +124,8 @@ def measure(
             slack += _row_rounding(module, hidden.double(), fresh)
     else:
         z, slack = _exact_logits(module, hidden.double() * fit[0], fit, fresh)
+    if promise is not None and promise.kind == "likeliest" and hidden is not None:
+        slack = torch.minimum(slack, _old_rounding(module, hidden.double() * (fit[0] if fit else 1.0), kept))
     old = torch.logsumexp(z[:, kept], 1)
     ratio = torch.exp(torch.logsumexp(z[:, fresh], 1) - old)
     bound, kind = _bound(z, old, slack, change, promise, exact=fit is not None)
@@ -131,7 +134,15 @@ def measure(
     return Distribution(
         len(kl), float(kl.mean()), float(kl.max()), float((ratio / (1 + ratio)).max()),
         float(bound.max()) if bound is not None else None, kind, excess, tuple(kl.tolist()), _shares(z, fresh),
+        float((_mean_mass(z, kept) * torch.exp(slack.max())).max()),
     )  # fmt: skip
+
+
+def _mean_mass(z: Any, ids: Any) -> Any:
+    """The mean mass of each of these ids. *Shapes:* ``z`` ``(n, new_rows)``; the result ``(ids,)``."""
+    import torch
+
+    return torch.exp(z[:, ids] - torch.logsumexp(z, 1, keepdim=True)).mean(0)
 
 
 def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
@@ -161,7 +172,10 @@ def _bound(
         return torch.log1p(count / promise.rows_averaged * torch.exp(torch.minimum(gap, slack))), "log(1 + k/m)"
     kept = torch.ones(change.new_rows, dtype=torch.bool)
     kept[fresh] = False
-    return torch.log1p(count * torch.exp(z[:, kept].max(1).values - old + slack)), "log(1 + k max p)"
+    largest = torch.exp(z[:, kept].max(1).values - old + slack)
+    if promise.kind == "likeliest":
+        return torch.log1p(count * largest.max().expand(len(largest))), "log(1 + k max p), p over all positions"
+    return torch.log1p(count * largest), "log(1 + k max p)"
 
 
 def _affine_fit(raw: Any, logits: Any, dtype: str) -> tuple[float, Any, float] | None:
@@ -212,6 +226,14 @@ def _row_rounding(module: Any, hidden: Any, fresh: Any) -> Any:
     weight = module.weight
     unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
     return unit * (hidden.abs() @ weight[fresh].double().abs().T).max(1).values
+
+
+def _old_rounding(module: Any, hidden: Any, kept: Any) -> Any:
+    """``(n,)`` |h| times the norm of the longest old row times the unit roundoff: no combination of old rows is longer."""
+    weight = module.weight
+    step = max(CHUNK // weight.shape[1], 1)
+    norms = [part.double().norm(dim=1)[old].max() for part, old in zip(weight.split(step), kept.split(step), strict=True) if old.any()]
+    return UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7) * hidden.norm(dim=1) * max(norms)
 
 
 def _products(weight: Any, hidden: Any) -> Any:

@@ -34,15 +34,18 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
-    """What may differ on purpose: the rows of the table, and the roles of both tokenizers by content."""
+    """What may differ on purpose: the rows of the table, the roles of both tokenizers by content, and ``(document, place)``."""
 
     vocabulary: VocabularyChange
     before: TokenizerFiles
     after: TokenizerFiles
+    changes: frozenset[tuple[str, str]] = frozenset()
 
-    def value(self, place: str, old: object, new: object) -> bool:
-        """Whether the value at the dotted ``place`` may have become ``new``."""
+    def value(self, document: str, place: str, old: object, new: object) -> bool:
+        """Whether the value at the dotted ``place`` of a document may have become ``new``."""
         key = place.rpartition(".")[2]
+        if any(document == name and _is_below(place, changed) for name, changed in self.changes):
+            return True
         if "vocab" in key and (old, new) == (self.vocabulary.old_rows, self.vocabulary.new_rows):
             return True
         role = key.removesuffix("_id")
@@ -50,6 +53,12 @@ class Allowed:
         if role == key or given is None or given == self.before.special.get(role):
             return False
         return self.after.id_of(given) in (new if isinstance(new, list) else [new])
+
+
+def _is_below(place: str, changed: str) -> bool:
+    """Whether a change at the dotted place ``changed`` changes ``place``: it is the same, or one stands in the other."""
+    places = (place, changed.partition("[")[0])
+    return any(f"{one}.".startswith(f"{other}.") for one, other in (places, places[::-1]))
 
 
 def check_documents(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
@@ -97,7 +106,7 @@ def _differences(name: str, old: Mapping[str, object], new: Mapping[str, object]
         before, after = old.get(place), new.get(place)
         same = before == after and isinstance(before, bool) == isinstance(after, bool)
         template = name in PROCESSORS and key == "chat_template"
-        if same or template or key in DESCRIBING or allowed.value(place, before, after):
+        if same or template or key in DESCRIBING or allowed.value(name, place, before, after):
             continue
         yield f"config: {name}: {printable(place)} was {_shown(old, place)}, now {_shown(new, place)}"
 
@@ -112,6 +121,8 @@ def _moved_roles(allowed: Allowed) -> Iterator[str]:
     """A role that goes to a new token was given to it; one that goes to another old token ends or pads elsewhere."""
     for role, old in allowed.before.special.items():
         now = allowed.after.special.get(role)
+        if ("tokenizer_config.json", role) in allowed.changes:
+            continue
         if now is not None and now != old and allowed.before.id_of(now) is not None:
             yield f"config: {role} was {printable(old)!r}, now it is the old token {printable(now)!r}"
 

@@ -24,16 +24,26 @@ NO_CACHE = "use_cache=False"
 #: Not an input either: pixels get an axis of frames behind that of the batch.
 FRAMES = "a frame axis"
 
+#: Not inputs either: a head that reads the place of the end-of-text token wants a decoder as long as the encoder, and one
+#: such token in each row.
+WHOLE_DECODER = "a decoder input of the whole length"
+ONE_END = "one end-of-text token a row"
+
+#: Side of an image, where the config names none.
+SIDE = 64
+
 
 def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
     parameters = inspect.signature(model.forward).parameters
     ids, mask = probe.ids, probe.mask
+    if ONE_END in made:
+        ids = _with_one_end(model, ids, mask)
     wanted: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if "input_ids" not in parameters:  # then an attention_mask is that of the encoder's own input
         wanted = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
     elif "decoder_input_ids" in parameters:
-        wanted["decoder_input_ids"] = ids[:, :DECODER_TOKENS]
+        wanted["decoder_input_ids"] = ids if WHOLE_DECODER in made else ids[:, :DECODER_TOKENS]
     found = {name: value for name, value in wanted.items() if name in parameters}
     if probe.hidden_only and "logits_to_keep" in parameters:
         found["logits_to_keep"] = 1
@@ -44,6 +54,11 @@ def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
         found["pixel_values"] = found["pixel_values"].unsqueeze(1)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return found | {name: True for name in ("output_hidden_states", "return_dict") if open_ended or name in parameters}
+
+
+def takes_images(model: Any) -> bool:
+    """Whether images are all that the model is fed."""
+    return model.main_input_name == "pixel_values" and "input_ids" not in inspect.signature(model.forward).parameters
 
 
 def find_inputs(
@@ -83,6 +98,10 @@ def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[
     if not made:
         yield frozenset({NO_CACHE})
         yield can
+        if "decoder_input_ids" in parameters and not model.can_generate():
+            yield frozenset({WHOLE_DECODER})
+            if isinstance(getattr(model.config, "eos_token_id", None), int):
+                yield frozenset({WHOLE_DECODER, ONE_END})
     if "pixel_values" in made and "image_attention_mask" in can - made:
         yield made | {"image_attention_mask"}
     if "pixel_values" in made and "expected 5, got 4" in message:
@@ -91,12 +110,21 @@ def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[
 
 def _makeable(name: str, model: Any) -> bool:
     if name == "pixel_values":
-        return _vision(model) is not None
+        return _vision(model) is not None or takes_images(model)
     if name == "encoder_inputs_embeds":
         return hasattr(model.config, "downsample_factor") and hasattr(model.config, "audio_config")
     return name != "flattened_patches" or hasattr(
         getattr(model.config, "vision_config", None), "patch_embed_hidden_size"
     )
+
+
+def _with_one_end(model: Any, ids: Any, mask: Any) -> Any:
+    """``ids`` with the end-of-text token at the last unmasked place of each row and nowhere else."""
+    end = model.config.eos_token_id
+    found = ids.masked_fill(ids == end, end - 1 if end else 1)
+    places = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+    found[range(len(found)), places] = end
+    return found
 
 
 def _boxes(model: Any, ids: Any) -> Any:
@@ -115,13 +143,31 @@ def _pixels(model: Any, ids: Any) -> Any:
     import torch
 
     vision = _vision(model)
-    size = vision.image_size
+    size = getattr(vision, "image_size", SIDE)
     height, width = (size, size) if isinstance(size, int) else size
-    shape: tuple[int, ...] = (getattr(vision, "num_channels", 3), height, width)
+    shape: tuple[int, ...] = (getattr(vision or model.config, "num_channels", 3), height, width)
+    if takes_images(model):
+        return torch.stack([_image(int(row[0]), shape) for row in ids]).to(model.dtype)
     if "image_attention_mask" in inspect.signature(model.forward).parameters:
         shape = (1, *shape)  # a sequence of images for each row
     values = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32).view(1, *shape)
     return values.to(model.dtype).expand(len(ids), *shape)
+
+
+def _image(number: int, shape: tuple[int, ...]) -> Any:
+    """Noise, another for each number and the same each time, also under a mode that widens what torch makes."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.random.default_rng(number).standard_normal(shape, dtype=np.float32))
+
+
+def patches_of(model: Any) -> int:
+    """Into how many patches an image is cut, where the config says; else as for patches of 16."""
+    vision = _vision(model) or model.config
+    size, patch = (getattr(vision, name, None) or default for name, default in (("image_size", SIDE), ("patch_size", 16)))
+    (height, width), (tall, wide) = ((v, v) if isinstance(v, int) else tuple(v)[:2] for v in (size, patch))
+    return max(int(height) // int(tall), 1) * max(int(width) // int(wide), 1)
 
 
 def _patches(model: Any, ids: Any) -> Any:

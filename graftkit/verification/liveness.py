@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import few
 from graftkit.verification.forward import flatten
 from graftkit.verification.inputs import feed

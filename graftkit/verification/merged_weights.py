@@ -1,4 +1,9 @@
-"""Merged weights beside peft's own merge of them in float64: nothing but rounding may be left, leaning towards nothing."""
+"""Merged weights beside the exact merge: each value must be the base's plus what the adapter adds, rounded once to its dtype.
+
+Rounding is monotone: a sum that is off its exact value x by at most e, and is then rounded, lies between the roundings of
+x - e and x + e. So a merge is replayed value by value, and nothing is asked of the errors that rounding leaves: an update
+of less than half a unit in the last place is rounded away, which is right, and is reported as what the dtype keeps of it.
+"""
 
 from __future__ import annotations
 
@@ -7,95 +12,179 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
+from graftkit.verification.vocabulary import VocabularyChange
 
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
 
-#: How far the error of a merged weight may exceed rounding to nearest, where the sum itself is formed in that dtype.
-SUMMED = 8.0
-
-#: The same where it is formed in more precision and rounded once.
-ROUNDED_ONCE = 1.05
-
-#: How much of what the adapter adds may be missing or too much, as a share.
-LEANING = 0.02
-
 
 @dataclass(frozen=True, slots=True)
 class WeightComparison:
-    """One merged weight. ``rounding`` is its error in units of the dtype's rounding, ``leaning`` the share of the change lost."""
+    """One merged weight.
+
+    ``equal`` is the share of its values that are the exact ones rounded once, to the bit; ``kept`` the share of the adapter's
+    update that its dtype keeps: the projection of what changed on what was to change; ``energy`` the squared norm of the update.
+    """
 
     name: str
-    rounding: float
-    leaning: float
+    equal: float
+    kept: float
+    energy: float
     failure: str
 
 
-def compare_weights(adapted: Any, merged: Any, skipped: list[str]) -> Iterator[WeightComparison]:
-    """Compare every weight that the adapter changes in the model ``adapted`` with the model ``merged``; say what is left out."""
+def compare_weights(
+    adapted: Any, merged: Any, skipped: list[str], later: VocabularyChange | None = None
+) -> Iterator[WeightComparison]:
+    """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
+
+    Rows that ``later`` made are no part of the merge.
+    """
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
     outer: list[str] = []
+    compared: set[str] = set()
+    merged = _Merged(merged, later)
     for path, module in adapted.named_modules():
+        found: list[WeightComparison] = []
         if isinstance(module, ModulesToSaveWrapper):
             for name, value in module.modules_to_save[NAME].state_dict().items():
-                yield _replaced(f"{path}.{name}", value, _at(merged, f"{path}.{name}"))
+                found.append(_replaced(f"{path}.{name}", value, merged))
         elif isinstance(module, TrainableTokensWrapper):
             rows = module.token_adapter.get_merged_weights([NAME])
-            yield _replaced(f"{path}.weight", rows, _at(merged, f"{path}.weight"))
+            found.append(_replaced(f"{path}.weight", rows, merged))
         elif isinstance(module, LoraLayer) and not any(path.startswith(f"{above}.base_layer") for above in outer):
             outer.append(path)
             size = sum(parameter.numel() for parameter in module.get_base_layer().parameters())
             if 8 * size > MODULE_BYTES:
                 skipped.append(f"{printable(path)}: {size:,} elements are too many to be merged in float64")
-                continue
-            yield from _folded(path, module, merged)
+            else:
+                found += _folded(path, module, merged)
+        compared.update(comparison.name for comparison in found)
+        yield from found
+    yield from _untouched(adapted, merged, outer, compared)
 
 
-def _at(model: Any, name: str) -> Any:
-    owner, _, leaf = name.rpartition(".")
-    return getattr(model.get_submodule(owner), leaf).detach()
+@dataclass(frozen=True, slots=True)
+class _Merged:
+    """The merged model as it was before the vocabulary changed behind the merge."""
+
+    model: Any
+    later: VocabularyChange | None
+
+    def at(self, name: str) -> Any:
+        """The parameter of that name; of a table that grew, its old rows. Rows that were free and taken later are not compared."""
+        owner, _, leaf = name.rpartition(".")
+        found = getattr(self.model.get_submodule(owner), leaf).detach()
+        grown = self.later is not None and found.ndim and found.shape[0] == self.later.new_rows
+        return found[: self.later.old_rows] if grown and self.later else found
+
+    def rows(self, values: Any) -> Any:
+        """Which rows of a parameter are compared."""
+        table = self.later is not None and values.ndim and values.shape[0] == self.later.old_rows
+        return list(self.later.kept) if table and self.later else ...
 
 
-def _replaced(name: str, wanted: Any, found: Any) -> WeightComparison:
-    equal = wanted.detach().to(found.dtype).equal(found)
-    return WeightComparison(name, 0, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
+def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
+    """Yield a comparison for each other parameter that is not the adapted model's to the last bit, such as a trained bias."""
+    here = dict(adapted.named_parameters(remove_duplicate=False))
+    for name, _ in merged.model.named_parameters(remove_duplicate=False):
+        if name in compared or any(name.startswith(f"{path}.") for path in outer):
+            continue
+        owner, _, leaf = name.rpartition(".")
+        wanted = next((here[other] for other in (name, f"{owner}.original_module.{leaf}") if other in here), None)
+        found = merged.at(name)
+        rows = merged.rows(found)
+        if wanted is not None and not wanted.detach().to(found.dtype)[rows].equal(found[rows]):
+            yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
 
 
-def _folded(path: str, module: Any, merged: Any) -> Iterator[WeightComparison]:
+def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
+    found = merged.at(name)
+    rows = merged.rows(found)
+    equal = wanted.detach().to(found.dtype)[rows].equal(found[rows])
+    return WeightComparison(name, float(equal), 1, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
+
+
+def _folded(path: str, module: Any, merged: _Merged) -> Iterator[WeightComparison]:
     """Compare every parameter of one adapted module with peft's own merge of it in float64."""
-    exact = copy.deepcopy(module).double()
-    if hasattr(exact, "unload_and_optionally_merge_module"):
-        exact = exact.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+    exact, sizes = _merge(copy.deepcopy(module).double()), _merge(_without_signs(module))
+    before = dict(module.get_base_layer().named_parameters())
+    errors: dict[str, Any] = {}
+    for name, size in sizes.items():
+        wide = str(before[name].dtype) == "torch.float64"
+        # r products are summed and scaled, and the sum is added: one rounding each, of at most the size of the whole
+        errors[name] = (module.r[NAME] + 4) * UNIT_ROUNDOFF["torch.float64" if wide else "torch.float32"] * size
+    if NAME in getattr(module, "lora_magnitude_vector", ()):
+        errors["weight"] = _scaled_error(module, exact["weight"], errors["weight"])
+    for name, value in exact.items():
+        found = merged.at(f"{path}.{name}")
+        rows = merged.rows(found)
+        value, old, found = value[rows], before[name].detach().double()[rows], found[rows]  # noqa: PLW2901
+        if value.equal(old):
+            if not old.to(found.dtype).equal(found):
+                failure = f"weights: {printable(f'{path}.{name}')!r} is not that of base and adapter"
+                yield WeightComparison(f"{path}.{name}", 0, 0, 0, failure)
+            continue
+        yield _compare(f"{path}.{name}", value, old, found, errors[name][rows])
+
+
+def _merge(module: Any) -> dict[str, Any]:
+    """The parameters of an adapted module's base layer by name, merged by peft; the module is used up."""
+    if hasattr(module, "unload_and_optionally_merge_module"):
+        alone = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
     else:
-        exact.merge()
-        exact = exact.get_base_layer()
-    before = module.get_base_layer()
-    for name, value in exact.named_parameters():
-        found = _at(merged, f"{path}.{name}")
-        if value.equal(before.get_parameter(name).double()):
-            continue  # not touched: its bytes are the source's, as the ledger says
-        yield _compare(f"{path}.{name}", value.detach(), before.get_parameter(name).detach().double(), found)
+        module.merge()
+        alone = module.get_base_layer()
+    return {name: parameter.detach() for name, parameter in alone.named_parameters()}
 
 
-def _compare(name: str, exact: Any, before: Any, found: Any) -> WeightComparison:
-    error, change = found.double() - exact, exact - before
-    unit = UNIT_ROUNDOFF[str(found.dtype)]
-    half = unit > UNIT_ROUNDOFF["torch.float32"]
-    scale = exact.norm() if half else before.norm() + exact.norm()
-    tiny = 2.0**-25 * exact.numel() ** 0.5 if str(found.dtype) == "torch.float16" else 0.0
-    rounding = float(error.norm() / (unit * scale + tiny))
-    size = float(change.square().sum())
-    leaning = abs(float((error * change).sum())) / size
-    # Rounding errors are independent of the change: their share of it has this standard deviation.
-    noise = unit * float((exact.square() * change.square()).sum()) ** 0.5 / size
+def _without_signs(module: Any) -> Any:
+    """A copy in float64 that merges to |W| + |scaling|·|B|·|A|: what no sum of the real merge exceeds on its way."""
+    import torch
+
+    bare = copy.deepcopy(module).double()
+    with torch.no_grad():
+        for parameter in bare.parameters():
+            parameter.abs_()
+    for layer in (layer for layer in bare.modules() if hasattr(layer, "lora_variant")):
+        layer.lora_variant.clear()
+        layer.scaling = {name: abs(value) for name, value in layer.scaling.items()}
+    return bare
+
+
+def _scaled_error(module: Any, exact: Any, error: Any) -> Any:
+    """The error of a DoRA weight, whose rows are scaled to their magnitudes: that of its sum, scaled, and that of the norm.
+
+    The norm of n values is off by at most the norm of their errors, and forming it rounds n + 4 times.
+    """
+    plain = copy.deepcopy(module).double()
+    plain.lora_variant.clear()
+    along = 0 if getattr(module, "fan_in_fan_out", False) or module.lora_embedding_A else 1
+    norm = _merge(plain)["weight"].norm(dim=along, keepdim=True)
+    scale = exact.norm(dim=along, keepdim=True) / norm
+    rounded = (exact.shape[along] + 4) * UNIT_ROUNDOFF["torch.float32"]
+    return scale * error + exact.abs() * (error.norm(dim=along, keepdim=True) / norm + rounded)
+
+
+def _compare(name: str, exact: Any, before: Any, found: Any, error: Any) -> WeightComparison:
+    import torch
+
+    change, made = exact - before, found.double() - before
+    energy = float(change.square().sum())
+    kept = float((made * change).sum()) / energy
+    low, high = (exact - error).to(found.dtype), (exact + error).to(found.dtype)
+    wrong = ~((low <= found) & (found <= high))
+    equal = float((exact.to(found.dtype) == found).double().mean())
     failure = ""
-    if not rounding <= (ROUNDED_ONCE if half else SUMMED):
-        failure = f"weights: {printable(name)!r} is off peft's merge in float64 by {rounding:.3g} roundings"
-    elif not leaning <= LEANING + 6 * noise:
-        failure = f"weights: {printable(name)!r} lacks or repeats {leaning:.0%} of what the adapter adds"
-    return WeightComparison(name, rounding, leaning, failure)
+    if wrong.any():
+        worst = torch.where(wrong, (found.double() - exact).abs(), 0.0).max()
+        failure = (
+            f"weights: {printable(name)!r} is not base plus adapter, rounded once, at {int(wrong.sum()):,} of {wrong.numel():,}"
+            f" values: at most {float(worst):.3g} off; {kept:.0%} of the adapter's update was made"
+        )
+    return WeightComparison(name, equal, kept, energy, failure)

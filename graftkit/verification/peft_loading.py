@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
-from graftkit.architecture.tuner import silent
 from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
@@ -29,6 +29,12 @@ def load_adapted(source: Path, folder: Path, base: Checkpoint | None = None) -> 
     """
     loaded = load(source) if base is None else assembled(base)
     return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
+
+
+def merged_by_peft(source: Path, folder: Path, base: Checkpoint | None = None) -> Any:
+    """The same as :func:`load_adapted`, merged by peft itself in the dtype of the base."""
+    loaded = load(source) if base is None else assembled(base)
+    return adapt(loaded.model, folder).merge_and_unload().eval()
 
 
 def adapt(model: Any, folder: Path) -> Any:

@@ -27,6 +27,9 @@ MOST_TOKENS = 3_000
 #: Below this budget each forward is dear, since it reads every weight: both paddings share one batch.
 COMPACT = 256
 
+#: Images in a batch, at most and at least.
+MOST_IMAGES, FEWEST_IMAGES = 8, 2
+
 #: Positions taken where the config names no largest one.
 POSITIONS = 512
 
@@ -35,7 +38,8 @@ POSITIONS = 512
 class Probe:
     """One batch. *Shapes:* ``ids`` and ``mask`` int64 ``(batch, length)``; a mask of 0 is padding.
 
-    ``steps`` ids at the end are fed one at a time with the cache. ``hidden_only`` leaves the logits out.
+    ``steps`` ids at the end are fed one at a time with the cache. ``hidden_only`` leaves the logits out. Of a model that is fed
+    nothing but images, the one id of a row is the number of its image. ``unit`` is what an id stands for.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Probe:
     mask: Any
     steps: int = 0
     hidden_only: bool = False
+    unit: str = "tokens"
 
     @property
     def tokens(self) -> int:
@@ -90,6 +95,15 @@ def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed
         _full("random ids to the longest position", longest),
     ]
     return [*probes, *_every_id(live, positions, budget, sum(probe.ids.numel() for probe in probes), generator)]
+
+
+def make_image_probes(count: int) -> list[Probe]:
+    """Probes of a model that takes images alone: ``count`` of them as a batch, and one by itself."""
+    import torch
+
+    numbers = torch.arange(count).view(-1, 1)
+    found = (_full("images", numbers), _full("one image alone", numbers[:1]))
+    return [replace(probe, unit="images") for probe in found]
 
 
 def _compact(texts: list[list[int]], live: int, positions: int, tokens: int, generator: Any, pad: int) -> list[Probe]:

@@ -23,10 +23,20 @@ from graftkit.verification.forward import (
     release,
     run,
 )
-from graftkit.verification.inputs import find_inputs
+from graftkit.verification.inputs import find_inputs, patches_of, takes_images
 from graftkit.verification.paging.share import part_of
 from graftkit.verification.paging.skeleton import in_pieces
-from graftkit.verification.probes import KEPT_BYTES, POSITIONS, Budget, Probe, make_probes, split
+from graftkit.verification.probes import (
+    FEWEST_IMAGES,
+    KEPT_BYTES,
+    MOST_IMAGES,
+    POSITIONS,
+    Budget,
+    Probe,
+    make_image_probes,
+    make_probes,
+    split,
+)
 from graftkit.verification.vocabulary import VocabularyChange
 
 Step = Callable[[float], None]
@@ -126,7 +136,12 @@ def run_loaded(
 def plan_probes(
     model: Any, source: Path, vocabulary: VocabularyChange | None, seed: int, tokens: int | None
 ) -> tuple[list[Probe], Budget, int, int]:
-    """The probes of a model, their budget, how many old ids there are, and the rows of its table."""
+    """The probes of a model, their budget, how many old ids there are, and the rows of its table.
+
+    Of a model that takes images alone, how many images there are, and how many labels.
+    """
+    if embedding_of(model, INPUT) is None and takes_images(model):
+        return _plan_images(model, tokens)
     rows, width, item_bytes = _table(model)
     live = vocabulary.live if vocabulary else rows
     budget = _budget(model, rows, width, item_bytes, tokens)
@@ -136,12 +151,23 @@ def plan_probes(
     return make_probes(source, live, positions, budget, seed, pad), budget, live, rows
 
 
+def _plan_images(model: Any, tokens: int | None) -> tuple[list[Probe], Budget, int, int]:
+    """As :func:`plan_probes`; a token of an image is a patch of it."""
+    rows = max(int(getattr(model.config, "num_labels", 1)), 1)
+    patches = patches_of(model)
+    hidden = patches * (getattr(model.config, "hidden_size", None) or rows)
+    budget = _budget(model, rows, hidden, model.dtype.itemsize, tokens)
+    count = min(max(min(budget.tokens // patches, budget.kept), FEWEST_IMAGES), MOST_IMAGES)
+    return make_image_probes(count), budget, count, rows
+
+
 def _table(model: Any) -> tuple[int, int, int]:
     """Rows and columns of the input embedding, and bytes of one element of the model's outputs."""
     table = embedding_of(model, INPUT)
     if table is None:
         raise VerificationFailed(
-            f"outputs: {type(model).__name__} has no input embedding; verify: {{outputs: false}} leaves the forward out"
+            f"outputs: {type(model).__name__} has no input embedding and is fed {model.main_input_name}, which cannot be"
+            " made; leave out what runs the model: --no-outputs, or verify: {outputs: false} without lens, signal and first_step"
         )
     rows, width = table.weight.shape
     return rows, width, model.dtype.itemsize

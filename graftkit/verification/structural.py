@@ -15,7 +15,7 @@ from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import CHUNK, read_range
 from graftkit.checkpoint.safetensors_header import read_header
-from graftkit.checkpoint.tensors import FileRange, LazyTensor, Stored
+from graftkit.checkpoint.tensors import ITEM_BYTES, FileRange, LazyTensor, Stored
 from graftkit.errors import InputRejected, VerificationFailed, printable
 
 #: Exponent bits that are all ones in an infinity or a NaN, by dtype, with the width of the word that holds them.
@@ -188,15 +188,21 @@ def _equal(left: Any, right: Any) -> bool:
     return bool(np.array_equal(left, right))
 
 
-def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, from_source: bool, allow: bool) -> None:
+def first_not_finite(dtype: str, raw: Any) -> int | None:
+    """The number of the first value that is NaN or infinite among the bytes ``raw`` of whole values; None where there is none."""
     if dtype not in EXPONENTS:
-        return
+        return None
     word, mask = EXPONENTS[dtype]
     values = raw.view(word)
     bad = (values & values.dtype.type(mask)) == mask
-    if not bad.any():
+    return int(bad.argmax()) if bad.any() else None
+
+
+def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, from_source: bool, allow: bool) -> None:
+    found = first_not_finite(dtype, raw)
+    if found is None:
         return
-    index = offset // values.itemsize + int(bad.argmax())
+    index = offset // ITEM_BYTES[dtype] + found
     what = f"tensor {printable(name)!r} has a value that is not finite at element {index}"
     if not from_source:
         raise VerificationFailed(f"structure: {what}; it was computed by the recipe")

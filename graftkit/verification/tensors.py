@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,20 @@ def tensor_difference(name: str, old: LazyTensor | None, new: LazyTensor | None)
     return TensorDifference(name, "changed", _describe(old), _describe(new), rows, largest)
 
 
-def changed_tensors(old: Checkpoint, new: Checkpoint, axes: Mapping[str, int], fresh: frozenset[int]) -> Iterator[str]:
-    """Yield a sentence for each tensor of ``old`` whose bits are not in ``new``.
+def changed_tensors(
+    old: Checkpoint,
+    new: Checkpoint,
+    axes: Mapping[str, int],
+    fresh: frozenset[int],
+    excused: Collection[str] = (),
+) -> Iterator[str]:
+    """Yield a sentence for each tensor of ``old`` whose bits are not in ``new``, less the ``excused`` ones.
 
     ``axes`` names the tensors that are indexed by the vocabulary, with the axis: their rows of ``fresh`` ids may change.
     """
     for name, before in old.tensors.items():
+        if name in excused:
+            continue
         after, shown = new.tensors.get(name), printable(name)
         if after is None:
             yield f"structure: tensor {shown!r} is missing"

@@ -16,12 +16,22 @@ if TYPE_CHECKING:
 LOOKED_UP = ROLES[:3]
 
 
-def check_roles(before: LoadedTokenizer, after: LoadedTokenizer) -> tuple[list[str], tuple[str, ...]]:
-    """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements."""
+def check_roles(
+    before: LoadedTokenizer, after: LoadedTokenizer, *, eos_may_pad: bool = False
+) -> tuple[list[str], tuple[str, ...]]:
+    """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements.
+
+    ``eos_may_pad`` says that an operation was asked to pad with the eos token.
+    """
     failures: list[str] = []
     notes: list[str] = []
     old_places, new_places = _places(before), _places(after)
     failures += [f"{place}: is missing" for place in old_places if place not in new_places]
+    if _pads_with_eos(after):
+        (notes if eos_may_pad or _pads_with_eos(before) else failures).append(
+            f"pad_token is {printable(after.roles['eos_token'])!r}, the eos_token too: a trainer leaves padding out of the loss, and"
+            " would leave out every end with it; give pad_token a token of its own (roles: {pad_token: <|pad|>})"
+        )
     for role in dict.fromkeys((*before.roles, *after.roles)):
         old, now = before.roles.get(role), after.roles.get(role)
         if now is None:
@@ -38,6 +48,10 @@ def check_roles(before: LoadedTokenizer, after: LoadedTokenizer) -> tuple[list[s
             source = _disagreement(old_places.get(place), role, before.ids.get(old) if old else None, place)
             (notes if old == now and source == wrong else failures).append(wrong)
     return failures, tuple(notes)
+
+
+def _pads_with_eos(loaded: LoadedTokenizer) -> bool:
+    return "eos_token" in loaded.roles and loaded.roles.get("pad_token") == loaded.roles["eos_token"]
 
 
 def _places(loaded: LoadedTokenizer) -> dict[str, Mapping[str, Any]]:

@@ -18,6 +18,7 @@ from graftkit.verification.probe_texts import PROBE_TEXTS
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
 from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts
+from graftkit.verification.token_templates import check_templates, template_notes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
-#: JSON documents that may hold the chat template once more, for servers that read only that.
-TEMPLATE_COPIES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 #: The parts of tokenizer.json that split text and join it again.
 PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 #: What a tokenizer is told at load and keeps: a change of one changes batches without changing a token.
@@ -77,11 +76,12 @@ def check_tokenization(
     special: Collection[str],
     probes: Sequence[str] | None = None,
     chat_template_changed: bool = False,
+    eos_may_pad: bool = False,
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
 
     ``special`` names those of the new tokens that have to be special. ``probes`` replaces the embedded texts; texts
-    derived from the new tokens are added to them.
+    derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
@@ -96,7 +96,7 @@ def check_tokenization(
     every_special = {*special, *(content for content, index in new.items() if _is_special(after, index))}
     texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, new, every_special)]
     split_failures, differences, differing = compare_splits(before, after, texts, new, every_special)
-    role_failures, notes = check_roles(before, after)
+    role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad)
     failures = chain(
         _check_ids(before, after, new),
         check_new_tokens(after, new, special),
@@ -105,7 +105,7 @@ def check_tokenization(
         split_failures,
         role_failures,
         _check_frame(before, after, texts[:1]),
-        _check_templates(before, after, changed=chat_template_changed),
+        check_templates(before, after, changed=chat_template_changed),
     )
     covered = {
         "old_ids": len(before.ids),
@@ -115,6 +115,7 @@ def check_tokenization(
         "texts_split_differently": differing,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
+    notes += template_notes(before, after)
     return TokenizationReport(found, differences, covered, notes, time.perf_counter() - start)
 
 
@@ -196,20 +197,6 @@ def _check_frame(before: LoadedTokenizer, after: LoadedTokenizer, texts: Sequenc
         for loaded, (ids,) in ((before, old), (after, now))
     ]
     yield f"a text was framed by {printable(around[0])}, now by {printable(around[1])}"
-
-
-def _check_templates(before: LoadedTokenizer, after: LoadedTokenizer, *, changed: bool) -> Iterator[str]:
-    old, now = before.tokenizer.chat_template, after.tokenizer.chat_template
-    if changed and not now:
-        yield "the chat template was to be set, but none is loaded"
-    if not changed and old != now:
-        yield "the chat template is not the source's" if now else "the chat template is lost"
-    for name in TEMPLATE_COPIES:
-        source, copy = ((loaded.document(name) or {}).get("chat_template") for loaded in (before, after))
-        if changed and isinstance(copy, str) and copy != now:
-            yield f"{name}: the copy of the chat template is not the new one"
-        if not changed and copy != source:
-            yield f"{name}: the copy of the chat template is not the source's"
 
 
 def _some(failures: Iterable[str]) -> Iterator[str]:

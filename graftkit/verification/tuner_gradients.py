@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.injection import NAME
+from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import few
 from graftkit.verification.liveness import backward, cut, with_trained_rows
 from graftkit.verification.probes import Probe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from graftkit.architecture.alike import one_of_each
+from graftkit.architecture.peft.one_of_each import one_of_each
 
 
 def adapted(*modules, **fields):

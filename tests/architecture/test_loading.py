@@ -34,7 +34,7 @@ def test_what_is_said_of_a_load_is_what_the_loader_says(family, tmp_path):
     skeleton = build_skeleton(checkpoint.config)
     for planted in (dict, dropped, stranger, longer, twice):
         tensors = planted(checkpoint.tensors)
-        assert skeleton.loading(tensors) == skeleton.asked(tensors), planted
+        assert skeleton.loading(tensors) == skeleton.ask_loader(tensors), planted
     if family == "llama":
         assert skeleton.loading(checkpoint.tensors) == LoadingInfo()
         assert skeleton.loading(dropped(checkpoint.tensors)).missing

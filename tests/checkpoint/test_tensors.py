@@ -1,6 +1,6 @@
 import pytest
 
-from graftkit.checkpoint.tensors import FileRange, Produced, Stored, Streamed, Zeros, patch_rows
+from graftkit.checkpoint.tensors import Computed, FileRange, Produced, Stored, Streamed, Zeros, patch_rows
 from graftkit.checkpoint.transfer import write_segments
 
 
@@ -37,6 +37,28 @@ def test_patched_bytes_are_the_old_rows_with_the_new_ones_in_place(stored, rows,
     assert tensor.shape == (size, 3)
     assert tensor.nbytes == size * 6
     assert tensor.produced_nbytes == len(new)
+
+
+def test_a_patch_lies_on_a_patch_and_on_what_is_computed(stored):
+    base, data = stored
+    first = patch_rows(base, axis=0, rows=(2, 8), size=9, produce=lambda: memoryview(b"aaaaaabbbbbb"))
+    second = patch_rows(first, axis=0, rows=(2, 5, 9), size=10, produce=lambda: memoryview(b"ccccccddddddeeeeee"))
+    rows = [data[5 + 6 * i : 11 + 6 * i] for i in range(8)] + [b"bbbbbb", b"eeeeee"]
+    rows[2], rows[5] = b"cccccc", b"dddddd"
+    assert assemble(second, data) == b"".join(rows)
+    asked = []
+
+    def produce():
+        asked.append(1)
+        return memoryview(bytes(48))
+
+    computed = Computed("BF16", (8, 3), produce)
+    patched = patch_rows(computed, axis=0, rows=(1, 4, 8), size=9, produce=lambda: memoryview(b"x" * 18))
+    assert assemble(patched, b"") == bytes(6) + b"x" * 6 + bytes(12) + b"x" * 6 + bytes(18) + b"x" * 6
+    asked.clear()
+    pieces = [segment.produce() for segment in patched.segments()]
+    assert len(pieces) == 6
+    assert len(asked) == 1, "what is cut into parts is computed once for all of them"
 
 
 def test_a_leading_axis_of_one_grows_along_the_second(tmp_path):

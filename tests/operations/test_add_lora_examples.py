@@ -106,7 +106,7 @@ def test_the_offset_form_leaves_the_base_alone(base, texts, kind, tmp_path):
 
 
 def test_planning_runs_no_text(base, texts, tmp_path, monkeypatch):
-    from graftkit.operations.data_factors import DataFactors
+    from graftkit.operations.adapters.data_factors import DataFactors
 
     monkeypatch.setattr(DataFactors, "run", None)
     planned = plan(

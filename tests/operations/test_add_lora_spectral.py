@@ -11,7 +11,7 @@ from support.families import build
 from graftkit.adapter_verification import verify_adapter
 from graftkit.engine import apply, execute, plan
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
-from graftkit.operations.adapter_tensors import AdapterMaker
+from graftkit.operations.adapters.tensors import AdapterMaker
 
 
 @pytest.fixture

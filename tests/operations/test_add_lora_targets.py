@@ -6,8 +6,8 @@ import pytest
 from safetensors import safe_open
 from support.families import FAMILIES, build
 
-from graftkit.architecture.injection import skeleton_of
-from graftkit.architecture.targets import resolve, resolve_names
+from graftkit.architecture.peft.injection import skeleton_of
+from graftkit.architecture.peft.targets import resolve, resolve_names
 from graftkit.errors import RecipeError
 
 

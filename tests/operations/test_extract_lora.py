@@ -53,15 +53,15 @@ def test_a_low_rank_difference_comes_back_whole(tmp_path, class_name, parts):
     base, tuned = tune(tmp_path, class_name, low_rank(3, *parts))
     report = extract(base, tuned, tmp_path / "out", r=3)
     (check,) = report.checks
-    assert max(check.lost.values()) < 1e-10
-    assert check.missed < 1e-4 * check.effect
+    assert all(lost <= check.allowed[name] < 1e-9 for name, lost in check.lost.items())
+    assert check.missed < 1e-3 * check.effect
     config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
     assert (sorted(config["target_modules"]), config["r"]) == (sorted(parts), 3)
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        wanted = getattr(transformers, class_name).from_pretrained(tuned)(ids).logits
+        plain, wanted = (getattr(transformers, class_name).from_pretrained(one)(ids).logits for one in (base, tuned))
         found = load_adapted(base, tmp_path / "out/adapter", class_name)(ids).logits
-    assert torch.allclose(wanted, found, atol=1e-4)
+    assert (wanted - found).norm() < 1e-3 * (wanted - plain).norm()
 
 
 def test_ranks_follow_from_energy_and_match_an_svd(tmp_path):
@@ -79,7 +79,10 @@ def test_ranks_follow_from_energy_and_match_an_svd(tmp_path):
         share = squares.cumsum(0) / squares.sum()
         assert share[rank - 1] >= 0.9 > (share[rank - 2] if rank > 1 else 0)
         assert adapter[f"base_model.model.{module}.lora_A.weight"].shape[0] == rank
-        assert report.checks[0].lost[module] == pytest.approx(float(1 - share[rank - 1]), rel=1e-4)
+        left, (rows, columns) = float(squares[rank:].sum() / squares.sum()), new[f"{module}.weight"].shape
+        # the rounding of a Gram matrix for each direction, and of each of two factors to float32
+        rounding = 2 * 2.0**-24 * rank**0.5
+        assert abs(report.checks[0].lost[module] - left) <= 3 * (rows + columns) * rank * 2.0**-53 + 2 * rounding
 
 
 def other(tensors):
@@ -102,7 +105,7 @@ def test_what_is_no_linear_is_named_refused_saved_or_lost(tmp_path):
     lossy = extract(base, tuned, tmp_path / "lossy", r=2, allow_lost=["embed_tokens"], modules_to_save=["model.norm"])
     assert lossy.figures["operations.0.extract_lora"]["lost_tensors"] == ["model.embed_tokens.weight"]
     whole = extract(base, tuned, tmp_path / "whole", r=2, modules_to_save=["model.norm", "embed_tokens"])
-    assert whole.checks[0].missed < 1e-4 < lossy.checks[0].missed
+    assert whole.checks[0].missed < 1e-3 * whole.checks[0].effect < lossy.checks[0].missed
 
 
 def test_equal_checkpoints_other_classes_and_contradictions_are_refused(tmp_path):
@@ -133,3 +136,35 @@ def test_planted_faults_are_caught(tmp_path):
         assert "loses" in compare_with_tuned(base, tuned, wrong, expected).failures[0]
     more = expected | {"model.layers.0.self_attn.v_proj": 0.0}
     assert "nothing for" in compare_with_tuned(base, tuned, adapter, more).failures[0]
+
+    bent = edit_adapter(adapter, tmp_path / "bent", lambda tensors: {n: v * (1 + 1e-5 * ("lora_B" in n)) for n, v in tensors.items()})
+    assert "is allowed" in compare_with_tuned(base, tuned, bent, expected).failures[0]
+
+
+@pytest.mark.parametrize("class_name", [LLAMA, GPT2])
+def test_a_direction_that_the_difference_has_not_can_be_trained_and_is_not_seen(tmp_path, class_name):
+    from safetensors.torch import load_file
+
+    part = "q_proj" if class_name == LLAMA else "c_attn"
+
+    def one(tensors):
+        next(value for name, value in tensors.items() if f"{part}.weight" in name)[2, 3] += 0.5
+
+    base, tuned = tune(tmp_path, class_name, one)
+    (check,) = extract(base, tuned, tmp_path / "out", r=4).checks
+    assert all(lost <= check.allowed[name] < 1e-12 for name, lost in check.lost.items())
+    a, b = load_file(tmp_path / "out/adapter/adapter_model.safetensors").values()
+    a, b = (a, b) if len(a) == 4 else (b, a)
+    assert (a.norm(dim=1) > 0.1).all()
+    assert b.any(0).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("choice", [{"r": 2}, {"energy": 0.9}])
+def test_a_difference_that_is_not_finite_is_refused_by_name(tmp_path, choice):
+    def diverge(tensors):
+        tensors["model.layers.1.mlp.up_proj.weight"][0, :3] = float("nan")
+
+    base, tuned = tune(tmp_path, LLAMA, diverge)
+    with pytest.raises(InputRejected, match=r"layers.1.mlp.up_proj.weight: the difference .* has 3 value\(s\) that are not finite"):
+        extract(base, tuned, tmp_path / "out", **choice)
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import transformers
 from support.families import build, write_tokenizer
 
 import graftkit
-from graftkit.operations.head_words import fold
+from graftkit.operations.heads.words import fold
 
 WORDS = {"cold": ["e", "t"], "warm": "th"}
 SMALL = {

@@ -7,10 +7,10 @@ import pytest
 from support.adapters import edit_adapter, load_adapted, make_adapter, merged_by_peft
 
 from graftkit import engine
-from graftkit.architecture.edits import Factors
+from graftkit.architecture.peft.edits import Factors
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected, VerificationFailed
-from graftkit.operations import low_rank
+from graftkit.operations.adapters import merge as low_rank
 
 CAUSAL = "CAUSAL_LM"
 LLAMA, GPT2, MIXTRAL = "LlamaForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"
@@ -172,6 +172,30 @@ def test_an_adapter_trained_on_new_rows_merges_behind_extend_vocab(tmp_path):
     assert all(wanted[name].equal(found[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("rows", [12, 2], ids=["the table grows", "free rows are taken"])
+def test_new_tokens_come_behind_a_merge(tmp_path, rows):
+    """The merge is compared over the old ids, and the new rows are made of the merged table."""
+    from safetensors.torch import load_file
+    from support.families import ROWS, build
+
+    build("llama", tmp_path / "base", **({"tokens": ROWS} if rows == 12 else {}))
+    config = {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}
+    source, adapter = make_adapter(tmp_path, LLAMA, base=tmp_path / "base", **config)
+    extend = {"op": "extend_vocab", "special_tokens": [f"<new{i}>" for i in range(rows)]}
+    operations = [{"op": "merge_adapter", "adapter": str(adapter)}, extend]
+    recipe = {"version": 1, "base_model": str(source), "operations": operations}
+    report = engine.apply({**recipe, "output": str(tmp_path / "out")})
+    (check,) = report.checks
+    assert not check.skipped
+    assert len(check.outputs) > 1
+    found, wanted = load_file(tmp_path / "out/model.safetensors"), merged_by_peft(source, adapter, LLAMA)
+    ids = sorted(report.plan.new_tokens.values())
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert found[name][: ids[0]].equal(wanted[name][: ids[0]])
+        mean = wanted[name][: ids[0]].double().mean(0)
+        assert (found[name][ids].double() - mean).abs().max() < 2**-20 * mean.abs().max()
+
+
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     directory = tmp_path_factory.mktemp("llama")
@@ -205,6 +229,79 @@ def test_what_does_not_fit_is_refused_by_name_before_anything_is_written(tmp_pat
     with pytest.raises(InputRejected, match=message):
         merge(source, changed, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+    """A base, and the output of a PiSSA recipe: another base of the same shapes, with the adapter that belongs to it."""
+    from support.tiny import build
+
+    directory = tmp_path_factory.mktemp("residual")
+    build(LLAMA, directory / "base")
+    lora = {"op": "add_lora", "r": 4, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj"]}
+    engine.apply({"version": 1, "base_model": str(directory / "base"), "operations": [lora], "output": str(directory / "out")})
+    return directory
+
+
+def alone(residual, directory, **fields):
+    """The adapter without the report that lies beside it."""
+    return edit_adapter(residual / "out/adapter", directory / "alone", **fields)
+
+
+def test_a_base_that_the_report_does_not_name_is_refused_before_anything_is_written(residual, tmp_path):
+    merge(residual / "out", residual / "out/adapter", tmp_path / "right")
+    with pytest.raises(InputRejected, match="weights are not those that the adapter was made for.*base: accept"):
+        merge(residual / "base", residual / "out/adapter", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_without_a_report_the_named_base_is_compared_where_it_is_there(residual, tmp_path):
+    adapter = alone(residual, tmp_path)
+    report = merge(residual / "out", adapter, tmp_path / "right")
+    assert "made for" not in report.verdict
+    copied = shutil.copytree(residual / "out", tmp_path / "copied", ignore=shutil.ignore_patterns("adapter"))
+    merge(copied, adapter, tmp_path / "same")
+    with pytest.raises(InputRejected, match="weights are not those that the adapter was made for.*named is"):
+        merge(residual / "base", adapter, tmp_path / "wrong")
+
+
+def test_another_base_can_be_accepted_and_the_verdict_says_so(residual, tmp_path):
+    operation = {"op": "merge_adapter", "adapter": str(alone(residual, tmp_path)), "base": "accept"}
+    recipe = {"version": 1, "base_model": str(residual / "base"), "operations": [operation]}
+    report = engine.apply({**recipe, "output": str(tmp_path / "out")})
+    assert "the base was accepted without asking whether the adapter was made for it" in report.verdict
+
+
+def test_where_nothing_tells_the_base_the_verdict_says_so(residual, tmp_path):
+    adapter = alone(residual, tmp_path, base_model_name_or_path="somebody/model")
+    report = merge(residual / "base", adapter, tmp_path / "out")
+    assert "the adapter was made for this base: adapter_config.json names 'somebody/model', which is not on this" in report.verdict
+
+
+def test_an_adapter_of_another_kind_of_class_is_refused(residual, tmp_path):
+    mapping = {"base_model_class": "Qwen2ForCausalLM", "parent_library": "transformers"}
+    adapter = alone(residual, tmp_path, base_model_name_or_path="somebody/model", auto_mapping=mapping)
+    with pytest.raises(InputRejected, match="names the class Qwen2ForCausalLM, and the base is a LlamaForCausalLM"):
+        merge(residual / "base", adapter, tmp_path / "out")
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_a_base_in_half_precision_can_be_written_in_float32_with_the_whole_update(tmp_path, tie):
+    import torch
+
+    config = {"target_modules": ["q_proj", "lm_head"] if tie else "all-linear"}
+    source, adapter = make_adapter(tmp_path, LLAMA, dtype="bfloat16", tie=tie, scale=2e-4, **config)
+    operation = {"op": "merge_adapter", "adapter": str(adapter), "dtype": "float32"}
+    recipe = {"version": 1, "base_model": str(source), "operations": [operation]}
+    report = engine.apply({**recipe, "output": str(tmp_path / "out")})
+    (check,) = report.checks
+    assert check.kept == pytest.approx(1, abs=1e-3)
+    found, base = state(tmp_path / "out", LLAMA), state(source, LLAMA)
+    exact = load_adapted(source, adapter, LLAMA).double().merge_and_unload().state_dict()
+    assert {str(value.dtype) for value in found.values()} == {"torch.float32"}
+    assert found["model.norm.weight"].equal(base["model.norm.weight"].float())
+    name = "model.layers.1.self_attn.q_proj.weight"
+    assert torch.allclose(found[name].double(), exact[name], rtol=0, atol=2**-22 * float(exact[name].abs().max()))
 
 
 def test_a_pickle_and_missing_files_are_refused(tmp_path, llama):

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from graftkit.initializers.making import MAKERS
+from graftkit.initializers.make import MAKERS
 from graftkit.recipe.spec import plain
 from graftkit.recipe.weight_schemes import WeightScheme
 

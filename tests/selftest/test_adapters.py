@@ -16,7 +16,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(llama):
-    return selftest(llama, clean=2, faults=())
+    return selftest(llama, clean=2, faults=(), grown_faults=())
 
 
 def test_every_fault_is_caught_and_no_clean_copy_flagged(found):
@@ -46,14 +46,14 @@ def test_by_how_much_is_said(found):
 @pytest.mark.parametrize("check", [*adapters.CHECKS, "outputs"])
 def test_a_blinded_verifier_fails_its_selftest(llama, check):
     due = [fault for fault in ADAPTER_FAULTS if check in fault.seen_by][:1]
-    blind = selftest(llama, leave_out=(check,), clean=0, faults=(), adapter_faults=due)
+    blind = selftest(llama, leave_out=(check,), clean=0, faults=(), adapter_faults=due, grown_faults=())
     assert [fault.missed_by for fault in blind.planted] == [(check,)]
     assert due[0].name in blind.failures[0]
 
 
 def test_a_model_that_takes_no_adapter_says_why(tmp_path):
     build_class("MambaForCausalLM", tmp_path / "mamba")
-    found = selftest(str(tmp_path / "mamba"), clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1])
+    found = selftest(str(tmp_path / "mamba"), clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=())
     assert found.planted == ()
     assert "no adapter for this model" in found.faults[0].not_applicable
     assert len(found.clean) == 1

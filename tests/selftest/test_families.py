@@ -30,14 +30,16 @@ def test_bert_in_bfloat16(tmp_path):
 
 @pytest.mark.parametrize(("family", "names"), [
     ("gemma2", {"layer_types off by one"}),
-    ("llama", {"lost chat template", "re-tied head"}),
+    ("llama", {"lost chat template", "re-tied head", "new row overwritten", "chat template that is a file's name"}),
+    ("llama_tied", {"tables untied though equal", "pad token that is eos", "new row overwritten"}),
 ])  # fmt: skip
 def test_faults_that_need_another_model(family, names, tmp_path):
     build(family, tmp_path / family)
     (tmp_path / family / "chat_template.jinja").write_text(TEMPLATE)
     found = selftest(
-        str(tmp_path / family), clean=1, faults=[fault for fault in FAULTS if fault.name in names], adapter_faults=()
-    )
+        str(tmp_path / family), clean=1, faults=[fault for fault in FAULTS if fault.name in names],
+        adapter_faults=(), grown_faults=(),
+    )  # fmt: skip
     assert found.failures == ()
     assert {fault.name for fault in found.planted} == names
 
@@ -50,9 +52,10 @@ def test_a_grown_bias_is_flagged_where_zeros_pad_it_and_only_there(tmp_path):
         copy = copy_checkpoint(subject.checkpoint, tmp_path / name)
         grow(copy, subject, zeros=zeros)
         found = verify(str(tmp_path / "bert"), str(copy))
-        assert [place in failure and "padded with zeros" in failure for failure in found.failures] == (
-            [True] if zeros else []
-        )
+        assert bool(found.failures) == bool(zeros)
+        if zeros:
+            assert place in found.failures[0]
+            assert "padded with zeros" in found.failures[0]
 
 
 @pytest.mark.slow

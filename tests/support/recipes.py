@@ -19,3 +19,19 @@ def load(directory):
     name = config_of(directory)["architectures"][0]
     model, info = getattr(transformers, name).from_pretrained(directory, output_loading_info=True)
     return model.eval(), info
+
+
+def apply_by_command(source, place, *operations):
+    """Run a recipe by the command line, in this process; return how it ended and where its output would be."""
+    from support.command import here
+
+    place.mkdir(exist_ok=True)
+    (place / "recipe.yaml").write_text(json.dumps(recipe(source, place / "out", *operations)))
+    return here("apply", place / "recipe.yaml"), place / "out"
+
+
+def applied(source, place, *operations):
+    """The folder and the report of a recipe that must succeed by the command line."""
+    done, output = apply_by_command(source, place, *operations)
+    assert done.returncode == 0, done.stderr
+    return output, json.loads((output / "graft_report.json").read_text())

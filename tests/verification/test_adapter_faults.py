@@ -113,11 +113,27 @@ def test_the_report_catches_a_changed_alpha_and_a_dropped_target_by_name(output)
     assert "target_modules is" in failures(output, outputs=False)
 
 
-def test_the_report_catches_another_base_of_the_same_shape(made, output, tmp_path):
-    assert "the base's weights are not those" in failures(output, other_base(made, tmp_path / "twin"))
-    found = verify_adapter(str(output / "adapter"), other_base(made, tmp_path / "again"), outputs=False)
-    assert found.failures == ()
-    assert "were not read" in found.notes[0]
+@pytest.mark.parametrize("outputs", [True, False])
+def test_the_report_catches_another_base_of_the_same_shape(made, output, tmp_path, outputs):
+    said = failures(output, other_base(made, tmp_path / "twin"), outputs=outputs)
+    assert "the base's weights are not those that the adapter was made for: model.layers.0.mlp.up_proj.weight" in said
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_without_a_report_the_base_that_the_config_names_tells_another_one(made, output, tmp_path, outputs):
+    (output / "graft_report.json").unlink()
+    said = failures(output, other_base(made, tmp_path / "twin"), outputs=outputs)
+    assert "the base's weights are not those that the adapter was made for" in said
+
+
+def test_a_base_that_nothing_tells_is_never_called_verified(made, output, capsys):
+    (output / "graft_report.json").unlink()
+    edit_config(output, base_model_name_or_path="somebody/model")
+    for options in ([], ["--no-outputs"]):
+        assert run(["verify", str(made / "base"), "--adapter", str(output / "adapter"), *options]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "verified:" not in said
+        assert "not known to be its base: adapter_config.json names 'somebody/model'" in said
 
 
 def test_a_base_of_another_shape_is_caught_from_headers_alone(output, tmp_path):
@@ -130,8 +146,7 @@ def test_a_base_of_another_shape_is_caught_from_headers_alone(output, tmp_path):
     [
         (rename, "peft reports missing tensors"),
         (drop, "peft reports missing tensors"),
-        (poison, "is not the base's"),
-        (lambda tensors: tensors[f"{LEAF}.lora_B.weight"].fill_(1e-3), "is not the base's"),
+        (poison, "holds NaN"),
         (lambda tensors: tensors[f"{LEAF}.lora_A.weight"].zero_(), "it would never learn"),
     ],
 )
@@ -141,12 +156,37 @@ def test_without_a_report_loading_outputs_and_gradients_catch_what_they_can(outp
     assert words in failures(output)
 
 
-def test_without_a_report_alpha_and_a_twin_of_the_base_pass_and_that_is_said(made, output, tmp_path):
+def test_without_a_report_a_changed_alpha_passes_and_that_is_said(output):
     (output / "graft_report.json").unlink()
     edit_config(output, lora_alpha=16)
-    found = verify_adapter(str(output / "adapter"), other_base(made, tmp_path / "twin"))
+    found = verify_adapter(str(output / "adapter"))
     assert found.failures == ()
     assert "cannot be seen" in found.notes[0]
+
+
+def test_a_trained_adapter_promises_nothing_and_its_effect_is_told(output, capsys):
+    (output / "graft_report.json").unlink()
+    edit_tensors(output, lambda tensors: [value.add_(1e-2) for name, value in tensors.items() if "lora_B" in name])
+    assert run(["verify", "--adapter", str(output / "adapter")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "trained: it moves the outputs by" in said
+    found = verify_adapter(str(output / "adapter"))
+    assert found.check.trained
+    assert found.check.gap.relative > 1e-4
+
+
+def test_a_trained_adapter_still_fails_where_its_report_promises_that_it_changes_nothing(output):
+    edit_tensors(output, lambda tensors: tensors[f"{LEAF}.lora_B.weight"].fill_(1e-3))
+    said = failures(output)
+    assert "is not the base's" in said
+    assert "is not the reported one" in said
+
+
+@pytest.mark.parametrize("outputs", [True, False])
+def test_a_diverged_adapter_fails_with_and_without_the_forward(output, outputs):
+    (output / "graft_report.json").unlink()
+    edit_tensors(output, poison)
+    assert "holds NaN or infinity" in failures(output, outputs=outputs)
 
 
 def test_a_base_that_is_gone_is_named(output, capsys):
@@ -257,7 +297,7 @@ def test_shapes_alone_show_an_adapter_that_does_not_fit(output, capsys, damage, 
 def test_what_was_not_run_is_not_called_unchanged(output, capsys):
     assert run(["verify", "--adapter", str(output / "adapter"), "--no-outputs"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "is the one that was reported, fits its base and was not run" in said
+    assert "is the one that was reported and fits its base; the model was not run (--no-outputs)" in said
 
 
 def test_the_same_values_in_other_files_are_the_same(made, output):

@@ -14,16 +14,18 @@ from graftkit.compare import CHECKS
 from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
 from graftkit.selftest.adapters import CHECKS as ADAPTER_CHECKS
 from graftkit.selftest.faults import FAULTS
+from graftkit.selftest.grown import GROWN_FAULTS
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "graftkit"
 
 #: Only say of others what they say, or raise what others found.
-PASSED_ON = {"selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
+PASSED_ON = {"verification/checks.py LeftOut", "selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
 
 PLANTED = {
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "compare.py Verification": "selftest/test_demo.py test_every_fault_is_caught_and_no_clean_copy_flagged",
+    "verification/accounted.py Accounted": "selftest/test_grown.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "verification/adapted.py AdaptedReport": "verification/test_adapted.py test_a_planted_fault_is_caught_by_name",
     "verification/adapter.py AdapterReport": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
     "verification/adapter_outputs.py OutputGap": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
@@ -52,6 +54,7 @@ PLANTED = {
 
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
+    "verification/first_step/observed.py observe",
     "verification/peft_loading.py adapt",
     "verification/inputs.py find_inputs",
     "verification/lens/setting.py in_float64",
@@ -97,6 +100,6 @@ def test_a_check_that_is_new_is_seen():
 
 
 def test_each_check_of_verify_is_asked_of_a_planted_fault():
-    assert {check for fault in FAULTS for check in fault.seen_by} == {*CHECKS, "loading"}
+    assert {check for fault in (*FAULTS, *GROWN_FAULTS) for check in fault.seen_by} == {*CHECKS, "loading"}
     asked = {check for fault in ADAPTER_FAULTS for check in fault.seen_by}
     assert asked == {*ADAPTER_CHECKS, "outputs", "loading"}

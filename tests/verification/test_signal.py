@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import graftkit
 from graftkit.verification.signal import compare_signal, statistics
 from graftkit.verification.signal.blocks import counterparts, stacks
+from graftkit.verification.signal.report import ROUNDED
 
 
 def altered(source, place, change):
@@ -38,6 +39,14 @@ def test_a_copy_has_the_same_signal(family, sources):
     )
     assert len({figure.stack for figure in found.figures}) == (2 if family in ("t5", "bart") else 1)
     json.dumps(found.to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_noise_is_that_of_rounding_and_belongs_to_the_dtype(sources, dtype):
+    found = compare_signal(sources("llama", dtype), sources("llama", dtype), vocabulary=None)
+    rms = next(figure for figure in found.figures if figure.key == "rms")
+    assert all(0 <= noise <= torch.finfo(getattr(torch, dtype)).eps * max(rms.high) for noise in rms.noise)
+    assert any(noise > 0 for figure in found.figures for noise in figure.noise)
 
 
 def test_the_figures_are_those_of_the_hidden_states(sources):
@@ -182,7 +191,10 @@ def test_an_adapter_is_measured_on_its_base(sources, tmp_path):
             torch.nn.init.normal_(parameter, std=2.0)
     adapted.save_pretrained(tmp_path / "loud")
     found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "zero")
-    assert all(figure.change < 1e-5 for figure in found.figures)
+    assert not any(figure.outside for figure in found.figures)
+    for figure in found.figures:
+        for before, after, noise in zip(figure.before, figure.after, figure.noise, strict=True):
+            assert abs(after - before) <= ROUNDED * noise
     found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "loud")
     outside = {figure.key: figure.outside for figure in found.figures}
     assert 1 in outside["ratio"]

@@ -14,6 +14,7 @@ from graftkit.errors import InputRejected
 from graftkit.verification.probe_texts import PROBE_TEXTS
 from graftkit.verification.tokenization import check_tokenization
 
+WORKS = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 NEW = (
     NewToken("<|tool_call|>", special=True),
     NewToken("bioRxiv", special=False),
@@ -251,12 +252,55 @@ def test_a_longer_token_in_the_same_place_is_no_fault(tmp_path):
 
 def test_a_template_that_is_changed_on_purpose(tmp_path):
     documents = bpe()
-    result = documents | set_chat_template(documents, "other")
+    result = documents | set_chat_template(documents, WORKS)
     assert not run(documents, result, tmp_path / "a", {}).passed
     assert run(documents, result, tmp_path / "b", {}, chat_template_changed=True).passed
     del result["chat_template.jinja"]
     report = run(documents, result, tmp_path / "c", {}, chat_template_changed=True)
     assert report.failures == ("tokenizer: the chat template was to be set, but none is loaded",)
+
+
+PARTS = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("chatml.jinja", "the chat template holds no Jinja, so that every conversation becomes 'chatml.jinja'; where that is a file"),
+        ("{{ bos_token }} hello", "the chat template loses the messages: a question and its answer, rendered, gives '<s> hello'"),
+        ("{{ messages[0].text.lower() }}", "the chat template loses the messages: a question and its answer, rendered, fails: "),
+        ("{{ messages[0].content }}", "the chat template loses the messages: a question and its answer, rendered, gives 'Where"),
+        (
+            "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}" + WORKS + "{% endif %}",
+            "the chat template loses the messages behind a system message: rendered, it gives 'Zw",
+        ),
+        (WORKS, ""),
+        (PARTS, ""),
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + WORKS, ""),
+    ],
+)
+def test_a_new_template_has_to_say_what_the_messages_say(tmp_path, template, words):
+    documents = bpe()
+    result = documents | set_chat_template(documents, template)
+    report = run(documents, result, tmp_path, {}, chat_template_changed=True)
+    assert [failure.startswith(f"tokenizer: {words}") for failure in report.failures] == ([True] if words else [])
+
+
+def test_a_template_of_the_source_that_is_none_is_a_note(tmp_path):
+    documents = bpe() | {"chat_template.jinja": "chatml.jinja"}
+    report = run(documents, documents, tmp_path, {})
+    assert report.passed
+    assert report.notes == ("the chat template is the source's and holds no Jinja: 'chatml.jinja'",)
+
+
+def test_a_pad_token_that_becomes_eos_is_caught_and_one_that_was_is_a_note(tmp_path):
+    documents = bpe()
+    changed, ids = add_tokens(documents, (), {"pad_token": "</s>"})
+    report = run(documents, documents | changed, tmp_path / "a", ids)
+    assert any(failure.startswith("tokenizer: pad_token is '</s>', the eos_token too: ") for failure in report.failures)
+    report = run(documents | changed, documents | changed, tmp_path / "b", {})
+    assert report.passed
+    assert any(note.startswith("pad_token is '</s>', the eos_token too: ") for note in report.notes)
 
 
 def test_a_stale_copy_of_the_template_is_caught(tmp_path):
@@ -265,7 +309,7 @@ def test_a_stale_copy_of_the_template_is_caught(tmp_path):
     result["tokenizer_config.json"]["chat_template"] = "another"
     report = run(documents, result, tmp_path / "a", {})
     assert report.failures == ("tokenizer: tokenizer_config.json: the copy of the chat template is not the source's",)
-    result = documents | {"chat_template.jinja": "new"}
+    result = documents | {"chat_template.jinja": WORKS}
     report = run(documents, result, tmp_path / "b", {}, chat_template_changed=True)
     assert report.failures == ("tokenizer: tokenizer_config.json: the copy of the chat template is not the new one",)
 

@@ -79,6 +79,10 @@ class TokenizerFiles:
         return backend_of({**self.document, "model": model, "truncation": None, "padding": None})
 
 
+#: The tokenizer of a checkpoint that has none.
+NO_TOKENIZER = TokenizerFiles(MappingProxyType({}), MappingProxyType({}), 0, (), MappingProxyType({}), MappingProxyType({}))
+
+
 def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = ()) -> TokenizerFiles:
     """Read a tokenizer from the documents of a checkpoint. ``carried`` names its other files.
 

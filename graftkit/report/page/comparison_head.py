@@ -18,7 +18,7 @@ def comparison_head(report: Mapping[str, Any]) -> Markup:
     found, before = report["comparison"], report["source"]["name"]
     failures = found["failures"]
     word, kind = ("Differs", "doubt") if failures else ("Verified", "good")
-    said = "B does not do what A did." if failures else "B does what A did, on the old vocabulary."
+    said = "B does not do what A did." if failures else f"{found['verdict']}."
     more = tag("li", f"and {count(len(failures) - NAMED)} more") if len(failures) > NAMED else None
     verdict = tag(
         "div",

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import few
-from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_logits
+from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_outputs
+from graftkit.verification.first_step.observed import observe, old_ids
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, loss_of, with_ids
+from graftkit.verification.first_step.task import (
+    MOST_IDS,
+    TEXTS,
+    differentiable,
+    gradients,
+    loss_of,
+    name_of_loss,
+    with_ids,
+)
 from graftkit.verification.forward import load, run, undisturbed
 from graftkit.verification.inputs import feed, find_inputs
 from graftkit.verification.probes import Probe
@@ -23,7 +32,12 @@ FROZEN = "the base is frozen"
 
 
 def adapter_first_step(
-    base: Path, adapter: Path, vocabulary: VocabularyChange | None, seed: int, scope: Scope, tell: Callable[[float], None]
+    base: Path,
+    adapter: Path,
+    vocabulary: VocabularyChange | None,
+    seed: int,
+    scope: Scope,
+    tell: Callable[[float], None],
 ) -> FirstStepReport:
     """Take the first step of training ``adapter`` on ``base``, in float32: what moves, when, and what it does to the outputs.
 
@@ -35,7 +49,7 @@ def adapter_first_step(
     seconds: dict[str, float] = {}
     if PeftConfig.from_pretrained(str(adapter)).is_prompt_learning:
         why = "a prompt is no part of the model's weights"
-        return FirstStepReport(None, "", FROZEN, {}, 0, (), None, why, seconds, ())
+        return FirstStepReport(None, FROZEN, {}, 0, (), None, why, seconds, ())
     with undisturbed(), differentiable():
         with timed(seconds, "load"):
             loaded = PeftModel.from_pretrained(load(base).model, str(adapter), is_trainable=True)
@@ -52,16 +66,18 @@ def adapter_first_step(
             moves = first_moves(model, task, made, {name: None for name in trained if name not in idle})
         tell(0.6)
         with timed(seconds, "forecast"):
-            ids = _ids(outputs, texts, vocabulary) if not scope else 0
+            seen = observe(outputs, texts)
             parameters = {name: value.detach() for name, value in model.named_parameters()}
             along = direction(parameters, gradients(model, loss_of(model, task, made)))
-            steps = list(forecast(old_logits(model, texts, made, ids), parameters, along)) if ids else []
+            run_with = old_outputs(model, texts, made, seen, old_ids(seen, outputs, vocabulary))
+            steps = [] if scope else list(forecast(run_with, parameters, along, distributions=seen.distributions))
         tell(1.0)
-    why = "" if ids else "a new head or a layer made anew has other logits"
+    why = "" if not scope else "what the adapter is made for has other outputs than the source"
     left_out = len(vocabulary.fresh) - len(fresh) if vocabulary else 0
     return FirstStepReport(
-        None, "", FROZEN, moves, left_out, tuple(steps), ceiling(steps), why, seconds, tuple(_dead(moves)), tuple(idle)
-    )
+        None, FROZEN, moves, left_out, tuple(steps), ceiling(steps), why, seconds, tuple(_dead(moves)), tuple(idle),
+        name_of_loss(seen, generates=model.can_generate()), seen.name, seen.distributions,
+    )  # fmt: skip
 
 
 def not_run(model: Any, batch: Probe, made: frozenset[str], names: list[str]) -> list[str]:
@@ -82,14 +98,6 @@ def not_run(model: Any, batch: Probe, made: frozenset[str], names: list[str]) ->
     alive = {id(value) for name in ran for value in layers[name].parameters()}  # also where tied modules share it
     idle = {id(value) for module in layers.values() for value in module.parameters()} - alive
     return [name for name in names if id(model.get_parameter(name)) in idle]
-
-
-def _ids(outputs: Mapping[str, Any], texts: Probe, vocabulary: VocabularyChange | None) -> int:
-    """How many old ids the logits are a distribution over; 0 where they are none."""
-    logits = outputs.get("logits")
-    if logits is None or logits.ndim != 3 or logits.shape[-1] <= int(texts.ids.max()):
-        return 0
-    return vocabulary.live if vocabulary else int(logits.shape[-1])
 
 
 def _dead(moves: Mapping[str, int | None]) -> Iterator[str]:

@@ -8,11 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.errors import few, printable
 from graftkit.verification.first_step.adapter import adapter_first_step
-from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_logits
+from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
+from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
+from graftkit.verification.first_step.observed import Observed, observe, old_ids
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, loss_of, with_ids
+from graftkit.verification.first_step.task import (
+    MOST_IDS,
+    TEXTS,
+    differentiable,
+    gradients,
+    loss_of,
+    name_of_loss,
+    with_ids,
+)
 from graftkit.verification.forward import load, run, undisturbed
 from graftkit.verification.inputs import find_inputs
 from graftkit.verification.probes import Probe
@@ -22,8 +33,9 @@ from graftkit.verification.vocabulary import VocabularyChange
 
 Progress = Callable[[str, float], None]
 
-#: Old gradients may differ by so much, relative to their norm: another order of float32 sums, and nothing else.
-GRADIENT_TOLERANCE = 1e-4
+#: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
+OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
+OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
 def compare_first_step(
@@ -32,8 +44,8 @@ def compare_first_step(
 ) -> FirstStepReport:  # fmt: skip
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
 
-    The old gradients are those of the loss over old texts and the old ids alone, where everything is promised. With an
-    ``adapter`` the base is frozen, and the step is that of the adapter.
+    The old gradients are those of the loss over old inputs and, of a language model, the old ids alone, where everything is
+    promised. With an ``adapter`` the base is frozen, and the step is that of the adapter.
 
     Raises:
         VerificationFailed: the result does not load, or its forward cannot be differentiated.
@@ -45,61 +57,58 @@ def compare_first_step(
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
             old = load(source).model.float()
-            shapes = {name: tuple(value.shape) for name, value in old.named_parameters()}
+            shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
             probes, *_ = plan_probes(old, source, vocabulary, seed, None)
             texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
-            before, ids = _old_gradients(old, texts, vocabulary) if not scope else ({}, 0)
+            before = _old_gradients(old, texts, vocabulary) if not scope else None
         del old
         gc.collect()
         _tell(progress, 0.3)
         with timed(seconds, "result"):
             new = load(result).model.float()
-            made, _ = find_inputs(new, lambda tried: run(new, texts, tried))
-            after = gradients(new, loss_of(new, texts, made, ids)) if before else {}
-        worst, at = _worst(before, after, shapes)
+            made, outputs = find_inputs(new, lambda tried: run(new, texts, tried))
+            seen = observe(outputs, texts)
+            ids = old_ids(seen, outputs, vocabulary)
+            gap = before.compare(gradients(new, loss_of(new, texts, made, ids))) if before else None
         fresh = vocabulary.fresh[:MOST_IDS] if vocabulary else ()
         task = with_ids(texts, fresh)
         with timed(seconds, "reach"):
             moves = first_moves(new, task, made, _new_parameters(new, shapes, vocabulary, fresh))
         _tell(progress, 0.6)
         with timed(seconds, "forecast"):
-            parameters = {name: value.detach() for name, value in new.named_parameters()}
-            steps = []
-            if before:
-                along = direction(parameters, gradients(new, loss_of(new, task, made)))
-                steps = list(forecast(old_logits(new, texts, made, ids), parameters, along))
+            steps = _forecast(new, texts, task, made, seen, ids) if not scope else []
         _tell(progress, 1.0)
-    why = "" if before else "a new head or a layer made anew has other logits"
+    why = why_not(scope)
+    broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
+    left_out = len(vocabulary.fresh) - len(fresh) if vocabulary else 0
     return FirstStepReport(
-        worst if before else None, at, why, moves, len(vocabulary.fresh) - len(fresh) if vocabulary else 0, tuple(steps),
-        ceiling(steps), why, seconds, tuple(_failures(worst, at, moves)),
+        None if broken else gap, broken or why, moves, left_out, tuple(steps), ceiling(steps), why, seconds,
+        tuple(_failures(None if broken else gap, moves)),
+        loss=name_of_loss(seen, generates=new.can_generate()), observed=seen.name, distributions=seen.distributions,
     )  # fmt: skip
 
 
-def _old_gradients(model: Any, texts: Probe, vocabulary: VocabularyChange | None) -> tuple[Mapping[str, Any], int]:
-    """Gradients of the loss over the old ids, and how many those are; empty where the outputs are no distribution over ids."""
+def why_not(scope: Scope) -> str:
+    """Why nothing old is compared under ``scope``; empty where it is."""
+    return "" if not scope else OTHER_SOURCE if Scope.NOTHING in scope else OTHER_OUTPUTS
+
+
+def _old_gradients(model: Any, texts: Probe, vocabulary: VocabularyChange | None) -> OldGradients:
+    """Gradients of the loss on old inputs, of logits over ids those of the old ids alone, each with its noise."""
     made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-    logits = outputs.get("logits")
-    if logits is None or logits.ndim != 3 or logits.shape[-1] <= int(texts.ids.max()):
-        return {}, 0
-    ids = vocabulary.live if vocabulary else logits.shape[-1]
-    return gradients(model, loss_of(model, texts, made, ids)), ids
+    ids = old_ids(observe(outputs, texts), outputs, vocabulary)
+    more = vocabulary.new_rows - vocabulary.old_rows if vocabulary else 0
+    found = gradients(model, loss_of(model, texts, made, ids))
+    return OldGradients(found, null_gradients(model, texts, made, ids, more))
 
 
-def _worst(
-    before: Mapping[str, Any], after: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[float, str]:
-    """The largest relative difference of an old parameter's gradient, over its old rows, and whose it is."""
-    worst, at = 0.0, ""
-    for name, old in before.items():
-        new = after.get(name)
-        if new is None:
-            return float("inf"), name
-        rows = slice(shapes[name][0]) if shapes[name] else ...
-        error = float((new[rows] - old).norm() / old.norm().clamp(min=1e-20))
-        if error > worst:
-            worst, at = error, name
-    return worst, at
+def _forecast(
+    model: Any, texts: Probe, task: Probe, made: frozenset[str], seen: Observed, ids: int | None
+) -> list[StepFigure]:
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    along = direction(parameters, gradients(model, loss_of(model, task, made)))
+    run_with = old_outputs(model, texts, made, seen, ids)
+    return list(forecast(run_with, parameters, along, distributions=seen.distributions))
 
 
 def _new_parameters(
@@ -110,16 +119,25 @@ def _new_parameters(
     sizes = {vocabulary.new_rows} if vocabulary and fresh else set()
     found: dict[str, Sequence[int] | None] = {}
     for name, value in model.named_parameters():
-        if name not in shapes:
+        shape = shapes.get(_bare(model, name))
+        if shape is None:
             found[name] = None
-        elif value.ndim and value.shape[0] in sizes and shapes[name][0] == (vocabulary.old_rows if vocabulary else -1):
+        elif value.ndim and value.shape[0] in sizes and shape[0] == (vocabulary.old_rows if vocabulary else -1):
             found[name] = [row for row in fresh if row != pads.get(name)]
     return found
 
 
-def _failures(worst: float, at: str, moves: Mapping[str, int | None]) -> Iterator[str]:
-    if not worst <= GRADIENT_TOLERANCE:
-        yield f"first step: the gradient of the old parameter {at} differs by {worst:.2g} of its norm"
+def _bare(model: Any, name: str) -> str:
+    """The name of a parameter without that of the base model, which only some of the classes put before it."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _failures(gap: GradientGap | None, moves: Mapping[str, int | None]) -> Iterator[str]:
+    if gap is not None and gap.differs:
+        yield (
+            f"first step: the gradient of the old parameter {printable(gap.parameter)} differs by {gap.error:.2g} of the"
+            f" largest norm in its module; the source's own noise there is {gap.floor:.2g}"
+        )
     dead = [name for name, step in moves.items() if step is None]
     if dead:
         more = f" (and {len(dead) - 1} more)" if len(dead) > 1 else ""

@@ -1,15 +1,21 @@
 """What one optimiser step does to the old outputs, forecast by one Jacobian-vector product and then measured.
 
 AdamW's first step from rest is Δθ = -lr·g/(|g| + eps) - lr·wd·θ, since both moments are bias-corrected to g and g².
-To first order the logits move by Δz = lr·J·d with d = Δθ/lr, and the distribution by KL(p ‖ p') = Var_p(Δz)/2.
+To first order the outputs move by Δz = lr·J·d with d = Δθ/lr: logits move their distribution by KL(p ‖ p') = Var_p(Δz)/2,
+hidden states move by ‖Δz‖/‖z‖.
+
+What rounding alone does is measured beside it: every parameter is moved to one of its two neighbours in float32 at random.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.verification.first_step.observed import Observed
 from graftkit.verification.inputs import feed
 from graftkit.verification.probes import Probe
 
@@ -21,22 +27,24 @@ LEARNING_RATES = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 #: Above this relative error the forecast no longer describes the step, so that the step is no small one.
 TOLERANCE = 0.2
 
-#: A KL below this, in nats, is the rounding of float32 logits.
-FLOOR = 1e-9
-
 
 @dataclass(frozen=True, slots=True)
 class StepFigure:
-    """One learning rate: the mean KL(before ‖ after) in nats over the old domain, forecast and measured."""
+    """One learning rate: how far the old outputs move, forecast and measured, and ``floor``, how far rounding moves them.
+
+    Of logits it is the mean KL(before ‖ after) in nats, of hidden states the relative root mean square of the change.
+    """
 
     learning_rate: float
     forecast: float
     measured: float
+    floor: float = 0.0
 
     @property
     def error(self) -> float:
-        """|forecast - measured| over the measured one."""
-        return abs(self.forecast - self.measured) / max(self.measured, FLOOR)
+        """|forecast - measured| over the measured one, or over the floor where that is larger."""
+        apart, most = abs(self.forecast - self.measured), max(self.measured, self.floor)
+        return apart / most if most else math.inf if apart else 0.0
 
 
 def direction(parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,16 +55,20 @@ def direction(parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> di
     }
 
 
-def old_logits(model: Any, batch: Probe, made: frozenset[str], ids: int) -> Callable[[Mapping[str, Any]], Any]:
-    """A function from parameters to the logits ``(places, ids)`` of the unmasked places over the old ids."""
+def old_outputs(
+    model: Any, batch: Probe, made: frozenset[str], seen: Observed, ids: int | None
+) -> Callable[[Mapping[str, Any]], Any]:
+    """A function from parameters to what is seen at the unmasked places, ``(places, width)``; of logits over the old ids."""
     import torch
 
     inputs = feed(model, batch, made)
-    inputs = {**inputs, "output_hidden_states": False} | ({"use_cache": False} if model.can_generate() else {})
+    if "output_hidden_states" in inputs and seen.name != "hidden_states":
+        inputs["output_hidden_states"] = False
+    if model.can_generate() or "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False
 
     def run(parameters: Mapping[str, Any]) -> Any:
-        logits = torch.func.functional_call(model, dict(parameters), kwargs=inputs)["logits"]
-        return logits[:, : batch.ids.shape[1], :ids][batch.mask[:, : logits.shape[1]].bool()]
+        return seen.values(torch.func.functional_call(model, dict(parameters), kwargs=inputs), batch, ids)
 
     return run
 
@@ -83,30 +95,66 @@ def jacobian_vector(run: Callable[[Mapping[str, Any]], Any], at: Mapping[str, An
 
 
 def forecast(
-    run: Callable[[Mapping[str, Any]], Any], parameters: Mapping[str, Any], along: Mapping[str, Any]
-) -> Iterator[StepFigure]:
-    """Yield for each learning rate what is forecast and what the step really does."""
+    run: Callable[[Mapping[str, Any]], Any], parameters: Mapping[str, Any], along: Mapping[str, Any],
+    *, distributions: bool = True,
+) -> Iterator[StepFigure]:  # fmt: skip
+    """Yield for each learning rate what is forecast and what the step really does, to ``distributions`` or to plain values."""
     import torch
 
     change = jacobian_vector(run, parameters, along).double()
+    measure = _divergence if distributions else _relative_change
     with torch.no_grad():
-        before = run(parameters).double().log_softmax(-1)
-        p = before.exp()
-        variance = (p * change.square()).sum(-1) - (p * change).sum(-1).square()
+        before = run(parameters).double()
+        unit = _unit(before, change, distributions=distributions)
+        floor = measure(before, run(_neighbours(parameters)).double())
         for rate in LEARNING_RATES:
             stepped = {
                 name: value + rate * along[name] if name in along else value for name, value in parameters.items()
             }
-            after = run(stepped).double().log_softmax(-1)
-            measured = (p * (before - after)).sum(-1).mean()
-            yield StepFigure(rate, float(rate**2 * variance.mean() / 2), float(measured))
+            measured = measure(before, run(stepped).double())
+            yield StepFigure(rate, unit * rate ** (2 if distributions else 1), measured, floor)
+
+
+def _unit(before: Any, change: Any, *, distributions: bool) -> float:
+    """The forecast at a learning rate of 1: half the variance of the change under the distribution, or its relative size."""
+    if not distributions:
+        return float(change.norm()) / _size(before)
+    p = before.softmax(-1)
+    variance = (p * change.square()).sum(-1) - (p * change).sum(-1).square()
+    return float(variance.mean() / 2)
+
+
+def _divergence(before: Any, after: Any) -> float:
+    before, after = before.log_softmax(-1), after.log_softmax(-1)
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def _relative_change(before: Any, after: Any) -> float:
+    return float((after - before).norm()) / _size(before)
+
+
+def _size(values: Any) -> float:
+    return float(values.norm()) or 1.0
+
+
+def _neighbours(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Each value moved to the next larger or smaller one of its dtype, at random and the same each time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, value in parameters.items():
+        up = torch.randint(2, value.shape, generator=generator, dtype=torch.int8).bool().to(value.device)
+        ends = torch.full_like(value, math.inf)
+        found[name] = torch.nextafter(value, torch.where(up, ends, -ends)) if value.is_floating_point() else value
+    return found
 
 
 def ceiling(figures: list[StepFigure]) -> float | None:
-    """The largest learning rate below which every forecast above the floor is within the tolerance; None where none is."""
+    """The largest learning rate below which every forecast that rounding does not hide is within the tolerance, or None."""
     largest = None
     for figure in figures:
-        if figure.measured < FLOOR:
+        if figure.measured < figure.floor:
             continue
         if figure.error > TOLERANCE:
             break

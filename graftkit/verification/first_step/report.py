@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.errors import few
+from graftkit.verification.checks import finite
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
+from graftkit.verification.first_step.noise import GradientGap
 
 #: What the parts of an adapter's names say of what they are.
 KINDS = ("lora_", "trainable_tokens_delta", "modules_to_save")
@@ -19,17 +21,18 @@ class FirstStepReport:
     """Gradients, reach and forecast, in float32 on copies of the models.
 
     Attributes:
-        gradient_error: the largest ‖g_new - g_old‖/‖g_old‖ over old parameters, of the loss over the old ids alone.
-        gradient_at: the parameter with that error; ``gradients_left_out`` says why none was compared.
+        gradients: the old parameter whose gradient stands farthest above the source's own noise; ``gradients_left_out``
+            says why none was compared.
         moves: new parameter -> the step at which it first has a gradient, None where it is dead.
         left_out: new ids that the batch had no room for.
-        not_run: parameters of an adapter on modules that the batch does not run.
-        steps: forecast and measured KL over the old domain by learning rate; ``no_forecast`` says why there is none.
+        steps: forecast and measured change over the old domain by learning rate; ``no_forecast`` says why there is none.
         ceiling: the largest learning rate of ``steps`` up to which the forecast holds.
+        not_run: parameters of an adapter on modules that the batch does not run.
+        loss: what was differentiated, in words.
+        observed: the output that ``steps`` are about: logits as ``distributions``, whose change is a KL, or plain values.
     """
 
-    gradient_error: float | None
-    gradient_at: str
+    gradients: GradientGap | None
     gradients_left_out: str
     moves: Mapping[str, int | None]
     left_out: int
@@ -39,19 +42,15 @@ class FirstStepReport:
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     not_run: tuple[str, ...] = ()
+    loss: str = ""
+    observed: str = ""
+    distributions: bool = True
     name: str = "first_step"
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a table."""
-        if self.gradient_error is None:
-            yield "old gradients", "not compared", self.gradients_left_out
-        else:
-            where = f" at {self.gradient_at}" if self.gradient_at else ""
-            yield (
-                "old gradients",
-                "equal" if not self.failures else "compared",
-                f"relative error {self.gradient_error:.2g}{where}",
-            )
+        yield "first step", "taken", f"in float32, by the {self.loss}"
+        yield self._gradients_row()
         dead = [name for name, step in self.moves.items() if step is None]
         if self.moves:
             alive = f"{len(self.moves) - len(dead)} of {len(self.moves)} have a gradient"
@@ -66,17 +65,29 @@ class FirstStepReport:
         if not self.steps:
             yield "first optimiser step", "not forecast", self.no_forecast
             return
+        change = "KL" if self.distributions else f"relative change of {self.observed}"
         for figure in self.steps:
-            text = f"KL {figure.measured:.3g}, forecast {figure.forecast:.3g} ({figure.error:.1%} off)"
+            text = f"{change} {figure.measured:.3g}, forecast {figure.forecast:.3g} ({figure.error:.1%} off)"
             yield f"first step at lr {figure.learning_rate:g}", "measured", text
         advice = "no learning rate tried" if self.ceiling is None else f"lr {self.ceiling:g}"
         beyond = ", the largest that was tried" if self.ceiling == self.steps[-1].learning_rate else ""
         yield "recommended ceiling", advice, f"the forecast is within {TOLERANCE:.0%} up to there{beyond}"
 
+    def _gradients_row(self) -> tuple[str, str, str]:
+        gap = self.gradients
+        if gap is None:
+            return "old gradients", "not compared", self.gradients_left_out
+        most = max((gap.noise or {}).values(), default=0.0)
+        if not gap.parameter:
+            return "old gradients", "bitwise", f"the source's own noise is up to {most:.2g}"
+        text = f"relative error {gap.error:.2g} at {gap.parameter}, the source's own noise there {gap.floor:.2g}"
+        return "old gradients", "differ" if gap.differs else "equal to the noise", text
+
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
         steps = [{**dataclasses.asdict(figure), "error": figure.error} for figure in self.steps]
-        return {**dataclasses.asdict(self), "steps": steps}
+        plain: dict[str, Any] = finite({**dataclasses.asdict(self), "steps": steps})
+        return plain
 
 
 def _when(moves: Mapping[str, int | None]) -> Iterator[str]:

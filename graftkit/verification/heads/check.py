@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
+from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.forward import load, undisturbed
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
-from graftkit.verification.heads.padding import APART, Padding, Side, compare_paddings, texts_for
+from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
 
-#: How far the first loss may be from the promised one: the bias is rounded to the dtype it is stored in.
-LOSS_SLACK = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-3}
+#: Roundings of a logit that only its bias makes: the bias is stored, and the logit is given, in the model's dtype.
+ROUNDINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +92,9 @@ class HeadReport:
         for side in self.paddings:
             differs = "not judged" if side.backbone is None else "backbone differs itself"
             differs = "read behind the end, as its class does" if side.beyond else differs
-            result = "failed" if side.failed else differs if side.apart > APART else "equal"
-            yield f"batch = single, {side.side} padding", result, f"{side.apart:.2g} relative, float64"
+            result = "failed" if side.failed else differs if side.apart > side.threshold else "equal"
+            figure = f"{side.apart:.2g} relative, float64, differences count from {side.threshold:.1g}"
+            yield f"batch = single, {side.side} padding", result, figure
         if self.entropy is not None:
             yield "first loss", "the prior's entropy", f"{self.first_loss:.6g} against {self.entropy:.6g}"
         if self.skipped:
@@ -207,6 +208,7 @@ def _first_loss(model: Any, tries: Sequence[dict[str, Any]], promise: HeadPromis
         else:
             losses = -(logits.log_softmax(-1) * prior).sum(-1).mean()
             entropy = -(prior * prior.log()).sum()
-        slack = LOSS_SLACK.get(str(model.dtype).removeprefix("torch."), math.inf)
+        # a log loss moves by at most twice what its logits move by
+        slack = 2 * ROUNDINGS * UNIT_ROUNDOFF[str(model.dtype)] * max(float(logits.abs().max()), 1.0)
         return {"first_loss": float(losses), "entropy": float(entropy), "slack": slack}
     return {"skipped": why}

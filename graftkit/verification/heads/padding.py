@@ -17,6 +17,7 @@ from graftkit.architecture.skeleton import one_line
 from graftkit.verification.forward import flatten
 from graftkit.verification.inputs import feed, find_inputs
 from graftkit.verification.lens.float64 import float64
+from graftkit.verification.lens.floor import measure_floor
 from graftkit.verification.lens.gap import gap
 from graftkit.verification.probes import Probe, encoded_texts
 
@@ -24,9 +25,6 @@ Side = Literal["right", "left"]
 
 #: Lengths of the texts of the batch, in tokens: all different, so that all but one are padded.
 LENGTHS = (5, 9, 14, 20)
-
-#: Relative difference in float64 that is called one: its floor is some 1e-15, a wrong position moves logits by about 1.
-APART = 1e-9
 
 #: The outputs of a head that are compared; beams and other choices over positions have no rows to compare.
 LOGITS = ("logits", "start_logits", "end_logits")
@@ -36,13 +34,16 @@ LOGITS = ("logits", "start_logits", "end_logits")
 class Padding:
     """One side of padding. ``apart`` is the largest difference of logits, ``backbone`` that of hidden states, both relative.
 
-    ``backbone`` is None where there are no such states, or positions are merged in them. ``beyond`` says that the class reads one
-    position behind the last token where there is padding (T5Gemma), so that the longest text of a batch is read otherwise.
+    ``threshold`` is the smallest difference that is called one: 100 times what two runs of the backbone that are equal over the
+    real numbers differ by. ``backbone`` is None where there are no such states, or positions are merged in them. ``beyond`` says
+    that the class reads one position behind the last token where there is padding (T5Gemma), so that the longest text of a batch
+    is read otherwise.
     """
 
     side: Side
     apart: float
     backbone: float | None
+    threshold: float
     error: str = ""
     beyond: bool = False
 
@@ -51,7 +52,8 @@ class Padding:
         """Whether the head gives other logits in the batch though the backbone does not."""
         if self.beyond:
             return False
-        return bool(self.error) or (self.apart > APART and self.backbone is not None and self.backbone <= APART)
+        sound = self.backbone is not None and self.backbone <= self.threshold
+        return bool(self.error) or (self.apart > self.threshold and sound)
 
 
 def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[list[int]]:
@@ -85,9 +87,12 @@ def compare_paddings(
     with float64(model):
         probe = _batch(texts[:1], pad, "right")
         made, _ = find_inputs(model, lambda tried: _run(model, probe, tried, choices=choices)[0])
-
+    shortest = min(map(len, texts))
+    threshold = measure_floor(model.base_model, _batch([text[:shortest] for text in texts], pad, "right"), made).threshold
+    with float64(model):
         alone = [_run(model, _batch([text], pad, "right"), made, choices=choices) for text in texts]
-        found = [_padded(model, alone, _batch(texts, pad, side), made, side, choices=choices) for side in sides]
+        batches = [(side, _batch(texts, pad, side)) for side in sides]
+        found = [_padded(model, alone, batch, made, side, threshold, choices=choices) for side, batch in batches]
         return tuple(replace(one, beyond=_reads_beyond(model, texts, pad, one, made, choices=choices)) for one in found)
 
 
@@ -100,16 +105,17 @@ def _reads_beyond(
     together, _ = _run(model, _batch(texts, pad, found.side, 1), made, choices=choices)
     alone = [_run(model, _batch([text], pad, found.side, 1), made, choices=choices)[0] for text in texts]
     pairs = [(one[name][0], together[name][index]) for index, one in enumerate(alone) for name in one]
-    return all(a.shape == b.shape and gap(a, b) <= APART for a, b in pairs)
+    return all(a.shape == b.shape and gap(a, b) <= found.threshold for a, b in pairs)
 
 
 def _padded(
-    model: Any, single: Sequence[tuple[dict[str, Any], Any]], batch: Probe, made: frozenset[str], side: Side, *, choices: bool
+    model: Any, single: Sequence[tuple[dict[str, Any], Any]], batch: Probe, made: frozenset[str], side: Side,
+    threshold: float, *, choices: bool,
 ) -> Padding:  # fmt: skip
     try:
         together, hidden = _run(model, batch, made, choices=choices)
     except Exception as error:  # noqa: BLE001 - a head that cannot take a batch raises anything
-        return Padding(side, 0.0, 0.0, one_line(error))
+        return Padding(side, 0.0, 0.0, threshold, one_line(error))
     apart: float = 0.0
     backbone: float | None = 0.0
     lengths = batch.mask[0].sum(), batch.ids.shape[1]
@@ -123,7 +129,7 @@ def _padded(
             backbone = None
         elif backbone is not None:
             backbone = max(backbone, gap(states[0], hidden[index][real]))
-    return Padding(side, apart, backbone)
+    return Padding(side, apart, backbone, threshold)
 
 
 def _run(model: Any, probe: Probe, made: frozenset[str], *, choices: bool) -> tuple[dict[str, Any], Any]:

@@ -89,7 +89,8 @@ class Beside:
         return self._positions[name]
 
     def _row_and_place(self, name: str) -> tuple[Any, Any]:
-        batch, length = self.native[name].shape[:2]
+        shape = self.native[name].shape
+        batch, length = shape[:2] if len(shape) > 2 else (shape[0], 1)
         rows, places = torch.meshgrid(torch.arange(batch), torch.arange(length), indexing="ij")
         word = name.split()
         if word[0] == "step" and word[1] != "0":

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 #: A dtype that a forward may ask for -> the dtype that it gets.
@@ -140,8 +141,19 @@ def float64(model: Any) -> Iterator[None]:
 
     Mixture-of-experts models get the plain loop over experts: grouped matrix products take few dtypes on some devices.
     """
-    with torch.no_grad(), plain_experts(model), Float64():
+    with torch.no_grad(), plain_experts(model), _wider_parametrizations(), Float64():
         yield
+
+
+@contextlib.contextmanager
+def _wider_parametrizations() -> Iterator[None]:
+    """A parametrization, such as peft's of an expert's weight, may give another dtype than the parameter has."""
+    before = parametrize.register_parametrization
+    parametrize.register_parametrization = functools.partial(before, unsafe=True)
+    try:
+        yield
+    finally:
+        parametrize.register_parametrization = before
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
 """The floor of a float64 run: what two runs that are equal over the real numbers still differ by.
 
 Two measurements, since neither sees all. *Rows alone*: each row of a batch by itself, where only the order of summation
-differs. It cannot see a float32 cast, for a rounding gives the same for the same input. *Bend*: the embeddings are nudged by
-a relative delta up and down, and f(x + delta) + f(x - delta) - 2 f(x) is taken. A smooth function leaves delta² ~ 1e-18 and
+differs. It cannot see a float32 cast, for a rounding gives the same for the same input. *Bend*: the embeddings, and what
+the model is fed that is no id (pixels), are nudged by a relative delta up and down, and f(x + delta) + f(x - delta) - 2 f(x)
+is taken. A smooth function leaves delta² ~ 1e-18 and
 float64's own noise; a float32 operation anywhere on the way turns the nudge, which is far below its unit roundoff,
 into a staircase whose steps show.
 """
@@ -71,6 +72,16 @@ class _Nudge(TorchFunctionMode):
         super().__init__()
         self._delta, self._generator = delta, torch.Generator().manual_seed(1)
 
+    def inputs(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A hook before the model's forward that nudges what floats of its inputs."""
+        floating = (torch.is_tensor(value) and value.is_floating_point() for value in kwargs.values())
+        nudged = zip(kwargs.items(), floating, strict=True)
+        return args, {name: self._nudged(value) if wanted else value for (name, value), wanted in nudged}
+
+    def _nudged(self, value: Any) -> Any:
+        noise = torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
+        return value * (1 + self._delta * noise.to(value.device))
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -78,8 +89,7 @@ class _Nudge(TorchFunctionMode):
         found = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") != "embedding":
             return found
-        noise = torch.randn(found.shape, generator=self._generator, dtype=torch.float64)
-        return found * (1 + self._delta * noise.to(found.device))
+        return self._nudged(found)
 
 
 def measure_floor(model: Any, probe: Probe, made: frozenset[str], around: Around = _plainly) -> Floor:
@@ -107,5 +117,10 @@ def _row(probe: Probe, index: int) -> Probe:
 
 
 def _nudged(model: Any, probe: Probe, made: frozenset[str], delta: float) -> dict[str, Any]:
-    with _Nudge(delta):
-        return outputs_of(model, probe, made)
+    nudge = _Nudge(delta)
+    hook = model.register_forward_pre_hook(nudge.inputs, with_kwargs=True)
+    try:
+        with nudge:
+            return outputs_of(model, probe, made)
+    finally:
+        hook.remove()

@@ -89,7 +89,7 @@ def compare_lens(
         architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
         floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
         noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
-        paged=from_files,
+        paged=from_files, unit=setting.parts[0].unit,
     )  # fmt: skip
 
 

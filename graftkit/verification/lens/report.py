@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.verification.checks import finite
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -41,7 +41,8 @@ class FirstDifference:
 class LensReport:
     """Everything that the lens measured. ``failures`` is empty when source and result are equal where that is promised.
 
-    ``probes`` gives unmasked tokens by probe. ``outputs`` are relative differences in float64 by output, ``modules`` by
+    ``probes`` gives unmasked tokens (or another ``unit``) by probe.
+    ``outputs`` are relative differences in float64 by output, ``modules`` by
     module in the order of the calls; both are the largest of all probes. ``measured`` says that differences are expected, ``paged``
     that parameters were read from the files as the forwards asked for them.
     """
@@ -60,6 +61,7 @@ class LensReport:
     failures: tuple[str, ...]
     measured: bool = False
     paged: bool = False
+    unit: str = "tokens"
 
     @property
     def name(self) -> str:
@@ -77,14 +79,14 @@ class LensReport:
         found = dataclasses.asdict(self)
         found["floor"] |= height
         found["largest"] = self.largest
-        plain: dict[str, Any] = _finite(found)
+        plain: dict[str, Any] = finite(found)
         return plain
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         tokens = sum(self.probes.values())
         how = ", parameters paged in from the files" if self.paged else ""
-        yield "lens", "run", f"{tokens:,} tokens in float64 and in {self.dtype}, on {self.device}{how}"
+        yield "lens", "run", f"{tokens:,} {self.unit} in float64 and in {self.dtype}, on {self.device}{how}"
         for name, reason in self.skipped.items():
             yield f"lens probe {name!r}", "not run", f"the source refuses it: {reason}"
         yield (
@@ -142,11 +144,3 @@ def _noise_rows(noise: Noise, dtype: str) -> Iterator[tuple[str, str, str]]:
 
 def _rho(run: RunNoise) -> str:
     return "-" if run.rho is None else f"{run.rho:.3g}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, tuple | list) else value

@@ -107,7 +107,8 @@ def prepare(
 
     with in_float64(old):
         floor = measure_floor(old.model, batch, made, around)
-    fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old)))
+    least = 8 if ids.shape[1] > 1 else 1  # an image is one
+    fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old), least))
     parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
     return Setting(old, new, parts, made, floor, rows, change, backbone)
 

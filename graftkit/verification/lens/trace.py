@@ -239,7 +239,10 @@ def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
     return True
 
 
-def tokens_that_fit(kept: Iterable[Any], tokens: int, room: float = KEPT_BYTES) -> int:
-    """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules give."""
+def tokens_that_fit(kept: Iterable[Any], tokens: int, room: float = KEPT_BYTES, least: int = 8) -> int:
+    """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules give.
+
+    ``least`` is taken where not even that many fit.
+    """
     nbytes: int = sum({id(tensor): tensor.numel() * 8 for tensor in kept}.values())
-    return max(int(room) * tokens // max(nbytes, 1), 8)
+    return max(int(room) * tokens // max(nbytes, 1), least)

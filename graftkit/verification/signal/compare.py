@@ -16,6 +16,7 @@ from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
 from graftkit.verification.reference import plan_probes, timed
 from graftkit.verification.signal.blocks import counterparts, stacks
+from graftkit.verification.signal.noise import Noise, null_noise
 from graftkit.verification.signal.report import SignalFigure, SignalReport
 from graftkit.verification.signal.run import (
     COSINE,
@@ -72,13 +73,18 @@ def compare_signal(
             with timed(seconds, f"run {what}"):
                 found.append(_measured(what, loaded.model, probe, made))
             if progress:
-                progress("measure the signal", (place + 1) / 2)
+                progress("measure the signal", (place + 1) / 3)
+        with timed(seconds, "run source again"):
+            noise = null_noise(old.model, probe, made, found[0])
+        if progress:
+            progress("measure the signal", 1.0)
         pairs = _pairs(old.model, new.model)
     before, after = found
     return SignalReport(
         texts=len(probe.ids), tokens=probe.tokens, dtype=old.dtype, loss=after.loss,
-        figures=tuple(_figures(before, after, pairs)), new_blocks=tuple(_new(after, pairs)),
+        figures=tuple(_figures(before, after, pairs, noise)), new_blocks=tuple(_new(after, pairs)),
         absent={SHOWN[key][0]: reason for key, reason in (before.absent | after.absent).items()}, seconds=seconds,
+        unit=probe.unit,
     )  # fmt: skip
 
 
@@ -105,30 +111,33 @@ def _new(after: Signal, pairs: dict[str, list[int | None]]) -> Iterator[str]:
         yield from (f"{name}.{index}" for index, place in enumerate(pairs.get(name, ())) if place is None)
 
 
-def _figures(before: Signal, after: Signal, pairs: dict[str, list[int | None]]) -> Iterator[SignalFigure]:
+def _figures(before: Signal, after: Signal, pairs: dict[str, list[int | None]], noise: Noise) -> Iterator[SignalFigure]:
     common = [name for name in after.blocks if name in before.blocks and name in pairs]
     for name in common:
         old, new = before.blocks[name], after.blocks[name]
         places = pairs[name][: len(new)]
         for key, (title, caption, log) in SHOWN.items():
             if all(key in block for block in (*old, *new)):
-                rows = [_row(old, key, places, index) for index in range(len(new))]
-                means, low, high = zip(*rows, strict=True)
+                rows = [_row(old, key, places, index, noise[name]) for index in range(len(new))]
+                means, low, high, rounding = zip(*rows, strict=True)
                 values = tuple(_mean(block[key]) for block in new)
                 stack = name if len(common) > 1 else ""
-                yield SignalFigure(key, stack, title, caption, log, means, values, low, high)
+                yield SignalFigure(key, stack, title, caption, log, means, values, low, high, rounding)
 
 
-def _row(old: Sequence[Block], key: str, places: Sequence[int | None], index: int) -> tuple[float | None, float, float]:
-    """The source's mean at the block that stands at ``index``, and the band there."""
+def _row(
+    old: Sequence[Block], key: str, places: Sequence[int | None], index: int, noise: Sequence[dict[str, float]]
+) -> tuple[float | None, float, float, float]:
+    """The source's mean at the block that stands at ``index``, the band there, and the noise of both."""
     place = places[index]
+    rounding = [block.get(key, 0.0) for block in noise]
     if place is not None:
         values = old[place][key]
-        return _mean(values), min(values), max(values)
+        return _mean(values), min(values), max(values), rounding[place] if place < len(rounding) else 0.0
     earlier = [p for p in places[:index] if p is not None][-1:]
     later = [p for p in places[index + 1 :] if p is not None][:1]
     near = [value for p in (*earlier, *later) for value in old[p][key]] or [v for block in old for v in block[key]]
-    return None, min(near), max(near)
+    return None, min(near), max(near), max(rounding, default=0.0)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-#: How far beyond the source's own spread a mean may lie, relative to it: rounding in the checkpoint's dtype, no more.
-SLACK = 0.01
+#: How many times the noise a mean may lie beyond the band: it is rounded, and so is the end of the band.
+ROUNDED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class SignalFigure:
     """One figure of one stack, a value for each block of the result, each the mean over the texts.
 
     ``before`` is that of the source's block which it is, None for a new one. ``low`` and ``high`` are the smallest and largest
-    value that a text has there in the source (for a new block: at its neighbours): its band.
+    value that a text has there in the source (for a new block: at its neighbours): its band. ``noise`` is how far the source's
+    own figure moves there in a run that changes nothing over the real numbers.
     """
 
     key: str
@@ -29,14 +30,17 @@ class SignalFigure:
     after: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    noise: tuple[float, ...]
 
     @property
     def outside(self) -> tuple[int, ...]:
         """Blocks of the result whose figure leaves the band."""
         return tuple(
             index
-            for index, (value, low, high) in enumerate(zip(self.after, self.low, self.high, strict=True))
-            if not low - SLACK * abs(low) <= value <= high + SLACK * abs(high)
+            for index, (value, low, high, noise) in enumerate(
+                zip(self.after, self.low, self.high, self.noise, strict=True)
+            )
+            if not low - ROUNDED * noise <= value <= high + ROUNDED * noise
         )
 
     @property
@@ -74,6 +78,7 @@ class SignalReport:
     new_blocks: tuple[str, ...]
     absent: Mapping[str, str]
     seconds: Mapping[str, float]
+    unit: str = "tokens"
 
     @property
     def name(self) -> str:
@@ -112,7 +117,8 @@ class SignalReport:
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
-        yield "signal", "measured", f"{self.texts} texts, {self.tokens} tokens, {self.dtype}; {self.verdict}"
+        ran = f"{self.texts} texts, {self.tokens} tokens" if self.unit == "tokens" else f"{self.texts} {self.unit}"
+        yield "signal", "measured", f"{ran}, {self.dtype}; {self.verdict}"
         for figure in self.figures:
             outside = figure.outside
             result = f"{len(outside)} outside" if outside else "in the band"

@@ -50,7 +50,7 @@ def measure(model: Any, probe: Probe, made: frozenset[str]) -> Signal:
         if index == len(found.blocks.setdefault(name, [])):
             found.blocks[name].append(block)
     if not loss.requires_grad:
-        found.absent[GRADIENT] = "the input embedding takes no part in the forward"
+        found.absent[GRADIENT] = "neither input embedding nor images take part in the forward"
     with torch.inference_mode():
         _entropies(model, probe, made, found)
     return found
@@ -58,17 +58,21 @@ def measure(model: Any, probe: Probe, made: frozenset[str]) -> Signal:
 
 @contextlib.contextmanager
 def _differentiable(model: Any) -> Iterator[None]:
-    """Gradients flow from the input embedding's output on; no parameter gathers one."""
+    """Gradients flow from the input embedding's output on, or from images where those are all; no parameter gathers one."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in wanted:
         parameter.requires_grad_(requires_grad=False)
     table = embedding_of(model, INPUT)
     # Encoder and decoder may have modules of their own around one table.
     readers = [
-        m for m in model.modules() if m is table or (isinstance(m, torch.nn.Embedding) and m.weight is table.weight)
+        m
+        for m in model.modules()
+        if table is not None and (m is table or (isinstance(m, torch.nn.Embedding) and m.weight is table.weight))
     ]
     # A copy, since some forwards add positions to it in place.
     hooks = [m.register_forward_hook(lambda _, __, out: out.detach().requires_grad_().clone()) for m in readers]
+    if table is None:
+        hooks.append(model.register_forward_pre_hook(_from_inputs, with_kwargs=True))
     try:
         yield
     finally:
@@ -76,6 +80,11 @@ def _differentiable(model: Any) -> Iterator[None]:
             hook.remove()
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
+
+
+def _from_inputs(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    floating = {k: v for k, v in kwargs.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
+    return args, {**kwargs, **{name: value.detach().requires_grad_().clone() for name, value in floating.items()}}
 
 
 def _watch(seen: dict[tuple[str, int], Block], key: tuple[str, int], probe: Probe) -> Any:

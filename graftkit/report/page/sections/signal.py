@@ -23,7 +23,7 @@ def signal(report: Mapping[str, Any]) -> Section | None:
     plots = tag("div", *(_plot(item) for item in found["figures"]), class_="plots")
     keys = legend(_KEYS)
     note = (
-        f"{found['texts']} texts, {found['tokens']} tokens in {found['dtype']}; gradients are of the {found['loss']}."
+        f"{_ran(found)} in {found['dtype']}; gradients are of the {found['loss']}."
     )
     added = found["new_blocks"]
     more = (
@@ -46,3 +46,8 @@ def _plot(item: Mapping[str, Any]) -> Any:
     picture = by_layer(lines, log=log, marked=item["outside"], band=Band(item["low"], item["high"]))
     title = joined(item["title"], tag("small", item["stack"]) if item["stack"] else None)
     return figure(title, picture, f"{item['caption'][:1].upper()}{item['caption'][1:]}.")
+
+
+def _ran(found: Mapping[str, Any]) -> str:
+    unit = found.get("unit", "tokens")
+    return f"{found['texts']} texts, {found['tokens']} tokens" if unit == "tokens" else f"{found['texts']} {unit}"

@@ -1,0 +1,151 @@
+"""What peft makes of a base and an adapter, learnt from the modules that peft itself builds and fills.
+
+Which tensor of the adapter lands in which module, with which scaling and in which layout, is read off those modules. No
+name of a tensor is taken apart here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, on_meta, peft_config
+from graftkit.architecture.skeleton import Skeleton, one_line, quiet
+from graftkit.checkpoint.adapter import Adapter
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.errors import InputRejected, printable
+
+#: Variants of LoRA that merge as plain LoRA does, and DoRA.
+PLAIN = ("NoneType", "MiCALinearVariant", "MiCAEmbeddingVariant")
+DORA = ("DoraLinearVariant", "DoraEmbeddingVariant")
+
+
+def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, ...]:
+    """What ``adapter`` changes in the class of ``skeleton``, whose model peft rebuilds in place.
+
+    Raises:
+        InputRejected: peft cannot put the adapter on this base, a tensor is missing or left over, or what the adapter
+            does cannot be folded into weights; the module or field is named.
+    """
+    with _refusals(skeleton, shown):
+        model = on_meta(skeleton.model, peft_config(adapter))
+        placement = fill(model, adapter)
+        edits = tuple(_edits(model.base_model.model, placement))
+    if placement.unused:
+        name = printable(min(placement.unused))
+        raise InputRejected(f"{shown}: tensor {name!r} lands in no place that can be folded into a weight")
+    return edits
+
+
+def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:
+    """Let peft put a LoRA adapter on the class of ``skeleton``, from shapes alone.
+
+    One that peft takes out of the base's weights when it loads it, or for which it repeats layers, is let through unseen.
+
+    Raises:
+        InputRejected: peft cannot, or a tensor is missing or has no place.
+    """
+    config = adapter.config
+    init = config.get("init_lora_weights")
+    reads_weights = isinstance(init, str) and init.lower().startswith(CHANGES_BASE)
+    if config["peft_type"] != "LORA" or reads_weights or config.get("layer_replication"):
+        return
+    with _refusals(skeleton, shown):
+        fill(on_meta(skeleton.model, peft_config(adapter)), adapter)
+
+
+@contextlib.contextmanager
+def _refusals(skeleton: Skeleton, shown: str) -> Iterator[None]:
+    """Whatever peft runs into is one sentence about the adapter ``shown``."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except InputRejected as error:
+            raise InputRejected(f"{shown}: {error}") from error
+        except Exception as error:  # peft raises whatever it runs into
+            raise InputRejected(f"{shown}: peft cannot put it on {skeleton.architecture}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """One line; of torch's list of sizes that do not fit, the first, and of a KeyError what is missing."""
+    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+    if lines:
+        return printable(lines[0])
+    return f"tensor {printable(error.args[0])!r} is missing" if isinstance(error, KeyError) else one_line(error)
+
+
+def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    for path, module in root.named_modules():
+        if isinstance(module, LoraLayer):
+            if f"modules_to_save.{NAME}" in path:
+                raise InputRejected(
+                    f"module {printable(path)!r} is saved whole and adapted as well; merge it with peft"
+                )
+            yield from _of_layer(path, module, placement)
+        elif isinstance(module, ModulesToSaveWrapper):
+            for name, value in module.modules_to_save[NAME].state_dict(keep_vars=True).items():
+                tensor = placement.behind(value, f"{path}.modules_to_save.{NAME}.{name}")
+                yield Replaced(f"{path}.{name}", tensor, shared=False)
+        elif isinstance(module, TrainableTokensWrapper):
+            yield _token_rows(path, module.token_adapter, placement)
+    for name, value in list(root.named_parameters(remove_duplicate=False)):
+        if placement.names.get(id(value)) in placement.unused:
+            yield Replaced(name.replace(".base_layer.", "."), placement.behind(value, name), shared=True)
+
+
+def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
+    from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
+
+    kind = type(module)
+    variant = type(module.lora_variant.get(NAME)).__name__
+    if kind not in {Embedding, Linear, ParamWrapper} or variant not in PLAIN + DORA:
+        what = kind.__name__ if variant in PLAIN + DORA else variant
+        raise InputRejected(
+            f"module {printable(path)!r} is a {what} of LoRA, which cannot be folded into a weight here"
+        )
+
+    def at(name: str) -> LazyTensor:
+        return placement.behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
+
+    base, parameter = path, "weight"
+    layout: Layout = "transposed" if module.fan_in_fan_out else "linear"
+    experts = 1
+    if kind is ParamWrapper:
+        while base.endswith(".base_layer"):
+            base = base.removesuffix(".base_layer")
+        parameter, experts = module.parameter_name, module.num_experts
+        if module.get_param().ndim == 3:
+            layout = "experts" if module._did_swap_in_out_features else "experts_transposed"  # noqa: SLF001
+    names = ("lora_A.{}.weight", "lora_B.{}.weight")
+    if kind is Embedding:
+        layout, names = "transposed", ("lora_embedding_A.{}", "lora_embedding_B.{}")
+    a, b = (at(name.format(NAME)) for name in names)
+    magnitude = at(f"lora_magnitude_vector.{NAME}.weight") if variant in DORA else None
+    scaling = float(module.scaling[NAME])
+    yield Factors(f"{base}.{parameter}", a, b, module.r[NAME], scaling, layout, experts, magnitude)
+    if module.lora_bias[NAME]:
+        if getattr(module.get_base_layer(), "bias", None) is None:
+            raise InputRejected(f"lora_bias: module {printable(path)!r} has no bias that the LoRA's could be added to")
+        yield BiasShift(f"{base}.bias", at(f"lora_B.{NAME}.bias"), scaling)
+
+
+def _token_rows(path: str, layer: Any, placement: Placement) -> TokenRows:
+    rows = tuple(int(row) for row in layer.token_indices[NAME])
+    if len(set(rows)) != len(rows):
+        raise InputRejected("adapter_config.json: trainable_token_indices names an id twice")
+    if getattr(layer.base_layer, "bias", None) is not None:
+        raise InputRejected(
+            f"trainable_token_indices: peft leaves out the bias of {printable(path)!r} while the adapter is active, so"
+            " that no merged weight can equal it"
+        )
+    values = placement.behind(layer.trainable_tokens_delta[NAME], f"{path}.token_adapter.trainable_tokens_delta.{NAME}")
+    return TokenRows(f"{path}.weight", rows, values)

@@ -1,0 +1,127 @@
+"""Where the tensors of an adapter go: peft puts a base and an adapter without data together on the meta device."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture.peft.injection import NAME, PREFIX
+from graftkit.architecture.skeleton import one_line, quiet
+from graftkit.checkpoint.adapter import Adapter
+from graftkit.checkpoint.computed import computed
+from graftkit.checkpoint.reading import read_tensor, torch_dtype
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.errors import InputRejected, printable
+
+#: Inits at which peft changes the base's weights whenever it loads the adapter.
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(slots=True)
+class Placement:
+    """Finds the adapter's tensor behind a parameter that peft has filled; ``unused`` holds names not yet asked for.
+
+    Tensors that peft converts on loading, such as one for each expert, are computed: by peft, from all at once.
+    """
+
+    names: Mapping[int, str]
+    tensors: Mapping[str, LazyTensor]
+    convert: Callable[[], Mapping[str, Any]]
+    converted: frozenset[str]
+    unused: set[str]
+
+    def behind(self, parameter: Any, path: str) -> LazyTensor:
+        """The tensor that was put into ``parameter``, whose name in the model is ``path``."""
+        name = self.names.get(id(parameter))
+        if name is not None:
+            self.unused.discard(name)
+            return self.tensors[name]
+        key = PREFIX + path.replace(f".{NAME}.", ".")
+        if key not in self.converted:
+            raise InputRejected(f"the adapter has no tensor for {printable(path)}")
+        return computed("F32", tuple(parameter.shape), lambda: self.convert()[key])
+
+
+def fill(model: Any, adapter: Adapter) -> Placement:
+    """Let peft load tensors without data, and note by identity where each went."""
+    import torch
+    from peft import set_peft_model_state_dict
+    from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
+
+    def empty(tensor: LazyTensor) -> Any:
+        data = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
+        return torch.nn.Parameter(data, requires_grad=False)
+
+    state = {name: empty(tensor) for name, tensor in adapter.tensors.items()}
+    convert = functools.partial(convert_peft_adapter_state_dict_for_transformers, model, model.peft_config[NAME])
+    names = {id(tensor): name for name, tensor in state.items()}
+    converted = convert(dict(state))
+    fresh = frozenset(key for key, tensor in converted.items() if id(tensor) not in names)
+    unused = {names[id(tensor)] for tensor in converted.values() if id(tensor) in names}
+    result = set_peft_model_state_dict(model, dict(state), adapter_name=NAME, low_cpu_mem_usage=True)
+    if result.unexpected_keys:
+        raise InputRejected(
+            f"{type(model.get_base_model()).__name__} has no place for tensor {printable(min(result.unexpected_keys))!r};"
+            " is it another base's, or does the base lack the adapter's head (replace_head goes before merge_adapter)?"
+        )
+    lost = [key for key in result.missing_keys if ".lora_" in key]
+    if lost:
+        raise InputRejected(f"tensor {printable(min(lost).replace(f'.{NAME}.', '.'))!r} is missing")
+    return Placement(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
+
+
+def _converted(convert: Callable[[dict[str, Any]], dict[str, Any]], adapter: Adapter) -> dict[str, Any]:
+    with quiet():
+        return convert({name: read_tensor(tensor) for name, tensor in adapter.tensors.items()})
+
+
+def peft_config(adapter: Adapter) -> Any:
+    """The adapter's config as peft's own, every field of it known to the installed peft."""
+    from peft import LoraConfig
+
+    config = dict(adapter.config)
+    if config["peft_type"] != "LORA":
+        raise InputRejected(
+            f"adapter_config.json: peft_type {printable(config['peft_type'])!r} is not LORA; merge it with peft"
+        )
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    unknown = sorted(key for key, value in config.items() if key not in known and value)
+    if unknown:
+        raise InputRejected(
+            f"adapter_config.json: {printable(unknown[0])!r} is not a field of the installed peft's LoraConfig;"
+            " install the peft that wrote it"
+        )
+    for alpha in (config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()):
+        if isinstance(alpha, float) and not math.isfinite(alpha):
+            raise InputRejected(f"adapter_config.json: an alpha is {alpha}: the adapter would give no number")
+    init = config.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(CHANGES_BASE):
+        raise InputRejected(
+            f"adapter_config.json: init_lora_weights {printable(init)!r} makes peft change the base's weights at"
+            " every load; convert it with save_pretrained(path_initial_model_for_weight_conversion=...) first"
+        )
+    if config.get("layer_replication"):
+        raise InputRejected("adapter_config.json: layer_replication repeats layers of the base; not supported")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return LoraConfig.from_peft_type(**{key: value for key, value in config.items() if key in known})
+        except Exception as error:  # the config's own checks raise anything
+            raise InputRejected(f"adapter_config.json: peft refuses it: {one_line(error)}") from error
+
+
+def on_meta(model: Any, config: Any) -> Any:
+    """Wrap ``model``, which is on the meta device, by the class that `PeftModel.from_pretrained` would take."""
+    import torch
+    from peft import PeftModel
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    config.inference_mode = True
+    wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    with torch.device("meta"):
+        return wrapper(model, config, NAME, low_cpu_mem_usage=True)

@@ -1,0 +1,207 @@
+"""The rows of new token ids, for every tensor that is indexed by the vocabulary: computed when they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.computed import TensorGroup
+from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.checkpoint.tokenizer import TokenizerFiles
+from graftkit.errors import RecipeError, printable
+from graftkit.initializers import rows as schemes
+from graftkit.initializers.seeding import seed_of
+from graftkit.initializers.statistics import TableStatistics, table_statistics
+from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
+from graftkit.verification.vocabulary import KLPromise
+
+CONVEX = (Mean, SubwordMean, Describe, Copy)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A scheme together with the old ids that it averages; empty for schemes that use the whole table."""
+
+    scheme: Scheme
+    pieces: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
+        """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token was added."""
+        match scheme:
+            case SubwordMean():
+                pieces = _encode(tokenizer, content or "", f"token {content!r}")
+            case Describe(text=text):
+                pieces = _encode(tokenizer, text, f"description {text!r}")
+            case Copy(token=token):
+                index = tokenizer.id_of(token)
+                if index is None:
+                    raise RecipeError(
+                        f"operations: extend_vocab: copy: the tokenizer has no token {printable(token)!r}"
+                    )
+                pieces = (index,)
+            case _:
+                pieces = ()
+        return cls(scheme, pieces)
+
+
+def _encode(tokenizer: TokenizerFiles, text: str, what: str) -> tuple[int, ...]:
+    pieces = tuple(tokenizer.encode(text))
+    if not pieces:
+        raise RecipeError(
+            f"operations: extend_vocab: {printable(what)} has no old token to average; choose another init"
+        )
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """One new id: its token (None for appended padding) and how its input and output rows are made."""
+
+    index: int
+    content: str | None
+    input: Choice
+    output: Choice
+
+    @classmethod
+    def of(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
+        """Resolve both schemes against the old tokenizer."""
+        return cls(index, content, Choice.of(init, content, tokenizer), Choice.of(output, content, tokenizer))
+
+
+@dataclass
+class RowMaker:
+    """Makes the new rows of each vocabulary tensor on demand; statistics of a table are read once and kept."""
+
+    checkpoint: Checkpoint
+    vocabulary: Vocabulary
+    live_ids: int
+    rows: Sequence[NewRow]
+    seed: tuple[int, int]
+    _statistics: dict[str, TableStatistics] = field(default_factory=dict)
+    _groups: dict[str, TensorGroup] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rows = tuple(sorted(self.rows, key=lambda row: row.index))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids whose rows are new, ascending."""
+        return tuple(row.index for row in self.rows)
+
+    def values(self, item: VocabularyTensor) -> Any:
+        """The new rows of ``item`` as they are stored, computed once. *Shape:* ``(len(rows), d)``."""
+        return self._groups.setdefault(item.name, TensorGroup(lambda: (self._make(item),)))()[0]
+
+    def statistics(self, item: VocabularyTensor) -> TableStatistics:
+        """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
+        if item.name not in self._statistics:
+            source = _source(self.table(item), item.axis, self.live_ids)
+            if self.is_bias(item):
+                self._statistics[item.name] = _bias_statistics(source, self.statistics(self._output_table()))
+            else:
+                self._statistics[item.name] = table_statistics(source, self.live_ids)
+        return self._statistics[item.name]
+
+    def kl_promise(self) -> KLPromise | None:
+        """Which bound of the next-token distribution holds for the output rows, with the number of rows averaged."""
+        if not self.vocabulary.has_output or not self.rows:
+            return None
+        table = self._output_table()
+        choices = [self._choice(row, table).scheme for row in self.rows]
+        statistics = self.statistics(table)
+        if all(isinstance(scheme, Mean) for scheme in choices):
+            live = statistics.live.nonzero().flatten()
+            return KLPromise(
+                "mean", statistics.count, tuple(live.tolist()) if statistics.count < self.live_ids else None
+            )
+        return KLPromise("convex") if all(isinstance(scheme, CONVEX) for scheme in choices) else None
+
+    def figures(self) -> Mapping[str, Any]:
+        """What was found in each table: live rows, rows left out and why, and the spread."""
+        return {
+            name: {
+                "rows_averaged": s.count, "zero": s.zero, "small": s.small, "duplicates": s.duplicates,
+                "all_used": s.all_used, "std": s.std, "mean_norm": float(s.mean.norm()),
+            }
+            for name, s in self._statistics.items()
+        }  # fmt: skip
+
+    def table(self, item: VocabularyTensor) -> LazyTensor:
+        """The tensor of ``item``, as it was before the new rows."""
+        return self.checkpoint.tensors[item.name]
+
+    def is_bias(self, item: VocabularyTensor) -> bool:
+        """Whether it holds one value for each id."""
+        return self.table(item).nbytes == self.vocabulary.rows * _item_bytes(self.table(item))
+
+    def _output_table(self) -> VocabularyTensor:
+        return (self.vocabulary.of_role("output") or self.vocabulary.of_role("input"))[0]
+
+    def _choice(self, row: NewRow, item: VocabularyTensor) -> Choice:
+        if item.role == "sibling":
+            return Choice(Mean())
+        tied = self.vocabulary.tied or not self.vocabulary.has_output
+        return row.input if item.role in ("input", "further_input") or tied else row.output
+
+    def _make(self, item: VocabularyTensor) -> Any:
+        """Rows in float64, cast once to the stored dtype. *Shape:* ``(len(rows), d)``."""
+        import torch
+
+        stored = self.table(item)
+        made = torch.empty(
+            len(self.rows), stored.nbytes // stored.shape[item.axis] // _item_bytes(stored), dtype=torch.float64
+        )
+        groups: dict[Scheme, list[int]] = {}
+        for position, row in enumerate(self.rows):
+            groups.setdefault(self._choice(row, item).scheme, []).append(position)
+        for scheme, positions in groups.items():
+            made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
+        return made.to(torch_dtype(stored.dtype))
+
+    def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
+        import torch
+
+        source = _source(self.table(item), item.axis, self.live_ids)
+        seeds = [seed_of(*self.seed, item.role, row.index) for row in rows]
+        sampled = not self.is_bias(item)
+        match scheme:
+            case Zeros():
+                return schemes.zeros(self.statistics(item), len(rows))
+            case Normal(std=std) if sampled:
+                return schemes.normal(self.statistics(item), seeds, std)
+            case MeanCov(eps=eps) if sampled:
+                return schemes.mean_cov(source, self.statistics(item), seeds, eps)
+            case SubwordMean() | Describe() | Copy():
+                return torch.stack([self._average(item, self._choice(row, item).pieces) for row in rows])
+            case _:
+                return schemes.mean(self.statistics(item), len(rows))
+
+    def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Any:
+        stored = self.table(item)
+        total = sum(read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces)
+        return total / len(pieces)
+
+
+def _item_bytes(stored: LazyTensor) -> int:
+    import math
+
+    return stored.nbytes // math.prod(stored.shape)
+
+
+def _source(stored: LazyTensor, axis: int, size: int) -> Callable[[], Iterator[tuple[int, Any]]]:
+    return lambda: row_chunks(stored, axis, size)
+
+
+def _bias_statistics(source: Callable[[], Iterator[tuple[int, Any]]], table: TableStatistics) -> TableStatistics:
+    import torch
+
+    values = torch.cat([chunk for _, chunk in source()]).double()[table.live]
+    mean = values.mean(0)
+    return TableStatistics(
+        table.size, table.live, mean, float((values - mean).square().mean().sqrt()), 0, 0, 0, table.all_used
+    )

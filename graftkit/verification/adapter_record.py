@@ -1,0 +1,70 @@
+"""What the report of the run that made an adapter says of it, where that lies beside the adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.checkpoint.adapter import FOLDER, WEIGHTS
+from graftkit.errors import InputRejected, printable
+from graftkit.verification.adapter import Residual
+from graftkit.verification.digests import BaseDigests
+from graftkit.verification.promises import PromiseClass
+from graftkit.verification.vocabulary import VocabularyChange
+
+REPORT = "graft_report.json"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRecord:
+    """The adapter and its base as they were when a run wrote them; ``tensors`` are dtype, shape and SHA-256 by name."""
+
+    path: Path
+    strength: PromiseClass
+    residual: Residual | None
+    source: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, tuple[str, tuple[int, ...], str]]
+    base: BaseDigests
+
+
+def read_record(directory: Path) -> AdapterRecord | None:
+    """Read the report in the adapter's folder or above it; None where there is none, or none of a run that made an adapter.
+
+    Raises:
+        InputRejected: it is there and cannot be read.
+    """
+    path = next((path for path in (directory / REPORT, directory.resolve().parent / REPORT) if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        found = report["checks"].get("adapter")
+        if found is None:
+            return None
+        ledger = [entry for entry in report["ledger"] if entry["shard"] == f"{FOLDER}/{WEIGHTS}"]
+        return AdapterRecord(
+            path,
+            PromiseClass[found["strength"].upper()],
+            _residual(found["residual"]),
+            {name: report["source"][name] for name in ("name", "revision")},
+            dict(report["adapter"]["config"]),
+            {str(entry["name"]): (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
+            BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputRejected(
+            f"{printable(path)}: is damaged ({type(error).__name__}: {printable(error)}); move it away to verify the"
+            " adapter without it"
+        ) from error
+
+
+def _residual(found: Mapping[str, Any] | None) -> Residual | None:
+    if found is None:
+        return None
+    change = found["vocabulary"]
+    vocabulary = change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])})
+    return Residual(vocabulary, found["backbone"], found["from_source"])

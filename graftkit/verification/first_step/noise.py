@@ -1,0 +1,146 @@
+"""Old gradients beside the source's own noise: the source's gradients again, in ways that change nothing over the real numbers.
+
+Another table behind the hidden states has its logits summed in another order, and from there on back every rounding is
+another. How much that changes a gradient, only the model tells: a bias that softmax cancels (that of the keys) has a
+gradient of zero, and what is left of it is rounding alone. So each parameter is judged by its own noise, and by the
+unit roundoff of its module's gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graftkit.architecture.embeddings import OUTPUT, embedding_of
+from graftkit.verification.first_step.task import gradients, loss_of, loss_on
+from graftkit.verification.inputs import feed
+from graftkit.verification.probes import Probe
+
+#: A difference counts from this many times the noise on, as in the lens.
+MARGIN = 100
+
+#: Half the distance from 1 to the next number in float32.
+UNIT_ROUNDOFF = 2.0**-24
+
+#: A factor that is no power of two, so that everything behind it is rounded anew.
+FACTOR = 3
+
+Gradients = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class GradientGap:
+    """The old parameter whose gradient stands farthest above its noise.
+
+    ``error`` and ``floor`` are what it differs by and what counts as noise there, both relative to ``scale``, the largest
+    norm of a gradient in its module. ``noise`` gives for each null run the largest relative difference that it made anywhere.
+    """
+
+    parameter: str = ""
+    error: float = 0.0
+    floor: float = 0.0
+    scale: float = 0.0
+    noise: Mapping[str, float] | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether it is more than noise; what is not finite is."""
+        return not self.error <= MARGIN * self.floor
+
+
+def null_gradients(
+    model: Any, texts: Probe, made: frozenset[str], ids: int | None, more: int
+) -> Iterator[tuple[str, Gradients]]:
+    """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
+    loss = FACTOR * loss_of(model, texts, made, ids)
+    yield "loss times 3", {name: value / FACTOR for name, value in gradients(model, loss).items()}
+    if len(texts.ids) > 1:
+        rows = replace(texts, ids=texts.ids.flip(0), mask=texts.mask.flip(0))
+        outputs = model(**feed(model, rows, made))
+        back = {name: _rows_back(value, len(rows.ids)) for name, value in outputs.items()}
+        yield "rows reversed", gradients(model, loss_on(back, texts, generates=model.can_generate(), ids=ids))
+    for name, added in (("logits summed in reverse", 0), ("logits of a larger table", more)):
+        with other_logits(model, added) as varied:
+            if varied and (added or name.endswith("reverse")):
+                yield name, gradients(model, loss_of(model, texts, made, ids))
+
+
+def _rows_back(value: Any, rows: int) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(_rows_back(item, rows) for item in value)
+    return value.flip(0) if getattr(value, "ndim", 0) and len(value) == rows else value
+
+
+@contextlib.contextmanager
+def other_logits(model: Any, more: int) -> Iterator[bool]:
+    """The logits from a table with ``more`` rows, without them summed in reverse; False where the model has no plain table."""
+    import torch
+
+    head = embedding_of(model, OUTPUT)
+
+    def again(module: Any, args: tuple[Any, ...], output: Any) -> Any:
+        weight, bias = module.weight, module.bias
+        if not more:
+            return torch.nn.functional.linear(args[0].flip(-1), weight.flip(-1), bias)
+        larger = torch.cat([weight, weight[:more]])
+        bias = None if bias is None else torch.cat([bias, bias[:more]])
+        return torch.nn.functional.linear(args[0], larger, bias)[..., : output.shape[-1]]
+
+    plain = type(head) is torch.nn.Linear
+    hook = head.register_forward_hook(again) if plain else None
+    try:
+        yield plain
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+class OldGradients:
+    """The source's gradients of the loss over the old ids, and the noise of each."""
+
+    def __init__(self, found: Gradients, nulls: Iterator[tuple[str, Gradients]]) -> None:
+        self._found = found
+        self._scales = _scales(found)
+        self._floors = {name: UNIT_ROUNDOFF * self._scales[name] for name in found}
+        self.noise: dict[str, float] = {}
+        for what, again in nulls:
+            for name, old in found.items():
+                apart = _norm(again[name] - old)
+                self._floors[name] = max(self._floors[name], apart)
+                self.noise[what] = max(self.noise.get(what, 0.0), apart / (self._scales[name] or 1.0))
+
+    def broken(self) -> list[str]:
+        """Names of parameters whose gradient is not finite in the source itself."""
+        return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
+
+    def compare(self, after: Gradients) -> GradientGap:
+        """The worst of the old parameters, over the rows that the source has; one that lost its gradient is the worst."""
+        worst, most = GradientGap(noise=self.noise), 0.0
+        for name, old in self._found.items():
+            scale, floor = self._scales[name] or 1.0, self._floors[name]
+            new = after.get(name)
+            apart = float("inf") if new is None else _norm(new[: len(old)] - old if old.ndim else new - old)
+            times = apart / floor if floor else float("inf") if apart else 0.0
+            if not times <= most:
+                worst, most = GradientGap(name, apart / scale, floor / scale, scale, self.noise), times
+                if times != times:  # noqa: PLR0124 - NaN stays the worst
+                    break
+        return worst
+
+
+def _scales(found: Gradients) -> dict[str, float]:
+    """For each parameter the largest norm of a gradient in its module."""
+    norms = {name: _norm(value) for name, value in found.items()}
+    modules: dict[str, float] = {}
+    for name, norm in norms.items():
+        module = name.rpartition(".")[0]
+        modules[module] = max(modules.get(module, 0.0), norm)
+    return {name: modules[name.rpartition(".")[0]] for name in norms}
+
+
+def _norm(values: Any) -> float:
+    import torch
+
+    return float(torch.linalg.vector_norm(values))

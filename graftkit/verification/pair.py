@@ -1,0 +1,128 @@
+"""Two checkpoints that are compared without a recipe: what each check between them asks of both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
+from graftkit.errors import InputRejected
+from graftkit.verification.accounted import Accounted
+from graftkit.verification.documents import Allowed, check_documents
+from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
+from graftkit.verification.outputs import OutputsReport
+from graftkit.verification.tensors import changed_tensors
+from graftkit.verification.ties import lost_ties
+from graftkit.verification.tokenization import TokenizationReport, check_tokenization
+from graftkit.verification.vocabulary import KLPromise, VocabularyChange
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two opened checkpoints: vocabularies, tokenizers, and what the report of the second excuses."""
+
+    old: Checkpoint
+    new: Checkpoint
+    vocabularies: tuple[Vocabulary, Vocabulary]
+    tokenizers: tuple[TokenizerFiles, TokenizerFiles]
+    change: VocabularyChange
+    accounted: Accounted = field(default_factory=lambda: Accounted(()))
+
+    @classmethod
+    def of(cls, old: Checkpoint, new: Checkpoint, accounted: Accounted | None) -> Pair:
+        """Read what both have of a vocabulary.
+
+        Raises:
+            InputRejected: the second has fewer rows, one of them alone takes token ids, or its vocabulary cannot be told.
+        """
+        vocabularies = vocabulary_of(old), vocabulary_of(new)
+        rows = [vocabulary.rows for vocabulary in vocabularies]
+        if bool(rows[0]) != bool(rows[1]):
+            taking = (old, new) if rows[0] else (new, old)
+            raise InputRejected(f"{taking[1].name}: takes no token ids, but {taking[0].name} does")
+        if rows[1] < rows[0]:
+            raise InputRejected(f"{new.name}: has {rows[1]} rows, fewer than the {rows[0]} of {old.name}")
+        bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
+        first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
+        tokenizers = first, second
+        change = _change(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
+        return cls(old, new, vocabularies, tokenizers, change, accounted or Accounted(()))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether they have a tokenizer at all; what takes no token ids needs none."""
+        return self.tokenizers[0] is not NO_TOKENIZER
+
+    @property
+    def vocabulary(self) -> VocabularyChange | None:
+        """How the vocabulary changed; None where both take no token ids."""
+        return self.change if self.vocabularies[0].rows else None
+
+    def documents(self) -> Iterator[str]:
+        """What config and generation config say otherwise, and no operation of the report changed."""
+        allowed = Allowed(self.change, *self.tokenizers, self.accounted.values)
+        return check_documents(self.old, self.new, allowed)
+
+    def tokenization(self) -> TokenizationReport:
+        """How the tokenizers compare; a chat template may come where there was none, or where the report says so."""
+        first, second = self.tokenizers
+        ids = {second.token_of(index): index for index in range(first.size, second.size)}
+        changed = any("chat_template" in document + place for document, place in self.accounted.values)
+        return check_tokenization(
+            self.old.directory,
+            self.new.directory,
+            new={token: index for token, index in ids.items() if token is not None},
+            special=frozenset(),
+            chat_template_changed=changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
+            eos_may_pad=("tokenizer_config.json", "pad_token") in self.accounted.values,
+        )
+
+    def tensors(self, measured: OutputsReport | None) -> Iterator[str]:
+        """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""
+        before, after = self.vocabularies
+        axes = {item.name: item.axis for item in before.tensors}
+        fresh, live = self.change.fresh, self.tokenizers[0].size
+        yield from changed_tensors(self.old, self.new, axes, frozenset(fresh), self.accounted.tensors)
+        if self.accounted.promise:
+            return
+        yield from lost_ties(self.old, self.new)
+        yield from check_new_biases(self.new, after, fresh, live)
+        tables = [item for item in after.tensors if item.name not in self.accounted.written]
+        for row in wild_rows(self.new, tables, fresh, live):
+            yield row.sentence(self.tokenizers[1].token_of, measured.distribution if measured else None)
+
+    def bound(self) -> KLPromise | None:
+        """The bound on the KL: the promised one, or one that the new rows keep by what they are."""
+        if self.accounted.promise:
+            kl = self.accounted.promise.get("kl")
+            return KLPromise(kl["kind"], kl.get("rows_averaged", 0)) if kl else None
+        return likely_bound(self.new, self.vocabularies[1], self.change.fresh, self.tokenizers[0].size)
+
+    def unjudged(self, left_out: Collection[str], measured: OutputsReport | None) -> str:
+        """Why the new rows were not all judged; empty where they were, where there are none, and where the report vouches."""
+        if self.accounted.promise or not self.change.fresh:
+            return ""
+        if "bytes" in left_out:
+            return "the check of bytes was left out"
+        if self.vocabularies[1].has_output and (measured is None or measured.distribution is None):
+            return "the share of the next-token probability that new ids take was not measured"
+        return ""
+
+    def shares(self, measured: OutputsReport) -> Iterator[str]:
+        """What is wrong with the probability that new ids take, where no report says how their rows were made."""
+        if measured.distribution and not self.accounted.promise:
+            yield from check_shares(measured.distribution, self.tokenizers[1].token_of)
+
+
+def _change(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> VocabularyChange:
+    """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
+    fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
+    return VocabularyChange(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
+
+
+def _chat_templates(checkpoint: Checkpoint) -> tuple[object, ...]:
+    documents = checkpoint.documents
+    inside = documents.get("tokenizer_config.json", {}).get("chat_template")
+    return documents.get("chat_template.jinja"), documents.get("chat_template.json"), inside

@@ -1,0 +1,166 @@
+"""The products of an adapter's factors beside those of one with another rank, weight by weight."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.edits import Factors
+from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.checkpoint.adapter import open_adapter
+from graftkit.checkpoint.reading import equal_bytes, torch_dtype
+from graftkit.errors import few, printable
+from graftkit.verification.distribution import UNIT_ROUNDOFF
+from graftkit.verification.factor_rounding import WIDE, stored, summed
+
+
+@dataclass(frozen=True, slots=True)
+class ProductComparison:
+    """One adapted weight: the share of its energy that is lost, the least that any factors of the new rank lose, a failure.
+
+    ``exact`` says that the product is the same to the last bit, ``shrunk`` that the rank became smaller.
+    """
+
+    name: str
+    lost: float
+    least: float
+    exact: bool
+    shrunk: bool
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The factors of one expert in float64, *shapes* ``(r, in)`` and ``(out, r)``, and what is multiplied with their product.
+
+    ``unit`` is the rounding of the dtype in which they are multiplied, ``dtypes`` are those in which they are stored.
+    """
+
+    a: Any
+    b: Any
+    scaling: float
+    unit: float
+    dtypes: tuple[Any, Any]
+
+
+def products(model: Any, base: Path, folder: Path) -> dict[str, list[Product]]:
+    """The products of every adapted weight, one for each expert, of the adapter of ``folder`` as peft put it on ``model``."""
+    from peft.tuners.lora.layer import LoraLayer
+
+    dtypes = {pair.weight: (torch_dtype(pair.a.dtype), torch_dtype(pair.b.dtype)) for pair in _pairs(base, folder)}
+    return {
+        weight: list(_experts(module, dtypes[weight]))
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        for weight in [_weight(path, module)]
+    }
+
+
+def compare_products(old: Mapping[str, list[Product]], new: Mapping[str, list[Product]]) -> Iterator[ProductComparison]:
+    """Compare weight by weight; of several experts, the one that fails or loses most."""
+    for weight, parts in old.items():
+        found = [_compare(weight.removesuffix(".weight"), *pair) for pair in zip(parts, new[weight], strict=True)]
+        yield max(found, key=lambda one: (bool(one.failure), one.lost))
+
+
+def changed_tensors(base: Path, old: Path, new: Path) -> Iterator[str]:
+    """Yield a sentence where tensors that hold no factor (heads, rows of tokens, magnitudes, biases) are not byte-equal."""
+    before, after = ({**open_adapter(str(folder)).tensors} for folder in (old, new))
+    factors = {id(tensor) for pair in _pairs(base, old, before) for tensor in (pair.a, pair.b)}
+    kept = [name for name, tensor in before.items() if id(tensor) not in factors]
+    changed = [name for name in kept if name not in after or not equal_bytes(before[name], after[name])]
+    if before.keys() != after.keys():
+        changed += before.keys() ^ after.keys()
+    if changed:
+        yield f"tensors: {few(set(changed))} of the adapter changed, though no rank of theirs did"
+
+
+def _pairs(base: Path, folder: Path, tensors: Mapping[str, Any] | None = None) -> list[Factors]:
+    adapter = open_adapter(str(folder))
+    adapter = adapter if tensors is None else dataclasses.replace(adapter, tensors=tensors)
+    skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
+    return [edit for edit in find_edits(skeleton, adapter, str(folder)) if isinstance(edit, Factors)]
+
+
+def _weight(path: str, module: Any) -> str:
+    """The name in memory of the weight that a module of peft's adapts."""
+    while path.endswith(".base_layer"):
+        path = path.removesuffix(".base_layer")
+    return f"{path}.{getattr(module, 'parameter_name', 'weight')}"
+
+
+def _experts(module: Any, dtypes: tuple[Any, Any]) -> Iterator[Product]:
+    experts = getattr(module, "num_experts", 1)
+    if NAME in module.lora_embedding_A:
+        a, b = module.lora_embedding_A[NAME], module.lora_embedding_B[NAME]
+    else:
+        a, b = module.lora_A[NAME].weight, module.lora_B[NAME].weight
+    wide_a = a.detach().double().reshape(experts, -1, a.shape[1])
+    wide_b = b.detach().double().reshape(b.shape[0], -1, experts)
+    for expert in range(experts):
+        unit = UNIT_ROUNDOFF[str(a.dtype)]
+        yield Product(wide_a[expert], wide_b[..., expert], float(module.scaling[NAME]), unit, dtypes)
+
+
+def _same(old: Product, new: Product) -> bool:
+    """Whether the old directions are there to the last bit, and all others are zero on one side.
+
+    A scaling is the quotient of two numbers: it may differ by the rounding of both.
+    """
+    rank = len(old.a)
+    return (
+        abs(new.scaling - old.scaling) <= 2 * WIDE * abs(old.scaling)
+        and new.a[:rank].equal(old.a)
+        and new.b[:, :rank].equal(old.b)
+        and not new.b[:, rank:].any()
+    )
+
+
+def _compare(name: str, old: Product, new: Product) -> ProductComparison:
+    """Hold what is lost, as a norm, to the least that must be, and to what rounding adds: the stored factors, and this sum."""
+    import torch
+
+    rank, shrunk = len(new.a), len(new.a) < len(old.a)
+    if not shrunk and _same(old, new):
+        return ProductComparison(name, 0.0, 0.0, exact=True, shrunk=False, failure="")
+    old_b, new_b = old.b * old.scaling, new.b * new.scaling
+    values = _singular(old.a, old_b)
+    size = float(values.norm())
+    least = float(values[rank:].norm())
+    lost = float(_singular(torch.cat((old.a, new.a)), torch.cat((old_b, -new_b), 1)).norm())
+    rounding = abs(new.scaling) * stored(new.a, new.b, new.dtypes)
+    allowed = rounding + summed(old.a, old_b) + summed(new.a, new_b)
+    shares = (lost / (size or 1.0)) ** 2, (least / (size or 1.0)) ** 2
+    failure = ""
+    if not shrunk or not lost <= least + allowed:
+        failure = f"loses {shares[0]:.3g} of its energy; factors of rank {rank} lose {shares[1]:.3g} at least"
+    elif not (off := _off_nearest(old.a, old_b, new.a, new_b)) <= allowed + rounding:
+        failure = f"is {off / size:.3g} off the nearest product of rank {rank}, {(allowed + rounding) / size:.3g} is allowed"
+    failure = failure and f"products: {printable(name)!r} {failure}"
+    return ProductComparison(name, shares[0], shares[1], exact=False, shrunk=shrunk, failure=failure)
+
+
+def _off_nearest(old_a: Any, old_b: Any, new_a: Any, new_b: Any) -> float:
+    """How far the new product is from the nearest to the old one among those with its own column space.
+
+    Rounding turns that space by a unit at most, in which the old product has nothing larger than the smallest value kept: this
+    adds less than the rounding of the product itself.
+    """
+    import torch
+
+    used = new_b.any(0)
+    q, r = torch.linalg.qr(new_b[:, used])
+    return float((r @ new_a[used] - (q.T @ old_b) @ old_a).norm())
+
+
+def _singular(a: Any, b: Any) -> Any:
+    """The singular values of ``b @ a``, by QR of both."""
+    import torch
+
+    return torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)

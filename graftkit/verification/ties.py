@@ -1,0 +1,45 @@
+"""Weights that were one and are two: equal still, so that no output shows it, until training moves them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graftkit.architecture.accounting import Structure, account
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import equal_bytes
+from graftkit.errors import printable
+
+
+def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
+    """Yield a sentence for each pair of weights that ``old`` ties, and that ``new`` stores as two with equal values.
+
+    Raises:
+        InputRejected: the tensors of one of them are not those of its class.
+    """
+    if old.config == new.config and old.tensors.keys() == new.tensors.keys():
+        return
+    before, after = account(old), account(new)
+    for target, origin in before.skeleton.tied.items():
+        pair = _stored(new, after, target, origin)
+        if pair is None or not _is_tied(old, before, target, origin) or _is_tied(new, after, target, origin):
+            continue
+        if equal_bytes(*(new.tensors[name] for name in pair)):
+            one, other = (repr(printable(name)) for name in pair)
+            yield (
+                f"structure: {one} and {other} were tied and are two tensors now, equal still: training would move them apart;"
+                " set tie_word_embeddings as in the source"
+            )
+
+
+def _stored(checkpoint: Checkpoint, structure: Structure, target: str, origin: str) -> tuple[str, str] | None:
+    """The names on disk of both sides, None where one is not stored."""
+    disk = {key: name for name, (key, _) in structure.memory.items() if name in checkpoint.tensors}
+    return (disk[target], disk[origin]) if target in disk and origin in disk else None
+
+
+def _is_tied(checkpoint: Checkpoint, structure: Structure, target: str, origin: str) -> bool:
+    """Whether the loader ties them: the class does, and where both are stored their bytes are equal."""
+    if target not in structure.skeleton.tied:
+        return False
+    pair = _stored(checkpoint, structure, target, origin)
+    return pair is None or equal_bytes(*(checkpoint.tensors[name] for name in pair))
