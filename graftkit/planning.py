@@ -22,7 +22,7 @@ from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, vocabulary_of
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
-from graftkit.running.memory import available
+from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.composition import compose
@@ -86,7 +86,7 @@ class Plan:
             return WRITING_BYTES
         models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
-        paged = whole > available() if self.paged is None else self.paged
+        paged = whole > memory.available() if self.paged is None else self.paged
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property

@@ -14,8 +14,8 @@ from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
+from graftkit.running import memory
 from graftkit.running.forward import Loaded, load, undisturbed
-from graftkit.running.memory import available
 from graftkit.running.peft_loading import assembled, with_peft
 from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
@@ -242,7 +242,7 @@ class AdapterCheck:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
-        if weight_bytes(base) > available() // 2:
+        if weight_bytes(base) > memory.available() // 2:
             return "not run: too little memory"
         return merged(peft_model, reference.parts[0], reference.made)
 

@@ -17,6 +17,7 @@ from support.families import FAMILIES, build, write_tokenizer
 
 import graftkit
 from graftkit.errors import RecipeError
+from graftkit.running import memory
 from graftkit.running.forward import can_cache, load, outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.paging import room, table
@@ -133,9 +134,9 @@ def test_what_changes_in_the_file_changes_in_the_forward(moved):
 
 
 def test_memory_left_decides(demo, monkeypatch):
-    monkeypatch.setattr(room, "available", lambda: 300 << 20)
+    monkeypatch.setattr(memory, "available", lambda: 300 << 20)
     assert compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
-    monkeypatch.setattr(room, "available", lambda: 3 << 30)
+    monkeypatch.setattr(memory, "available", lambda: 3 << 30)
     assert not compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
 
 
@@ -145,7 +146,7 @@ def test_a_plan_says_what_it_needs_either_way(moved, tmp_path, monkeypatch):
     whole, paged = (graftkit.plan({**recipe, "verify": {"paged": wanted}}).memory for wanted in (False, True))
     assert whole != paged
     assert graftkit.plan(recipe).memory == whole
-    monkeypatch.setattr(room, "available", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available", lambda: 1 << 20)
     assert graftkit.plan(recipe).memory == paged
 
 

@@ -10,7 +10,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES
 from graftkit.checkpoint.weights import read_weights
 from graftkit.errors import RecipeError
-from graftkit.running.memory import available
+from graftkit.running import memory
 
 #: Item bytes by the name that a config gives its dtype.
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -31,7 +31,7 @@ def paged(directories: tuple[Path, ...], beside: int, *, wanted: bool | None) ->
         return False
     if wanted is not None:
         return wanted
-    return sum(map(loaded_nbytes, directories)) + beside > available()
+    return sum(map(loaded_nbytes, directories)) + beside > memory.available()
 
 
 def loaded_nbytes(directory: Path) -> int:

@@ -12,9 +12,9 @@ import torch
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, VerificationFailed, printable
+from graftkit.running import memory
 from graftkit.running.forward import Loaded, can_cache, load, run
 from graftkit.running.inputs import find_inputs
-from graftkit.running.memory import available
 from graftkit.running.probes import Probe, split
 from graftkit.running.reference import load_source, plan_probes
 from graftkit.verification.lens.floor import Floor, measure_floor
@@ -115,7 +115,7 @@ def prepare(
 
 def _room(loaded: Loaded) -> float:
     """Bytes for what the modules give: the usual, or a quarter of what is free where that is why parameters are paged in."""
-    return KEPT_BYTES if loaded.pager is None else min(KEPT_BYTES, available() / 4)
+    return KEPT_BYTES if loaded.pager is None else min(KEPT_BYTES, memory.available() / 4)
 
 
 def _on(device: torch.device, probe: Probe) -> Probe:
