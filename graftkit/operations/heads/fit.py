@@ -49,8 +49,9 @@ class ExampleFit:
         scheme, name = self.scheme, projection_of(self.head)
         if scheme.scheme != "ridge" and not self.head.of("projection_bias"):
             raise RecipeError(
-                f"operations: replace_head: init: {scheme.scheme} needs a bias, and the label projection"
-                f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without"
+                f"{scheme.scheme} needs a bias, and the label projection"
+                f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without",
+                field="init",
             )
         self.labels = self.file.survey()
         self.folds = deal(self.labels, scheme.held_out, FOLDS, generator_for(*self.seed, "held out"))

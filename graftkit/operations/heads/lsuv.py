@@ -43,13 +43,9 @@ class UnitVariance:
         """
         self.names = tuple(self._names())
         if not takes_text(self.head.skeleton.model):
-            raise RecipeError(
-                f"operations: replace_head: lsuv is measured on texts, and {self.head.skeleton.architecture} takes none"
-            )
+            raise RecipeError(f"lsuv is measured on texts, and {self.head.skeleton.architecture} takes none")
         if not self.names:
-            raise RecipeError(
-                f"operations: replace_head: lsuv: the head of {self.head.skeleton.architecture} has no such new layer"
-            )
+            raise RecipeError(f"lsuv: the head of {self.head.skeleton.architecture} has no such new layer")
 
     @staticmethod
     def wanted(spec: ReplaceHead) -> bool:
@@ -83,7 +79,7 @@ class UnitVariance:
             try:
                 found = lsuv(model, batches, only=layers, seed=seed_of(*self.seed, "lsuv"))
             except ValueError as error:
-                raise RecipeError(f"operations: replace_head: lsuv: {error}") from error
+                raise RecipeError(f"lsuv: {error}") from error
             parameters = dict(model.named_parameters())
             weights = {name: parameters[name].detach().to(torch_dtype(dtype)) for name in self.names}
         step(1.0)

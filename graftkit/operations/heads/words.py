@@ -30,7 +30,7 @@ TEXTS, LENGTH = PROBE_TEXTS[:8], 48
 #: Largest difference in float32, relative to the root mean square of the logits.
 SLACK = 1e-4
 
-WHERE = "operations: replace_head: init: verbalizer"
+WHERE = "verbalizer"
 
 #: Values of a config that bend the logits behind the rows.
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "softcap")
@@ -165,8 +165,9 @@ def word_ids(words: Mapping[str, Sequence[str]], checkpoint: Checkpoint) -> tupl
         shown = "|".join(printable(tokenizer.token_of(piece)) for piece in pieces) or "nothing"
         spaced = len(tokenizer.encode(f" {word}")) == 1
         raise RecipeError(
-            f"operations: replace_head: init.words.{printable(label)}: {printable(word)!r} is {len(pieces)} tokens, {shown};"
-            f" {f'{printable(word)!r} with a space before is one' if spaced else 'choose another word'}"
+            f"{printable(word)!r} is {len(pieces)} tokens, {shown};"
+            f" {f'{printable(word)!r} with a space before is one' if spaced else 'choose another word'}",
+            field=f"init.words.{printable(label)}",
         )
 
     return tuple(tuple(token(label, word) for word in group) for label, group in words.items())
