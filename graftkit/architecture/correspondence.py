@@ -6,6 +6,7 @@ the source's; maps compose as operations do, and what falls out of one map is ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class IndexMap:
     def grown(cls, source: int, result: int, fresh: Iterable[int]) -> IndexMap:
         """Every index below ``source`` is its own but those in ``fresh``, which were made anew."""
         cuts = [-1, *sorted(index for index in set(fresh) if index < source), source]
-        pairs = zip(cuts, cuts[1:], strict=False)
+        pairs = itertools.pairwise(cuts)
         runs = tuple((left + 1, left + 1, right - left - 1) for left, right in pairs if right - left > 1)
         return cls(source, result, runs)
 
