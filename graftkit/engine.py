@@ -13,7 +13,7 @@ from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations import Written
-from graftkit.operations.base import vocabulary_of
+from graftkit.operations.base import correspondence_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
@@ -150,7 +150,7 @@ def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> Ou
     found = compare_outputs(
         planned.source.directory,
         staged,
-        vocabulary=vocabulary.change if vocabulary else None,
+        correspondence=planned.correspondence,
         kl=vocabulary.kl() if vocabulary and not planned.scope else None,
         seed=planned.recipe.seed,
         scope=planned.scope,
@@ -170,9 +170,8 @@ def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
     base = staged if planned.writes_base else source
     found = []
     for place, outcome in enumerate(planned.outcomes):
-        later = vocabulary_of(planned.outcomes[place + 1 :])
-        change = later.change if later else None
-        written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs, change)
+        later = correspondence_of(planned.outcomes[place + 1 :])
+        written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs, later)
         for check in outcome.checks:
             if not (wanted or getattr(check, "reads_files_alone", False)):
                 continue
@@ -194,7 +193,6 @@ def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | 
     from graftkit.verification.lens.lens import compare_lens
     from graftkit.verification.signal import compare_signal
 
-    vocabulary = planned.vocabulary
     found: list[CheckReport] = []
     lens = functools.partial(compare_lens, paged=planned.paged)
     nothing = Scope.NOTHING in planned.scope
@@ -210,7 +208,7 @@ def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | 
         report = compare(
             planned.source.directory,
             staged if planned.writes_base else planned.source.directory,
-            vocabulary=vocabulary.change if vocabulary else None,
+            correspondence=planned.correspondence,
             seed=planned.recipe.seed,
             device=device,
             scope=planned.scope,
