@@ -57,6 +57,9 @@ FIELDS: dict[str, dict[str, Any]] = {
     "WAVEFT": {"n_frequency": 48},
 }
 
+#: Elements of a cache line, at most, and where weights begin behind one; None leaves them where the loader put them.
+LINE, PLACES = 64, (None, 0, 1, 2, 4, 8, 16)
+
 #: Kinds with targets of their own.
 NO_LINEARS = (
     "ADAPTION_PROMPT", "CARTRIDGE", "CPT", "LN_TUNING", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "SHADOW",
@@ -119,32 +122,63 @@ def measure(kind: str, family: str, base: Path, folder: Path) -> Measured:
 
 
 def _unlike_peft(kind: str, spec: dict[str, Any], base: Path, ours: Path, theirs: Path) -> str:
-    """What differs from the folder that peft saves for the same fields and seed; empty where nothing does."""
-    import torch
-    from peft import get_peft_model
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    """What differs from the folder that peft saves for the same fields and seed; empty where nothing does.
+
+    Decompositions may round otherwise where a weight begins elsewhere in memory, so peft is run with its weights at each of
+    :data:`PLACES`: a tensor must be one that peft gives, or no farther from one than peft's own are from one another.
+    """
     from safetensors.torch import load_file
 
-    from graftkit.architecture.peft.task import task_type
-    from graftkit.initializers.seeding import seed_of
-
-    model = _load(base)
-    fields = dict(spec["config"]) | {"task_type": spec.get("task_type") or task_type(type(model).__name__)}
-    if "target_modules" in spec:
-        fields["target_modules"] = spec["target_modules"]
-    torch.manual_seed(seed_of(0, 0, kind))
-    get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**fields)).save_pretrained(
-        theirs, save_embedding_layers=False
-    )
-    old, new = (load_file(path / "adapter_model.safetensors") for path in (theirs, ours))
-    if old.keys() != new.keys() or not all(old[name].equal(new[name]) for name in old):
-        return "other tensors than peft's"
-    configs = [json.loads((path / "adapter_config.json").read_text()) for path in (theirs, ours)]
+    new = load_file(ours / "adapter_model.safetensors")
+    runs: list[dict[str, Any]] = []
+    strange = list(new)
+    for place in PLACES:  # the first is enough, but where peft decomposes
+        _peft_saves(kind, spec, base, theirs / str(place), place)
+        runs.append(load_file(theirs / str(place) / "adapter_model.safetensors"))
+        if new.keys() != runs[-1].keys():
+            return "other tensors than peft's"
+        strange = [name for name in strange if not _among(new[name], [run[name] for run in runs])]
+        if not strange:
+            break
+    if strange:
+        return f"other tensors than peft's: {', '.join(strange[:3])}"
+    configs = [json.loads((path / "adapter_config.json").read_text()) for path in (theirs / str(PLACES[0]), ours)]
     for config in configs:
         for name, value in config.items():
             config[name] = sorted(value) if isinstance(value, list) else value
         config.pop("base_model_name_or_path")
     return "" if configs[0] == configs[1] else "another config than peft's"
+
+
+def _peft_saves(kind: str, spec: dict[str, Any], base: Path, folder: Path, place: int | None) -> None:
+    """Let peft make and save the adapter, on weights that begin ``place`` elements behind a cache line, or as they were loaded."""
+    import torch
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from graftkit.architecture.peft.task import task_type
+    from graftkit.initializers.seeding import seed_of
+
+    model = _load(base)
+    for parameter in () if place is None else model.parameters():
+        room = torch.empty(parameter.numel() + 2 * LINE, dtype=parameter.dtype)
+        start = -(room.data_ptr() // room.element_size()) % LINE + place
+        parameter.data = room[start : start + parameter.numel()].view(parameter.shape).copy_(parameter.data)
+    fields = dict(spec["config"]) | {"task_type": spec.get("task_type") or task_type(type(model).__name__)}
+    if "target_modules" in spec:
+        fields["target_modules"] = spec["target_modules"]
+    torch.manual_seed(seed_of(0, 0, kind))
+    get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**fields)).save_pretrained(folder, save_embedding_layers=False)
+
+
+def _among(value: Any, runs: list[Any]) -> bool:
+    """Whether ``value`` is one of peft's own, or as near to one of them as they are to one another."""
+    if any(value.dtype != run.dtype or value.shape != run.shape for run in runs):
+        return False
+    if any(value.equal(run) for run in runs):
+        return True
+    spread = max(float((one.double() - two.double()).abs().max()) for one in runs for two in runs)
+    return min(float((value.double() - run.double()).abs().max()) for run in runs) <= spread
 
 
 def _load(base: Path) -> Any:
