@@ -14,6 +14,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
+#: Folders whose tests compute: scripts/test --machines runs them under each setting of the machine. A test elsewhere that
+#: computes carries the marker itself.
+NUMERICAL = ("architecture", "initializers", "operations", "selftest", "verification")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").parts[0] in NUMERICAL:
+            item.add_marker("numerical")
+
 
 @pytest.fixture(scope="session")
 def demo():

@@ -13,6 +13,8 @@ from support.command import here, real
 
 from graftkit.cli import _parser
 
+pytestmark = pytest.mark.numerical
+
 ROOT = Path(__file__).parent.parent
 
 

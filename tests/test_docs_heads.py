@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 from graftkit.recipe import parse_recipe
+
+pytestmark = pytest.mark.numerical
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = (DOCS / "heads.md").read_text(encoding="utf-8")

@@ -13,6 +13,8 @@ import graftkit
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts, fans
 from graftkit.initializers.make import MAKERS
 
+pytestmark = pytest.mark.numerical
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "initializers.md").read_text(encoding="utf-8")

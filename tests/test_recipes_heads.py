@@ -10,6 +10,8 @@ import transformers
 from support.command import here
 from torch.utils.data import Dataset
 
+pytestmark = pytest.mark.numerical
+
 ROOT = Path(__file__).parent.parent
 STEPS = 20
 

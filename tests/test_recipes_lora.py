@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from support.command import here
 
+pytestmark = pytest.mark.numerical
+
 
 def loaded(output):
     import transformers

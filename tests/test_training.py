@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 import graftkit
 
+pytestmark = pytest.mark.numerical
+
 ROOT = Path(__file__).parent.parent
 STEPS = 20
 TOOLS = ["<|tool_call|>", "<|tool_result|>"]

@@ -17,6 +17,8 @@ from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
 
+pytestmark = pytest.mark.cross_section
+
 CHANGE = VocabularyChange(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
 BATCH = Probe("batch", torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.int64))
 
