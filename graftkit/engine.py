@@ -33,6 +33,7 @@ Progress = Callable[[str, float, float], None]
 #: Room for tokenizer, config, report and file system overhead, beside the tensors.
 SPARE_BYTES = 32 << 20
 
+
 def apply(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -82,10 +83,13 @@ def execute(
 
 def _prepare(planned: Plan, progress: Progress | None) -> None:
     """Let operations compute what takes long, before a byte is written."""
-    for spec, outcome in zip(planned.recipe.operations, planned.outcomes, strict=True):
+    for place, (spec, outcome) in enumerate(zip(planned.recipe.operations, planned.outcomes, strict=True)):
         if outcome.prepare is not None:
             what = f"prepare {spec.op}"
-            outcome.prepare((lambda share, what=what: progress(what, share, 1.0)) if progress else lambda _: None)  # type: ignore[misc]
+            try:
+                outcome.prepare((lambda share, what=what: progress(what, share, 1.0)) if progress else lambda _: None)  # type: ignore[misc]
+            except RecipeError as error:
+                raise error.in_operation(place, spec.op) from error
 
 
 def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | None) -> tuple[LedgerEntry, ...]:

@@ -26,13 +26,22 @@ class GraftkitError(Exception):
 
 
 class RecipeError(GraftkitError):
-    """The recipe or the command line is wrong. Holds one problem per line, in the order of the recipe's lines."""
+    """The recipe or the command line is wrong. Holds one problem per line, in the order of the recipe's lines.
+
+    An operation raises it without a place, at most with the ``field`` of each problem; planning adds the place.
+    """
 
     exit_code = 2
 
-    def __init__(self, problems: str | list[str]) -> None:
+    def __init__(self, problems: str | list[str], *, field: str | list[str] = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.fields = [field] * len(self.problems) if isinstance(field, str) else field
         super().__init__("\n".join(self.problems))
+
+    def in_operation(self, place: int, op: str) -> RecipeError:
+        """The same error with its place in the recipe: operation number ``place``, and the field where one is to blame."""
+        where = [f"operations.{place}.{field}" if field else f"operations.{place}: {op}" for field in self.fields]
+        return RecipeError([f"{one}: {problem}" for one, problem in zip(where, self.problems, strict=True)])
 
 
 class InputRejected(GraftkitError):

@@ -18,13 +18,14 @@ from graftkit.checkpoint.changes import TensorChange, ValueChange, document_chan
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.operations import IMPLEMENTATIONS, Context, Outcome
-from graftkit.operations.base import VocabularyOutcome, vocabulary_of
+from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
+from graftkit.operations.base import VocabularyOutcome, check_plain_weights, vocabulary_of
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.running import memory
+from graftkit.running.paging import room
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.composition import compose
-from graftkit.verification.paging import room
-from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.promises import Promise, Scope
 
 #: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
@@ -85,7 +86,7 @@ class Plan:
             return WRITING_BYTES
         models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
-        paged = whole > room.available() if self.paged is None else self.paged
+        paged = whole > memory.available() if self.paged is None else self.paged
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property
@@ -153,9 +154,14 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
-        outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
-        outcome = combined(recipe.operations[: place + 1], source, outcomes, outcome)
-        _check_order(place, spec.op, outcome, outcomes, changed=outcome.checkpoint is not result)
+        if spec.op in NEED_PLAIN_WEIGHTS:
+            check_plain_weights(result, spec.op)
+        try:
+            outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
+            outcome = combined(recipe.operations[: place + 1], source, outcomes, outcome)
+            _check_order(outcome, outcomes, changed=outcome.checkpoint is not result)
+        except RecipeError as error:
+            raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
     if result is not source:
@@ -163,18 +169,14 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
 
 
-def _check_order(place: int, op: str, outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
+def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
     """An adapter is made for the base as it is then; nothing may change that base afterwards."""
     if not any(before.adapter for before in earlier):
         return
     if outcome.adapter:
-        raise RecipeError(
-            f"operations.{place}: {op}: a recipe makes one adapter; put the second into a recipe of its own"
-        )
+        raise RecipeError("a recipe makes one adapter; put the second into a recipe of its own")
     if changed:
-        raise RecipeError(
-            f"operations.{place}: {op}: changes the base of the adapter made before it; put it before that"
-        )
+        raise RecipeError("changes the base of the adapter made before it; put it before that")
 
 
 def _check_result(result: Checkpoint) -> None:

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import graftkit
-from graftkit.verification.forward import load, run, undisturbed
+from graftkit.running.forward import load, run, undisturbed
+from graftkit.running.probes import Probe
 from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.reach import BITS, Reach, random_places
 from graftkit.verification.lens.setting import prepare
-from graftkit.verification.probes import Probe
 
 DEMO = Path(__file__).parent.parent / "recipes" / "models" / "demo-lm"
 

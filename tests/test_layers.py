@@ -15,6 +15,7 @@ LAYERS = [
     {"recipe"},
     {"checkpoint", "initializers"},
     {"architecture"},
+    {"running"},
     {"verification"},
     {"operations"},
     {"planning"},

@@ -27,7 +27,7 @@ def names_matching(names: Iterable[str], glob: str) -> list[str]:
     return [name for name in names if fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")]
 
 
-def expand_names(operation: str, field: str, entries: Sequence[str], names: Sequence[str]) -> list[str]:
+def expand_names(field: str, entries: Sequence[str], names: Sequence[str]) -> list[str]:
     """The entries of ``field``, globs replaced by the ``names`` that they fit.
 
     Raises:
@@ -35,18 +35,18 @@ def expand_names(operation: str, field: str, entries: Sequence[str], names: Sequ
     """
     found: list[str] = []
     for entry in entries:
-        fits = names_matching(names, entry) if is_glob(entry) else [entry] * any(ends_with(name, entry) for name in names)
+        fits = (
+            names_matching(names, entry) if is_glob(entry) else [entry] * any(ends_with(name, entry) for name in names)
+        )
         if not fits:
-            raise no_match(operation, field, entry, names)
+            raise no_match(field, entry, names)
         found += fits
     return list(dict.fromkeys(found))
 
 
-def no_match(operation: str, field: str, entry: str, names: Iterable[str]) -> RecipeError:
+def no_match(field: str, entry: str, names: Iterable[str]) -> RecipeError:
     """The error of an entry that fits no name, with near names."""
     known = list(names)
     lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))
     close = difflib.get_close_matches(entry, known if "." in entry else lasts, n=3, cutoff=0.5) or lasts[-8:]
-    return RecipeError(
-        f"operations: {operation}: {field}: {printable(entry)!r} matches no module; near names: {', '.join(close)}"
-    )
+    return RecipeError(f"{printable(entry)!r} matches no module; near names: {', '.join(close)}", field=field)

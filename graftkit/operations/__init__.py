@@ -23,4 +23,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "resize_adapter": resize_adapter,
 }
 
-__all__ = ["IMPLEMENTATIONS", "Context", "Operation", "Outcome", "Written"]
+#: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
+NEED_PLAIN_WEIGHTS = frozenset({"extend_vocab", "extract_lora", "merge_adapter", "reinit", "replace_head"})
+
+__all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome", "Written"]

@@ -135,20 +135,20 @@ def _fields(
     """The arguments of peft's config class, and sentences on what was left out."""
     known = config_fields(spec.peft_type)
     if not known:
-        raise RecipeError(f"operations: add_adapter: peft_type: the installed peft has no {spec.peft_type}")
+        raise RecipeError(f"the installed peft has no {spec.peft_type}", field="peft_type")
     written: Mapping[str, Any] = spec.plain_fields()
     fields: dict[str, Any] = dict(written.get("config") or {})
-    check_fields("add_adapter", spec.peft_type, fields, OWN)
+    check_fields(spec.peft_type, fields, OWN)
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     notes: tuple[str, ...] = ()
     if spec.target_modules is not None:
         _need("target_modules", known, spec)
-        fields["target_modules"], notes = resolve_names(base, written["target_modules"], "add_adapter")
+        fields["target_modules"], notes = resolve_names(base, written["target_modules"])
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     if isinstance(fields.get("exclude_modules"), list):
-        fields["exclude_modules"] = expand_names("add_adapter", "config.exclude_modules", fields["exclude_modules"], modules)
+        fields["exclude_modules"] = expand_names("config.exclude_modules", fields["exclude_modules"], modules)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
-    saved = expand_names("add_adapter", "modules_to_save", saved, modules)
+    saved = expand_names("modules_to_save", saved, modules)
     if saved and spec.modules_to_save == "auto" and "modules_to_save" not in known:
         notes += (f"the head is not trained: {spec.peft_type} has no modules_to_save",)
     elif saved:
@@ -161,10 +161,10 @@ def _check_patterns(fields: Mapping[str, Any], modules: tuple[str, ...]) -> None
     """Refuse layers and names of patterns that fit none of the adapted modules, where peft tells which these are."""
     if not modules:
         return
-    check_layers(_several(fields.get("layers_to_transform")), fields.get("layers_pattern"), modules, "add_adapter")
+    check_layers(_several(fields.get("layers_to_transform")), fields.get("layers_pattern"), modules)
     for name, value in fields.items():
         if name.endswith("_pattern") and isinstance(value, dict):
-            check_pattern(name, value, modules, "add_adapter")
+            check_pattern(name, value, modules)
 
 
 def _several(layers: Any) -> Any:
@@ -173,7 +173,7 @@ def _several(layers: Any) -> Any:
 
 def _need(name: str, known: tuple[str, ...], spec: AddAdapter) -> None:
     if name not in known:
-        raise RecipeError(f"operations: add_adapter: {name}: has no effect: {spec.peft_type} has no such field")
+        raise RecipeError(f"has no effect: {spec.peft_type} has no such field", field=name)
 
 
 def _new_tokens(

@@ -63,7 +63,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         reasons = list(unsuitable(injection, disk, checkpoint, halves, spec.init_lora_weights))
         if reasons:
             more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-            raise RecipeError(f"operations: add_lora: init_lora_weights: {spec.init_lora_weights}: {reasons[0]}{more}")
+            raise RecipeError(f"{spec.init_lora_weights}: {reasons[0]}{more}", field="init_lora_weights")
     seed = (context.seed, context.place)
     data = None
     if spec.init_lora_weights in DATA_INITS:
@@ -94,19 +94,19 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
 def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
     kind = str(spec.init_lora_weights)
     if "quantization_config" in checkpoint.config and (spec.init_lora_weights not in SAMPLED or spec.use_dora):
-        what = "use_dora" if spec.use_dora else f"init_lora_weights: {kind}"
-        raise RecipeError(
-            f"operations: add_lora: {what}: needs the weights, and the base is quantized; true starts without"
-        )
+        field = "use_dora" if spec.use_dora else "init_lora_weights"
+        what = "" if spec.use_dora else f"{kind} "
+        raise RecipeError(f"{what}needs the weights, and the base is quantized; true starts without", field=field)
     if kind == "loftq":
         raise RecipeError(
-            "operations: add_lora: init_lora_weights: loftq quantizes the base while it makes the adapter, by bitsandbytes on a"
-            " GPU, and no quantized base is written here; pissa on the same targets makes the quantization error small, too"
+            "loftq quantizes the base while it makes the adapter, by bitsandbytes on a"
+            " GPU, and no quantized base is written here; pissa on the same targets makes the quantization error small, too",
+            field="init_lora_weights",
         )
     if kind == "orthogonal" and any(rank % 2 for rank in (spec.r, *spec.rank_pattern.values())):
-        raise RecipeError("operations: add_lora: init_lora_weights: orthogonal takes even ranks alone")
+        raise RecipeError("orthogonal takes even ranks alone", field="init_lora_weights")
     if not isinstance(spec.init_lora_weights, bool) and kind != "gaussian" and spec.use_dora:
-        raise RecipeError(f"operations: add_lora: use_dora: starts as the identity from B = 0, not from {kind}")
+        raise RecipeError(f"starts as the identity from B = 0, not from {kind}", field="use_dora")
 
 
 def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, An
     written = spec.plain_fields()
     fields = {name: value for name, value in written.items() if name not in OWN}
     others: Any = written.get("config") or {}
-    check_fields("add_lora", "LORA", others, AddLora.model_fields)
+    check_fields("LORA", others, AddLora.model_fields)
     fields |= {name: value for name, value in others.items() if name not in DATA_CONFIGS.values()}
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     fields["init_lora_weights"] = True
@@ -155,7 +155,8 @@ def _check_rows(injection: Injection, skeleton: Skeleton) -> None:
         outside = [row for row in entry.rows if not 0 <= row < rows]
         if outside:
             raise RecipeError(
-                f"operations: add_lora: trainable_token_indices: {outside[0]} is no row of {printable(entry.weight)}, which has {rows}"
+                f"{outside[0]} is no row of {printable(entry.weight)}, which has {rows}",
+                field="trainable_token_indices",
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.errors import InputRejected
 from graftkit.verification.checks import CheckReport
 from graftkit.verification.promises import Promise, Scope
 from graftkit.verification.vocabulary import KLPromise, VocabularyChange, weaker_kl
@@ -108,6 +109,19 @@ class Context:
     source: Checkpoint
     output: Path
     earlier: tuple[Outcome, ...] = ()
+
+
+def check_plain_weights(checkpoint: Checkpoint, op: str) -> None:
+    """Refuse a quantized checkpoint where the operation ``op`` needs plain weights.
+
+    Raises:
+        InputRejected: config.json has a quantization_config.
+    """
+    if "quantization_config" in checkpoint.config:
+        raise InputRejected(
+            f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"
+            " quantized from"
+        )
 
 
 class Operation(Protocol):

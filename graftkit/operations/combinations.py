@@ -19,9 +19,7 @@ from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.head_schemes import HeadZeros
 from graftkit.recipe.weight_schemes import is_zero
 
-SOUND = (
-    "a zero head in front of a LoRA whose B is zero is sound: the head has a gradient at step 0, B at step 1, A at step 2"
-)
+SOUND = "a zero head in front of a LoRA whose B is zero is sound: the head has a gradient at step 0, B at step 1, A at step 2"
 
 
 def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcome], outcome: Outcome) -> Outcome:
@@ -40,7 +38,7 @@ def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcom
         for name in _zeroed(before, source, earlier):
             if any(tensor.startswith(f"base_model.model.{name.removesuffix('.weight')}.") for tensor in adapted):
                 raise RecipeError(
-                    f"operations.{len(before)}: add_lora: use_dora divides each row by its norm, and {printable(name)!r} is"
+                    f"divides each row by its norm, and {printable(name)!r} is"
                     " made zero before it: every output would be NaN; leave use_dora out, or start that weight elsewhere"
                 )
     zero_head = any(isinstance(one, ReplaceHead) and isinstance(one.init, HeadZeros) for one in before)
@@ -58,8 +56,9 @@ def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequenc
     stuck = never_learning(skeleton, memory)
     if stuck:
         raise RecipeError(
-            f"operations.{len(specs) - 1}: reinit: init: from these zeros no gradient ever reaches {few(stuck)}; leave out one of"
-            " those that wait for each other, or start it elsewhere"
+            f"from these zeros no gradient ever reaches {few(stuck)}; leave out one of"
+            " those that wait for each other, or start it elsewhere",
+            field="init",
         )
 
 
@@ -78,8 +77,9 @@ def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
     if inner and is_zero(spec.init) and is_zero(spec.inner_init):
         projection = head.of("projection")[0].name
         raise RecipeError(
-            f"operations: replace_head: inner_init: {printable(inner[0])!r} and {printable(projection)!r} would both be zero,"
-            " and neither would ever have a gradient; leave inner_init out"
+            f"{printable(inner[0])!r} and {printable(projection)!r} would both be zero,"
+            " and neither would ever have a gradient; leave inner_init out",
+            field="inner_init",
         )
 
 

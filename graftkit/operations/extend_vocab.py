@@ -37,10 +37,6 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         InputRejected: the checkpoint's vocabulary cannot be extended, and why.
         RecipeError: the recipe asks for something that this checkpoint has no place for.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(
-            f"{checkpoint.name}: config.json has a quantization_config; extend_vocab needs plain weights"
-        )
     vocabulary = find_vocabulary(checkpoint)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     if tokenizer.size > vocabulary.rows:
@@ -112,7 +108,7 @@ def _check_output_init(spec: ExtendVocab, vocabulary: Vocabulary) -> None:
     given = spec.output_init is not None or any(t.output_init is not None for t in (*spec.tokens, *spec.special_tokens))
     if given and not vocabulary.of_role("output"):
         why = "its input and output rows are tied" if vocabulary.tied else "it has no output embedding"
-        raise RecipeError(f"operations: extend_vocab: output_init has no meaning for this checkpoint: {why}")
+        raise RecipeError(f"has no meaning for this checkpoint: {why}", field="output_init")
 
 
 def _template_text(template: str | ChatTemplateFile) -> str:

@@ -18,7 +18,7 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, few, printable
 from graftkit.operations.adapters.base import base_fields
 from graftkit.operations.adapters.weight_difference import WeightDifference
-from graftkit.operations.base import Context, Outcome
+from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
 from graftkit.verification.extracted import compare_with_tuned
 from graftkit.verification.promises import Promise, PromiseClass
@@ -47,9 +47,7 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
             f"{tuned.name}: is a {other.skeleton.architecture}, the base a {structure.skeleton.architecture};"
             " give the base the same class first (replace_head)"
         )
-    for one in (checkpoint, tuned):
-        if "quantization_config" in one.config:
-            raise InputRejected(f"{one.name}: config.json has a quantization_config; extract_lora needs plain weights")
+    check_plain_weights(tuned, spec.op)
     changes = _changes(spec, checkpoint, structure, tuned, other, (context.seed, context.place))
     _refuse_loss(spec, changes, structure.skeleton)
     if not changes.linears:
@@ -153,7 +151,7 @@ def _refuse_loss(spec: ExtractLora, changes: Changes, skeleton: Skeleton) -> Non
     for key, found in (("allow_lost", changes.others), ("modules_to_save", tuple(changes.saved))):
         for given in getattr(spec, key):
             if not any(_named(name, (given,)) for name in found):
-                raise RecipeError(f"operations: extract_lora: {key}: {printable(given)!r} names nothing that differs")
+                raise RecipeError(f"{printable(given)!r} names nothing that differs", field=key)
 
 
 def _rank(spec: ExtractLora, difference: WeightDifference) -> int:

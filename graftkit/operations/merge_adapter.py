@@ -42,10 +42,6 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
         InputRejected: base and adapter do not fit, the adapter was made for another base and ``spec.base`` does not accept that, or
             what the adapter does cannot be folded into a weight.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(
-            f"{checkpoint.name}: config.json has a quantization_config; merge into the plain weights it was made from"
-        )
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
     structure = account(checkpoint)
     found = find_edits(build_skeleton(checkpoint.config), adapter, shown)

@@ -33,17 +33,14 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
             class has no list of layers.
         RecipeError: a pattern or a layer that is not there, or an ``init`` that no selected tensor would get.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(f"{checkpoint.name}: config.json has a quantization_config; reinit needs plain weights")
     structure = account(checkpoint)
-    where = f"operations.{context.place}"
     layers = layer_list(structure.skeleton) if spec.layers is not None else None
-    targets = _targets(spec, checkpoint, structure, layers, where)
+    targets = _targets(spec, checkpoint, structure, layers)
     _check_ties(checkpoint, structure, targets)
     matrices = [target for target in targets if target.layout is not None]
     if spec.init is not None and not matrices:
         raise RecipeError(
-            f"{where}.init: no matrix is selected; gains and biases get what their class gives a new model"
+            "no matrix is selected; gains and biases get what their class gives a new model", field="init"
         )
     scheme = spec.init or WeightNormal()
     facts = _model_facts(structure.skeleton)
@@ -59,15 +56,13 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
 
 
-def _targets(
-    spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers: LayerList | None, where: str
-) -> list[Target]:
+def _targets(spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers: LayerList | None) -> list[Target]:
     candidates = dict(_candidates(checkpoint, structure))
     if layers is not None:
-        prefixes = _prefixes(spec, layers, where)
+        prefixes = _prefixes(spec, layers)
         candidates = {disk: item for disk, item in candidates.items() if item[0].startswith(prefixes)}
     names = {disk: (disk, name) for disk, (name, _, _) in candidates.items()}
-    chosen = _matching(spec.parameters, names, where)
+    chosen = _matching(spec.parameters, names)
     found = [_target(checkpoint, disk, *candidates[disk]) for disk in chosen]
     targets = [target for target in found if target.layout is not None or _is_told(checkpoint, target)]
     told = {target.disk for target in targets}
@@ -76,7 +71,7 @@ def _targets(
         leaves = dict.fromkeys(f"!*.{printable(target.disk.rpartition('.')[2])}" for target in unknown)
         remedy = ", ".join(f'"{pattern}"' for pattern in [*(spec.parameters or ["*"]), *leaves])
         raise RecipeError(
-            f"{where}: {unknown[0].skeleton.architecture} does not say what {printable(unknown[0].disk)!r} holds in a new"
+            f"{unknown[0].skeleton.architecture} does not say what {printable(unknown[0].disk)!r} holds in a new"
             f" model; leave it out: parameters: [{remedy}]"
         )
     return targets
@@ -96,35 +91,32 @@ def _candidates(checkpoint: Checkpoint, structure: Structure) -> Iterator[tuple[
             yield disk, (*sibling.memory_names([disk])[disk], sibling)
 
 
-def _prefixes(spec: Reinit, layers: LayerList, where: str) -> tuple[str, ...]:
+def _prefixes(spec: Reinit, layers: LayerList) -> tuple[str, ...]:
     numbers = spec.layer_numbers(layers.count)
     missing = [number for number in numbers if not 0 <= number < layers.count]
     if missing:
         raise RecipeError(
-            f"{where}.layers: {layers.path} has {layers.count} layers, numbered from 0 to {layers.count - 1}"
+            f"{layers.path} has {layers.count} layers, numbered from 0 to {layers.count - 1}", field="layers"
         )
     return tuple(layers.prefix(number) for number in numbers)
 
 
-def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]], where: str) -> list[str]:
+def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]]) -> list[str]:
     """The tensors of which one name matches a pattern and none a pattern that begins with ``!``."""
     hits = {
         pattern: {disk for disk, both in names.items() if any(fnmatchcase(n, pattern.removeprefix("!")) for n in both)}
         for pattern in patterns
     }
-    problems = [
-        f"{where}.parameters.{index}: {_unmatched(pattern, names)}"
-        for index, (pattern, found) in enumerate(hits.items())
-        if not found
-    ]
-    if problems:
-        raise RecipeError(problems)
+    wrong = [(index, pattern) for index, (pattern, found) in enumerate(hits.items()) if not found]
+    if wrong:
+        fields = [f"parameters.{index}" for index, _ in wrong]
+        raise RecipeError([_unmatched(pattern, names) for _, pattern in wrong], field=fields)
     taken = [found for pattern, found in hits.items() if not pattern.startswith("!")]
     left_out = set().union(*(found for pattern, found in hits.items() if pattern.startswith("!")))
     chosen = set().union(*taken) if taken else set(names)
     found = [disk for disk in names if disk in chosen - left_out]
     if not found:
-        raise RecipeError(f"{where}: selects nothing: the patterns with ! leave out all that the others take")
+        raise RecipeError("selects nothing: the patterns with ! leave out all that the others take")
     return found
 
 

@@ -43,10 +43,6 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
             backbone.
         RecipeError: the recipe asks for something that this class has no place for.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(
-            f"{checkpoint.name}: config.json has a quantization_config; replace_head needs plain weights"
-        )
     structure = account(checkpoint)
     config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
@@ -60,8 +56,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()
     new = {
-        t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64")
-        for t in head.tensors
+        t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64") for t in head.tensors
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
     fit = ExampleFit(spec, head, maker.seed) if is_fitted(spec) else None
@@ -155,7 +150,7 @@ def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
     """Refuse what the class has no place for."""
     name = head.skeleton.architecture
     if not head.tensors and not head.dropped and checkpoint.config.get("architectures") == [name]:
-        raise RecipeError(f"operations: replace_head: the checkpoint is {name} already, with every tensor of its head")
+        raise RecipeError(f"the checkpoint is {name} already, with every tensor of its head")
     if head.reads_last_position:
         check_padding_side(checkpoint, name)
     if spec.task in LABELLED and not head.of("projection"):
@@ -165,8 +160,8 @@ def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
     if prior and not head.of("projection_bias"):
         shown = printable(head.of("projection")[0].name)
         raise RecipeError(
-            f"operations: replace_head: init: a class_prior is written into the bias, and the label projection"
-            f" {shown!r} of {name} has none"
+            f"a class_prior is written into the bias, and the label projection {shown!r} of {name} has none",
+            field="init",
         )
 
 
@@ -175,9 +170,7 @@ def _lm_head(structure: Structure, head: Head) -> tuple[str, ...]:
     skeleton: Skeleton = structure.skeleton
     outputs = skeleton.weight_names(OUTPUT)
     if not outputs:
-        raise RecipeError(
-            f"operations: replace_head: keep_lm_head: {skeleton.architecture} has no language-model head to keep"
-        )
+        raise RecipeError(f"{skeleton.architecture} has no language-model head to keep", field="keep_lm_head")
     backbone = backbone_names(structure) - {d for d, (key, _) in structure.memory.items() if key in outputs}
     return tuple(name for name in head.dropped if name not in backbone)
 

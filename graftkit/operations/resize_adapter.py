@@ -44,9 +44,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         raise InputRejected(f"{shown}: peft converts it when it loads it; load and save it once with peft")
     ranks = Counter(pair.rank for pair in pairs)
     if ranks.keys() <= {spec.r}:
-        raise RecipeError(
-            f"operations.{context.place}: resize_adapter: r: every weight of the adapter has rank {spec.r} already"
-        )
+        raise RecipeError(f"every weight of the adapter has rank {spec.r} already", field="r")
     resizer = Resizer(spec.r, (context.seed, context.place), shown)
     tensors: dict[str, LazyTensor] = dict(adapter.tensors)
     for pair in pairs:

@@ -12,15 +12,16 @@ from typing import TypeVar
 
 from graftkit.compare import CHECKS, verify
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.selftest import adapters, grown
+from graftkit.selftest import adapters, grown, trained
 from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
 from graftkit.selftest.adapters import AdapterSubject
 from graftkit.selftest.bench import Bench, Look, Seen, first_sentences, largest
-from graftkit.selftest.clean import clean_copies
+from graftkit.selftest.clean import CleanCopy, clean_copies
 from graftkit.selftest.copies import copy_checkpoint
 from graftkit.selftest.fault import BASE, GRADIENTS, LOADING, OUTPUTS, Fault
 from graftkit.selftest.faults import FAULTS
 from graftkit.selftest.grown import GROWN_FAULTS, GrownSubject
+from graftkit.selftest.kernels import KERNELS
 from graftkit.selftest.report import CleanRun, PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
 from graftkit.verification.outputs import OutputsReport
@@ -69,8 +70,10 @@ def selftest(
     with tempfile.TemporaryDirectory(prefix="graftkit-selftest-") as folder:
         room = Path(folder)
         bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), silent)
-        planted = [bench.fault(fault) for fault in _told(progress, "plant faults", faults)]
-        runs = [bench.clean(copy.name, copy.make) for copy in _told(progress, "clean copies", copies)]
+        planted = [bench.fault(fault) for fault in with_progress(progress, "plant faults", faults)]
+        runs = [bench.clean(copy.name, copy.make) for copy in with_progress(progress, "clean copies", copies)]
+        if copies and outputs and OUTPUTS not in leave_out:
+            runs += _under_other_kernels(bench, copies[0])
         if grown_faults:
             more = _on_a_grown_output(subject, room, grown_faults, leave_out, outputs=outputs)
             planted, runs = [*planted, *more[0]], [*runs, *more[1]]
@@ -82,12 +85,22 @@ def selftest(
             else:
                 look = adapters.look_at(adapter, room, leave_out, outputs=outputs)
                 other = Bench(adapter, look, silent)
-                planted += [other.fault(fault) for fault in _told(progress, "faults in adapters", adapter_faults)]
+                planted += [
+                    other.fault(fault) for fault in with_progress(progress, "faults in adapters", adapter_faults)
+                ]
                 runs += [
                     other.clean(f"adapter; {copy.name}", adapters.spell_again(adapter, copy))
-                    for copy in _told(progress, "clean adapters", copies)
+                    for copy in with_progress(progress, "clean adapters", copies)
                 ]
+                if copies and outputs and not leave_out:
+                    runs += trained.clean_runs(adapter, room)
     return Selftest(model, tuple(leave_out), tuple(planted), tuple(runs), round(time.perf_counter() - start, 3))
+
+
+def _under_other_kernels(bench: Bench[Subject], copy: CleanCopy) -> Iterator[CleanRun]:
+    for name, context in KERNELS.items():
+        with context():
+            yield bench.clean(f"{copy.name}; {name}", copy.make)
 
 
 def _on_a_grown_output(
@@ -119,12 +132,12 @@ def _look_at(subject: Subject, room: Path, leave_out: Collection[str], *, output
         finally:
             shutil.rmtree(target)
         weights = largest(item.largest for item in found.difference.tensors)
-        return Seen(first_sentences(found.found), weights, _apart(found.outputs))
+        return Seen(first_sentences(found.found), weights, _largest_output_gap(found.outputs))
 
     return look
 
 
-def _apart(outputs: OutputsReport | None) -> float | None:
+def _largest_output_gap(outputs: OutputsReport | None) -> float | None:
     """Max |Δ| over everything that was compared; infinite where an output holds NaN or has another shape."""
     if outputs is None or not outputs.comparisons:
         return None
@@ -132,7 +145,8 @@ def _apart(outputs: OutputsReport | None) -> float | None:
     return math.inf if broken else max(item.largest for item in outputs.comparisons)
 
 
-def _told(progress: Progress | None, what: str, items: Sequence[T]) -> Iterator[T]:
+def with_progress(progress: Progress | None, what: str, items: Sequence[T]) -> Iterator[T]:
+    """Yield the items, and say after each how many are done."""
     for done, item in enumerate(items, 1):
         yield item
         if progress is not None:

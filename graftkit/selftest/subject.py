@@ -16,7 +16,7 @@ from graftkit.checkpoint.reading import read_range, read_rows, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Stored
 from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, printable
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
 
 #: Names of key projections, fused ones too.
 KEYS = re.compile(r"(^|[._])(k_proj|key|k_lin|query_key_value|c_attn|qkv_proj|Wqkv|in_proj|k)\.(weight|bias)$")

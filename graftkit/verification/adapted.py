@@ -18,13 +18,13 @@ from typing import Any
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few
+from graftkit.running.forward import Loaded, load, run, undisturbed
+from graftkit.running.peft_loading import load_adapted, merged_by_peft
+from graftkit.running.probes import Probe
+from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
-from graftkit.verification.peft_loading import load_adapted, merged_by_peft
-from graftkit.verification.probes import Probe
-from graftkit.verification.reference import Reference, run_loaded
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
@@ -129,7 +129,7 @@ def compare_with_adapted(
         dtype = merged.dtype
         del merged
         gc.collect()
-        native = run_loaded(adapted, source, later, seed, None, {}, lambda _: None)
+        native = run_loaded(adapted, source, live_ids(later), seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()

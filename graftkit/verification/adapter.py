@@ -14,17 +14,18 @@ from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
+from graftkit.running import memory
+from graftkit.running.forward import Loaded, load, undisturbed
+from graftkit.running.peft_loading import assembled, with_peft
+from graftkit.running.reference import Reference, load_source, run_loaded
+from graftkit.running.runnable import cannot_run, weight_bytes
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
-from graftkit.verification.digests import BaseDigests, available_memory, base_digests
-from graftkit.verification.forward import Loaded, load, undisturbed
+from graftkit.verification.digests import BaseDigests, base_digests
 from graftkit.verification.liveness import Liveness, liveness
-from graftkit.verification.peft_loading import assembled, with_peft
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.reference import Reference, load_source, run_loaded
-from graftkit.verification.runnable import cannot_run, weight_bytes
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 if TYPE_CHECKING:
     from graftkit.operations.base import Written
@@ -166,7 +167,7 @@ class AdapterCheck:
         reference = None
         if source is not None:
             reference = run_loaded(
-                self._original(source, residual), source, residual.vocabulary, seed, None, seconds, lambda _: None,
+                self._original(source, residual), source, live_ids(residual.vocabulary), seed, None, seconds, lambda _: None,
                 backbone=residual.backbone,
             )  # fmt: skip
         model = load(base)
@@ -241,7 +242,7 @@ class AdapterCheck:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
-        if weight_bytes(base) > available_memory() // 2:
+        if weight_bytes(base) > memory.available() // 2:
             return "not run: too little memory"
         return merged(peft_model, reference.parts[0], reference.made)
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
+from graftkit.running.forward import run
+from graftkit.running.probes import Probe
+from graftkit.running.reference import Reference
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import run
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.reference import Reference
 from graftkit.verification.vocabulary import VocabularyChange
 
 #: An adapter that is only rounded may move the outputs so many times as far as rounding its weights once more does.

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftkit.verification.bits import equal
+from graftkit.running.bits import equal
+from graftkit.running.probes import Probe
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
-from graftkit.verification.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
 
 

@@ -60,11 +60,3 @@ def checkpoint_digests(base: Checkpoint, *, weights: bool) -> BaseDigests:
         hashlib.sha256(text.encode()).hexdigest() for text in (json.dumps(values, sort_keys=True), "\n".join(lines))
     )
     return BaseDigests(config, tensors, tensor_digests(base.tensors) if weights else {})
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping, as the kernel estimates them."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0

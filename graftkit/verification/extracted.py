@@ -11,11 +11,11 @@ from typing import Any
 
 from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
+from graftkit.running.forward import load, undisturbed
+from graftkit.running.peft_loading import adapt
+from graftkit.running.reference import run_loaded
 from graftkit.verification.factor_rounding import WIDE, stored
-from graftkit.verification.forward import load, undisturbed
 from graftkit.verification.output_distance import distances
-from graftkit.verification.peft_loading import adapt
-from graftkit.verification.reference import run_loaded
 
 
 @dataclass(frozen=True, slots=True)

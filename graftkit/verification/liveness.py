@@ -12,9 +12,9 @@ from typing import Any
 
 from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import few
-from graftkit.verification.forward import flatten
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
+from graftkit.running.forward import flatten
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 
 #: Tokens of the one batch that gradients are taken on.
 TOKENS = 256

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.verification.forward import run
-from graftkit.verification.probes import Probe
+from graftkit.running.forward import run
+from graftkit.running.probes import Probe
 
 
 def run_new_ids(model: Any, part: Probe, made: frozenset[str], fresh: tuple[int, ...]) -> list[str]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.peft.injection import NAME
-from graftkit.verification.forward import run
-from graftkit.verification.probes import Probe
-from graftkit.verification.reference import Reference
+from graftkit.running.forward import run
+from graftkit.running.probes import Probe
+from graftkit.running.reference import Reference
 
 #: What cached decoding puts before the names of its outputs.
 STEP = re.compile(r"^step \d+ ")

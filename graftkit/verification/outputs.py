@@ -11,18 +11,18 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
-from graftkit.verification.coverage import Coverage
+from graftkit.running.coverage import Coverage
+from graftkit.running.forward import Loaded, load, run, undisturbed
+from graftkit.running.paging.room import paged as paged_in
+from graftkit.running.paging.share import part_of
+from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
+from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
-from graftkit.verification.forward import Loaded, load, run, undisturbed
 from graftkit.verification.new_ids import run_new_ids
-from graftkit.verification.paging.room import paged as paged_in
-from graftkit.verification.paging.share import part_of
-from graftkit.verification.paging.skeleton import in_pieces
-from graftkit.verification.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import Reference, Step, run_source, timed
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange
+from graftkit.verification.vocabulary import KLPromise, VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -144,7 +144,7 @@ def compare_outputs(
     )
     with undisturbed():
         before = run_source(
-            source, vocabulary, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
+            source, live_ids(vocabulary), seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
             paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):

@@ -12,11 +12,12 @@ from typing import Any
 from graftkit.architecture.peft.tuner import stand_in
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.errors import few
+from graftkit.running.forward import Loaded, load, release, undisturbed
+from graftkit.running.peft_loading import adapt
+from graftkit.running.reference import Reference, run_loaded
+from graftkit.running.runnable import cannot_run
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import Loaded, load, release, undisturbed
 from graftkit.verification.output_distance import Distances, distances, own_noise
-from graftkit.verification.peft_loading import adapt
-from graftkit.verification.reference import Reference, run_loaded
 from graftkit.verification.resized_products import (
     Product,
     ProductComparison,
@@ -24,7 +25,6 @@ from graftkit.verification.resized_products import (
     compare_products,
     products,
 )
-from graftkit.verification.runnable import cannot_run
 
 #: The bound on the noise ratio: both figures are one draw of the same noise.
 NOISE_RATIO = 2.0

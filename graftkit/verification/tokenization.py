@@ -13,8 +13,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from graftkit.errors import InputRejected, printable
+from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.loaded_tokenizer import LoadedTokenizer
-from graftkit.verification.probe_texts import PROBE_TEXTS
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
 from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts

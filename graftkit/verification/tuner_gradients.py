@@ -11,9 +11,9 @@ from typing import Any
 
 from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import few
+from graftkit.running.probes import Probe
+from graftkit.running.reference import Reference
 from graftkit.verification.liveness import backward, cut, with_trained_rows
-from graftkit.verification.probes import Probe
-from graftkit.verification.reference import Reference
 
 #: How far each parameter is moved against its gradient before the second look, in units of the gradient's largest value.
 STEP = 1e-2

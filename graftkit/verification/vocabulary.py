@@ -26,6 +26,11 @@ class VocabularyChange:
         return VocabularyChange(self.old_rows, later.new_rows, self.live, tuple(fresh))
 
 
+def live_ids(change: VocabularyChange | None) -> int | None:
+    """How many ids the old tokenizer has; None where no change says so, and every row of the table counts as one."""
+    return None if change is None else change.live
+
+
 @dataclass(frozen=True, slots=True)
 class KLPromise:
     """The bound on KL(p_old ‖ p_new) over the kept ids, for k fresh rows.

@@ -102,7 +102,7 @@ def test_a_wrong_example_is_found_when_planning(place, tmp_path):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_logits_get_the_standard_deviation_that_was_asked_for(family, place, tmp_path):
-    from graftkit.verification.probe_texts import PROBE_TEXTS
+    from graftkit.running.probe_texts import PROBE_TEXTS
 
     wanted = 0.5
     many = {**recipe(place, family, tmp_path / "out", "normal", target_logit_std=wanted)}

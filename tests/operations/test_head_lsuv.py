@@ -6,7 +6,7 @@ import transformers
 from support.families import build
 
 import graftkit
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
 
 
 def recipe(source, output, **fields):

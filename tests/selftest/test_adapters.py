@@ -23,7 +23,10 @@ def test_every_fault_is_caught_and_no_clean_copy_flagged(found):
     assert found.failures == ()
     assert len(found.planted) == len(ADAPTER_FAULTS)
     assert all(fault.seen_by for fault in found.planted)
-    assert [dict(run.flagged) for run in found.clean] == [{}] * 4
+    assert [dict(run.flagged) for run in found.clean] == [{}] * 11
+    names = [run.name for run in found.clean]
+    assert sum("trained for" in name for name in names) == 4
+    assert sum(name.endswith(("one thread", "formula", "oneDNN")) for name in names) == 3
 
 
 def test_what_only_the_report_shows_and_what_outputs_and_gradients_show_is_told_apart(found):
@@ -56,4 +59,17 @@ def test_a_model_that_takes_no_adapter_says_why(tmp_path):
     found = selftest(str(tmp_path / "mamba"), clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=())
     assert found.planted == ()
     assert "no adapter for this model" in found.faults[0].not_applicable
-    assert len(found.clean) == 1
+    assert len(found.clean) == 4
+
+
+def test_a_verifier_that_cries_wolf_at_trained_adapters_is_told(llama, monkeypatch):
+    """As one does that holds every adapter to what a fresh one promises."""
+    from graftkit.verification.adapter_outputs import OutputGap
+    from graftkit.verification.promises import PromiseClass
+
+    honest = OutputGap.failures
+    monkeypatch.setattr(OutputGap, "failures", lambda gap, strength: honest(gap, PromiseClass.BITWISE))
+    found = selftest(llama, clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=())
+    flagged = [run.name for run in found.clean if run.flagged]
+    assert flagged == [name for name in (run.name for run in found.clean) if name.endswith("verified")]
+    assert "clean copy flagged: adapter trained for" in found.failures[0]

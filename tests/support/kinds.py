@@ -47,7 +47,7 @@ KINDS = {
         lambda directory: tiny("MambaForCausalLM", directory),
         refused={
             "replace_head": (3, f"{NO_CLASS}'mamba'"),
-            "add_lora": (2, "operations: add_lora: peft refuses: ValueError: [PEFT:PeftType.LORA] Module 'out_proj' is incompatible"),
+            "add_lora": (2, "operations.0: add_lora: peft refuses: ValueError: [PEFT:PeftType.LORA] Module 'out_proj' is incompatible"),
         },
     ),
     "encoder_decoder": Kind(lambda directory: family("t5", directory)),

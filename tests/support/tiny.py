@@ -121,8 +121,8 @@ def forward(model, ids):
     """Run ``model`` on token ids of shape (batch, length) and return what it returns; other inputs are made as verification does."""
     import torch
 
-    from graftkit.verification.inputs import feed, find_inputs
-    from graftkit.verification.probes import Probe
+    from graftkit.running.inputs import feed, find_inputs
+    from graftkit.running.probes import Probe
 
     probe = Probe("forward", ids, torch.ones_like(ids))
     with torch.no_grad():

@@ -319,10 +319,10 @@ def test_a_damaged_report_is_named(output, report):
 
 def test_a_merge_that_changes_outputs_is_told(made, output):
     """A merge rounds as soon as B is not zero, which is what a merge that is wrong looks like."""
+    from graftkit.running.forward import load
+    from graftkit.running.peft_loading import with_peft
+    from graftkit.running.probes import Probe
     from graftkit.verification.adapter_outputs import merged
-    from graftkit.verification.forward import load
-    from graftkit.verification.peft_loading import with_peft
-    from graftkit.verification.probes import Probe
 
     edit_tensors(output, lambda tensors: tensors[f"{LEAF}.lora_B.weight"].fill_(1e-1))
     model, named = with_peft(load(made / "base").model, output / "adapter")

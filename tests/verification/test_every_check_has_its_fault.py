@@ -34,7 +34,7 @@ PLANTED = {
     "verification/differences.py Differences": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",
     "verification/first_step/report.py FirstStepReport": "verification/test_first_step.py test_a_changed_old_weight_shows_in_the_gradients",
-    "verification/forward.py load": "verification/test_outputs.py test_a_stale_vocabulary_size_does_not_load",
+    "running/forward.py load": "verification/test_outputs.py test_a_stale_vocabulary_size_does_not_load",
     "verification/heads/check.py HeadReport": "verification/test_heads.py test_a_missing_head_tensor_and_a_random_one_are_caught",
     "verification/heads/held_out.py HeldOutReport": "operations/test_head_examples.py test_labels_that_changed_places_are_caught",
     "verification/lens/lens.py _Found": "verification/lens/test_lens.py test_an_ulp_is_named_and_stands_in_the_noise",
@@ -55,10 +55,10 @@ PLANTED = {
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
     "verification/first_step/observed.py observe",
-    "verification/peft_loading.py adapt",
-    "verification/inputs.py find_inputs",
+    "running/peft_loading.py adapt",
+    "running/inputs.py find_inputs",
     "verification/lens/setting.py in_float64",
-    "verification/reference.py _table",
+    "running/reference.py _table",
     "verification/signal/compare.py _measured",
 }
 

@@ -11,15 +11,16 @@ from support.families import ROWS, build
 
 import graftkit
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.forecast import direction, jacobian_vector
 from graftkit.verification.first_step.reach import first_moves
-from graftkit.verification.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
 
 pytestmark = pytest.mark.cross_section
 
 CHANGE = VocabularyChange(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
+EPS = torch.finfo(torch.float32).eps
 BATCH = Probe("batch", torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.int64))
 
 
@@ -45,7 +46,7 @@ def test_new_rows_are_alive_and_old_gradients_equal(pair):
 def test_the_forecast_is_the_step_at_small_learning_rates(pair):
     found = pair[2]
     assert found.ceiling >= 1e-5
-    assert all(figure.error < 0.02 for figure in found.steps if figure.learning_rate <= 1e-5 and figure.measured > 1e-7)
+    assert all(figure.error < 0.02 for figure in found.steps if figure.learning_rate <= 1e-5 and figure.measured > 100 * figure.floor)
     kls = [figure.forecast for figure in found.steps]
     assert kls == sorted(kls)
     last = found.steps[-1].learning_rate
@@ -117,7 +118,7 @@ def test_the_step_is_adamw_s_and_zero_b_moves_the_outputs_through_b_alone():
     assert jacobian_vector(of(model), parameters, {"b": along["b"]}).any()
     torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01).step()
     for name, value in model.named_parameters():
-        assert torch.allclose(value, parameters[name] + 1e-3 * along[name], atol=1e-6)
+        assert torch.allclose(value, parameters[name] + 1e-3 * along[name], rtol=0, atol=8 * EPS * max(1, float(value.detach().abs().max())))
 
 
 class Cube(torch.autograd.Function):
@@ -154,5 +155,5 @@ def test_a_question_answering_head_has_a_loss_over_places():
         for side, logits in enumerate((outputs.start_logits, outputs.end_logits))
         for row in range(2)
     ]).mean()  # fmt: skip
-    assert loss.item() == pytest.approx(wanted.item(), abs=1e-6)
+    assert loss.item() == pytest.approx(wanted.item(), abs=16 * EPS * abs(wanted.item()))
     assert gradients(model, loss)["qa_outputs.weight"].abs().sum() > 0

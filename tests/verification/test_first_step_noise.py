@@ -11,10 +11,10 @@ import transformers
 from support.families import ROWS, build
 
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.noise import OldGradients, null_gradients
 from graftkit.verification.first_step.task import differentiable, gradients, loss_of
-from graftkit.verification.probes import Probe
 
 pytestmark = pytest.mark.cross_section
 

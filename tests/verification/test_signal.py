@@ -51,7 +51,7 @@ def test_the_noise_is_that_of_rounding_and_belongs_to_the_dtype(sources, dtype):
 
 def test_the_figures_are_those_of_the_hidden_states(sources):
     """The first text alone, through the plain forward, gives what the report says of a probe of one text."""
-    from graftkit.verification.probes import Probe
+    from graftkit.running.probes import Probe
     from graftkit.verification.signal.run import measure
 
     model = transformers.AutoModelForCausalLM.from_pretrained(sources("llama"), attn_implementation="eager").eval()

@@ -11,7 +11,7 @@ from support.tokenizer_sources import SOURCES, bpe, bpe_legacy, unigram, wordpie
 
 from graftkit.checkpoint.tokenizer import NewToken, add_tokens, set_chat_template
 from graftkit.errors import InputRejected
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.tokenization import check_tokenization
 
 WORKS = "{% for message in messages %}{{ message.content }}\n{% endfor %}"

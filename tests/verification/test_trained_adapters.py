@@ -160,8 +160,9 @@ def test_a_diverged_model_is_not_extracted(trained, tmp_path, choice):
     assert "not finite" in done.stderr
 
 
-def test_a_trained_adapter_is_merged_and_resized_behind_new_rows(trained, tmp_path):
+def test_a_trained_adapter_is_merged_and_resized_beside_new_rows(trained, tmp_path):
     made = trained(KINDS["lora"])
     grow = {"op": "extend_vocab", "special_tokens": ["<|call|>"]}
     applied(made.base, tmp_path / "merged", grow, merge(made.adapter))
+    applied(made.base, tmp_path / "merged first", merge(made.adapter), grow)
     applied(made.base, tmp_path / "resized", grow, resize(made.adapter, 9))

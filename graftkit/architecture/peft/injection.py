@@ -107,7 +107,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
                 model = get_peft_model(skeleton.model, config, adapter_name=NAME, low_cpu_mem_usage=True)
             state = get_peft_model_state_dict(model, adapter_name=NAME, save_embedding_layers=False)
         except Exception as error:  # peft raises ValueError, TypeError, KeyError and its own
-            raise RecipeError(f"operations: add_lora: peft refuses: {one_line(error)}") from error
+            raise RecipeError(f"peft refuses: {one_line(error)}") from error
     owners = dict(_owners(model))
     entries = {key: _entry(key, tensor, owners, shapes) for key, tensor in state.items()}
     owners, entries = _with_others(owners, entries, others, [name for name, _ in model.named_modules()])
@@ -171,8 +171,9 @@ def _check_bias(name: str, table: Any) -> None:
     """Refuse an output table with a bias: peft's wrapper of an output table computes the logits from the weight alone."""
     if getattr(table, "bias", None) is not None:
         raise RecipeError(
-            f"operations: add_lora: train_new_tokens: peft would drop the bias of {name}; set train_new_tokens: false,"
-            " and train the tables whole if the new rows have to learn"
+            f"peft would drop the bias of {name}; set train_new_tokens: false,"
+            " and train the tables whole if the new rows have to learn",
+            field="train_new_tokens",
         )
 
 
@@ -187,9 +188,7 @@ def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str
         return Entry("tokens", shape, dtype, weight=owner[0], rows=owner[1])
     weight = key.removeprefix(PREFIX).replace(".base_layer", "").replace(".original_module", "")
     if shapes.get(weight) != shape:
-        raise RecipeError(
-            f"operations: add_lora: peft would store {key!r}, and what it starts from is not known; leave out what asks for it"
-        )
+        raise RecipeError(f"peft would store {key!r}, and what it starts from is not known; leave out what asks for it")
     return Entry("copy", shape, dtype, weight=weight)
 
 

@@ -39,7 +39,7 @@ def resolve(
     modules = [name for name, _ in skeleton.model.named_modules() if name]
     values = {
         **values,
-        **{f: expand_names("add_lora", f, values[f], modules) for f in ("exclude_modules", "modules_to_save") if values.get(f)},
+        **{f: expand_names(f, values[f], modules) for f in ("exclude_modules", "modules_to_save") if values.get(f)},
     }
     wanted = values["target_modules"]
     if isinstance(wanted, list):
@@ -48,7 +48,7 @@ def resolve(
     layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
     tower_names, routers = towers(skeleton), find_routers(skeleton.model)
     found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
-    check_layers(layers, pattern, (*found.modules, *found.parameters), "add_lora")
+    check_layers(layers, pattern, (*found.modules, *found.parameters))
     kept, notes = _kept(found.modules, wanted, tower_names, routers if every else ())
     parameters = tuple(name for name in found.parameters if not (every and name.rpartition(".")[0] in routers))
     if every and layers is not None:
@@ -67,14 +67,14 @@ def resolve(
         found = inject(build(), {**values, **patterns, **final})
         if (set(found.modules), set(found.parameters)) != (set(kept), set(parameters)):
             odd = min({*found.modules, *found.parameters} ^ {*kept, *parameters})
-            raise RecipeError(f"operations: add_lora: target_modules: peft cannot tell {odd} from the others by name")
+            raise RecipeError(f"peft cannot tell {odd} from the others by name", field="target_modules")
     for field in ("rank_pattern", "alpha_pattern"):
-        check_pattern(field, values.get(field) or {}, (*found.modules, *found.parameters), "add_lora")
+        check_pattern(field, values.get(field) or {}, (*found.modules, *found.parameters))
     _check_parameters(values.get("target_parameters") or (), build)
     return found, notes
 
 
-def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple[str, ...]]:
+def resolve_names(build: Build, wanted: Any) -> tuple[Any, tuple[str, ...]]:
     """``target_modules`` for a kind of adapter whose targets need not be linears: globs become names, towers are left out.
 
     A regular expression and null are peft's to read. Also returns sentences on what was left out.
@@ -83,10 +83,7 @@ def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple
         RecipeError: an entry matches nothing; near names are shown.
     """
     if isinstance(wanted, str) and wanted.lower() == ALL_LINEAR:
-        try:
-            found, notes = resolve(build, {"r": 1, "target_modules": wanted})
-        except RecipeError as error:
-            raise RecipeError(str(error).replace("add_lora", operation, 1)) from error
+        found, notes = resolve(build, {"r": 1, "target_modules": wanted})
         return found.config["target_modules"], notes
     if not isinstance(wanted, list):
         return wanted, ()
@@ -98,7 +95,7 @@ def resolve_names(build: Build, wanted: Any, operation: str) -> tuple[Any, tuple
         glob = is_glob(entry)
         fits = names_matching(owning, entry) if glob else [name for name in names if ends_with(name, entry)]
         if not fits:
-            raise no_match(operation, "target_modules", entry, names)
+            raise no_match("target_modules", entry, names)
         entries += fits if glob else [entry]
     found_names = tuple(name for name in names if any(ends_with(name, entry) for entry in entries))
     kept, notes = _kept(found_names, wanted, towers(skeleton), ())
@@ -115,18 +112,18 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
         if is_glob(entry):
             fits = [name for name in names_matching(names, entry) if name in fit]
             if not fits:
-                raise no_match("add_lora", "target_modules", entry, names)
+                raise no_match("target_modules", entry, names)
             layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
             entries += [name for name in fits if layers is None or _layer_of(name, pattern) in layers]
         elif any(ends_with(name, entry) for name in names) or _peft_knows(build, values, entry):
             entries.append(entry)
         elif any(ends_with(name, entry) for name in parameters):
             raise RecipeError(
-                f"operations: add_lora: target_modules: {printable(entry)!r} is a parameter of no module of its own;"
-                " name it in target_parameters"
+                f"{printable(entry)!r} is a parameter of no module of its own; name it in target_parameters",
+                field="target_modules",
             )
         else:
-            raise no_match("add_lora", "target_modules", entry, names)
+            raise no_match("target_modules", entry, names)
     return list(dict.fromkeys(entries))
 
 
@@ -176,31 +173,29 @@ def _layer_of(name: str, pattern: str | None) -> int | None:
     return int(match.group("index")) if match else None
 
 
-def check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...], operation: str) -> None:
+def check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...]) -> None:
     """Refuse a layer in which no target lies."""
     there = {_layer_of(name, pattern) for name in names}
     for layer in layers or ():
         if layer not in there:
             shown = ", ".join(map(str, sorted(index for index in there if index is not None))) or "none"
-            raise RecipeError(
-                f"operations: {operation}: layers_to_transform: no target lies in layer {layer}; targets lie in: {shown}"
-            )
+            raise RecipeError(f"no target lies in layer {layer}; targets lie in: {shown}", field="layers_to_transform")
 
 
-def check_pattern(field: str, patterns: Mapping[str, Any], names: tuple[str, ...], operation: str) -> None:
+def check_pattern(field: str, patterns: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Refuse a name or regular expression that fits no target."""
     for key in patterns:
         if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
             close = difflib.get_close_matches(key, [name.rpartition(".")[2] for name in names], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"operations: {operation}: {field}: {printable(key)!r} matches no target{hint}")
+            raise RecipeError(f"{printable(key)!r} matches no target{hint}", field=field)
 
 
 def _check_regex(field: str, key: str) -> None:
     try:
         re.compile(key)
     except re.error as error:
-        raise RecipeError(f"operations: add_lora: {field}: {printable(key)!r} is no regular expression: {error}") from error
+        raise RecipeError(f"{printable(key)!r} is no regular expression: {error}", field=field) from error
 
 
 def _check_parameters(entries: Iterable[str], build: Build) -> None:
@@ -211,6 +206,6 @@ def _check_parameters(entries: Iterable[str], build: Build) -> None:
         if not any(ends_with(name, entry) for name in names):
             close = difflib.get_close_matches(entry, {name.rpartition(".")[2] for name in names}, n=3, cutoff=0.5)
             raise RecipeError(
-                f"operations: add_lora: target_parameters: {printable(entry)!r} matches no parameter;"
-                f" near names: {', '.join(close) or 'none'}"
+                f"{printable(entry)!r} matches no parameter; near names: {', '.join(close) or 'none'}",
+                field="target_parameters",
             )

@@ -68,7 +68,7 @@ def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights:
                 state = get_peft_model_state_dict(adapted, adapter_name=NAME, save_embedding_layers=False)
                 tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
         except Exception as error:  # peft raises ValueError, TypeError, KeyError and its own
-            raise RecipeError(f"operations: add_adapter: peft refuses: {one_line(error)}") from error
+            raise RecipeError(f"peft refuses: {one_line(error)}") from error
     modules = tuple(getattr(adapted.base_model, "targeted_module_names", ()))
     trained = frozenset(_trained(adapted, modules))
     return Tuned(saved_config(adapted), tensors, modules, trained, frozenset(reads.found))

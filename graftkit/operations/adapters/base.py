@@ -93,7 +93,7 @@ def base_tensor(operation: str, checkpoint: Checkpoint, disk: Mapping[str, str],
     return stored
 
 
-def check_fields(operation: str, peft_type: str, given: Collection[str], own: Collection[str]) -> None:
+def check_fields(peft_type: str, given: Collection[str], own: Collection[str]) -> None:
     """Compare the names under ``config`` with the fields of peft's config class, less those of the operation's ``own``.
 
     Raises:
@@ -103,8 +103,8 @@ def check_fields(operation: str, peft_type: str, given: Collection[str], own: Co
     free = [name for name in known if name not in own and name not in FILLED]
     for name in given:
         if name not in known:
-            what = f"operations: {operation}: config: {printable(name)!r} is no field of {peft_type}"
-            raise RecipeError(unknown(what, name, free, all_called="its fields are"))
+            what = f"{printable(name)!r} is not a field of {peft_type}"
+            raise RecipeError(unknown(what, name, free, all_called="its fields are"), field="config")
 
 
 def untied(checkpoint: Checkpoint, skeleton: Skeleton, trained: Collection[str]) -> tuple[Checkpoint, tuple[str, ...]]:

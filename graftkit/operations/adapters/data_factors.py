@@ -23,7 +23,7 @@ from graftkit.operations.adapters.base import Base
 from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
 from graftkit.operations.heads.model import loaded
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
-from graftkit.verification.heads.texts import write_tokenizer
+from graftkit.running.texts import write_tokenizer
 
 #: The part of LoraConfig that factors depend on.
 FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -58,7 +58,9 @@ class DataFactors:
         if self.settings.get("rho", 1) != 1:
             raise self._refused("rho deals out ranks by the examples, which no plan can know; rho 1 keeps them")
         if self.kind == "eva" and self.spec.rank_pattern:
-            raise self._refused("deals ranks out among layers with the same input, which takes one rank; drop rank_pattern")
+            raise self._refused(
+                "deals ranks out among layers with the same input, which takes one rank; drop rank_pattern"
+            )
         try:
             self._config()
         except Exception as error:  # peft's config classes check their fields with TypeError and ValueError
@@ -140,7 +142,7 @@ class DataFactors:
         return LoraConfig(**fields, **settings, init_lora_weights=self.kind, target_modules=list(self.modules))
 
     def _refused(self, why: str) -> RecipeError:
-        return RecipeError(f"operations: add_lora: init_lora_weights: {self.kind}: {why}")
+        return RecipeError(f"{self.kind}: {why}", field="init_lora_weights")
 
 
 def _factors(adapted: Any, module: str) -> Factors:

@@ -10,7 +10,7 @@ from typing import Any
 from graftkit.architecture.peft.injection import NAME
 from graftkit.checkpoint.examples import read_texts
 from graftkit.errors import RecipeError, printable
-from graftkit.verification.heads.texts import longest
+from graftkit.running.texts import longest
 
 #: How often EVA may go through the examples before it counts as one that does not converge.
 PASSES = 100
@@ -44,8 +44,8 @@ class Texts:
                 ready, held = held, []
         if not ready:
             raise RecipeError(
-                f"operations: add_lora: examples: {printable(self.path)} has {sum(map(len, held))} tokens, and"
-                f" {self.least} are needed"
+                f"{printable(self.path)} has {sum(map(len, held))} tokens, and {self.least} are needed",
+                field="examples",
             )
         yield self._batch([*ready, *held])
 
@@ -106,7 +106,7 @@ def _eva(model: Any, config: Any, texts: Texts) -> Any:
         nonlocal passes
         passes += 1
         if passes > PASSES * count:
-            raise RecipeError(f"operations: add_lora: init_lora_weights: eva: has not converged after {PASSES} passes")
+            raise RecipeError(f"eva: has not converged after {PASSES} passes", field="init_lora_weights")
         module(**inputs)
 
     initialize_lora_eva_weights(adapted, texts, forward_fn=forward, adapter_name=NAME, show_progress_bar=False)

@@ -44,9 +44,7 @@ def with_pad_token(spec: ReplaceHead, checkpoint: Checkpoint, *, needed: bool) -
         return checkpoint
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     if tokenizer.id_of(spec.pad_token) is None:
-        raise RecipeError(
-            f"operations: replace_head: pad_token: the tokenizer has no token {printable(spec.pad_token)!r}; {HOW}"
-        )
+        raise RecipeError(f"the tokenizer has no token {printable(spec.pad_token)!r}; {HOW}", field="pad_token")
     documents, _ = add_tokens(checkpoint.documents, [], {"pad_token": spec.pad_token})
     return checkpoint.with_documents(documents) if documents else checkpoint
 
@@ -77,16 +75,14 @@ def _check_pad_token(checkpoint: Checkpoint) -> None:
     index = getattr(text, "pad_token_id", None)
     why = "the head looks for the pad token to find the last token of a text, and"
     if index is None:
-        raise RecipeError(f"operations: replace_head: {why} config.json names none; {HOW}")
+        raise RecipeError(f"{why} config.json names none; {HOW}")
     eos = getattr(text, "eos_token_id", None)
     if index in (eos if isinstance(eos, list) else [eos]):
-        raise RecipeError(
-            f"operations: replace_head: {why} config.json's is the end-of-sequence token, which also ends texts; {HOW}"
-        )
+        raise RecipeError(f"{why} config.json's is the end-of-sequence token, which also ends texts; {HOW}")
     content = read_tokenizer(checkpoint.documents, carried=checkpoint.carried).special.get("pad_token")
     found = read_tokenizer(checkpoint.documents, carried=checkpoint.carried).ids.get(content or "")
     if found != index:
         raise RecipeError(
-            f"operations: replace_head: {why} the tokenizer pads with {printable(content)!r} (id {found}),"
+            f"{why} the tokenizer pads with {printable(content)!r} (id {found}),"
             f" config.json says id {index}; name the right one as pad_token"
         )

@@ -19,9 +19,9 @@ from graftkit.initializers.seeding import generator_for
 from graftkit.operations.heads.model import feature_model, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import FromExamples
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import longest, outputs_of_texts
 from graftkit.verification.heads.held_out import score
-from graftkit.verification.heads.texts import longest, outputs_of_texts
-from graftkit.verification.probe_texts import PROBE_TEXTS
 
 #: Folds of the cross-validation, and rows of features that are computed with at a time.
 FOLDS, ROWS = 5, 4096
@@ -49,8 +49,9 @@ class ExampleFit:
         scheme, name = self.scheme, projection_of(self.head)
         if scheme.scheme != "ridge" and not self.head.of("projection_bias"):
             raise RecipeError(
-                f"operations: replace_head: init: {scheme.scheme} needs a bias, and the label projection"
-                f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without"
+                f"{scheme.scheme} needs a bias, and the label projection"
+                f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without",
+                field="init",
             )
         self.labels = self.file.survey()
         self.folds = deal(self.labels, scheme.held_out, FOLDS, generator_for(*self.seed, "held out"))

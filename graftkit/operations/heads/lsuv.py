@@ -18,9 +18,9 @@ from graftkit.operations.heads.fit import Step
 from graftkit.operations.heads.model import loaded
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Lsuv
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import known_inputs, longest, write_tokenizer
 from graftkit.verification.heads.media import takes_text
-from graftkit.verification.heads.texts import known_inputs, longest, write_tokenizer
-from graftkit.verification.probe_texts import PROBE_TEXTS
 
 #: Texts that the variance is measured on, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:16], 48
@@ -43,13 +43,9 @@ class UnitVariance:
         """
         self.names = tuple(self._names())
         if not takes_text(self.head.skeleton.model):
-            raise RecipeError(
-                f"operations: replace_head: lsuv is measured on texts, and {self.head.skeleton.architecture} takes none"
-            )
+            raise RecipeError(f"lsuv is measured on texts, and {self.head.skeleton.architecture} takes none")
         if not self.names:
-            raise RecipeError(
-                f"operations: replace_head: lsuv: the head of {self.head.skeleton.architecture} has no such new layer"
-            )
+            raise RecipeError(f"lsuv: the head of {self.head.skeleton.architecture} has no such new layer")
 
     @staticmethod
     def wanted(spec: ReplaceHead) -> bool:
@@ -83,7 +79,7 @@ class UnitVariance:
             try:
                 found = lsuv(model, batches, only=layers, seed=seed_of(*self.seed, "lsuv"))
             except ValueError as error:
-                raise RecipeError(f"operations: replace_head: lsuv: {error}") from error
+                raise RecipeError(f"lsuv: {error}") from error
             parameters = dict(model.named_parameters())
             weights = {name: parameters[name].detach().to(torch_dtype(dtype)) for name in self.names}
         step(1.0)

@@ -13,8 +13,8 @@ from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
-from graftkit.verification.forward import undisturbed
-from graftkit.verification.heads.texts import write_tokenizer
+from graftkit.running.forward import undisturbed
+from graftkit.running.texts import write_tokenizer
 
 
 @contextlib.contextmanager
@@ -66,7 +66,8 @@ def projection_of(head: Head) -> str:
     module = head.skeleton.model.get_submodule(min(names)) if len(names) == 1 else None
     if not isinstance(module, torch.nn.Linear):
         raise RecipeError(
-            f"operations: replace_head: init: the label projection of {head.skeleton.architecture} is not one linear"
-            f" layer ({', '.join(map(printable, sorted(names)))}), which is all that can be fitted"
+            f"the label projection of {head.skeleton.architecture} is not one linear"
+            f" layer ({', '.join(map(printable, sorted(names)))}), which is all that can be fitted",
+            field="init",
         )
     return min(names)

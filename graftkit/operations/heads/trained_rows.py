@@ -38,7 +38,7 @@ def rows_beside(
         fitting = [one for one in candidates if one is not None and one.shape[1:] == tensor.shape[1:]]
         if not fitting:
             raise RecipeError(
-                f"operations: replace_head: matched: {checkpoint.name} has no trained rows beside {printable(tensor.name)!r}:"
+                f"matched: {checkpoint.name} has no trained rows beside {printable(tensor.name)!r}:"
                 " neither an old head of that name and width, nor an output embedding of that width"
             )
         found[tensor.name] = fitting[0]

@@ -21,8 +21,8 @@ from graftkit.operations.heads.fit import Step
 from graftkit.operations.heads.model import feature_model, loaded, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import Verbalizer
-from graftkit.verification.heads.texts import known_inputs, longest
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.running.texts import known_inputs, longest
 
 #: Texts on which the new logits are compared with the language model's, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:8], 48
@@ -30,7 +30,7 @@ TEXTS, LENGTH = PROBE_TEXTS[:8], 48
 #: Largest difference in float32, relative to the root mean square of the logits.
 SLACK = 1e-4
 
-WHERE = "operations: replace_head: init: verbalizer"
+WHERE = "verbalizer"
 
 #: Values of a config that bend the logits behind the rows.
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "softcap")
@@ -165,8 +165,9 @@ def word_ids(words: Mapping[str, Sequence[str]], checkpoint: Checkpoint) -> tupl
         shown = "|".join(printable(tokenizer.token_of(piece)) for piece in pieces) or "nothing"
         spaced = len(tokenizer.encode(f" {word}")) == 1
         raise RecipeError(
-            f"operations: replace_head: init.words.{printable(label)}: {printable(word)!r} is {len(pieces)} tokens, {shown};"
-            f" {f'{printable(word)!r} with a space before is one' if spaced else 'choose another word'}"
+            f"{printable(word)!r} is {len(pieces)} tokens, {shown};"
+            f" {f'{printable(word)!r} with a space before is one' if spaced else 'choose another word'}",
+            field=f"init.words.{printable(label)}",
         )
 
     return tuple(tuple(token(label, word) for word in group) for label, group in words.items())

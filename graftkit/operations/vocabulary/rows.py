@@ -40,9 +40,7 @@ class Choice:
             case Copy(token=token):
                 index = tokenizer.id_of(token)
                 if index is None:
-                    raise RecipeError(
-                        f"operations: extend_vocab: copy: the tokenizer has no token {printable(token)!r}"
-                    )
+                    raise RecipeError(f"copy: the tokenizer has no token {printable(token)!r}", field="init")
                 pieces = (index,)
             case _:
                 pieces = ()
@@ -52,9 +50,7 @@ class Choice:
 def _encode(tokenizer: TokenizerFiles, text: str, what: str) -> tuple[int, ...]:
     pieces = tuple(tokenizer.encode(text))
     if not pieces:
-        raise RecipeError(
-            f"operations: extend_vocab: {printable(what)} has no old token to average; choose another init"
-        )
+        raise RecipeError(f"{printable(what)} has no old token to average; choose another init")
     return pieces
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import few
+from graftkit.running.forward import load, run, undisturbed
+from graftkit.running.inputs import feed, find_inputs
+from graftkit.running.probes import Probe
+from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.observed import observe, old_ids
 from graftkit.verification.first_step.reach import first_moves
@@ -21,11 +25,7 @@ from graftkit.verification.first_step.task import (
     name_of_loss,
     with_ids,
 )
-from graftkit.verification.forward import load, run, undisturbed
-from graftkit.verification.inputs import feed, find_inputs
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import plan_probes, timed
 from graftkit.verification.vocabulary import VocabularyChange
 
 FROZEN = "the base is frozen"

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.errors import few, printable
+from graftkit.running.forward import load, run, undisturbed
+from graftkit.running.inputs import find_inputs
+from graftkit.running.probes import Probe
+from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
@@ -24,12 +28,8 @@ from graftkit.verification.first_step.task import (
     name_of_loss,
     with_ids,
 )
-from graftkit.verification.forward import load, run, undisturbed
-from graftkit.verification.inputs import find_inputs
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import plan_probes, timed
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -58,7 +58,7 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            probes, *_ = plan_probes(old, source, vocabulary, seed, None)
+            probes, *_ = plan_probes(old, source, live_ids(vocabulary), seed, None)
             texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
             before = _old_gradients(old, texts, vocabulary) if not scope else None
         del old

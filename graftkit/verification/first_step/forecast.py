@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step.observed import Observed
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
 
 EPSILON, WEIGHT_DECAY = 1e-8, 0.01
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step.task import gradients, loss_of, loss_on
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
 
 #: A difference counts from this many times the noise on, as in the lens.
 MARGIN = 100

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftkit.errors import VerificationFailed
-from graftkit.verification.probes import Probe
+from graftkit.running.probes import Probe
 from graftkit.verification.vocabulary import VocabularyChange
 
 #: Logits over token ids; over labels; over places of a text (question answering); one number; hidden states.

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 from graftkit.verification.first_step.observed import Observed, observe
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
 
 #: More new ids than this are not put into the batch; they are said to be left out.
 MOST_IDS = 256

@@ -12,8 +12,8 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
+from graftkit.running.forward import load, undisturbed
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.forward import load, undisturbed
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
 

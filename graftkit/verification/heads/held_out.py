@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.verification.forward import load, undisturbed
-from graftkit.verification.heads.texts import outputs_of_texts
+from graftkit.running.forward import load, undisturbed
+from graftkit.running.texts import outputs_of_texts
 
 #: Examples that are run alone as well: what a batch changes is the noise of the written head against itself.
 ALONE = 64

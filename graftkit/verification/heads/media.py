@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.verification.forward import flatten, load
+from graftkit.running.forward import flatten, load
 
 #: Sides of an image and samples of a sound where the config names none, and characters of a text.
 SIDE, SAMPLES, TOKENS = 64, 16_000, 32

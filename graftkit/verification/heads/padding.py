@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graftkit.architecture.skeleton import one_line
-from graftkit.verification.forward import flatten
-from graftkit.verification.inputs import feed, find_inputs
+from graftkit.running.forward import flatten
+from graftkit.running.inputs import feed, find_inputs
+from graftkit.running.probes import Probe, encoded_texts
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import measure_floor
 from graftkit.verification.lens.gap import gap
-from graftkit.verification.probes import Probe, encoded_texts
 
 Side = Literal["right", "left"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.bits import equal
-from graftkit.verification.probes import Probe
+from graftkit.running.bits import equal
+from graftkit.running.probes import Probe
 
 #: Elements that are widened at a time: what a core's cache holds.
 CHUNK = 1 << 16

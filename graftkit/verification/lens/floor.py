@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from graftkit.verification.forward import outputs_of
+from graftkit.running.forward import outputs_of
+from graftkit.running.probes import Probe
 from graftkit.verification.lens.audit import Audit
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.gap import gap
-from graftkit.verification.probes import Probe
 
 #: The relative nudge: well under float32's unit roundoff of 6e-8, well over float64's of 1e-16.
 NUDGE = 1e-9
@@ -29,9 +29,8 @@ NUDGE = 1e-9
 #: A difference counts from this many floors on.
 MARGIN = 100
 
-#: No floor is taken to be lower: one unit of float64 in each of a few operations.
-LEAST = 1e-15
-
+#: No floor is taken to be lower: a unit in the last place of float64, of a value four times the RMS.
+LEAST = 4 * torch.finfo(torch.float64).eps
 
 #: Runs a forward and returns its outputs.
 Around = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from graftkit.verification.bits import same_bits
+from graftkit.running.bits import same_bits
 
 #: A value beyond this is a mask that a model puts on scores, no measure of their size.
 MASK = 1e5

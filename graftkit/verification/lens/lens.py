@@ -12,7 +12,12 @@ import torch
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, few
-from graftkit.verification.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
+from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
+from graftkit.running.paging.room import paged as paged_in
+from graftkit.running.paging.share import part_of
+from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.probes import Probe
+from graftkit.running.reference import Step, timed
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
@@ -22,12 +27,7 @@ from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDiffer
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
 from graftkit.verification.outputs import hidden_states
-from graftkit.verification.paging.room import paged as paged_in
-from graftkit.verification.paging.share import part_of
-from graftkit.verification.paging.skeleton import in_pieces
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import Step, timed
 from graftkit.verification.vocabulary import VocabularyChange
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.

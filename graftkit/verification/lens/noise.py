@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.bits import equal
+from graftkit.running.bits import equal
 from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces, sum_of_squares
 from graftkit.verification.lens.gap import largest
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.forward import run
-from graftkit.verification.probes import Probe
+from graftkit.running.forward import run
+from graftkit.running.probes import Probe
 
 #: Where a config keeps how its attention is computed.
 ATTENTION = "_attn_implementation"

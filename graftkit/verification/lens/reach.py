@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.forward import outputs_of
+from graftkit.running.forward import outputs_of
+from graftkit.running.probes import Probe
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Record, Trace, compare, record
-from graftkit.verification.probes import Probe
 
 #: The integer of the same width: one more is the neighbour that lies farther from zero.
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

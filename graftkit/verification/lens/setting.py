@@ -12,14 +12,14 @@ import torch
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, VerificationFailed, printable
-from graftkit.verification.forward import Loaded, can_cache, load, run
-from graftkit.verification.inputs import find_inputs
+from graftkit.running import memory
+from graftkit.running.forward import Loaded, can_cache, load, run
+from graftkit.running.inputs import find_inputs
+from graftkit.running.probes import Probe, split
+from graftkit.running.reference import load_source, plan_probes
 from graftkit.verification.lens.floor import Floor, measure_floor
 from graftkit.verification.lens.trace import KEPT_BYTES, Hooks, tokens_that_fit
-from graftkit.verification.paging.room import available
-from graftkit.verification.probes import Probe, split
-from graftkit.verification.reference import load_source, plan_probes
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 #: Rows and tokens of the batch that the floor is measured on.
 FLOOR_ROWS, FLOOR_TOKENS = 2, 16
@@ -92,7 +92,7 @@ def prepare(
     A ``backbone`` does not generate.
     """
     device = next(old.model.parameters()).device
-    probes, budget, live, rows = plan_probes(old.model, source, change, seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, source, live_ids(change), seed, tokens)
     probes = [_on(device, probe) for probe in probes]
     made, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
     cached = not backbone and can_cache(old.model, made) is None
@@ -115,7 +115,7 @@ def prepare(
 
 def _room(loaded: Loaded) -> float:
     """Bytes for what the modules give: the usual, or a quarter of what is free where that is why parameters are paged in."""
-    return KEPT_BYTES if loaded.pager is None else min(KEPT_BYTES, available() / 4)
+    return KEPT_BYTES if loaded.pager is None else min(KEPT_BYTES, memory.available() / 4)
 
 
 def _on(device: torch.device, probe: Probe) -> Probe:

@@ -9,12 +9,12 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import VerificationFailed
-from graftkit.verification.forward import run, undisturbed
-from graftkit.verification.inputs import find_inputs
+from graftkit.running.forward import run, undisturbed
+from graftkit.running.inputs import find_inputs
+from graftkit.running.probes import Probe
+from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.lens.setting import device_of, load_both
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
-from graftkit.verification.reference import plan_probes, timed
 from graftkit.verification.signal.blocks import counterparts, stacks
 from graftkit.verification.signal.noise import Noise, null_noise
 from graftkit.verification.signal.report import SignalFigure, SignalReport
@@ -29,7 +29,7 @@ from graftkit.verification.signal.run import (
     Signal,
     measure,
 )
-from graftkit.verification.vocabulary import VocabularyChange
+from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -65,7 +65,7 @@ def compare_signal(
         with timed(seconds, "load"):
             old, new = load_both(source, result, device_of(device), backbone=Scope.BACKBONE in scope, adapter=adapter)
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
-        probes, *_ = plan_probes(old.model, source, vocabulary, seed, tokens)
+        probes, *_ = plan_probes(old.model, source, live_ids(vocabulary), seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
         made, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []

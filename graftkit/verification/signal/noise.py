@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from graftkit.running.probes import Probe
 from graftkit.verification.lens.nulls import other_attention
-from graftkit.verification.probes import Probe
 from graftkit.verification.signal.run import Signal, measure
 
 #: What each figure of each block of a stack changes by at most on a text: ``stack -> one mapping for each block``.

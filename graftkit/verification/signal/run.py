@@ -11,8 +11,8 @@ import torch
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 from graftkit.verification.signal import statistics
 from graftkit.verification.signal.blocks import stacks
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from graftkit.verification.forward import load, run, undisturbed
-from graftkit.verification.inputs import find_inputs
-from graftkit.verification.probes import Probe
+from graftkit.running.forward import load, run, undisturbed
+from graftkit.running.inputs import find_inputs
+from graftkit.running.probes import Probe
 
 
 def probe(rows=3, length=12, seed=0):

@@ -147,7 +147,7 @@ def test_new_tokens_leave_the_old_ids_equal(grafted):
     report = look(source, result, change)
     assert report.failures == ()
     assert report.largest <= report.floor.threshold
-    assert runs(report)["result"].rho == pytest.approx(1, abs=0.2)
+    assert runs(report)["result"].rho == pytest.approx(1, abs=0.5)
 
 
 def test_the_recipe_asked_for_the_lens_and_its_report_has_it(grafted):

@@ -8,11 +8,12 @@ import torch
 from lens_support import flip, opened, probe
 from support.families import FAMILIES, build
 
-from graftkit.verification.forward import outputs_of
+from graftkit.running.forward import outputs_of
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Trace, compare, own_differences, record, tokens_that_fit
 
-THRESHOLD = 1e-12
+#: Unit roundoff of float64 times more terms than any sum of these models has.
+THRESHOLD = 4096 * torch.finfo(torch.float64).eps / 2
 
 
 def traced(source, result, made=frozenset(), change=None):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
-from graftkit.verification.forward import generates
-from graftkit.verification.probes import Probe, covered_ids
+from graftkit.running.forward import generates
+from graftkit.running.probes import Probe, covered_ids
 
 HIDDEN, LOGITS, CACHED, EVERY_ID = "hidden states", "logits", "cached decoding", "every old id"
 RIGHT, LEFT, LONG = "right padding", "left padding", "long positions"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from graftkit.verification.paging.pager import Pager
+    from graftkit.running.paging.pager import Pager
 
 
 @contextlib.contextmanager

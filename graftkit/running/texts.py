@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
-from graftkit.verification.forward import largest_position
+from graftkit.running.forward import largest_position
 
 Item = TypeVar("Item")
 

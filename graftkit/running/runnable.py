@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.verification.digests import available_memory
+from graftkit.running import memory
 
 
 def weight_bytes(base: Path) -> int:
@@ -19,7 +19,7 @@ def cannot_run(base: Path) -> str:
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     if "quantization_config" in config:
         return "the base is quantized, and the kernels that run it are not part of this environment"
-    needed, there = weight_bytes(base), available_memory()
+    needed, there = weight_bytes(base), memory.available()
     if needed > there:
         return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
     return ""

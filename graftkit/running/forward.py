@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
-from graftkit.verification.inputs import feed
-from graftkit.verification.probes import Probe
+from graftkit.running.inputs import feed
+from graftkit.running.probes import Probe
 
 if TYPE_CHECKING:
-    from graftkit.verification.paging.pager import Pager
+    from graftkit.running.paging.pager import Pager
 
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
 STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
@@ -89,7 +89,7 @@ def load(directory: Path, *, paged: bool = False) -> Loaded:
     pager = None
     try:
         if paged:
-            from graftkit.verification.paging.skeleton import load_paged
+            from graftkit.running.paging.skeleton import load_paged
 
             model, info, pager = load_paged(model_class, directory)
         else:

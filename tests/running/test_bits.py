@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from graftkit.verification.bits import equal, same_bits
+from graftkit.running.bits import equal, same_bits
+from graftkit.running.probes import Probe
 from graftkit.verification.differences import Differences
 from graftkit.verification.distribution import Capture
-from graftkit.verification.probes import Probe
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -12,8 +12,8 @@ from typing import Any
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import InputRejected, VerificationFailed, few
-from graftkit.verification.coverage import CACHED, Coverage, applying, coverage
-from graftkit.verification.forward import (
+from graftkit.running.coverage import CACHED, Coverage, applying, coverage
+from graftkit.running.forward import (
     Loaded,
     can_cache,
     keep_freed_memory,
@@ -23,10 +23,10 @@ from graftkit.verification.forward import (
     release,
     run,
 )
-from graftkit.verification.inputs import find_inputs, patches_of, takes_images
-from graftkit.verification.paging.share import part_of
-from graftkit.verification.paging.skeleton import in_pieces
-from graftkit.verification.probes import (
+from graftkit.running.inputs import find_inputs, patches_of, takes_images
+from graftkit.running.paging.share import part_of
+from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.probes import (
     FEWEST_IMAGES,
     KEPT_BYTES,
     MOST_IMAGES,
@@ -37,7 +37,6 @@ from graftkit.verification.probes import (
     make_probes,
     split,
 )
-from graftkit.verification.vocabulary import VocabularyChange
 
 Step = Callable[[float], None]
 
@@ -71,7 +70,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def run_source(
     source: Path,
-    vocabulary: VocabularyChange | None,
+    live: int | None,
     seed: int,
     tokens: int | None,
     seconds: dict[str, float],
@@ -91,7 +90,7 @@ def run_source(
         in_pieces(old.model)
         keep_freed_memory(old)
     try:
-        return run_loaded(old, source, vocabulary, seed, tokens, seconds, step, backbone=backbone)
+        return run_loaded(old, source, live, seed, tokens, seconds, step, backbone=backbone)
     finally:
         release(old.model)
 
@@ -115,7 +114,7 @@ def load_source(source: Path, *, backbone: bool, paged: bool = False) -> Loaded:
 def run_loaded(
     old: Loaded,
     directory: Path,
-    vocabulary: VocabularyChange | None,
+    live: int | None,
     seed: int,
     tokens: int | None,
     seconds: dict[str, float],
@@ -128,13 +127,13 @@ def run_loaded(
     Raises:
         VerificationFailed: the forward needs inputs that cannot be made.
     """
-    probes, budget, live, rows = plan_probes(old.model, directory, vocabulary, seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, directory, live, seed, tokens)
     with timed(seconds, "run source"):
         return _collect(old, probes, budget, live, rows, step, backbone=backbone)
 
 
 def plan_probes(
-    model: Any, source: Path, vocabulary: VocabularyChange | None, seed: int, tokens: int | None
+    model: Any, source: Path, live: int | None, seed: int, tokens: int | None
 ) -> tuple[list[Probe], Budget, int, int]:
     """The probes of a model, their budget, how many old ids there are, and the rows of its table.
 
@@ -143,7 +142,7 @@ def plan_probes(
     if embedding_of(model, INPUT) is None and takes_images(model):
         return _plan_images(model, tokens)
     rows, width, item_bytes = _table(model)
-    live = vocabulary.live if vocabulary else rows
+    live = rows if live is None else live
     budget = _budget(model, rows, width, item_bytes, tokens)
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     pad = pad if isinstance(pad, int) and 0 <= pad < live else 0

@@ -13,7 +13,7 @@ from graftkit.checkpoint.adapter import WEIGHTS
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import VerificationFailed, few
-from graftkit.verification.forward import Loaded, load
+from graftkit.running.forward import Loaded, load
 
 #: The tensor of learnt vectors.
 PROMPT = "prompt_embeddings"

@@ -17,14 +17,15 @@ from support.families import FAMILIES, build, write_tokenizer
 
 import graftkit
 from graftkit.errors import RecipeError
-from graftkit.verification.forward import can_cache, load, outputs_of, run, undisturbed
-from graftkit.verification.inputs import find_inputs
+from graftkit.running import memory
+from graftkit.running.forward import can_cache, load, outputs_of, run, undisturbed
+from graftkit.running.inputs import find_inputs
+from graftkit.running.paging import room, table
+from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.probes import Probe
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.outputs import compare_outputs
-from graftkit.verification.paging import room, table
-from graftkit.verification.paging.skeleton import in_pieces
-from graftkit.verification.probes import Probe
 from graftkit.verification.promises import Scope
 
 #: Families by dtype: every one in float32, and in bfloat16 those that convert, tie, or have two sides.
@@ -133,9 +134,9 @@ def test_what_changes_in_the_file_changes_in_the_forward(moved):
 
 
 def test_memory_left_decides(demo, monkeypatch):
-    monkeypatch.setattr(room, "available", lambda: 300 << 20)
+    monkeypatch.setattr(memory, "available", lambda: 300 << 20)
     assert compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
-    monkeypatch.setattr(room, "available", lambda: 3 << 30)
+    monkeypatch.setattr(memory, "available", lambda: 3 << 30)
     assert not compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
 
 
@@ -145,7 +146,7 @@ def test_a_plan_says_what_it_needs_either_way(moved, tmp_path, monkeypatch):
     whole, paged = (graftkit.plan({**recipe, "verify": {"paged": wanted}}).memory for wanted in (False, True))
     assert whole != paged
     assert graftkit.plan(recipe).memory == whole
-    monkeypatch.setattr(room, "available", lambda: 1 << 20)
+    monkeypatch.setattr(memory, "available", lambda: 1 << 20)
     assert graftkit.plan(recipe).memory == paged
 
 
@@ -159,7 +160,7 @@ def test_a_quantized_model_is_not_paged(demo, tmp_path):
 
 def test_available_sees_a_limit():
     """A limit on data, as `ulimit -d` sets it, is seen; less what the process has taken."""
-    code = "from graftkit.verification.paging.room import available; print(available())"
+    code = "from graftkit.running.memory import available; print(available())"
     limit = 3 << 30
     found = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True,

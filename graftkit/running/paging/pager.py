@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from graftkit.verification.paging.origin import Origin, apart
-from graftkit.verification.paging.table import is_large, table_of
+from graftkit.running.paging.origin import Origin, apart
+from graftkit.running.paging.table import is_large, table_of
 
 
 class Pager:

@@ -11,9 +11,9 @@ import torch
 from graftkit.architecture.embeddings import INPUT, OUTPUT, embedding_of
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.checkpoint.weights import read_weights
-from graftkit.verification.paging.origin import Origin, origins
-from graftkit.verification.paging.pager import Pager, page
-from graftkit.verification.paging.table import is_large, table_of
+from graftkit.running.paging.origin import Origin, origins
+from graftkit.running.paging.pager import Pager, page
+from graftkit.running.paging.table import is_large, table_of
 
 
 def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, dict[str, Any], Pager]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import VerificationFailed
-from graftkit.verification.probes import Probe
+from graftkit.running.probes import Probe
 
 #: Tokens that are fed to the decoder of an encoder-decoder.
 DECODER_TOKENS = 16

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.verification.probe_texts import PROBE_TEXTS
+from graftkit.running.probe_texts import PROBE_TEXTS
 
 #: Floating point operations that one pass over all probes may cost: some seconds on two cores.
 OPERATIONS = 7e11

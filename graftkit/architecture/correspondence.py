@@ -1,0 +1,176 @@
+"""Which index of a result is which of its source: what every comparison of the two reads.
+
+A surgery rarely leaves each index where it was. An :class:`IndexMap` is a partial injection from the result's indices of one axis to
+the source's; maps compose as operations do, and what falls out of one map is out of the composition.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: ``(first index of the result, first index of the source, how many)``.
+Run = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexMap:
+    """``runs`` of indices that correspond, ascending in the result, for axes of ``source`` and ``result`` indices."""
+
+    source: int
+    result: int
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def identity(cls, size: int) -> IndexMap:
+        """Every index is its own."""
+        return cls(size, size, ((0, 0, size),))
+
+    @classmethod
+    def grown(cls, source: int, result: int, fresh: Iterable[int]) -> IndexMap:
+        """Every index below ``source`` is its own but those in ``fresh``, which were made anew."""
+        cuts = [-1, *sorted(index for index in set(fresh) if index < source), source]
+        pairs = itertools.pairwise(cuts)
+        runs = tuple((left + 1, left + 1, right - left - 1) for left, right in pairs if right - left > 1)
+        return cls(source, result, runs)
+
+    @classmethod
+    def of_kept(cls, source: int, kept: Iterable[int]) -> IndexMap:
+        """The indices ``kept`` of the source, in their order, one after the other."""
+        runs: list[Run] = []
+        count = 0
+        for count, index in enumerate(kept, 1):
+            place, start, length = runs[-1] if runs else (0, -1, 0)
+            if runs and index == start + length:
+                runs[-1] = (place, start, length + 1)
+            else:
+                runs.append((count - 1, index, 1))
+        return cls(source, count, tuple(runs))
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Indices of the source that the result has, in the result's order."""
+        return tuple(index for _, start, length in self.runs for index in range(start, start + length))
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where each of ``kept`` stands in the result."""
+        return tuple(index for place, _, length in self.runs for index in range(place, place + length))
+
+    @property
+    def fresh(self) -> tuple[int, ...]:
+        """Indices of the result that are none of the source."""
+        return tuple(sorted(set(range(self.result)) - set(self.places)))
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Indices of the source that the result has not."""
+        return tuple(sorted(set(range(self.source)) - set(self.kept)))
+
+    def of_source(self, values: Tensor, axis: int = -1) -> Tensor:
+        """The corresponding slices of the source's ``values``, in the result's order; a view where they are one run."""
+        return _select(values, axis, [(start, length) for _, start, length in self.runs])
+
+    def of_result(self, values: Tensor, axis: int = -1) -> Tensor:
+        """The corresponding slices of the result's ``values``; a view where they are one run."""
+        return _select(values, axis, [(place, length) for place, _, length in self.runs])
+
+    def origin(self, index: int) -> int | None:
+        """The source's index of the result's ``index``; None where it has none."""
+        found = (start + index - place for place, start, length in self.runs if place <= index < place + length)
+        return next(found, None)
+
+    def then(self, later: IndexMap) -> IndexMap:
+        """One map that stands for both, the source of ``later`` being this one's result.
+
+        Raises:
+            ValueError: the two do not fit.
+        """
+        if later.source != self.result:
+            raise ValueError(f"an axis of {self.result} is not one of {later.source}")
+        return IndexMap(self.source, later.result, tuple(_joined(_composed(self.runs, later.runs))))
+
+
+def _composed(earlier: tuple[Run, ...], later: tuple[Run, ...]) -> Iterator[Run]:
+    for place, start, length in later:
+        for middle, source, count in earlier:
+            low, high = max(start, middle), min(start + length, middle + count)
+            if low < high:
+                yield place + low - start, source + low - middle, high - low
+
+
+def _joined(runs: Iterable[Run]) -> Iterator[Run]:
+    """Runs in the result's order, those that go on from one another taken together."""
+    held: Run | None = None
+    for run in sorted(runs):
+        if held is not None and (held[0] + held[2], held[1] + held[2]) == run[:2]:
+            held = (held[0], held[1], held[2] + run[2])
+            continue
+        if held is not None:
+            yield held
+        held = run
+    if held is not None:
+        yield held
+
+
+def _select(values: Tensor, axis: int, runs: list[tuple[int, int]]) -> Tensor:
+    if len(runs) == 1:
+        return values.narrow(axis, *runs[0])
+    import torch
+
+    indices = [index for start, length in runs for index in range(start, start + length)]
+    return values.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=values.device))
+
+
+@dataclass(frozen=True, slots=True)
+class Correspondence:
+    """Which ids and blocks of a result are which of its source; None stands for the identity.
+
+    ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, below which probes
+    draw them. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``.
+    """
+
+    ids: IndexMap | None = None
+    live: int | None = None
+    blocks: IndexMap | None = None
+    stack: str = ""
+
+    def then(self, later: Correspondence) -> Correspondence:
+        """One correspondence that stands for both, ``later`` coming behind."""
+        live = self.live if self.ids is not None else later.live
+        return Correspondence(
+            _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack
+        )
+
+    @property
+    def fresh_ids(self) -> tuple[int, ...]:
+        """Ids of the result whose rows are new."""
+        return () if self.ids is None else self.ids.fresh
+
+    def over_ids(self, old: Tensor, new: Tensor) -> bool:
+        """Whether the last axes of an output are the ids of source and result."""
+        return self.ids is not None and (old.shape[-1], new.shape[-1]) == (self.ids.source, self.ids.result)
+
+    def columns(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The corresponding columns of both, where the last axis is that of ids; else both as they are."""
+        if self.ids is None or not self.over_ids(old, new):
+            return old, new
+        return self.ids.of_source(old), self.ids.of_result(new)
+
+    def rows(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The corresponding rows of a parameter that is indexed by ids; else both as they are."""
+        sizes = (old.shape[:1], new.shape[:1])
+        if self.ids is None or sizes != ((self.ids.source,), (self.ids.result,)):
+            return old, new
+        return self.ids.of_source(old, 0), self.ids.of_result(new, 0)
+
+
+def _then(earlier: IndexMap | None, later: IndexMap | None) -> IndexMap | None:
+    if earlier is None or later is None:
+        return earlier if later is None else later
+    return earlier.then(later)

@@ -1,0 +1,59 @@
+"""Whether models fit into the memory that this process may still take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES
+from graftkit.checkpoint.weights import read_weights
+from graftkit.errors import RecipeError
+from graftkit.running import memory
+
+#: Item bytes by the name that a config gives its dtype.
+DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def paged(directories: tuple[Path, ...], beside: int, *, wanted: bool | None) -> bool:
+    """Whether models that must be in memory together are to be paged in: as ``wanted``, else where they do not fit.
+
+    ``beside`` is what else is needed, in bytes.
+
+    Raises:
+        RecipeError: it is wanted for a quantized model, whose layers the loader makes of its tensors itself.
+    """
+    quantized = next((d for d in directories if _config(d).get("quantization_config")), None)
+    if quantized is not None:
+        if wanted:
+            raise RecipeError(f"verify.paged: {quantized.name} is quantized and cannot be paged in; leave the option out")
+        return False
+    if wanted is not None:
+        return wanted
+    return sum(map(loaded_nbytes, directories)) + beside > memory.available()
+
+
+def loaded_nbytes(directory: Path) -> int:
+    """Bytes of the weights in the dtype that the config says they are loaded in."""
+    config = _config(directory)
+    return tensors_nbytes(config, read_weights(directory, config).tensors.values())
+
+
+def checkpoint_nbytes(checkpoint: Checkpoint) -> int:
+    """As :func:`loaded_nbytes`, of a checkpoint that need not be written yet."""
+    return tensors_nbytes(checkpoint.config, checkpoint.tensors.values())
+
+
+def tensors_nbytes(config: dict[str, Any], tensors: Any) -> int:
+    """Bytes of floating tensors in the dtype of the config, of others in their own."""
+    item = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))))
+    return sum(
+        tensor.nbytes if item is None or tensor.dtype not in FLOATING else tensor.nbytes // ITEM_BYTES[tensor.dtype] * item
+        for tensor in tensors
+    )
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return found
