@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ FAKE_PYTHON = """#!/bin/sh
 echo "$*" >> {log}
 case "$*" in
     *ensurepip*) exit {ensurepip} ;;
+    *'"%d.%d"'*) echo 3.13 ;;
+    *floors.py*) echo torch==2.13.0; echo rich==13.7 ;;
     "-m venv"*) for last in "$@"; do :; done; mkdir -p "$last/bin"; cp "$0" "$last/bin/python" ;;
 esac
 """
@@ -53,18 +56,18 @@ def clone(tmp_path):
     (tmp_path / "path").mkdir()
     for name in ("pyproject.toml", "scripts/environment.sh", "scripts/constraints.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
-    for tool in ("bash", "cat", "cp", "cut", "dirname", "grep", "mkdir", "sh", "sha256sum"):
+    for tool in ("bash", "cat", "cp", "cut", "date", "dirname", "grep", "mkdir", "sh", "sha256sum"):
         (tmp_path / "path" / tool).symlink_to(shutil.which(tool))
     return tmp_path
 
 
-def set_up(clone, extras="", *, ensurepip=0):
+def set_up(clone, extras="", *, ensurepip=0, before=""):
     fake = clone / "path" / "python3"
     fake.write_text(FAKE_PYTHON.format(log=clone / "log", ensurepip=ensurepip))
     fake.chmod(0o755)
     (clone / "log").write_text("")
     done = subprocess.run(
-        ["bash", "-c", f'source "{clone}/scripts/environment.sh"; environment "{extras}"'],
+        ["bash", "-c", f'source "{clone}/scripts/environment.sh"; {before or ":"}; environment "{extras}"'],
         env={"PATH": str(clone / "path")},
         capture_output=True,
         text=True,
@@ -117,3 +120,33 @@ def test_no_python_at_all_is_said_in_one_line(clone):
     done = subprocess.run(command, env={"PATH": str(clone / "path")}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["graftkit needs Python 3.11 or newer, as python3 on the PATH"]
+
+
+@pytest.mark.parametrize("kind", ["newest", "lowest"])
+def test_other_versions_get_an_environment_of_their_own(kind, clone):
+    set_up(clone)
+    before = sorted((clone / ".venv").rglob("*"))
+    done, log = set_up(clone, before=f"other_environment {kind} python3")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[-1] for line in installs(log)] == ["torch==2.13.0", str(clone)]
+    assert ("--upgrade-strategy eager" in installs(log)[1]) == (kind == "newest")
+    constraints = (clone / f".venv-{kind}-3.13" / "constraints.txt").read_text().split()
+    assert constraints == (["torch==2.13.0"] if kind == "newest" else ["torch==2.13.0", "rich==13.7"])
+    assert sorted((clone / ".venv").rglob("*")) == before
+    assert not installs(set_up(clone, before=f"other_environment {kind} python3")[1])
+
+
+def test_another_torch_can_be_asked_for(clone):
+    log = set_up(clone, before="other_environment newest python3 2.6.0")[1]
+    assert installs(log)[0].split()[-1] == "torch==2.6.0"
+
+
+@pytest.mark.parametrize("kind", ["--newest", "--lowest"])
+def test_an_interpreter_that_is_not_there_is_said_in_one_line(kind):
+    command = [ROOT / "scripts/test", kind, "--python", sys.executable, "--python", "9.99"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "python9.99 does not run, or is older than Python 3.11: put it on the PATH, or name one with --python PATH"
+    ]
+    assert done.stdout == ""

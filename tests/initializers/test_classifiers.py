@@ -7,6 +7,8 @@ import torch
 
 from graftkit.initializers.classifiers import deal, fit, moments
 
+pytestmark = pytest.mark.cross_section
+
 D, CLASSES, N = 12, 3, 300
 
 

@@ -5,6 +5,8 @@ import torch
 
 from graftkit.initializers import low_rank
 
+pytestmark = pytest.mark.cross_section
+
 RANK, SCALING = 8, 2.0
 
 

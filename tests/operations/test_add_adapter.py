@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.recipes import recipe
 from support.sweeps import load_script
 
@@ -50,6 +50,7 @@ def test_the_table_names_every_kind_of_the_installed_peft():
     assert dict(re.findall(r"^\| (\w+) \| (bitwise|rounded|intentional) \|", page, re.MULTILINE)) == STARTS
 
 
+@pytest.mark.cross_section
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "float32") for name in HANDFUL), *((name, "bfloat16") for name in ("OSF", "PSOFT", "SHADOW"))]
 )
@@ -57,6 +58,26 @@ def test_a_kind_is_what_peft_saves_and_what_the_table_promises(base, name, dtype
     found = SWEEP.measure(name, "llama", base("llama", dtype), tmp_path)
     assert not found.refused
     assert SWEEP.holds(name, found), found
+
+
+def test_a_tensor_is_one_of_peft_s_or_as_near_as_they_are_to_one_another():
+    one, two = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.5])
+    assert SWEEP._among(two, [one, two])
+    assert SWEEP._among(torch.tensor([1.0, 2.25]), [one, two])
+    assert not SWEEP._among(torch.tensor([1.0, 3.25]), [one, two])
+    assert not SWEEP._among(torch.tensor([1.0, 2.25]), [one, one])
+    assert not SWEEP._among(one.double(), [one, two])
+
+
+def test_another_tensor_than_peft_s_is_found(base, tmp_path):
+    source, spec = base("llama"), SWEEP.operation("ADAMSS", "llama")
+    apply(recipe(source, tmp_path / "out", spec))
+    file = tmp_path / "out/adapter/adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.any())
+    tensors[name] = tensors[name] + tensors[name].abs().max()
+    save_file(tensors, file, {"format": "pt"})
+    assert SWEEP._unlike_peft("ADAMSS", spec, source, file.parent, tmp_path / "peft") == f"other tensors than peft's: {name}"
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from graftkit.engine import apply, execute, plan
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations.adapters.tensors import AdapterMaker
 
+pytestmark = pytest.mark.cross_section
+
 
 @pytest.fixture
 def base(sources):
@@ -61,10 +63,20 @@ def test_pissa_takes_out_the_principal_part_as_peft_does(base, tmp_path):
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights="pissa")
     theirs = get_peft_model(model, config).state_dict()
     ours = load_file(tmp_path / "out/model.safetensors")
+    before, compared = load_file(source / "model.safetensors"), 0
     for name, value in ours.items():
         key = f"base_model.model.{name.removesuffix('.weight')}.base_layer.weight"
         if key in theirs:
-            assert (theirs[key] - value).abs().max() < 1e-6
+            assert (theirs[key] - value).abs().max() < truncation_error(before[name], 4)
+            compared += 1
+    assert compared
+
+
+def truncation_error(weight, rank):
+    """How far a decomposition in float32, which is exact for a matrix near ``weight``, may be off in its part of this rank."""
+    values = torch.linalg.svdvals(weight.double())
+    near = max(weight.shape) * torch.finfo(torch.float32).eps / 2 * values[0]
+    return near * (1 + values[rank - 1] / (values[rank - 1] - values[rank]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

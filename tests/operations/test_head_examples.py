@@ -10,6 +10,8 @@ from support.families import build
 import graftkit
 from graftkit.verification.heads.held_out import HeldOutReport, check_held_out, score
 
+pytestmark = pytest.mark.cross_section
+
 WORDS = {"heat": "the sun is hot and the fire burns", "rest": "she sleeps in a quiet house at night"}
 
 
@@ -48,16 +50,17 @@ def test_the_reloaded_head_has_the_reported_held_out_loss(family, scheme, place,
     model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     rows = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
-    losses = []
+    losses, (check,) = [], [check for check in report.checks if check.name == "held_out_examples"]
     for index in figures["held_out_rows"]:
         inputs = tokenizer(rows[index]["text"], return_tensors="pt", truncation=True, max_length=figures["max_length"])
         label = torch.tensor([model.config.label2id[rows[index]["label"]]])
         inputs.pop("token_type_ids", None)
         losses.append(model(**inputs, labels=label).loss.item())
-    assert sum(losses) / len(losses) == pytest.approx(figures["held_out"]["loss"], abs=1e-3)
+    slack = check.noise + 2 * figures["loss_rounding"]  # here the loss itself is in float32 as well
+    assert sum(losses) / len(losses) == pytest.approx(figures["held_out"]["loss"], abs=slack)
     assert figures["held_out"]["balanced_accuracy"] >= 0.5
-    (check,) = [check for check in report.checks if check.name == "held_out_examples"]
-    assert check.written.loss == pytest.approx(check.fitted.loss, abs=1e-3)
+    assert check.failures == ()
+    assert 0 < check.rounding < (1e-2 if scheme != "lda" else 1)  # logits of lda are differences of numbers 10,000 times as large
 
 
 def test_labels_that_changed_places_are_caught(place, tmp_path):

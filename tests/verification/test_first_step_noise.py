@@ -16,6 +16,8 @@ from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.noise import OldGradients, null_gradients
 from graftkit.verification.first_step.task import differentiable, gradients, loss_of
 
+pytestmark = pytest.mark.cross_section
+
 KEY_BIAS = "bert.encoder.layer.0.attention.self.key.bias"
 IDS = torch.randint(4, ROWS, (4, 24), generator=torch.Generator().manual_seed(3))
 TEXTS = Probe("texts", IDS, torch.ones_like(IDS))

@@ -12,6 +12,8 @@ from support.families import build
 import graftkit
 from graftkit.verification.heads.check import HeadPromise, check_head
 
+pytestmark = pytest.mark.cross_section
+
 PRIOR = (0.2, 0.5, 0.3)
 
 

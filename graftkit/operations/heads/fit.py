@@ -111,6 +111,7 @@ class ExampleFit:
                 intercept = found.bias.to(torch_dtype(dtype))
                 made[self.head.of("projection_bias")[0].name] = intercept
             scores = score(_held_out_logits(pieces, weight.double(), intercept.double()), self.classes)
+            rounding = _loss_rounding(pieces, weight, intercept)
         self.figures = {
             "scheme": self.scheme.scheme,
             "examples": len(self.labels),
@@ -119,6 +120,7 @@ class ExampleFit:
             "temperature": found.temperature,
             "cross_validation": {"folds": FOLDS, "loss": found.loss, "accuracy": found.accuracy},
             "held_out": dataclasses.asdict(scores),
+            "loss_rounding": rounding,
             "held_out_rows": (self.folds < 0).nonzero().flatten().tolist(),
         }
         return made
@@ -129,6 +131,25 @@ def _held_out_logits(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any
         out = folds < 0
         logits = features[out].double() @ weight.T + bias
         yield from zip(labels[out].tolist(), logits, strict=True)
+
+
+def _loss_rounding(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any) -> float:
+    """How far rounding of the logits may move the mean loss on what was held out.
+
+    A logit is a sum in float32, rounded to the dtype of the weight; a loss moves by twice the largest error of its logits.
+    """
+    import torch
+
+    single, unit = (torch.finfo(dtype).eps / 2 for dtype in (torch.float32, weight.dtype))
+    weight, bias = weight.double(), bias.double()
+    moved, examples = 0.0, 0
+    for features, _, folds in pieces():
+        held = features[folds < 0].double()
+        logits, sums = held @ weight.T + bias, held.abs() @ weight.abs().T + bias.abs()
+        errors = unit * logits.abs() + (weight.shape[1] + 1) * single * sums
+        moved += float(2 * errors.amax(-1).sum()) if len(held) else 0.0
+        examples += len(held)
+    return moved / max(examples, 1)
 
 
 def is_fitted(spec: ReplaceHead) -> bool:
