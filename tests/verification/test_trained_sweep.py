@@ -54,7 +54,7 @@ def crossed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", crossed())
+@pytest.mark.parametrize("training", list(crossed()))
 def test_merge_resize_extract_and_verify_are_right(tmp_path, training):
     made = train(training, tmp_path)
     adapter = {"adapter": str(made.adapter)}
