@@ -22,7 +22,7 @@ from graftkit.verification.tensors import TensorDifference, tensor_difference
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
-    from graftkit.verification.checks import CheckReport
+    from graftkit.verification.checks import Finding
     from graftkit.verification.lens.report import LensReport
     from graftkit.verification.signal.report import SignalReport
 
@@ -97,7 +97,7 @@ class Verification:
         return f"verified: B does what A did{', on the old vocabulary' if self.vocabulary else ''}{new}"
 
     @property
-    def checks(self) -> tuple[CheckReport, ...]:
+    def checks(self) -> tuple[Finding, ...]:
         """What was measured beside :data:`CHECKS`."""
         return tuple(check for check in (self.lens, self.signal) if check is not None)
 

@@ -12,7 +12,7 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected
-from graftkit.verification.checks import CheckReport
+from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
 
@@ -39,23 +39,6 @@ class VocabularyOutcome:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What lies on disk when an operation's own check runs: every path is a directory.
-
-    ``base`` is the written checkpoint, or the source where the recipe leaves the base as it is; ``adapter`` is the
-    written adapter, if there is one. ``outputs`` says whether the recipe wants models to be loaded and run, ``later`` which
-    index is which after the operations behind the one that checks.
-    """
-
-    source: Path
-    base: Path
-    adapter: Path | None
-    seed: int
-    outputs: bool = True
-    later: Correspondence = IDENTITY
-
-
 def correspondence_of(outcomes: Iterable[Outcome]) -> Correspondence:
     """Which index is which after these operations, one behind the other."""
     return functools.reduce(Correspondence.then, (outcome.correspondence for outcome in outcomes), IDENTITY)
@@ -65,10 +48,6 @@ def vocabulary_of(outcomes: Iterable[Outcome]) -> VocabularyOutcome | None:
     """How these operations, one after the other, changed the vocabulary; None where none did."""
     changes = [outcome.vocabulary for outcome in outcomes if outcome.vocabulary]
     return functools.reduce(VocabularyOutcome.then, changes) if changes else None
-
-
-#: A check of an operation's own, run on the written files after the general ones.
-Check = Callable[[Written], CheckReport]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
+from graftkit.verification.subject import Subject
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
@@ -102,6 +103,25 @@ class AdaptedReport:
             yield "outputs beside peft", verdict, figure
         for reason in self.skipped:
             yield "not compared", "skipped", reason
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source."""
+
+    folder: Path
+    base: Checkpoint | None = None
+    name: str = "merged against adapted"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> AdaptedReport:
+        """Compare the two; see :func:`compare_with_adapted`."""
+        return compare_with_adapted(
+            subject.source, subject.result, self.folder, base=self.base, later=subject.later, seed=subject.seed
+        )
 
 
 def _advice(kept: float, dtype: str) -> str:

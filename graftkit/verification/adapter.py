@@ -28,7 +28,7 @@ from graftkit.verification.promises import PromiseClass
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
 
 if TYPE_CHECKING:
-    from graftkit.operations.base import Written
+    from graftkit.verification.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +117,21 @@ class AdapterCheck:
     residual: Residual | None = None
     before: Checkpoint | None = None
 
-    #: Digests are taken also where no model may be run.
-    reads_files_alone: ClassVar[bool] = True
+    name: ClassVar[str] = "adapter"
 
-    def __call__(self, written: Written) -> AdapterReport:
-        """Run the check on what lies on disk; see :class:`AdapterReport`."""
-        assert written.adapter is not None  # noqa: S101 - this check belongs to an operation that makes one
-        source = None if self.residual is None else written.source
-        reason = "" if written.outputs else "verify.outputs is off"
-        return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
+    def applies(self, subject: Subject) -> bool:
+        """Where there is an adapter: digests are taken also where no model may be run."""
+        return subject.adapter is not None
 
-    def run(
+    def run(self, subject: Subject) -> AdapterReport:
+        """Run the check on what lies on disk; see :meth:`look`."""
+        if subject.adapter is None:
+            raise ValueError("there is no adapter")
+        source = None if self.residual is None else subject.source
+        reason = "" if subject.outputs else "verify.outputs is off"
+        return self.look(subject.result, subject.adapter, source, seed=subject.seed, reason=reason)
+
+    def look(
         self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "",
         digests: Callable[[bool], BaseDigests] | None = None,
     ) -> AdapterReport:  # fmt: skip

@@ -59,6 +59,7 @@ class OutputsReport:
     new_ids: int = 0
     paged: bool = False
     unit: str = "tokens"
+    name: str = "outputs"
 
     @property
     def passed(self) -> bool:
