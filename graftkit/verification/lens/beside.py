@@ -44,7 +44,7 @@ class Beside:
 
     def pair(self, name: str, found: Outputs) -> tuple[Any, Any, Any] | None:
         """Float64, own dtype, and the run's, each ``(n, width)``: unmasked positions and kept ids; None where shapes differ."""
-        if name not in found:
+        if name not in found or not self._comparable(name, found[name]):
             return None
         if name not in self._references:
             self._references[name] = self._places(self._exact[name], name), self._places(self.native[name], name)
@@ -52,6 +52,12 @@ class Beside:
         new = self._known(name, found[name], truth, old)
         new = self._places(found[name], name) if new is None else new
         return (truth, old, new) if new.shape == old.shape else None
+
+    def _comparable(self, name: str, new: Any) -> bool:
+        """Whether ``new`` has the same places and every kept id: a classifier's logits stand at no place and over no ids."""
+        ids = self._kept is not None and self.has_ids[name] and len(self._kept)
+        enough = not ids or new.shape[-1] > int(self._kept.max())
+        return bool(new.shape[:-1] == self.native[name].shape[:-1] and enough)
 
     def _known(self, name: str, new: Any, truth: Any, old: Any) -> Any:
         """The places of the reference where the whole of ``new`` equals it, so that its own need not be taken; else None."""
