@@ -50,7 +50,7 @@ class Beside:
 
         ``of_source`` says that the run is the source's, so that its ids are the source's.
         """
-        if name not in found:
+        if name not in found or not self._comparable(name, found[name], of_source=of_source):
             return None
         if name not in self._references:
             self._references[name] = self._of_source(self._exact[name], name), self._of_source(self.native[name], name)
@@ -59,6 +59,13 @@ class Beside:
         if new is None:
             new = self._of_source(found[name], name) if of_source else self._of_result(found[name], name)
         return (truth, old, new) if new.shape == old.shape else None
+
+    def _comparable(self, name: str, new: Any, *, of_source: bool) -> bool:
+        """Whether ``new`` has the same places and every id: a classifier's logits stand at no place and over no ids."""
+        enough = True
+        if self._ids is not None and self.has_ids[name]:
+            enough = new.shape[-1] >= (self._ids.source if of_source or new is self.native[name] else self._ids.result)
+        return bool(new.shape[:-1] == self.native[name].shape[:-1] and enough)
 
     def _known(self, name: str, new: Any, truth: Any, old: Any) -> Any:
         """The places of the reference where the whole of ``new`` equals it, so that its own need not be taken; else None."""
