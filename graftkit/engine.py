@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,12 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
-from graftkit.operations.base import correspondence_of
+from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
 from graftkit.verification.checks import Finding
+from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verification.subject import NewTokens, Subject
@@ -131,13 +134,19 @@ def _verify(planned: Plan, staged: Path, device: str | None, progress: Progress 
     """
     subject = subject_of(planned, staged, device, progress)
     own = [
-        (check, replace(subject, later=correspondence_of(planned.outcomes[place + 1 :])))
+        (check, behind(subject, planned.outcomes[place + 1 :]))
         for place, outcome in enumerate(planned.outcomes)
         for check in outcome.checks
     ]
     for finding in verify(subject, own):
         _raise_first(finding.failures)
         yield finding
+
+
+def behind(subject: Subject, later: Sequence[Outcome]) -> Subject:
+    """What the own check of an operation looks at that stands before the operations ``later``."""
+    scope = functools.reduce(operator.or_, (outcome.scope for outcome in later), Scope.EVERYTHING)
+    return replace(subject, later=correspondence_of(later), later_scope=scope)
 
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:

@@ -26,6 +26,7 @@ from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
+from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
@@ -120,8 +121,9 @@ class MergeCheck:
     def run(self, subject: Subject) -> AdaptedReport:
         """Compare the two; see :func:`compare_with_adapted`."""
         return compare_with_adapted(
-            subject.source, subject.result, self.folder, base=self.base, later=subject.later, seed=subject.seed
-        )
+            subject.source, subject.result, self.folder, base=self.base, later=subject.later,
+            backbone=Scope.BACKBONE in subject.later_scope, seed=subject.seed,
+        )  # fmt: skip
 
 
 def _advice(kept: float, dtype: str) -> str:
@@ -132,11 +134,12 @@ def _advice(kept: float, dtype: str) -> str:
 
 def compare_with_adapted(
     source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: Correspondence = IDENTITY,
-    seed: int = 0,
+    backbone: bool = False, seed: int = 0,
 ) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.
 
-    ``base`` is what the adapter lies on where that is not the source; ``later`` says how the vocabulary changed after merging.
+    ``base`` is what the adapter lies on where that is not the source. ``later`` says how the vocabulary changed after merging, and
+    ``backbone`` that another head came then, so that hidden states and the weights that both have are compared.
 
     Raises:
         InputRejected, VerificationFailed: a checkpoint or the adapter does not load, or the forward needs inputs that
@@ -146,7 +149,7 @@ def compare_with_adapted(
     with undisturbed():
         adapted = load_adapted(source, folder, base)
         merged = load(result)
-        weights = tuple(compare_weights(adapted.model, merged.model, skipped, later))
+        weights = tuple(compare_weights(adapted.model, merged.model, skipped, later, backbone=backbone))
         dtype = merged.dtype
         del merged
         gc.collect()
@@ -154,7 +157,7 @@ def compare_with_adapted(
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()
-        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base), later)
+        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base), later, backbone)
     failures = [weight.failure for weight in weights if weight.failure] + broken
     failures += [
         f"outputs: {item.name} of the merged model is {item.merged:.3g} off the adapted model in float64, the noise without it"
@@ -190,12 +193,13 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 def _outputs(
     result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any],
-    later: Correspondence,
+    later: Correspondence, backbone: bool,
 ) -> tuple[list[OutputNoise], list[str]]:
     """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
     failures: list[str] = []
     before = functools.partial(_source_columns, later)
-    merged = _errors(lambda part: _run_merged(result.model, part, native, later, failures), native, reference, later.columns)
+    run_merged = functools.partial(_run_merged, result.model, native, later, failures, backbone=backbone)
+    merged = _errors(run_merged, native, reference, later.columns)
     if failures:
         return [], failures
     unit = UNIT_ROUNDOFF[str(result.model.dtype)]
@@ -209,7 +213,7 @@ def _outputs(
 
 
 def _run_merged(
-    model: Any, part: Probe, native: Reference, later: Correspondence, failures: list[str]
+    model: Any, native: Reference, later: Correspondence, failures: list[str], part: Probe, *, backbone: bool
 ) -> Mapping[str, Any]:
     """The outputs of one probe; what is wrong with them over the ids from before ``later`` goes to ``failures``."""
     try:
@@ -218,7 +222,9 @@ def _run_merged(
         failures.append(f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}")
         return {}
     other = native.names[part.name] ^ found.keys()
-    if other:
+    if backbone:
+        found = {name: value for name, value in found.items() if "hidden" in name and name in native.kept[part.name]}
+    elif other:
         failures.append(f"outputs: only one of adapted and merged model gives these outputs: {few(other)}")
     pairs = {name: later.columns(old, found[name]) for name, old in native.kept[part.name].items() if name in found}
     broken = [name for name, (old, new) in pairs.items() if (new.isnan() & ~old.isnan()).any()]

@@ -37,11 +37,11 @@ class WeightComparison:
 
 
 def compare_weights(
-    adapted: Any, merged: Any, skipped: list[str], later: Correspondence = IDENTITY
+    adapted: Any, merged: Any, skipped: list[str], later: Correspondence = IDENTITY, *, backbone: bool = False
 ) -> Iterator[WeightComparison]:
     """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
 
-    Rows that ``later`` made are no part of the merge.
+    Rows that ``later`` made are no part of the merge, and with ``backbone`` neither are modules that the merged model has not.
     """
     from peft.tuners.lora.layer import LoraLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
@@ -49,7 +49,10 @@ def compare_weights(
     outer: list[str] = []
     compared: set[str] = set()
     merged = _Merged(merged, later)
+    there = dict(merged.model.named_modules())
     for path, module in adapted.named_modules():
+        if backbone and path not in there:
+            continue
         found: list[WeightComparison] = []
         if isinstance(module, ModulesToSaveWrapper):
             for name, value in module.modules_to_save[NAME].state_dict().items():

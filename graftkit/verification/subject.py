@@ -37,7 +37,7 @@ class Subject:
         promise: what is promised of the result.
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
-        later: the same from behind the operation whose own check runs.
+        later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
         tokens: how the tokenizer changed, None where it did not.
         kl: returns the bound on the KL that new ids promise, None where none is promised.
         wanted: names of the checks that are asked for beside those that always run.
@@ -55,6 +55,7 @@ class Subject:
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
     later: Correspondence = IDENTITY
+    later_scope: Scope = Scope.EVERYTHING
     tokens: NewTokens | None = None
     kl: Callable[[], KLPromise | None] = field(default=lambda: None)
     wanted: frozenset[str] = frozenset()

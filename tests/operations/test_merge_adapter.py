@@ -1,5 +1,6 @@
 """merge_adapter beside peft's own merge, on small bases of several families."""
 
+import dataclasses
 import json
 import shutil
 
@@ -194,6 +195,34 @@ def test_new_tokens_come_behind_a_merge(tmp_path, rows):
         assert found[name][: ids[0]].equal(wanted[name][: ids[0]])
         mean = wanted[name][: ids[0]].double().mean(0)
         assert (found[name][ids].double() - mean).abs().max() < 2**-20 * mean.abs().max()
+
+
+def test_another_head_comes_behind_a_merge(tmp_path):
+    """The merge is then compared over what both models have: the backbone's weights and hidden states."""
+    config = {"target_modules": ["q_proj", "lm_head"]}
+    source, adapter = make_adapter(tmp_path, LLAMA, **config)
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<pad>"}
+    operations = [{"op": "merge_adapter", "adapter": str(adapter)}, head]
+    recipe = {"version": 1, "base_model": str(source), "operations": operations}
+    report = engine.apply({**recipe, "output": str(tmp_path / "out")})
+    check = next(check for check in report.checks if check.name == "merged against adapted")
+    assert {weight.name for weight in check.weights} == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+    assert check.outputs
+    assert all("hidden" in output.name for output in check.outputs)
+    planned = engine.plan({**recipe, "output": str(tmp_path / "never")})
+    subject = engine.behind(engine.subject_of(planned, tmp_path / "out"), planned.outcomes[1:])
+    (merge, _), broken = (outcome.checks for outcome in planned.outcomes), shutil.copytree(tmp_path / "out", tmp_path / "broken")
+    spoil(broken, "model.layers.1.self_attn.q_proj.weight")
+    failures = merge[0].run(dataclasses.replace(subject, result=broken)).failures
+    assert "'model.layers.1.self_attn.q_proj.weight' is not base plus adapter" in failures[0]
+
+
+def spoil(directory, name):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name][0] *= 2
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
 
 
 @pytest.fixture(scope="module")
