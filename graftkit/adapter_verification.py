@@ -99,7 +99,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
         source = _source(known.source) if known.residual.from_source else None
         reason = "" if source else "what base and adapter together stand for is not there any more"
     residual = known.residual if known and source else None
-    check = AdapterCheck(known.strength if known else None, residual).run(
+    check = AdapterCheck(known.strength if known else None, residual).look(
         opened.directory, directory, source, reason=reason, digests=digests
     )
     identity: dict[str, tuple[str, ...]] = {"adapter": tuple(_not_finite(there))}

@@ -22,7 +22,7 @@ from graftkit.verification.tensors import TensorDifference, tensor_difference
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
-    from graftkit.verification.checks import CheckReport
+    from graftkit.verification.checks import Finding
     from graftkit.verification.lens.report import LensReport
     from graftkit.verification.signal.report import SignalReport
 
@@ -97,7 +97,7 @@ class Verification:
         return f"verified: B does what A did{', on the old vocabulary' if self.vocabulary else ''}{new}"
 
     @property
-    def checks(self) -> tuple[CheckReport, ...]:
+    def checks(self) -> tuple[Finding, ...]:
         """What was measured beside :data:`CHECKS`."""
         return tuple(check for check in (self.lens, self.signal) if check is not None)
 
@@ -168,8 +168,8 @@ def verify(
         travelled, found["signal"] = _signal(pair, device, progress)
     unjudged = pair.unjudged(left_out, measured)
     return Verification(
-        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.change.fresh), unjudged,
-        vocabulary=pair.vocabulary is not None,
+        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.correspondence.fresh_ids), unjudged,
+        vocabulary=pair.takes_ids,
     )  # fmt: skip
 
 
@@ -180,7 +180,7 @@ def _signal(
 
     try:
         seen = compare_signal(
-            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
+            pair.old.directory, pair.new.directory, correspondence=pair.correspondence, scope=pair.accounted.scope,
             device=device, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:
@@ -195,7 +195,7 @@ def _lens(
 
     try:
         seen = compare_lens(
-            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, scope=pair.accounted.scope,
+            pair.old.directory, pair.new.directory, correspondence=pair.correspondence, scope=pair.accounted.scope,
             device=device, paged=paged, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:
@@ -209,7 +209,8 @@ def _outputs(
     """What was measured and found; a second checkpoint that does not load or run is found, and nothing is measured."""
     try:
         measured = compare_outputs(
-            pair.old.directory, pair.new.directory, vocabulary=pair.vocabulary, kl=None if pair.accounted.scope else pair.bound(),
+            pair.old.directory, pair.new.directory, correspondence=pair.correspondence,
+            kl=None if pair.accounted.scope else pair.bound(),
             scope=pair.accounted.scope, paged=paged, progress=progress,
         )  # fmt: skip
     except VerificationFailed as error:

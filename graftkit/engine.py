@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,15 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import RecipeError, VerificationFailed
-from graftkit.operations import Written
-from graftkit.operations.base import vocabulary_of
+from graftkit.operations.base import correspondence_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
-from graftkit.verification.checks import CheckReport, LeftOut
-from graftkit.verification.composition import check_measured
-from graftkit.verification.outputs import OutputsReport, compare_outputs
-from graftkit.verification.promises import Scope
+from graftkit.verification.checks import Finding
+from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
+from graftkit.verification.subject import NewTokens, Subject
 from graftkit.verification.ties import lost_ties
-from graftkit.verification.tokenization import TokenizationReport, check_tokenization
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
 
@@ -72,10 +69,8 @@ def execute(
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
         _prepare(planned, progress)
         ledger = _write(planned, staging, link=link, progress=progress)
-        tokenization = _check_tokenization(planned, staging.path)
-        outputs = _check_outputs(planned, staging.path, progress)
-        checks = (*_run_checks(planned, staging.path), *_look(planned, staging.path, device, progress))
-        report = _report(planned, ledger, tokenization, outputs, checks)
+        findings = tuple(_verify(planned, staging.path, device, progress))
+        report = Report(planned, ledger, findings, _figures(planned))
         write_report(report, planned, staging.path)
         staging.commit()
     return report
@@ -128,98 +123,45 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
     return count
 
 
-def _check_tokenization(planned: Plan, staged: Path) -> tuple[TokenizationReport, ...]:
-    vocabulary = planned.vocabulary
-    if vocabulary is None:
-        return ()
-    found = check_tokenization(
-        planned.source.directory,
-        staged,
-        new=vocabulary.new_tokens,
-        special=vocabulary.special,
-        chat_template_changed=vocabulary.chat_template_changed,
-    )
-    _raise_first(found.failures)
-    return (found,)
+def _verify(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> Iterator[Finding]:
+    """Run every check on what was written, up to the first that fails.
+
+    Raises:
+        VerificationFailed: a check failed.
+    """
+    subject = subject_of(planned, staged, device, progress)
+    own = [
+        (check, replace(subject, later=correspondence_of(planned.outcomes[place + 1 :])))
+        for place, outcome in enumerate(planned.outcomes)
+        for check in outcome.checks
+    ]
+    for finding in verify(subject, own):
+        _raise_first(finding.failures)
+        yield finding
 
 
-def _check_outputs(planned: Plan, staged: Path, progress: Progress | None) -> OutputsReport | None:
-    if not planned.compares_outputs:
-        return None
-    vocabulary = planned.vocabulary
-    found = compare_outputs(
+def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
+    """What the checks of a plan look at, written to ``staged``."""
+    vocabulary, wanted = planned.vocabulary, planned.recipe.verify
+    tokens = None
+    if vocabulary is not None:
+        tokens = NewTokens(vocabulary.new_tokens, vocabulary.special, vocabulary.chat_template_changed)
+    return Subject(
         planned.source.directory,
-        staged,
-        vocabulary=vocabulary.change if vocabulary else None,
-        kl=vocabulary.kl() if vocabulary and not planned.scope else None,
-        seed=planned.recipe.seed,
+        staged if planned.writes_base else planned.source.directory,
+        planned.promise,
+        adapter=staged / FOLDER if planned.adapter else None,
         scope=planned.scope,
+        correspondence=planned.correspondence,
+        tokens=tokens,
+        kl=vocabulary.kl if vocabulary else lambda: None,
+        wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),
+        outputs=wanted.outputs,
+        seed=planned.recipe.seed,
+        device=device,
         paged=planned.paged,
         progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
     )
-    _raise_first(found.failures)
-    check_measured(planned.promise, found)
-    return found
-
-
-def _run_checks(planned: Plan, staged: Path) -> tuple[CheckReport, ...]:
-    """Run the operations' own checks, in their order; most load models, as the comparison of outputs does."""
-    wanted = planned.recipe.verify.outputs
-    source = planned.source.directory
-    adapter = staged / FOLDER if planned.adapter else None
-    base = staged if planned.writes_base else source
-    found = []
-    for place, outcome in enumerate(planned.outcomes):
-        later = vocabulary_of(planned.outcomes[place + 1 :])
-        change = later.change if later else None
-        written = Written(source, base, adapter, planned.recipe.seed, planned.recipe.verify.outputs, change)
-        for check in outcome.checks:
-            if not (wanted or getattr(check, "reads_files_alone", False)):
-                continue
-            report = check(written)
-            _raise_first(report.failures)
-            found.append(report)
-    return tuple(found)
-
-
-def _look(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> tuple[CheckReport, ...]:
-    """Look through the lens, at the signal and at the first step, as the recipe asks.
-
-    Where the source is not what the result is compared with, only the first step of what is new is left to look at.
-    """
-    wanted = planned.recipe.verify
-    if not (wanted.lens or wanted.signal or wanted.first_step):
-        return ()
-    from graftkit.verification.first_step import OTHER_SOURCE, compare_first_step
-    from graftkit.verification.lens.lens import compare_lens
-    from graftkit.verification.signal import compare_signal
-
-    vocabulary = planned.vocabulary
-    found: list[CheckReport] = []
-    lens = functools.partial(compare_lens, paged=planned.paged)
-    nothing = Scope.NOTHING in planned.scope
-    asked = tuple(name for name in ("lens", "signal") if getattr(wanted, name))
-    if nothing and asked:
-        found.append(LeftOut(asked, OTHER_SOURCE))
-    looks = (
-        (lens, wanted.lens and not nothing),
-        (compare_signal, wanted.signal and not nothing),
-        (compare_first_step, wanted.first_step),
-    )
-    for compare in (function for function, runs in looks if runs):
-        report = compare(
-            planned.source.directory,
-            staged if planned.writes_base else planned.source.directory,
-            vocabulary=vocabulary.change if vocabulary else None,
-            seed=planned.recipe.seed,
-            device=device,
-            scope=planned.scope,
-            adapter=staged / FOLDER if planned.adapter else None,
-            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
-        )
-        _raise_first(report.failures)
-        found.append(report)
-    return tuple(found)
 
 
 def _raise_first(failures: Sequence[str]) -> None:
@@ -228,15 +170,9 @@ def _raise_first(failures: Sequence[str]) -> None:
         raise VerificationFailed(f"{failures[0]}{more}; nothing was written")
 
 
-def _report(
-    planned: Plan,
-    ledger: tuple[LedgerEntry, ...],
-    tokenization: tuple[TokenizationReport, ...],
-    outputs: OutputsReport | None,
-    checks: tuple[CheckReport, ...],
-) -> Report:
-    figures = {
+def _figures(planned: Plan) -> dict[str, Any]:
+    """What the operations measured on the way, by their place."""
+    return {
         f"operations.{place}.{planned.recipe.operations[place].op}": dict(outcome.figures())
         for place, outcome in enumerate(planned.outcomes)
     }
-    return Report(planned, ledger, tokenization, outputs, checks, figures)

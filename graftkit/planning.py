@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import account
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
-from graftkit.operations.base import VocabularyOutcome, check_plain_weights, vocabulary_of
+from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
 from graftkit.operations.combinations import combined
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
@@ -118,6 +119,11 @@ class Plan:
     def vocabulary(self) -> VocabularyOutcome | None:
         """How all operations together changed the vocabulary."""
         return vocabulary_of(self.outcomes)
+
+    @property
+    def correspondence(self) -> Correspondence:
+        """Which index of the result is which of the source."""
+        return correspondence_of(self.outcomes)
 
     @property
     def new_tokens(self) -> Mapping[str, int]:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import graftkit
+from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.probes import Probe
 from graftkit.verification.lens.nulls import null_runs
@@ -64,7 +65,7 @@ def measure(source: Path, count: int, seed: int, tokens: int) -> dict:
     """Try ``count`` places; everything that was found, as JSON values."""
     start = time.perf_counter()
     loaded = load(source)
-    setting = prepare(source, loaded, loaded, None, seed, tokens, backbone=False)
+    setting = prepare(source, loaded, loaded, IDENTITY, seed, tokens, backbone=False)
     model, parts, made = loaded.model, setting.parts, setting.made
     reach = Reach(model, parts, made, setting.floor.threshold)
     native = [run(model, part, made) for part in parts]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.forward import can_cache, load, run, undisturbed
 from graftkit.running.probes import Probe, split
 from graftkit.running.reference import plan_probes
@@ -48,7 +49,7 @@ def measure(model: Path, repeat: int) -> None:
     """Print each part, and its ratio to two loads and two forwards of the probes that it runs."""
     loaded = load(model)
     tokens = max(int(OPERATIONS / (2 * loaded.model.num_parameters())), 64)
-    setting = prepare(model, loaded, loaded, None, 0, tokens, backbone=False)
+    setting = prepare(model, loaded, loaded, IDENTITY, 0, tokens, backbone=False)
     probes, budget, _, _ = plan_probes(loaded.model, model, None, 0, None)
     cached = can_cache(loaded.model, setting.made) is None
     parts = [part for probe in probes if cached or not probe.steps for part in split(probe, budget.forward)]
@@ -65,10 +66,10 @@ def measure(model: Path, repeat: int) -> None:
         print(f"{what:22} {time_:.3f} s  {time_ / base:.2f} times {base:.3f} s for two loads and two forwards")
 
     load_time = seconds(lambda: load(model), repeat)
-    plain = seconds(lambda: compare_outputs(model, model, vocabulary=None, kl=None), repeat)
+    plain = seconds(lambda: compare_outputs(model, model), repeat)
     report("plain verification", plain, 2 * load_time + 2 * seconds(lambda: forward(parts), repeat))
     native, float64_time = seconds(lambda: forward(setting.parts), repeat), seconds(wide, repeat)
-    lens = seconds(lambda: compare_lens(model, model, vocabulary=None), repeat)
+    lens = seconds(lambda: compare_lens(model, model), repeat)
     report("float64 and noise", lens, 2 * load_time + 2 * native)
     print(
         f"load {load_time:.3f} s; lens: {sum(part.tokens for part in setting.parts):,} tokens, float64 forward"

@@ -94,7 +94,7 @@ def apply(models, place, kind, name, options, *flags):
 
 def look_at(source, output, *, adapter, flags=("--no-outputs",)):
     """Every command that takes an output, on this one."""
-    page = output / "comparison.html"
+    page = output.parent / "comparison.html"
     if adapter:
         folder = output / "adapter"
         ran(here("verify", source, "--adapter", folder, *(flag for flag in flags if flag == "--no-outputs")))
@@ -122,6 +122,33 @@ def test_what_a_kind_does_not_take_is_refused_by_name(models, tmp_path, kind, na
     said = {refused(here(command, path), code, start) for command in ("plan", "apply")}
     assert len(said) == 1
     assert not (tmp_path / "out").exists()
+
+
+OTHERS = [(kind, name) for kind in KINDS for name in ("replace_head", "reinit") if name not in KINDS[kind].refused]
+
+
+def differs(models, tmp_path, kind, name):
+    """Look every way at a result that is another model and has no report beside it: what differs is said, and no more."""
+    path = write(
+        tmp_path / "recipe.json", models(kind), tmp_path / "out", KINDS[kind].operation(name), verify={"outputs": False}
+    )
+    ran(here("apply", path))
+    (tmp_path / "out/graft_report.json").unlink()
+    for pair in ([models(kind), tmp_path / "out"], [tmp_path / "out", models(kind)]):
+        done = here("verify", *pair, "--lens", "--signal", "--report", tmp_path / "page.html")
+        assert (done.returncode, done.stderr) == (4, "")
+        assert "failed: lens: " in done.stdout
+
+
+@pytest.mark.parametrize(("kind", "name"), [("causal_lm_tied", "replace_head"), ("image_classifier", "replace_head")])
+def test_another_model_without_a_report_fails_by_name(models, tmp_path, kind, name):
+    differs(models, tmp_path, kind, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), OTHERS)
+def test_another_model_of_every_kind_fails_by_name(models, tmp_path, kind, name):
+    differs(models, tmp_path, kind, name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,9 +7,9 @@ the source's; maps compose as operations do, and what falls out of one map is ou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,12 +65,12 @@ class IndexMap:
     @property
     def fresh(self) -> tuple[int, ...]:
         """Indices of the result that are none of the source."""
-        return tuple(sorted(set(range(self.result)) - set(self.places)))
+        return tuple(_gaps(sorted((place, length) for place, _, length in self.runs), self.result))
 
     @property
     def dropped(self) -> tuple[int, ...]:
         """Indices of the source that the result has not."""
-        return tuple(sorted(set(range(self.source)) - set(self.kept)))
+        return tuple(_gaps(sorted((start, length) for _, start, length in self.runs), self.source))
 
     def of_source(self, values: Tensor, axis: int = -1) -> Tensor:
         """The corresponding slices of the source's ``values``, in the result's order; a view where they are one run."""
@@ -94,6 +94,14 @@ class IndexMap:
         if later.source != self.result:
             raise ValueError(f"an axis of {self.result} is not one of {later.source}")
         return IndexMap(self.source, later.result, tuple(_joined(_composed(self.runs, later.runs))))
+
+
+def _gaps(runs: Iterable[tuple[int, int]], size: int) -> Iterator[int]:
+    end = 0
+    for start, length in runs:
+        yield from range(end, start)
+        end = start + length
+    yield from range(end, size)
 
 
 def _composed(earlier: tuple[Run, ...], later: tuple[Run, ...]) -> Iterator[Run]:
@@ -140,6 +148,21 @@ class Correspondence:
     blocks: IndexMap | None = None
     stack: str = ""
 
+    @classmethod
+    def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
+        """Of tables with ``source`` and ``result`` rows: every id is its own but the ``fresh`` ones."""
+        return cls(IndexMap.grown(source, result, fresh), live)
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Correspondence:
+        """Read what ``dataclasses.asdict`` and JSON have made of one."""
+        maps = {
+            name: value and IndexMap(value["source"], value["result"], tuple((a, b, c) for a, b, c in value["runs"]))
+            for name, value in found.items()
+            if name in ("ids", "blocks")
+        }
+        return cls(**{**found, **maps})
+
     def then(self, later: Correspondence) -> Correspondence:
         """One correspondence that stands for both, ``later`` coming behind."""
         live = self.live if self.ids is not None else later.live
@@ -152,6 +175,11 @@ class Correspondence:
         """Ids of the result whose rows are new."""
         return () if self.ids is None else self.ids.fresh
 
+    @property
+    def more_rows(self) -> int:
+        """How many rows the result's tables have beyond the source's; negative where they have fewer."""
+        return 0 if self.ids is None else self.ids.result - self.ids.source
+
     def over_ids(self, old: Tensor, new: Tensor) -> bool:
         """Whether the last axes of an output are the ids of source and result."""
         return self.ids is not None and (old.shape[-1], new.shape[-1]) == (self.ids.source, self.ids.result)
@@ -162,12 +190,22 @@ class Correspondence:
             return old, new
         return self.ids.of_source(old), self.ids.of_result(new)
 
+    def runs_of_rows(self, old: Tensor, new: Tensor) -> tuple[Run, ...] | None:
+        """The runs of corresponding rows of a parameter: of ids where it is indexed by them, else all; None where it is neither."""
+        if self.ids is not None and (old.shape[:1], new.shape[:1]) == ((self.ids.source,), (self.ids.result,)):
+            return self.ids.runs
+        return ((0, 0, len(old) if old.ndim else 1),) if old.shape[:1] == new.shape[:1] else None
+
     def rows(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """The corresponding rows of a parameter that is indexed by ids; else both as they are."""
         sizes = (old.shape[:1], new.shape[:1])
         if self.ids is None or sizes != ((self.ids.source,), (self.ids.result,)):
             return old, new
         return self.ids.of_source(old, 0), self.ids.of_result(new, 0)
+
+
+#: Everything is where it was.
+IDENTITY = Correspondence()
 
 
 def _then(earlier: IndexMap | None, later: IndexMap | None) -> IndexMap | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
-from graftkit.operations.base import Context, Operation, Outcome, Written
+from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.merge_adapter import merge_adapter
@@ -26,4 +26,4 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset({"extend_vocab", "extract_lora", "merge_adapter", "reinit", "replace_head"})
 
-__all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome", "Written"]
+__all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

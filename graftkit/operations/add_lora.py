@@ -22,11 +22,10 @@ from graftkit.operations.adapters.base import (
     modules_to_save,
     trainable_tokens,
     untied,
-    vocabulary_change,
 )
 from graftkit.operations.adapters.data_factors import DataFactors
 from graftkit.operations.adapters.tensors import SAMPLED, AdapterMaker, unsuitable
-from graftkit.operations.base import Context, Outcome
+from graftkit.operations.base import Context, Outcome, correspondence_of
 from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
 from graftkit.verification.adapter import AdapterCheck, Residual
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -146,7 +145,7 @@ def _residual(context: Context) -> Residual:
     scopes = [outcome.scope for outcome in context.earlier]
     if any(Scope.MEASURE in scope or Scope.NOTHING in scope for scope in scopes):
         return Residual(from_source=False)
-    return Residual(vocabulary_change(context), any(Scope.BACKBONE in scope for scope in scopes))
+    return Residual(correspondence_of(context.earlier), any(Scope.BACKBONE in scope for scope in scopes))
 
 
 def _check_rows(injection: Injection, skeleton: Skeleton) -> None:

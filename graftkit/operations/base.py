@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected
-from graftkit.verification.checks import CheckReport
+from graftkit.verification.checks import Check
+from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange, weaker_kl
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyOutcome:
-    """How an operation changed the vocabulary: rows, new ids by content, and the bound on the next-token distribution.
+    """How an operation changed the vocabulary: new ids by content, and the bound on the next-token distribution.
 
     ``kl`` is called after the rows were computed, since the number of averaged rows is only known then.
     """
 
-    change: VocabularyChange
     new_tokens: Mapping[str, int]
     special: frozenset[str]
     chat_template_changed: bool
@@ -32,7 +32,6 @@ class VocabularyOutcome:
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
         return VocabularyOutcome(
-            self.change.then(later.change),
             {**self.new_tokens, **later.new_tokens},
             self.special | later.special,
             self.chat_template_changed or later.chat_template_changed,
@@ -40,31 +39,15 @@ class VocabularyOutcome:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What lies on disk when an operation's own check runs: every path is a directory.
-
-    ``base`` is the written checkpoint, or the source where the recipe leaves the base as it is; ``adapter`` is the
-    written adapter, if there is one. ``outputs`` says whether the recipe wants models to be loaded and run, ``later`` how the
-    operations behind the one that checks changed the vocabulary.
-    """
-
-    source: Path
-    base: Path
-    adapter: Path | None
-    seed: int
-    outputs: bool = True
-    later: VocabularyChange | None = None
+def correspondence_of(outcomes: Iterable[Outcome]) -> Correspondence:
+    """Which index is which after these operations, one behind the other."""
+    return functools.reduce(Correspondence.then, (outcome.correspondence for outcome in outcomes), IDENTITY)
 
 
 def vocabulary_of(outcomes: Iterable[Outcome]) -> VocabularyOutcome | None:
     """How these operations, one after the other, changed the vocabulary; None where none did."""
     changes = [outcome.vocabulary for outcome in outcomes if outcome.vocabulary]
     return functools.reduce(VocabularyOutcome.then, changes) if changes else None
-
-
-#: A check of an operation's own, run on the written files after the general ones.
-Check = Callable[[Written], CheckReport]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +58,7 @@ class Outcome:
         checkpoint: the base after this operation; the identical object where it leaves the base as it is.
         promise: what it preserves.
         notes: sentences for the plan.
+        correspondence: which index of ``checkpoint`` is which of the one that it was given.
         vocabulary: how it changed the vocabulary, if it did.
         adapter: the adapter that it makes, if it does.
         new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
@@ -87,6 +71,7 @@ class Outcome:
     checkpoint: Checkpoint
     promise: Promise
     notes: tuple[str, ...] = ()
+    correspondence: Correspondence = IDENTITY
     vocabulary: VocabularyOutcome | None = None
     adapter: Adapter | None = None
     new_modules: tuple[str, ...] = ()

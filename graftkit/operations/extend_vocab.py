@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import integer_paths, with_values
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -25,7 +26,6 @@ from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.verification.promises import Promise, PromiseClass
-from graftkit.verification.vocabulary import VocabularyChange
 
 
 def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -62,9 +62,8 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         )
     maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (context.seed, context.place))
     result = checkpoint.with_documents(documents).with_tensors(dict(_patched(vocabulary, maker, size)))
-    change = VocabularyChange(vocabulary.rows, size, tokenizer.size, maker.ids)
+    correspondence = Correspondence.of_ids(vocabulary.rows, size, tokenizer.size, maker.ids)
     outcome = VocabularyOutcome(
-        change,
         ids,
         frozenset(token.content for token in wanted if token.special),
         spec.chat_template is not None,
@@ -75,7 +74,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         *_notes(vocabulary, tokenizer.size, size, ids),
         *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
     )
-    return Outcome(result, _promise(vocabulary), notes, outcome, figures=lambda: row_figures(maker, tokenizer.token_of))
+    return Outcome(result, _promise(vocabulary), notes, correspondence, outcome, figures=lambda: row_figures(maker, tokenizer.token_of))
 
 
 def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tuple[str, LazyTensor]]:

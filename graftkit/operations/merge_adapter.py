@@ -23,7 +23,7 @@ from graftkit.errors import InputRejected, few, printable
 from graftkit.operations.adapters.merge import edited
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import MergeAdapter
-from graftkit.verification.adapted import compare_with_adapted
+from graftkit.verification.adapted import MergeCheck
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import read_record
 from graftkit.verification.digests import checkpoint_digests
@@ -65,7 +65,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
         _promise(origin, accepted=spec.base == "accept"),
         tuple(_notes(found, copied)),
         scope=Scope.NOTHING,
-        checks=(lambda at: compare_with_adapted(at.source, at.base, folder, base=base, later=at.later, seed=at.seed),),
+        checks=(MergeCheck(folder, base),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
     )

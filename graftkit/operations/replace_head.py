@@ -13,7 +13,7 @@ from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Check, Context, Outcome, Written
+from graftkit.operations.base import Context, Outcome
 from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
 from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
@@ -25,8 +25,9 @@ from graftkit.operations.weights.learning_rates import head_multipliers, with_mu
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
-from graftkit.verification.heads.check import HeadPromise, HeadReport, check_head
-from graftkit.verification.heads.held_out import check_held_out
+from graftkit.verification.checks import Check
+from graftkit.verification.heads.check import HeadCheck, HeadPromise
+from graftkit.verification.heads.held_out import HeldOutCheck
 from graftkit.verification.heads.media import takes_text
 from graftkit.verification.heads.padding import Side
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -85,7 +86,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
         tuple(_notes(head, dropped, kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
         scope=Scope.BACKBONE if takes_text(head.skeleton.model) else Scope.NOTHING,
-        checks=(_check(_head_promise(spec, head)), *_example_checks(fit)),
+        checks=(HeadCheck(_head_promise(spec, head)), *_example_checks(fit)),
         prepare=prepare,
         figures=figures.copy,
     )
@@ -95,14 +96,7 @@ def _example_checks(fit: ExampleFit | None) -> tuple[Check, ...]:
     """The held-out examples once more, on what was written."""
     if fit is None:
         return ()
-    return (lambda written: check_held_out(written.base, fit.held_out, lambda: fit.figures, fit.classes),)
-
-
-def _check(promise: HeadPromise) -> Check:
-    def check(written: Written) -> HeadReport:
-        return check_head(written.source, written.base, promise)
-
-    return check
+    return (HeldOutCheck(fit.held_out, lambda: fit.figures, fit.classes),)
 
 
 def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:

@@ -24,7 +24,7 @@ from graftkit.operations.adapters.change_rank import pad, truncate
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
-from graftkit.verification.resized import compare_resized
+from graftkit.verification.resized import ResizeCheck
 
 
 def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -60,7 +60,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
         _promise(shrinks=shrinks),
         tuple(_notes(ranks, spec.r)),
         adapter=resized,
-        checks=(lambda at: compare_resized(at.base, folder, at.adapter or folder, seed=at.seed),),
+        checks=(ResizeCheck(folder),),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder), "lost_energy": dict(resizer.lost)},
     )
 

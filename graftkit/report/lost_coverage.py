@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from graftkit.verification.checks import CheckReport
+    from graftkit.verification.checks import Finding
     from graftkit.verification.outputs import OutputsReport
 
 
-def lost_coverage(outputs: OutputsReport | None, checks: Iterable[CheckReport]) -> tuple[str, ...]:
+def lost_coverage(outputs: OutputsReport | None, checks: Iterable[Finding]) -> tuple[str, ...]:
     """What the outputs lost of that which applies to the model, and what the other checks did not run; each named once."""
     lost = list(outputs.coverage.lost) if outputs is not None else []
     lost += [name for check in checks for name, result, _ in check.rows() if result == "not run"]

@@ -17,13 +17,13 @@ from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
 from graftkit.verification.composition import measured_class
+from graftkit.verification.outputs import OutputsReport
+from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
     from graftkit.planning import Plan
-    from graftkit.verification.checks import CheckReport
-    from graftkit.verification.outputs import OutputsReport
+    from graftkit.verification.checks import Finding
     from graftkit.verification.structural import LedgerEntry
-    from graftkit.verification.tokenization import TokenizationReport
 
 RECIPE = "graft_recipe.yaml"
 
@@ -34,10 +34,23 @@ class Report:
 
     plan: Plan
     ledger: tuple[LedgerEntry, ...]
-    tokenization: tuple[TokenizationReport, ...]
-    outputs: OutputsReport | None
-    checks: tuple[CheckReport, ...]
+    findings: tuple[Finding, ...]
     figures: Mapping[str, Any]
+
+    @property
+    def tokenization(self) -> tuple[TokenizationReport, ...]:
+        """What was found of the tokenizer, where it was changed."""
+        return tuple(finding for finding in self.findings if isinstance(finding, TokenizationReport))
+
+    @property
+    def outputs(self) -> OutputsReport | None:
+        """What the comparison of outputs found, None where there was none."""
+        return next((finding for finding in self.findings if isinstance(finding, OutputsReport)), None)
+
+    @property
+    def checks(self) -> tuple[Finding, ...]:
+        """The other findings: of the operations' own checks, and of what was asked for."""
+        return tuple(f for f in self.findings if not isinstance(f, OutputsReport | TokenizationReport))
 
     @property
     def verdict(self) -> str:
@@ -68,7 +81,7 @@ class Report:
         finite = "" if self.plan.recipe.allow_nonfinite else ", all finite"
         yield "bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}"
         for tokens in self.tokenization:
-            yield "tokenizer", "passed", tokens.figure()
+            yield from tokens.rows()
         if self.outputs is None:
             yield "outputs", "not compared", self.not_compared
         else:

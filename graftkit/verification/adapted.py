@@ -8,6 +8,7 @@ the arithmetic itself, which is that of the adapted model or, where that is larg
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few
@@ -24,7 +26,7 @@ from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
-from graftkit.verification.vocabulary import VocabularyChange, live_ids
+from graftkit.verification.subject import Subject
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
@@ -103,6 +105,25 @@ class AdaptedReport:
             yield "not compared", "skipped", reason
 
 
+@dataclass(frozen=True, slots=True)
+class MergeCheck:
+    """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source."""
+
+    folder: Path
+    base: Checkpoint | None = None
+    name: str = "merged against adapted"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> AdaptedReport:
+        """Compare the two; see :func:`compare_with_adapted`."""
+        return compare_with_adapted(
+            subject.source, subject.result, self.folder, base=self.base, later=subject.later, seed=subject.seed
+        )
+
+
 def _advice(kept: float, dtype: str) -> str:
     if round(kept, 2) == 1 or dtype in ("float32", "float64"):
         return "rounding takes nothing away that counts"
@@ -110,7 +131,7 @@ def _advice(kept: float, dtype: str) -> str:
 
 
 def compare_with_adapted(
-    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: VocabularyChange | None = None,
+    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: Correspondence = IDENTITY,
     seed: int = 0,
 ) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.
@@ -129,7 +150,7 @@ def compare_with_adapted(
         dtype = merged.dtype
         del merged
         gc.collect()
-        native = run_loaded(adapted, source, live_ids(later), seed, None, {}, lambda _: None)
+        native = run_loaded(adapted, source, later.live, seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()
@@ -169,27 +190,28 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 def _outputs(
     result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any],
-    later: VocabularyChange | None,
+    later: Correspondence,
 ) -> tuple[list[OutputNoise], list[str]]:
     """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
     failures: list[str] = []
-    merged = _errors(lambda part: _run_merged(result.model, part, native, later, failures), native, reference, later)
+    before = functools.partial(_source_columns, later)
+    merged = _errors(lambda part: _run_merged(result.model, part, native, later, failures), native, reference, later.columns)
     if failures:
         return [], failures
     unit = UNIT_ROUNDOFF[str(result.model.dtype)]
-    adapted = _errors(lambda part: native.kept[part.name], native, reference, later)
+    adapted = _errors(lambda part: native.kept[part.name], native, reference, before)
     noises = [OutputNoise(name, max(adapted[name], unit), error) for name, error in merged.items()]
     if not any(noise.ratio > NOISE_RATIO for noise in noises):
         return noises, []
     model = by_peft()
-    peer = _errors(lambda part: run(model, part, native.made), native, reference, later)
+    peer = _errors(lambda part: run(model, part, native.made), native, reference, before)
     return [dataclasses.replace(noise, by_peft=peer[noise.name]) for noise in noises], []
 
 
 def _run_merged(
-    model: Any, part: Probe, native: Reference, later: VocabularyChange | None, failures: list[str]
+    model: Any, part: Probe, native: Reference, later: Correspondence, failures: list[str]
 ) -> Mapping[str, Any]:
-    """The outputs of one probe, over the ids from before ``later``; what is wrong with them goes to ``failures``."""
+    """The outputs of one probe; what is wrong with them over the ids from before ``later`` goes to ``failures``."""
     try:
         found = run(model, part, native.made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
@@ -198,26 +220,27 @@ def _run_merged(
     other = native.names[part.name] ^ found.keys()
     if other:
         failures.append(f"outputs: only one of adapted and merged model gives these outputs: {few(other)}")
-    kept = native.kept[part.name]
-    if later is not None:
-        found = {name: _old_ids(name, value, later, later.new_rows) for name, value in found.items()}
-        kept = {name: _old_ids(name, value, later, later.old_rows) for name, value in kept.items()}
-    broken = [name for name, old in kept.items() if name in found and (found[name].isnan() & ~old.isnan()).any()]
+    pairs = {name: later.columns(old, found[name]) for name, old in native.kept[part.name].items() if name in found}
+    broken = [name for name, (old, new) in pairs.items() if (new.isnan() & ~old.isnan()).any()]
     if broken:
         failures.append(f"outputs: {few(broken)} of the merged model holds NaN on probe {part.name!r}")
     return found
 
 
-def _old_ids(name: str, values: Any, change: VocabularyChange, rows: int) -> Any:
-    """The columns of the ids that ``change`` leaves as they are, of an output over ``rows`` ids."""
-    return values[..., list(change.kept)] if "hidden" not in name and values.shape[-1] == rows else values
+def _source_columns(later: Correspondence, *outputs: Any) -> tuple[Any, ...]:
+    """The columns of the ids that stay as they are, of outputs from before ``later``."""
+    ids = later.ids
+    return tuple(value if ids is None or value.shape[-1] != ids.source else ids.of_source(value) for value in outputs)
 
 
 def _errors(
     outputs: Callable[[Probe], Mapping[str, Any]], native: Reference, reference: Mapping[str, Mapping[str, Any]],
-    later: VocabularyChange | None,
+    ids: Callable[[Any, Any], tuple[Any, Any]],
 ) -> dict[str, float]:  # fmt: skip
-    """The relative root-mean-square error of each output against the reference, over all probes; masked places are left out."""
+    """The relative root-mean-square error of each output against the reference, over all probes; masked places are left out.
+
+    ``ids`` returns of the reference's and another's output the columns that are compared.
+    """
     squares: dict[str, float] = {}
     sizes: dict[str, float] = {}
     for part in native.parts:
@@ -225,11 +248,7 @@ def _errors(
         for name, exact in reference.get(part.name, {}).items():
             if name not in native.kept[part.name] or name not in found:
                 continue
-            wanted = exact if later is None else _old_ids(name, exact, later, later.old_rows)
-            given = found[name]
-            if later is not None and given.shape != wanted.shape:
-                given = _old_ids(name, given, later, later.old_rows)
-            values = (wanted.double(), given.double())
+            values = tuple(value.double() for value in ids(exact, found[name]))
             if exact.shape[:2] == mask.shape:
                 values = (values[0][mask], values[1][mask])
             wanted, given = (value.nan_to_num(0, 0, 0) for value in values)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
@@ -25,21 +26,20 @@ from graftkit.verification.digests import BaseDigests, base_digests
 from graftkit.verification.liveness import Liveness, liveness
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
-from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 if TYPE_CHECKING:
-    from graftkit.operations.base import Written
+    from graftkit.verification.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
 class Residual:
     """The base has lost what its adapter starts with: the two together are compared with the source.
 
-    ``vocabulary`` says how an operation before has changed the vocabulary, ``backbone`` that the head is another one. Where
+    ``correspondence`` says how operations before have changed which ids are which, ``backbone`` that the head is another one. Where
     one has changed on purpose what the model does, the source is no reference, and ``from_source`` is off.
     """
 
-    vocabulary: VocabularyChange | None = None
+    correspondence: Correspondence = IDENTITY
     backbone: bool = False
     from_source: bool = True
 
@@ -117,17 +117,21 @@ class AdapterCheck:
     residual: Residual | None = None
     before: Checkpoint | None = None
 
-    #: Digests are taken also where no model may be run.
-    reads_files_alone: ClassVar[bool] = True
+    name: ClassVar[str] = "adapter"
 
-    def __call__(self, written: Written) -> AdapterReport:
-        """Run the check on what lies on disk; see :class:`AdapterReport`."""
-        assert written.adapter is not None  # noqa: S101 - this check belongs to an operation that makes one
-        source = None if self.residual is None else written.source
-        reason = "" if written.outputs else "verify.outputs is off"
-        return self.run(written.base, written.adapter, source, seed=written.seed, reason=reason)
+    def applies(self, subject: Subject) -> bool:
+        """Where there is an adapter: digests are taken also where no model may be run."""
+        return subject.adapter is not None
 
-    def run(
+    def run(self, subject: Subject) -> AdapterReport:
+        """Run the check on what lies on disk; see :meth:`look`."""
+        if subject.adapter is None:
+            raise ValueError("there is no adapter")
+        source = None if self.residual is None else subject.source
+        reason = "" if subject.outputs else "verify.outputs is off"
+        return self.look(subject.result, subject.adapter, source, seed=subject.seed, reason=reason)
+
+    def look(
         self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "",
         digests: Callable[[bool], BaseDigests] | None = None,
     ) -> AdapterReport:  # fmt: skip
@@ -167,7 +171,7 @@ class AdapterCheck:
         reference = None
         if source is not None:
             reference = run_loaded(
-                self._original(source, residual), source, live_ids(residual.vocabulary), seed, None, seconds, lambda _: None,
+                self._original(source, residual), source, residual.correspondence.live, seed, None, seconds, lambda _: None,
                 backbone=residual.backbone,
             )  # fmt: skip
         model = load(base)
@@ -181,11 +185,11 @@ class AdapterCheck:
             return dataclasses.replace(self._tuner(report, peft_model, named, reference, base, seed), seconds=seconds)
         inner = peft_model.get_base_model()
         inner = inner.base_model if residual.backbone else inner
-        gap = compare(inner, reference, residual.vocabulary)
+        gap = compare(inner, reference, residual.correspondence)
         gap = self._with_noise(gap, peft_model, inner, lambda: self._start(base, source, residual), reference, seed)
         if source is not None:
             original = self._original(source, residual).model
-            weights: WeightGap | None = residual_gap(inner, original, residual.vocabulary)
+            weights: WeightGap | None = residual_gap(inner, original, residual.correspondence)
         else:
             weights = offset_gap(inner) if self.strength is PromiseClass.EXACT else None
         alive = liveness(peft_model, reference.parts[0], reference.made, seed)
@@ -219,7 +223,7 @@ class AdapterCheck:
         known = dict(model.named_parameters())
         names = [name for name in adapted_weights(adapted) if name in known]
         move_by_one_rounding(model, names, getattr(peft_model.active_peft_config, "r", None) or 1, seed)
-        return dataclasses.replace(gap, noise=compare(model, reference, None).relative)
+        return dataclasses.replace(gap, noise=compare(model, reference).relative)
 
     def _original(self, source: Path, residual: Residual) -> Loaded:
         if self.before is not None:
@@ -231,7 +235,7 @@ class AdapterCheck:
     ) -> AdapterReport:
         """The same for a kind of adapter that is no LoRA; no promise speaks of merging it."""
         model, reference, prompt = as_it_runs(peft_model, reference)
-        gap = compare(model, reference, None, prompt)
+        gap = compare(model, reference, prompt=prompt)
         gap = self._with_noise(gap, peft_model, peft_model.get_base_model(), lambda: load(base).model, reference, seed)
         alive = tuner_gradients(peft_model, model, reference.parts[0], reference.made, seed)
         gradients = alive.failures if self._says_of_gradients(gap) else ()

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import run
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.vocabulary import VocabularyChange
 
 #: An adapter that is only rounded may move the outputs so many times as far as rounding its weights once more does.
 NOISE_RATIO = 2.0
@@ -60,8 +60,8 @@ class _Sums:
     values: int = 0
 
 
-def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | None, prompt: int = 0) -> OutputGap:
-    """Run ``model`` on the probes of ``reference``; logits over new ids are left out where ``vocabulary`` is given.
+def compare(model: Any, reference: Reference, correspondence: Correspondence = IDENTITY, prompt: int = 0) -> OutputGap:
+    """Run ``model`` on the probes of ``reference``; logits over new ids are left out.
 
     ``prompt`` is the number of learnt vectors that the model may put before its input; their outputs are left out.
     """
@@ -75,14 +75,15 @@ def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | Non
             broken.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
             break
         for name, old in reference.kept[part.name].items():
-            new = _behind_prompt(_old_part(outputs.get(name), old, vocabulary), old, prompt)
+            new = _behind_prompt(outputs.get(name), old, prompt)
+            old, new = (old, new) if new is None else correspondence.columns(old, new)  # noqa: PLW2901
             if new is None or new.shape != old.shape:
                 broken.append(f"adapter: {name} has another shape or is gone, on probe {part.name!r}")
                 continue
             dtype = str(old.dtype)
             if (new.isnan() & ~old.isnan()).any():
                 broken.append(f"adapter: {name} holds NaN on probe {part.name!r}, and the base's does not")
-            pair = (_unmasked(part, values, vocabulary) for values in (old, new))
+            pair = (_unmasked(part, values) for values in (old, new))
             _add(sums.setdefault(name, _Sums()), *pair)
     if not sums:
         nothing = (*broken, "adapter: no output could be compared")
@@ -101,24 +102,12 @@ def compare(model: Any, reference: Reference, vocabulary: VocabularyChange | Non
     )
 
 
-def _old_part(new: Any, old: Any, vocabulary: VocabularyChange | None) -> Any:
-    if (
-        new is None
-        or vocabulary is None
-        or (old.shape[-1], new.shape[-1]) != (vocabulary.old_rows, vocabulary.new_rows)
-    ):
-        return new
-    return new[..., : vocabulary.old_rows]
-
-
 def _behind_prompt(new: Any, old: Any, prompt: int) -> Any:
     longer = prompt and new is not None and new.ndim == old.ndim > 1 and new.shape[1] == old.shape[1] + prompt
     return new[:, prompt:] if longer else new
 
 
-def _unmasked(part: Probe, values: Any, vocabulary: VocabularyChange | None) -> Any:
-    if vocabulary is not None and values.shape[-1] == vocabulary.old_rows:
-        values = values[..., [index for index in vocabulary.kept if index < vocabulary.old_rows]]
+def _unmasked(part: Probe, values: Any) -> Any:
     return values[part.mask.bool()] if part.mask.shape == values.shape[:2] else values
 
 

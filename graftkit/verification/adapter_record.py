@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import FOLDER, WEIGHTS
 from graftkit.errors import InputRejected, printable
 from graftkit.verification.adapter import Residual
 from graftkit.verification.digests import BaseDigests
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.vocabulary import VocabularyChange
 
 REPORT = "graft_report.json"
 
@@ -65,6 +65,5 @@ def read_record(directory: Path) -> AdapterRecord | None:
 def _residual(found: Mapping[str, Any] | None) -> Residual | None:
     if found is None:
         return None
-    change = found["vocabulary"]
-    vocabulary = change and VocabularyChange(**{**change, "fresh": tuple(change["fresh"])})
-    return Residual(vocabulary, found["backbone"], found["from_source"])
+    correspondence = Correspondence.from_json(found["correspondence"])
+    return Residual(correspondence, found["backbone"], found["from_source"])

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.injection import NAME
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.factor_rounding import WIDE, magnitude, stored
-from graftkit.verification.vocabulary import VocabularyChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ def _layers(model: Any) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | None) -> WeightGap:
+def residual_gap(adapted: Any, original: Any, correspondence: Correspondence = IDENTITY) -> WeightGap:
     """Put each target's weight together in float64 and compare it with that of the source, the ``original`` model.
 
     ‖W - (W' + sBA)‖ may be one rounding of W' to its dtype, the rounding of both factors to theirs, and that of a sum over the
@@ -47,9 +47,7 @@ def residual_gap(adapted: Any, original: Any, vocabulary: VocabularyChange | Non
             a, b = (side[NAME].weight.double() for side in (layer.lora_A, layer.lora_B))
             product = b @ a
             update = layer.scaling[NAME] * (product.T if layer.fan_in_fan_out else product)
-            if vocabulary is not None and len(rest) == vocabulary.new_rows:
-                kept = list(vocabulary.kept)
-                old, rest, update = old[kept], rest[kept], update[kept]
+            (old, rest), (_, update) = correspondence.rows(old, rest), correspondence.rows(old, update)
             gap = float((old.double() - rest.double() - update).norm())
             unit = UNIT_ROUNDOFF[str(rest.dtype)]
             worst = max(worst, gap / max(float(old.double().norm()), 1e-300))

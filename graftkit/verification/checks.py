@@ -1,4 +1,4 @@
-"""What every check returns."""
+"""The contract of every check: where it applies, and what it returns."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from graftkit.verification.subject import Subject
 
 
-class CheckReport(Protocol):
+class Finding(Protocol):
     """What a check found. ``name`` is its key in the report; ``failures`` is empty when it passed."""
 
     @property
@@ -20,6 +23,17 @@ class CheckReport(Protocol):
         """Yield ``(check, result, figure)`` for a table."""
     def to_json(self) -> dict[str, Any]:
         """Return everything that was measured as JSON values."""
+
+
+class Check(Protocol):
+    """One way to look at a subject. ``name`` is that of its finding."""
+
+    @property
+    def name(self) -> str: ...
+    def applies(self, subject: Subject) -> bool:
+        """Whether there is something for it to look at."""
+    def run(self, subject: Subject) -> Finding:
+        """Return what it found."""
 
 
 @dataclass(frozen=True, slots=True)

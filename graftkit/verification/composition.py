@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from graftkit.errors import VerificationFailed
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
@@ -35,26 +34,21 @@ def measured_class(outputs: OutputsReport | None) -> PromiseClass | None:
     return PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
 
 
-def check_measured(promise: Promise, outputs: OutputsReport | None) -> None:
-    """Compare the class that was measured with the promised one.
+def weaker_than_promised(promise: Promise, outputs: OutputsReport) -> Iterator[str]:
+    """Yield a sentence where the class that was measured is weaker than the promised one.
 
     A difference within the tolerance of an assumption that the promise names is no weaker measurement, and where differences
     were only measured, the operation's own check speaks instead.
-
-    Raises:
-        VerificationFailed: the measurement is weaker than the promise.
     """
     found = measured_class(outputs)
-    if found is None or (outputs and outputs.measured) or found <= promise.strength:
+    if found is None or outputs.measured or found <= promise.strength:
         return
     if found is PromiseClass.ROUNDED and promise.assumptions:
         return
-    raise VerificationFailed(
-        f"outputs: promised was {promise.strength.word}, measured is {found.word}: {_widest(outputs)}; nothing was written"
-    )
+    yield f"outputs: promised was {promise.strength.word}, measured is {found.word}: {_widest(outputs)}"
 
 
-def _widest(outputs: OutputsReport | None) -> str:
-    items = [item for item in outputs.comparisons if not item.bitwise] if outputs else []
+def _widest(outputs: OutputsReport) -> str:
+    items = [item for item in outputs.comparisons if not item.bitwise]
     worst = max(items, key=lambda item: item.largest)
     return f"{worst.name} differs by {worst.largest:.3g} on probe {worst.first!r}"

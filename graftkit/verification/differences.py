@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.running.bits import equal
 from graftkit.running.probes import Probe
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
-from graftkit.verification.vocabulary import VocabularyChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,18 @@ class Differences:
     Where differences are expected and only ``measured``, the KL between the two distributions is measured as well.
     """
 
-    change: VocabularyChange | None
+    correspondence: Correspondence
     module: Any = None
     measured: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     masses: list[tuple[float, float, int]] = field(default_factory=list)
     seen: list[tuple[Any, ...]] = field(default_factory=list)
-    _kept: Any = None
     _norm: float | None = None
 
     def compare(self, probe: Probe, name: str, old: Any, new: Any, capture: Capture, places: int) -> None:
         """Compare one output of one probe; note the mass of new ids, and ``places`` of its positions for the KL."""
         tally = self.tallies.setdefault(name, Tally())
-        grown = self._is_vocabulary(name, old, new)
+        grown = self._is_over_ids(name, old, new)
         call = capture.behind(new, name) if grown else None
         if not grown and equal(old, new):  # which NaN never is
             self._count_equal(tally, probe, name, old)
@@ -80,14 +79,14 @@ class Differences:
             old, whole = old.flatten(0, -2), new.flatten(0, -2)
             call = (call[0].flatten(0, -2), call[1].flatten(0, -2)) if call else None
             self._note(whole, call, places)
-            old, new = self._old_ids(old), self._old_ids(whole)
+            old, new = self.correspondence.columns(old, whole)
         if not _comparable(tally, probe, old, new):
             return
         distributions = self._count(tally, name, old, old.numel())
         if equal(old, new):
             return
         tally.bitwise, tally.first = False, tally.first or probe.name
-        reordered = grown and whole.shape[-1] != self._rows
+        reordered = grown and self.correspondence.more_rows != 0
         for start in range(0, len(old), 64):
             part = slice(start, start + 64)
             _tally_gap(tally, old[part], new[part], self._reordering(call, part, whole) if reordered else None)
@@ -107,30 +106,14 @@ class Differences:
         places = values.numel() // probe.mask.numel() * probe.tokens if masked else values.numel()
         self._count(tally, name, values, places)
 
-    @property
-    def _rows(self) -> int:
-        return self.change.old_rows if self.change else 0
-
-    def _is_vocabulary(self, name: str, old: Any, new: Any) -> bool:
-        sizes = (self.change.old_rows, self.change.new_rows) if self.change else None
-        return "hidden" not in name and old.ndim > 1 and (old.shape[-1], new.shape[-1]) == sizes
-
-    def _old_ids(self, values: Any) -> Any:
-        """The columns of the kept ids; a view where they are the first ones."""
-        import torch
-
-        change = self.change
-        if change is None or not change.fresh or min(change.fresh) >= change.old_rows:
-            return values[..., : self._rows]
-        if self._kept is None:
-            self._kept = torch.tensor(change.kept)
-        return values[..., self._kept]
+    def _is_over_ids(self, name: str, old: Any, new: Any) -> bool:
+        return "hidden" not in name and old.ndim > 1 and self.correspondence.over_ids(old, new)
 
     def _note(self, new: Any, call: tuple[Any, Any] | None, places: int) -> None:
-        if self.change is None or not self.change.fresh or not len(new):
+        if not self.correspondence.fresh_ids or not len(new):
             return
-        self.masses.append((*native_mass(new, self.change), len(new)))
-        room = positions_for(self.change.new_rows) - sum(len(logits) for _, _, logits in self.seen)
+        self.masses.append((*native_mass(new, self.correspondence), len(new)))
+        room = positions_for(new.shape[-1]) - sum(len(logits) for _, _, logits in self.seen)
         step = math.ceil(len(new) / max(min(places, room), 1))
         if room > 0:
             hidden, raw = call or (None, None)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange
+from graftkit.verification.kl_promise import KLPromise
 
 #: Bytes of float64 logits at all captured positions together.
 POSITION_BYTES = 16 << 20
@@ -100,7 +101,7 @@ def positions_for(rows: int) -> int:
 
 
 def measure(
-    module: Any, hidden: Any, raw: Any, logits: Any, change: VocabularyChange, promise: KLPromise | None
+    module: Any, hidden: Any, raw: Any, logits: Any, correspondence: Correspondence, promise: KLPromise | None
 ) -> Distribution:
     """Measure at the given positions.
 
@@ -113,9 +114,7 @@ def measure(
     import torch
 
     fit = None if raw is None else _affine_fit(raw.double(), logits.double(), str(logits.dtype))
-    fresh = torch.tensor(change.fresh)
-    kept = torch.ones(change.new_rows, dtype=torch.bool)
-    kept[fresh] = False
+    fresh, kept = _fresh_and_kept(correspondence, logits.shape[-1])
     if fit is None:
         z = logits.double()
         largest = torch.maximum(z[:, fresh].abs().max(1).values, z[:, kept].max(1).values.abs())
@@ -128,7 +127,7 @@ def measure(
         slack = torch.minimum(slack, _old_rounding(module, hidden.double() * (fit[0] if fit else 1.0), kept))
     old = torch.logsumexp(z[:, kept], 1)
     ratio = torch.exp(torch.logsumexp(z[:, fresh], 1) - old)
-    bound, kind = _bound(z, old, slack, change, promise, exact=fit is not None)
+    bound, kind = _bound(z, old, slack, correspondence, promise, exact=fit is not None)
     kl = torch.log1p(ratio)
     excess = float((kl - bound).max()) if bound is not None else 0.0
     return Distribution(
@@ -156,22 +155,31 @@ def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
     return tuple(zip(*columns, strict=True))
 
 
+def _fresh_and_kept(correspondence: Correspondence, rows: int) -> tuple[Any, Any]:
+    """The new ids, and a mask over all ids of those that the source has."""
+    import torch
+
+    fresh = torch.tensor(correspondence.fresh_ids)
+    kept = torch.ones(rows, dtype=torch.bool)
+    kept[fresh] = False
+    return fresh, kept
+
+
 def _bound(
-    z: Any, old: Any, slack: Any, change: VocabularyChange, promise: KLPromise | None, *, exact: bool
+    z: Any, old: Any, slack: Any, correspondence: Correspondence, promise: KLPromise | None, *, exact: bool
 ) -> tuple[Any, str]:
     """``(n,)`` the promised bound at each position, and its formula. ``slack`` is what rounding the rows can explain."""
     import torch
 
     if promise is None:
         return None, "none promised"
-    fresh, count = torch.tensor(change.fresh), len(change.fresh)
+    fresh, kept = _fresh_and_kept(correspondence, z.shape[-1])
+    count = len(fresh)
     if promise.kind == "mean" and exact:
-        averaged = slice(change.live) if promise.averaged is None else torch.tensor(promise.averaged)
+        averaged = slice(correspondence.live) if promise.averaged is None else torch.tensor(promise.averaged)
         # The exact mean row's logit is the mean of the averaged rows' logits: no need to form the row.
         gap = (z[:, fresh] - z[:, averaged].mean(1, keepdim=True)).abs().max(1).values
         return torch.log1p(count / promise.rows_averaged * torch.exp(torch.minimum(gap, slack))), "log(1 + k/m)"
-    kept = torch.ones(change.new_rows, dtype=torch.bool)
-    kept[fresh] = False
     largest = torch.exp(z[:, kept].max(1).values - old + slack)
     if promise.kind == "likeliest":
         return torch.log1p(count * largest.max().expand(len(largest))), "log(1 + k max p), p over all positions"
@@ -255,11 +263,11 @@ def largest_row_norm(weight: Any) -> float:
     return max(float(weight[start : start + step].float().norm(dim=1).max()) for start in starts)
 
 
-def native_mass(logits: Any, change: VocabularyChange) -> tuple[float, float]:
+def native_mass(logits: Any, correspondence: Correspondence) -> tuple[float, float]:
     """``(mean, max)`` probability mass of the fresh ids, from the model's own logits. *Shape:* ``(n, new_rows)``."""
     import torch
 
-    fresh = torch.tensor(change.fresh)
+    fresh = torch.tensor(correspondence.fresh_ids)
     masses = torch.cat(
         [torch.exp(torch.logsumexp(rows[:, fresh], 1) - torch.logsumexp(rows, 1)) for rows in _widened(logits)]
     )

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import build_config
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import decode_json
 from graftkit.checkpoint.reading import read_range
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.errors import printable
-from graftkit.verification.vocabulary import VocabularyChange
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -36,7 +36,7 @@ _ABSENT = object()
 class Allowed:
     """What may differ on purpose: the rows of the table, the roles of both tokenizers by content, and ``(document, place)``."""
 
-    vocabulary: VocabularyChange
+    correspondence: Correspondence
     before: TokenizerFiles
     after: TokenizerFiles
     changes: frozenset[tuple[str, str]] = frozenset()
@@ -46,7 +46,8 @@ class Allowed:
         key = place.rpartition(".")[2]
         if any(document == name and _is_below(place, changed) for name, changed in self.changes):
             return True
-        if "vocab" in key and (old, new) == (self.vocabulary.old_rows, self.vocabulary.new_rows):
+        ids = self.correspondence.ids
+        if "vocab" in key and ids is not None and (old, new) == (ids.source, ids.result):
             return True
         role = key.removesuffix("_id")
         given = self.after.special.get(role)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import run_loaded
 from graftkit.verification.factor_rounding import WIDE, stored
 from graftkit.verification.output_distance import distances
+from graftkit.verification.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,25 @@ class ExtractedReport:
         yield "extracted differences", verdict, figure
         figure = f"{self.tokens} tokens, {self.missed:.2g} off the fine-tuned model; the base is {self.effect:.2g} off"
         yield "outputs with adapter", "measured", figure
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractCheck:
+    """The extracted adapter beside the fine-tuned checkpoint; ``expected`` gives the most that each linear may lose."""
+
+    tuned: Path
+    expected: Callable[[], Mapping[str, float]]
+    name: str = "extracted adapter against fine-tuned"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> ExtractedReport:
+        """See :func:`compare_with_tuned`."""
+        return compare_with_tuned(
+            subject.result, self.tuned, subject.adapter or subject.result, self.expected(), seed=subject.seed
+        )
 
 
 def compare_with_tuned(

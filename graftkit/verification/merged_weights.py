@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.injection import NAME
 from graftkit.errors import printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.vocabulary import VocabularyChange
 
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
@@ -37,7 +37,7 @@ class WeightComparison:
 
 
 def compare_weights(
-    adapted: Any, merged: Any, skipped: list[str], later: VocabularyChange | None = None
+    adapted: Any, merged: Any, skipped: list[str], later: Correspondence = IDENTITY
 ) -> Iterator[WeightComparison]:
     """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
 
@@ -71,22 +71,15 @@ def compare_weights(
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """The merged model as it was before the vocabulary changed behind the merge."""
+    """The merged model, and what became of its ids behind the merge."""
 
     model: Any
-    later: VocabularyChange | None
+    later: Correspondence
 
     def at(self, name: str) -> Any:
-        """The parameter of that name; of a table that grew, its old rows. Rows that were free and taken later are not compared."""
+        """The parameter of that name."""
         owner, _, leaf = name.rpartition(".")
-        found = getattr(self.model.get_submodule(owner), leaf).detach()
-        grown = self.later is not None and found.ndim and found.shape[0] == self.later.new_rows
-        return found[: self.later.old_rows] if grown and self.later else found
-
-    def rows(self, values: Any) -> Any:
-        """Which rows of a parameter are compared."""
-        table = self.later is not None and values.ndim and values.shape[0] == self.later.old_rows
-        return list(self.later.kept) if table and self.later else ...
+        return getattr(self.model.get_submodule(owner), leaf).detach()
 
 
 def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
@@ -97,16 +90,16 @@ def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[st
             continue
         owner, _, leaf = name.rpartition(".")
         wanted = next((here[other] for other in (name, f"{owner}.original_module.{leaf}") if other in here), None)
-        found = merged.at(name)
-        rows = merged.rows(found)
-        if wanted is not None and not wanted.detach().to(found.dtype)[rows].equal(found[rows]):
+        if wanted is None:
+            continue
+        old, found = merged.later.rows(wanted.detach(), merged.at(name))
+        if not old.to(found.dtype).equal(found):
             yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
 
 
 def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
-    found = merged.at(name)
-    rows = merged.rows(found)
-    equal = wanted.detach().to(found.dtype)[rows].equal(found[rows])
+    old, found = merged.later.rows(wanted.detach(), merged.at(name))
+    equal = old.to(found.dtype).equal(found)
     return WeightComparison(name, float(equal), 1, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
 
 
@@ -122,15 +115,15 @@ def _folded(path: str, module: Any, merged: _Merged) -> Iterator[WeightCompariso
     if NAME in getattr(module, "lora_magnitude_vector", ()):
         errors["weight"] = _scaled_error(module, exact["weight"], errors["weight"])
     for name, value in exact.items():
-        found = merged.at(f"{path}.{name}")
-        rows = merged.rows(found)
-        value, old, found = value[rows], before[name].detach().double()[rows], found[rows]  # noqa: PLW2901
+        later, written = merged.later, merged.at(f"{path}.{name}")
+        value, found = later.rows(value, written)  # noqa: PLW2901
+        old, error = (later.rows(values, written)[0] for values in (before[name].detach().double(), errors[name]))
         if value.equal(old):
             if not old.to(found.dtype).equal(found):
                 failure = f"weights: {printable(f'{path}.{name}')!r} is not that of base and adapter"
                 yield WeightComparison(f"{path}.{name}", 0, 0, 0, failure)
             continue
-        yield _compare(f"{path}.{name}", value, old, found, errors[name][rows])
+        yield _compare(f"{path}.{name}", value, old, found, error)
 
 
 def _merge(module: Any) -> dict[str, Any]:

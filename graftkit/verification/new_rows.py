@@ -18,7 +18,7 @@ from graftkit.checkpoint.tensors import Stored
 from graftkit.errors import printable
 from graftkit.initializers.statistics import table_statistics
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Distribution
-from graftkit.verification.vocabulary import KLPromise
+from graftkit.verification.kl_promise import KLPromise
 
 #: ``id -> token``, None where no token has it.
 TokenOf = Callable[[int], str | None]

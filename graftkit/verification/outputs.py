@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
 from graftkit.running.coverage import Coverage
@@ -20,9 +21,9 @@ from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
+from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.promises import Scope
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -58,6 +59,7 @@ class OutputsReport:
     new_ids: int = 0
     paged: bool = False
     unit: str = "tokens"
+    name: str = "outputs"
 
     @property
     def passed(self) -> bool:
@@ -124,7 +126,7 @@ def _figure(items: list[OutputComparison]) -> str:
 
 
 def compare_outputs(
-    source: Path, result: Path, *, vocabulary: VocabularyChange | None, kl: KLPromise | None, seed: int = 0,
+    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
     progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
@@ -144,7 +146,7 @@ def compare_outputs(
     )
     with undisturbed():
         before = run_source(
-            source, live_ids(vocabulary), seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
+            source, correspondence.live, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
             paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
@@ -152,8 +154,8 @@ def compare_outputs(
             in_pieces(new.model)
         failures = _loading_failures(before, new, backbone=backbone)
         new = new.backbone() if backbone else new
-        table = output_table(new.model, vocabulary.new_rows) if vocabulary else None
-        found = Differences(vocabulary, table, measured=measured)
+        table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
+        found = Differences(correspondence, table, measured=measured)
         with timed(seconds, "run result"):
             failures += _run_result(new, before, found, _step(progress, "run the result"), backbone=backbone)
         failures += found.failures()
@@ -181,7 +183,7 @@ def compare_outputs(
         measured=measured,
         paged=from_files,
         unit=before.parts[0].unit,
-        new_ids=min(before.parts[0].ids.shape[1] // 2, len(vocabulary.fresh)) if vocabulary and not failures else 0,
+        new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),
     )
 
 
@@ -218,7 +220,7 @@ def _loading_failures(before: Reference, new: Loaded, *, backbone: bool) -> list
 def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, *, backbone: bool) -> list[str]:
     """Run the result on what the source ran on, comparing as it goes and dropping what was compared."""
     compared = 0
-    rows = found.change.new_rows if found.change else 0
+    rows = found.correspondence.ids.result if found.correspondence.ids else 0
     places = math.ceil(positions_for(rows) / len(before.parts)) if rows else 0
     with Capture(found.module) as capture:
         for index, part in enumerate(before.parts):
@@ -240,8 +242,8 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
                 compared += 1
             del old, outputs  # before the next ones are made
             step((index + 1) / len(before.parts))
-    if found.change and found.change.fresh:
-        broken = run_new_ids(new.model, before.parts[0], before.made, found.change.fresh)
+    if found.correspondence.fresh_ids:
+        broken = run_new_ids(new.model, before.parts[0], before.made, found.correspondence.fresh_ids)
         if broken:
             return broken
     return [] if compared else ["outputs: source and result have no hidden state in common"]
@@ -261,15 +263,15 @@ def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | No
     import torch
 
     positions = found.positions()
-    if positions is None or found.change is None:
+    if positions is None or found.correspondence.ids is None:
         return None
     with torch.inference_mode():
-        return measure(found.module, *positions, found.change, kl)
+        return measure(found.module, *positions, found.correspondence, kl)
 
 
 def _bound_failures(measured: Distribution | None, found: Differences, kl: KLPromise | None) -> list[str]:
     if measured is None:
-        promised = kl is not None and kl.kind != "likeliest" and found.change is not None and found.change.fresh
+        promised = kl is not None and kl.kind != "likeliest" and found.correspondence.fresh_ids
         return ["outputs: a bound on the KL is promised, but no output has the vocabulary's size"] if promised else []
     if measured.bound is None or measured.excess <= ROUNDING:
         return []

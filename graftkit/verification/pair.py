@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.documents import Allowed, check_documents
+from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
 from graftkit.verification.tokenization import TokenizationReport, check_tokenization
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Pair:
     new: Checkpoint
     vocabularies: tuple[Vocabulary, Vocabulary]
     tokenizers: tuple[TokenizerFiles, TokenizerFiles]
-    change: VocabularyChange
+    correspondence: Correspondence
     accounted: Accounted = field(default_factory=lambda: Accounted(()))
 
     @classmethod
@@ -47,8 +48,8 @@ class Pair:
         bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
-        change = _change(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
-        return cls(old, new, vocabularies, tokenizers, change, accounted or Accounted(()))
+        correspondence = _correspondence(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
+        return cls(old, new, vocabularies, tokenizers, correspondence, accounted or Accounted(()))
 
     @property
     def has_tokenizer(self) -> bool:
@@ -56,13 +57,13 @@ class Pair:
         return self.tokenizers[0] is not NO_TOKENIZER
 
     @property
-    def vocabulary(self) -> VocabularyChange | None:
-        """How the vocabulary changed; None where both take no token ids."""
-        return self.change if self.vocabularies[0].rows else None
+    def takes_ids(self) -> bool:
+        """Whether both look token ids up in a table."""
+        return bool(self.vocabularies[0].rows)
 
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
-        allowed = Allowed(self.change, *self.tokenizers, self.accounted.values)
+        allowed = Allowed(self.correspondence, *self.tokenizers, self.accounted.values)
         return check_documents(self.old, self.new, allowed)
 
     def tokenization(self) -> TokenizationReport:
@@ -83,7 +84,7 @@ class Pair:
         """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""
         before, after = self.vocabularies
         axes = {item.name: item.axis for item in before.tensors}
-        fresh, live = self.change.fresh, self.tokenizers[0].size
+        fresh, live = self.correspondence.fresh_ids, self.tokenizers[0].size
         yield from changed_tensors(self.old, self.new, axes, frozenset(fresh), self.accounted.tensors)
         if self.accounted.promise:
             return
@@ -98,11 +99,11 @@ class Pair:
         if self.accounted.promise:
             kl = self.accounted.promise.get("kl")
             return KLPromise(kl["kind"], kl.get("rows_averaged", 0)) if kl else None
-        return likely_bound(self.new, self.vocabularies[1], self.change.fresh, self.tokenizers[0].size)
+        return likely_bound(self.new, self.vocabularies[1], self.correspondence.fresh_ids, self.tokenizers[0].size)
 
     def unjudged(self, left_out: Collection[str], measured: OutputsReport | None) -> str:
         """Why the new rows were not all judged; empty where they were, where there are none, and where the report vouches."""
-        if self.accounted.promise or not self.change.fresh:
+        if self.accounted.promise or not self.correspondence.fresh_ids:
             return ""
         if "bytes" in left_out:
             return "the check of bytes was left out"
@@ -116,10 +117,10 @@ class Pair:
             yield from check_shares(measured.distribution, self.tokenizers[1].token_of)
 
 
-def _change(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> VocabularyChange:
+def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:
     """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
     fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
-    return VocabularyChange(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
+    return Correspondence.of_ids(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
 
 
 def _chat_templates(checkpoint: Checkpoint) -> tuple[object, ...]:

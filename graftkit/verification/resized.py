@@ -25,6 +25,7 @@ from graftkit.verification.resized_products import (
     compare_products,
     products,
 )
+from graftkit.verification.subject import Subject
 
 #: The bound on the noise ratio: both figures are one draw of the same noise.
 NOISE_RATIO = 2.0
@@ -68,6 +69,22 @@ class ResizedReport:
         noise = "" if self.noise is None else f" (its own noise {self.noise:.2g})"
         figure = f"{self.tokens} tokens, relative change {self.changed:.2g}{bound}{noise}; the adapter's effect {self.effect:.2g}"
         yield "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeCheck:
+    """The resized adapter beside the old one in the folder ``old``."""
+
+    old: Path
+    name: str = "resized against old adapter"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> ResizedReport:
+        """See :func:`compare_resized`."""
+        return compare_resized(subject.result, self.old, subject.adapter or self.old, seed=subject.seed)
 
 
 def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> ResizedReport:

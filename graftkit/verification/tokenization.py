@@ -7,10 +7,11 @@ tokenizer, config and generation config; chat template and settings are the sour
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import InputRejected, printable
 from graftkit.running.probe_texts import PROBE_TEXTS
@@ -57,6 +58,15 @@ class TokenizationReport:
     covered: dict[str, int]
     notes: tuple[str, ...]
     seconds: float
+    name: str = "tokenizer"
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a terminal."""
+        yield "tokenizer", "passed" if self.passed else "failed", self.figure()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dataclasses.asdict(self)
 
     @property
     def passed(self) -> bool:

@@ -21,13 +21,13 @@ def apply(source, output, *operations):
 def test_the_second_stands_on_the_first(family, tmp_path):
     source = build(family, tmp_path / "source", tokens=ROWS)
     report = apply(source, tmp_path / "out", FIRST, SECOND)
-    ids = report.plan.new_tokens
-    assert sorted(ids.values()) == list(range(ROWS, ROWS + 4))
+    tokens = report.plan.new_tokens
+    assert sorted(tokens.values()) == list(range(ROWS, ROWS + 4))
     assert [entry.passed for entry in report.tokenization] == [True]
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["vocab_size"] == ROWS + 4
-    change = report.plan.vocabulary.change
-    assert (change.old_rows, change.new_rows, change.fresh) == (ROWS, ROWS + 4, tuple(range(ROWS, ROWS + 4)))
+    ids = report.plan.correspondence.ids
+    assert (ids.source, ids.result, ids.fresh) == (ROWS, ROWS + 4, tuple(range(ROWS, ROWS + 4)))
     grown = [item for item in report.plan.tensors if item.kind == "patched"]
     assert grown
     assert all(item.old_shape[0] == ROWS and item.rows == 4 and item.operation == "extend_vocab" for item in grown)

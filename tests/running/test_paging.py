@@ -135,9 +135,9 @@ def test_what_changes_in_the_file_changes_in_the_forward(moved):
 
 def test_memory_left_decides(demo, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 300 << 20)
-    assert compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
+    assert compare_outputs(demo, demo, token_budget=64).paged
     monkeypatch.setattr(memory, "available", lambda: 3 << 30)
-    assert not compare_outputs(demo, demo, vocabulary=None, kl=None, token_budget=64).paged
+    assert not compare_outputs(demo, demo, token_budget=64).paged
 
 
 def test_a_plan_says_what_it_needs_either_way(moved, tmp_path, monkeypatch):

@@ -22,4 +22,4 @@ def measured(name, directory):
         build(name, directory)
     else:
         build_tiny(name, directory)
-    return compare_outputs(directory, directory, vocabulary=None, kl=None).coverage
+    return compare_outputs(directory, directory).coverage

@@ -39,7 +39,7 @@ def pairs(tmp_path_factory):
 
 
 def compare(source, result):
-    return compare_outputs(source, result, vocabulary=None, kl=None, scope=Scope.BACKBONE)
+    return compare_outputs(source, result, scope=Scope.BACKBONE)
 
 
 @pytest.mark.parametrize(("family", "task", "weight"), PLANTED)

@@ -1,6 +1,7 @@
 """The recipe's promise is what all of its operations keep, and a weaker measurement fails."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,10 +11,11 @@ from support.families import ROWS, build
 import graftkit
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.engine import plan
-from graftkit.errors import VerificationFailed
-from graftkit.verification.composition import check_measured, compose, measured_class
+from graftkit.verification.composition import compose, measured_class, weaker_than_promised
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Promise, PromiseClass, Scope
+from graftkit.verification.registry import verify
+from graftkit.verification.subject import Subject
 
 LOGITS = Promise(PromiseClass.BITWISE, "logits", "old ids", ("one kernel",))
 HIDDEN = Promise(PromiseClass.BITWISE, "hidden states", "every input")
@@ -55,13 +57,26 @@ def test_a_weaker_measurement_fails(source, tmp_path):
     words = np.memmap(tensor.path, np.uint32, "r+", tensor.offset, tensor.nbytes // 4)
     words[5] ^= 1 << 12
     words.flush()
-    clean, flipped = (compare_outputs(source, other, vocabulary=None, kl=None) for other in (source, target))
+    clean, flipped = (compare_outputs(source, other) for other in (source, target))
     assert measured_class(clean) is PromiseClass.BITWISE
     assert measured_class(flipped) is PromiseClass.INTENTIONAL
-    check_measured(LOGITS, clean)
-    check_measured(ANEW, flipped)
-    with pytest.raises(VerificationFailed, match=r"promised was bitwise, measured is intentional: .* differs by"):
-        check_measured(LOGITS, flipped)
+    assert not list(weaker_than_promised(LOGITS, clean))
+    assert not list(weaker_than_promised(ANEW, flipped))
+    (failure,) = weaker_than_promised(LOGITS, flipped)
+    assert re.match(r"outputs: promised was bitwise, measured is intentional: .* differs by", failure)
+
+
+def test_a_weaker_measurement_is_a_failure_of_the_outputs(source, tmp_path):
+    """The one loop says so too, of a result whose outputs may differ and that was promised to be bitwise."""
+    target = tmp_path / "flipped"
+    shutil.copytree(source, target)
+    tensor = read_header(target / "model.safetensors").tensors["model.layers.1.mlp.down_proj.weight"]
+    words = np.memmap(tensor.path, np.uint32, "r+", tensor.offset, tensor.nbytes // 4)
+    words[5] ^= 1 << 12
+    words.flush()
+    findings = {finding.name: finding for finding in verify(Subject(source, target, LOGITS))}
+    assert any("measured is intentional" in failure for failure in findings["outputs"].failures)
+    assert [finding.failures for finding in verify(Subject(source, source, LOGITS))] == []
 
 
 def test_both_classes_stand_in_the_report(source, tmp_path):

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "graftkit"
 
 #: Only say of others what they say, or raise what others found.
-PASSED_ON = {"verification/checks.py LeftOut", "selftest/report.py Selftest", "verification/checks.py CheckReport", "engine.py _raise_first"}
+PASSED_ON = {"verification/checks.py LeftOut", "selftest/report.py Selftest", "verification/checks.py Finding", "engine.py _raise_first"}
 
 PLANTED = {
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
@@ -30,7 +30,6 @@ PLANTED = {
     "verification/adapter.py AdapterReport": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
     "verification/adapter_outputs.py OutputGap": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
     "verification/adapter_weights.py WeightGap": "operations/test_add_lora_spectral.py test_a_factor_that_is_wrong_is_caught",
-    "verification/composition.py check_measured": "verification/test_composition.py test_a_weaker_measurement_fails",
     "verification/differences.py Differences": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",
     "verification/first_step/report.py FirstStepReport": "verification/test_first_step.py test_a_changed_old_weight_shows_in_the_gradients",

@@ -10,16 +10,16 @@ import transformers
 from support.families import ROWS, build
 
 import graftkit
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.forecast import direction, jacobian_vector
 from graftkit.verification.first_step.reach import first_moves
-from graftkit.verification.vocabulary import VocabularyChange
 
 pytestmark = pytest.mark.cross_section
 
-CHANGE = VocabularyChange(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
+CHANGE = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
 EPS = torch.finfo(torch.float32).eps
 BATCH = Probe("batch", torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.int64))
 
@@ -64,7 +64,7 @@ def test_a_changed_old_weight_shows_in_the_gradients(pair, tmp_path):
     values = np.memmap(tensor.path, np.float32, "r+", tensor.offset, tensor.shape)
     values[0] *= 1.1
     values.flush()
-    found = compare_first_step(source, target, vocabulary=CHANGE)
+    found = compare_first_step(source, target, correspondence=CHANGE)
     assert "the gradient of the old parameter" in found.failures[0]
 
 

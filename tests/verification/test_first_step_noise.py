@@ -104,7 +104,7 @@ def test_a_changed_weight_is_seen_in_the_gradients(source, tmp_path, change, ten
     values = np.memmap(header[stored].path, np.float32, "r+", header[stored].offset, header[stored].shape)
     change(values)
     values.flush()
-    found = compare_first_step(source, target, vocabulary=None)
+    found = compare_first_step(source, target)
     assert "the gradient of the old parameter" in found.failures[0]
 
 
@@ -113,7 +113,7 @@ def test_a_changed_activation_is_seen_in_the_gradients(source, tmp_path):
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu_new"}))
-    found = compare_first_step(source, target, vocabulary=None)
+    found = compare_first_step(source, target)
     assert "the gradient of the old parameter" in found.failures[0]
     row = next(row for row in found.rows() if row[0] == "old gradients")
     assert row[1] == "differ"

@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from support.families import ROWS, build
 
 import graftkit
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import InputRejected, VerificationFailed
+from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.outputs import compare_outputs
-from graftkit.verification.vocabulary import KLPromise, VocabularyChange
 
 FRESH = (ROWS, ROWS + 1)
-CHANGE = VocabularyChange(ROWS, ROWS + 2, ROWS, FRESH)
+CHANGE = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, FRESH)
 PROMISE = KLPromise("mean", ROWS)
 
 
@@ -60,7 +61,7 @@ def broken(tmp_path):
 
 
 def check(pair, promise=PROMISE):
-    return compare_outputs(*pair, vocabulary=CHANGE, kl=promise)
+    return compare_outputs(*pair, correspondence=CHANGE, kl=promise)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_bf16", "bert"])
@@ -142,7 +143,7 @@ def test_a_missing_head_is_named(broken, llama):
 def test_a_source_that_would_be_random_at_every_load_is_refused(broken, llama):
     _, target = broken(llama, weights=lambda t: t.pop("lm_head.weight"))
     with pytest.raises(InputRejected, match="lm_head.weight"):
-        compare_outputs(target, target, vocabulary=None, kl=None)
+        compare_outputs(target, target)
 
 
 def test_a_new_row_far_from_the_mean_breaks_the_bound(broken, llama):
@@ -168,7 +169,7 @@ def test_a_zero_padded_tied_bias_breaks_the_bound(broken, bert, tmp_path):
         tensors["cls.predictions.bias"][ROWS:] = 0
 
     _, target = broken(bert, weights=padded)
-    report = compare_outputs(source, target, vocabulary=CHANGE, kl=PROMISE)
+    report = compare_outputs(source, target, correspondence=CHANGE, kl=PROMISE)
     assert any("above the promised bound" in failure for failure in report.failures)
     assert report.mass_max > 0.2
 

@@ -27,7 +27,7 @@ def altered(source, place, change):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "bert", "bert_base", "t5", "bart"])
 def test_a_copy_has_the_same_signal(family, sources):
-    found = compare_signal(sources(family), sources(family), vocabulary=None)
+    found = compare_signal(sources(family), sources(family))
     assert found.failures == ()
     assert found.verdict == "Every figure of every block is what it was."
     keys = {figure.key for figure in found.figures}
@@ -43,7 +43,7 @@ def test_a_copy_has_the_same_signal(family, sources):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_noise_is_that_of_rounding_and_belongs_to_the_dtype(sources, dtype):
-    found = compare_signal(sources("llama", dtype), sources("llama", dtype), vocabulary=None)
+    found = compare_signal(sources("llama", dtype), sources("llama", dtype))
     rms = next(figure for figure in found.figures if figure.key == "rms")
     assert all(0 <= noise <= torch.finfo(getattr(torch, dtype)).eps * max(rms.high) for noise in rms.noise)
     assert any(noise > 0 for figure in found.figures for noise in figure.noise)
@@ -87,7 +87,7 @@ def test_a_block_that_is_louder_is_named(sources, tmp_path):
     def louder(tensors):
         tensors["model.layers.1.mlp.down_proj.weight"] *= 40
 
-    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "loud", louder), vocabulary=None)
+    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "loud", louder))
     outside = {figure.key: figure.outside for figure in found.figures}
     assert 1 in outside["rms"]
     assert 1 in outside["ratio"]
@@ -104,7 +104,7 @@ def test_collapsed_tokens_and_flat_attention_are_seen(sources, tmp_path):
         tensors["model.layers.1.self_attn.q_proj.weight"] *= 0
 
     result = altered(sources("llama"), tmp_path / "flat", collapse)
-    figures = {figure.key: figure for figure in compare_signal(sources("llama"), result, vocabulary=None).figures}
+    figures = {figure.key: figure for figure in compare_signal(sources("llama"), result).figures}
     assert min(figures["cosine"].after) > 0.99 > max(figures["cosine"].before)
     assert figures["cosine"].outside
     assert figures["entropy"].after[1] >= figures["entropy"].before[1]
@@ -114,7 +114,7 @@ def test_what_is_not_finite_is_a_failure(sources, tmp_path):
     def poison(tensors):
         tensors["model.layers.1.self_attn.k_proj.weight"][0, 0] = math.nan
 
-    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "nan", poison), vocabulary=None)
+    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "nan", poison))
     assert any("block 1" in failure and "nan" in failure for failure in found.failures)
     json.dumps(found.to_json(), allow_nan=False)
 
@@ -144,7 +144,7 @@ def grown(source, place, at):
 
 
 def test_a_new_block_has_no_before_and_the_others_keep_theirs(sources, tmp_path):
-    found = compare_signal(sources("llama"), grown(sources("llama"), tmp_path / "grown", 0), vocabulary=None)
+    found = compare_signal(sources("llama"), grown(sources("llama"), tmp_path / "grown", 0))
     assert found.new_blocks == ("model.layers.1",)
     rms = next(figure for figure in found.figures if figure.key == "rms")
     assert rms.before[1] is None
@@ -190,12 +190,12 @@ def test_an_adapter_is_measured_on_its_base(sources, tmp_path):
         if "layers.1.mlp" in name and "lora_B" in name:
             torch.nn.init.normal_(parameter, std=2.0)
     adapted.save_pretrained(tmp_path / "loud")
-    found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "zero")
+    found = compare_signal(sources("llama"), sources("llama"), adapter=tmp_path / "zero")
     assert not any(figure.outside for figure in found.figures)
     for figure in found.figures:
         for before, after, noise in zip(figure.before, figure.after, figure.noise, strict=True):
             assert abs(after - before) <= ROUNDED * noise
-    found = compare_signal(sources("llama"), sources("llama"), vocabulary=None, adapter=tmp_path / "loud")
+    found = compare_signal(sources("llama"), sources("llama"), adapter=tmp_path / "loud")
     outside = {figure.key: figure.outside for figure in found.figures}
     assert 1 in outside["ratio"]
     assert 0 not in outside["ratio"]

@@ -42,13 +42,6 @@ def resize(adapter, rank):
     return {"op": "resize_adapter", "adapter": str(adapter), "r": rank}
 
 
-def test_the_demo_model_trained_by_trl_merges(trained, tmp_path):
-    made = trained(Training(trainer="SFTTrainer", steps=8))
-    output, report = applied(made.base, tmp_path, merge(made.adapter))
-    check_merge(made.base, made.adapter, made.class_name, output)
-    assert min(weight["kept"] for weight in report["checks"]["merged against adapted"]["weights"]) < 1
-
-
 @every_kind
 def test_merged_weights_are_peft_s_or_nearer_to_float64(trained, tmp_path, training):
     from safetensors.torch import load_file

@@ -54,7 +54,7 @@ def crossed():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("training", crossed())
+@pytest.mark.parametrize("training", list(crossed()))
 def test_merge_resize_extract_and_verify_are_right(tmp_path, training):
     made = train(training, tmp_path)
     adapter = {"adapter": str(made.adapter)}
@@ -91,3 +91,14 @@ def test_a_whole_model_is_extracted(tmp_path, dtype, trainer, rate, steps):
     check = report["checks"]["extracted adapter against fine-tuned"]
     assert all(lost <= check["allowed"][name] for name, lost in check["lost"].items())
     assert max(check["lost"].values()) <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_demo_model_trained_by_trl_merges(tmp_path, dtype):
+    made = train(Training(dtype=dtype, trainer="SFTTrainer"), tmp_path)
+    output, report = applied(made.base, tmp_path / "merged", {"op": "merge_adapter", "adapter": str(made.adapter)})
+    check_merge(made.base, made.adapter, made.class_name, output)
+    if dtype == "bfloat16":
+        assert min(weight["kept"] for weight in report["checks"]["merged against adapted"]["weights"]) < 1
+    assert here("verify", made.base, "--adapter", made.adapter).returncode == 0

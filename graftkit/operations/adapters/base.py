@@ -16,10 +16,9 @@ from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Context, vocabulary_of
+from graftkit.operations.base import Context
 from graftkit.recipe.adapter_fields import FILLED
 from graftkit.recipe.wording import unknown
-from graftkit.verification.vocabulary import VocabularyChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +138,3 @@ def trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int
         if weights and not (getter == OUTPUT and weights[0] in skeleton.tied):
             names[weights[0].removesuffix(".weight")] = ids
     return names
-
-
-def vocabulary_change(context: Context) -> VocabularyChange | None:
-    """What the recipe has done to the vocabulary before."""
-    found = vocabulary_of(context.earlier)
-    return found.change if found else None

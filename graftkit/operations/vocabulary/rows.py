@@ -17,7 +17,7 @@ from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
-from graftkit.verification.vocabulary import KLPromise
+from graftkit.verification.kl_promise import KLPromise
 
 CONVEX = (Mean, SubwordMean, Describe, Copy)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import few
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.inputs import feed, find_inputs
@@ -26,7 +27,6 @@ from graftkit.verification.first_step.task import (
     with_ids,
 )
 from graftkit.verification.promises import Scope
-from graftkit.verification.vocabulary import VocabularyChange
 
 FROZEN = "the base is frozen"
 
@@ -34,7 +34,7 @@ FROZEN = "the base is frozen"
 def adapter_first_step(
     base: Path,
     adapter: Path,
-    vocabulary: VocabularyChange | None,
+    correspondence: Correspondence,
     seed: int,
     scope: Scope,
     tell: Callable[[float], None],
@@ -57,7 +57,7 @@ def adapter_first_step(
         probes, *_ = plan_probes(model, base, None, seed, None)
         texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
         made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-        fresh = vocabulary.fresh[:MOST_IDS] if vocabulary else ()
+        fresh = correspondence.fresh_ids[:MOST_IDS]
         task = with_ids(texts, fresh)
         tell(0.3)
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
@@ -69,11 +69,11 @@ def adapter_first_step(
             seen = observe(outputs, texts)
             parameters = {name: value.detach() for name, value in model.named_parameters()}
             along = direction(parameters, gradients(model, loss_of(model, task, made)))
-            run_with = old_outputs(model, texts, made, seen, old_ids(seen, outputs, vocabulary))
+            run_with = old_outputs(model, texts, made, seen, old_ids(seen, outputs, correspondence))
             steps = [] if scope else list(forecast(run_with, parameters, along, distributions=seen.distributions))
         tell(1.0)
     why = "" if not scope else "what the adapter is made for has other outputs than the source"
-    left_out = len(vocabulary.fresh) - len(fresh) if vocabulary else 0
+    left_out = len(correspondence.fresh_ids) - len(fresh)
     return FirstStepReport(
         None, FROZEN, moves, left_out, tuple(steps), ceiling(steps), why, seconds, tuple(_dead(moves)), tuple(idle),
         name_of_loss(seen, generates=model.can_generate()), seen.name, seen.distributions,

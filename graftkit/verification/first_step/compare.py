@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.inputs import find_inputs
@@ -29,7 +30,6 @@ from graftkit.verification.first_step.task import (
     with_ids,
 )
 from graftkit.verification.promises import Scope
-from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -39,7 +39,7 @@ OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
 def compare_first_step(
-    source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
+    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, progress: Progress | None = None,
 ) -> FirstStepReport:  # fmt: skip
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
@@ -53,14 +53,14 @@ def compare_first_step(
     del device
     seconds: dict[str, float] = {}
     if adapter is not None:
-        return adapter_first_step(result, adapter, vocabulary, seed, scope, lambda share: _tell(progress, share))
+        return adapter_first_step(result, adapter, correspondence, seed, scope, lambda share: _tell(progress, share))
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            probes, *_ = plan_probes(old, source, live_ids(vocabulary), seed, None)
+            probes, *_ = plan_probes(old, source, correspondence.live, seed, None)
             texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
-            before = _old_gradients(old, texts, vocabulary) if not scope else None
+            before = _old_gradients(old, texts, correspondence) if not scope else None
         del old
         gc.collect()
         _tell(progress, 0.3)
@@ -68,19 +68,19 @@ def compare_first_step(
             new = load(result).model.float()
             made, outputs = find_inputs(new, lambda tried: run(new, texts, tried))
             seen = observe(outputs, texts)
-            ids = old_ids(seen, outputs, vocabulary)
-            gap = before.compare(gradients(new, loss_of(new, texts, made, ids))) if before else None
-        fresh = vocabulary.fresh[:MOST_IDS] if vocabulary else ()
+            ids = old_ids(seen, outputs, correspondence)
+            gap = before.compare(gradients(new, loss_of(new, texts, made, ids)), correspondence) if before else None
+        fresh = correspondence.fresh_ids[:MOST_IDS]
         task = with_ids(texts, fresh)
         with timed(seconds, "reach"):
-            moves = first_moves(new, task, made, _new_parameters(new, shapes, vocabulary, fresh))
+            moves = first_moves(new, task, made, _new_parameters(new, shapes, correspondence, fresh))
         _tell(progress, 0.6)
         with timed(seconds, "forecast"):
             steps = _forecast(new, texts, task, made, seen, ids) if not scope else []
         _tell(progress, 1.0)
     why = why_not(scope)
     broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
-    left_out = len(vocabulary.fresh) - len(fresh) if vocabulary else 0
+    left_out = len(correspondence.fresh_ids) - len(fresh)
     return FirstStepReport(
         None if broken else gap, broken or why, moves, left_out, tuple(steps), ceiling(steps), why, seconds,
         tuple(_failures(None if broken else gap, moves)),
@@ -93,13 +93,12 @@ def why_not(scope: Scope) -> str:
     return "" if not scope else OTHER_SOURCE if Scope.NOTHING in scope else OTHER_OUTPUTS
 
 
-def _old_gradients(model: Any, texts: Probe, vocabulary: VocabularyChange | None) -> OldGradients:
+def _old_gradients(model: Any, texts: Probe, correspondence: Correspondence) -> OldGradients:
     """Gradients of the loss on old inputs, of logits over ids those of the old ids alone, each with its noise."""
     made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-    ids = old_ids(observe(outputs, texts), outputs, vocabulary)
-    more = vocabulary.new_rows - vocabulary.old_rows if vocabulary else 0
+    ids = old_ids(observe(outputs, texts), outputs, correspondence)
     found = gradients(model, loss_of(model, texts, made, ids))
-    return OldGradients(found, null_gradients(model, texts, made, ids, more))
+    return OldGradients(found, null_gradients(model, texts, made, ids, correspondence.more_rows))
 
 
 def _forecast(
@@ -112,17 +111,17 @@ def _forecast(
 
 
 def _new_parameters(
-    model: Any, shapes: Mapping[str, tuple[int, ...]], vocabulary: VocabularyChange | None, fresh: Sequence[int]
+    model: Any, shapes: Mapping[str, tuple[int, ...]], correspondence: Correspondence, fresh: Sequence[int]
 ) -> dict[str, Sequence[int] | None]:
     """The parameters that are new as a whole, and the tables with their new rows; an embedding never trains its pad row."""
     pads = {f"{name}.weight": getattr(module, "padding_idx", None) for name, module in model.named_modules()}
-    sizes = {vocabulary.new_rows} if vocabulary and fresh else set()
-    found: dict[str, Sequence[int] | None] = {}
+    ids, found = correspondence.ids, dict[str, Sequence[int] | None]()
+    sizes = None if ids is None else ((ids.result,), (ids.source,))
     for name, value in model.named_parameters():
         shape = shapes.get(_bare(model, name))
         if shape is None:
             found[name] = None
-        elif value.ndim and value.shape[0] in sizes and shape[0] == (vocabulary.old_rows if vocabulary else -1):
+        elif fresh and (value.shape[:1], shape[:1]) == sizes:
             found[name] = [row for row in fresh if row != pads.get(name)]
     return found
 

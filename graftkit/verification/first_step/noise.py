@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.inputs import feed
 from graftkit.running.probes import Probe
@@ -115,13 +116,13 @@ class OldGradients:
         """Names of parameters whose gradient is not finite in the source itself."""
         return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
 
-    def compare(self, after: Gradients) -> GradientGap:
-        """The worst of the old parameters, over the rows that the source has; one that lost its gradient is the worst."""
+    def compare(self, after: Gradients, correspondence: Correspondence = IDENTITY) -> GradientGap:
+        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst."""
         worst, most = GradientGap(noise=self.noise), 0.0
         for name, old in self._found.items():
             scale, floor = self._scales[name] or 1.0, self._floors[name]
             new = after.get(name)
-            apart = float("inf") if new is None else _norm(new[: len(old)] - old if old.ndim else new - old)
+            apart = float("inf") if new is None else _distance(*correspondence.rows(old, new))
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
                 worst, most = GradientGap(name, apart / scale, floor / scale, scale, self.noise), times
@@ -138,6 +139,10 @@ def _scales(found: Gradients) -> dict[str, float]:
         module = name.rpartition(".")[0]
         modules[module] = max(modules.get(module, 0.0), norm)
     return {name: modules[name.rpartition(".")[0]] for name in norms}
+
+
+def _distance(old: Any, new: Any) -> float:
+    return _norm(new - old) if new.shape == old.shape else float("inf")
 
 
 def _norm(values: Any) -> float:

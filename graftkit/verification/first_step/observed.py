@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import VerificationFailed
 from graftkit.running.probes import Probe
-from graftkit.verification.vocabulary import VocabularyChange
 
 #: Logits over token ids; over labels; over places of a text (question answering); one number; hidden states.
 Kind = Literal["ids", "labels", "places", "number", "states"]
@@ -75,8 +75,8 @@ def observe(outputs: Mapping[str, Any], batch: Probe) -> Observed:
     raise VerificationFailed("first step: the forward gives no tensor that a loss could be taken of")
 
 
-def old_ids(seen: Observed, outputs: Mapping[str, Any], vocabulary: VocabularyChange | None) -> int | None:
+def old_ids(seen: Observed, outputs: Mapping[str, Any], correspondence: Correspondence) -> int | None:
     """How many old ids the logits are a distribution over; None where they are no distribution over ids."""
     if seen.kind != "ids":
         return None
-    return vocabulary.live if vocabulary else int(outputs["logits"].shape[-1])
+    return int(outputs["logits"].shape[-1]) if correspondence.live is None else correspondence.live

@@ -16,6 +16,7 @@ from graftkit.running.forward import load, undisturbed
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
+from graftkit.verification.subject import Subject
 
 #: Roundings of a logit that only its bias makes: the bias is stored, and the logit is given, in the model's dtype.
 ROUNDINGS = 2
@@ -103,6 +104,22 @@ class HeadReport:
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {**dataclasses.asdict(self), "failures": list(self.failures)}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadCheck:
+    """The written head, reloaded and run alone and in a batch."""
+
+    promise: HeadPromise
+    name: str = "replace_head"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> HeadReport:
+        """See :func:`check_head`."""
+        return check_head(subject.source, subject.result, self.promise)
 
 
 def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:

@@ -10,6 +10,7 @@ from typing import Any
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.texts import outputs_of_texts
+from graftkit.verification.subject import Subject
 
 #: Examples that are run alone as well: what a batch changes is the noise of the written head against itself.
 ALONE = 64
@@ -75,6 +76,24 @@ def score(pairs: Iterable[tuple[int, Any]], classes: int) -> Scores:
         right[label] += int(logits.argmax()) == label
     n, seen = int(counts.sum()), counts > 0
     return Scores(n, loss / n, float(right.sum()) / n, float((right[seen] / counts[seen]).mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutCheck:
+    """The written head on the examples that it was not fitted to."""
+
+    examples: Callable[[], Iterable[tuple[int, str]]]
+    figures: Callable[[], Mapping[str, Any]]
+    classes: int
+    name: str = "held_out_examples"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.outputs
+
+    def run(self, subject: Subject) -> HeldOutReport:
+        """See :func:`check_held_out`."""
+        return check_held_out(subject.result, self.examples, self.figures, self.classes)
 
 
 def check_held_out(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.running.bits import equal
 from graftkit.running.probes import Probe
 
@@ -21,13 +22,15 @@ Outputs = Mapping[str, Any]
 class Beside:
     """What the source gave on ``probe``.
 
-    ``rows`` is the size of its vocabulary, ``kept`` the ids that are compared, None for all. A run's distribution is compared
+    ``rows`` is the size of its vocabulary; ids are compared where the ``correspondence`` says so. A run's distribution is compared
     with that in the own dtype, or in :meth:`widely` with that in float64.
     """
 
-    def __init__(self, probe: Probe, exact: Outputs, native: Outputs, rows: int, kept: Any = None) -> None:
+    def __init__(
+        self, probe: Probe, exact: Outputs, native: Outputs, rows: int, correspondence: Correspondence = IDENTITY
+    ) -> None:
         self.wide = False
-        self.probe, self.native, self._exact, self._kept = probe, native, exact, kept
+        self.probe, self.native, self._exact, self._ids = probe, native, exact, correspondence.ids
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}
         self._whole = bool(probe.mask.all())
@@ -42,16 +45,27 @@ class Beside:
         found.wide, found._summaries = True, {}  # noqa: SLF001 - its own
         return found
 
-    def pair(self, name: str, found: Outputs) -> tuple[Any, Any, Any] | None:
-        """Float64, own dtype, and the run's, each ``(n, width)``: unmasked positions and kept ids; None where shapes differ."""
-        if name not in found:
+    def pair(self, name: str, found: Outputs, *, of_source: bool = False) -> tuple[Any, Any, Any] | None:
+        """Float64, own dtype, and the run's, each ``(n, width)``: unmasked positions and corresponding ids; None where shapes differ.
+
+        ``of_source`` says that the run is the source's, so that its ids are the source's.
+        """
+        if name not in found or not self._comparable(name, found[name], of_source=of_source):
             return None
         if name not in self._references:
-            self._references[name] = self._places(self._exact[name], name), self._places(self.native[name], name)
+            self._references[name] = self._of_source(self._exact[name], name), self._of_source(self.native[name], name)
         truth, old = self._references[name]
         new = self._known(name, found[name], truth, old)
-        new = self._places(found[name], name) if new is None else new
+        if new is None:
+            new = self._of_source(found[name], name) if of_source else self._of_result(found[name], name)
         return (truth, old, new) if new.shape == old.shape else None
+
+    def _comparable(self, name: str, new: Any, *, of_source: bool) -> bool:
+        """Whether ``new`` has the same places and every id: a classifier's logits stand at no place and over no ids."""
+        enough = True
+        if self._ids is not None and self.has_ids[name]:
+            enough = new.shape[-1] >= (self._ids.source if of_source or new is self.native[name] else self._ids.result)
+        return bool(new.shape[:-1] == self.native[name].shape[:-1] and enough)
 
     def _known(self, name: str, new: Any, truth: Any, old: Any) -> Any:
         """The places of the reference where the whole of ``new`` equals it, so that its own need not be taken; else None."""
@@ -60,11 +74,18 @@ class Beside:
         reference = self._exact[name] if self.wide else self.native[name]
         return (truth if self.wide else old) if equal(reference, new) else None
 
-    def _places(self, value: Any, name: str) -> Any:
+    def _of_source(self, value: Any, name: str) -> Any:
+        value = self._places(value)
+        return value if self._ids is None or not self.has_ids[name] else self._ids.of_source(value)
+
+    def _of_result(self, value: Any, name: str) -> Any:
+        value = self._places(value)
+        return value if self._ids is None or not self.has_ids[name] else self._ids.of_result(value)
+
+    def _places(self, value: Any) -> Any:
         if value.shape[:2] == self.probe.mask.shape and not self._whole:
             value = value[self.probe.mask.bool()]
-        value = value.reshape(-1, value.shape[-1])
-        return value if self._kept is None or not self.has_ids[name] else value[:, self._kept]
+        return value.reshape(-1, value.shape[-1])
 
     def sizes(self, name: str, truth: Any, old: Any) -> tuple[float, float]:
         """The summed squares of the source in float64, and of its error in its own dtype."""

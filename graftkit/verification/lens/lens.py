@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, few
 from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
@@ -28,7 +27,9 @@ from graftkit.verification.lens.setting import Setting, device_of, in_float64, l
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.promises import Scope
-from graftkit.verification.vocabulary import VocabularyChange
+
+if TYPE_CHECKING:
+    import torch
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
 OPERATIONS = 1e11
@@ -52,7 +53,7 @@ class _Found:
 
 
 def compare_lens(
-    source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
+    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None, paged: bool | None = None,
     progress: Progress | None = None,
 ) -> LensReport:  # fmt: skip
@@ -78,7 +79,7 @@ def compare_lens(
             keep_freed_memory(old)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
-            setting = prepare(source, old, new, vocabulary, seed, tokens, backbone=backbone)
+            setting = prepare(source, old, new, correspondence, seed, tokens, backbone=backbone)
         noise = NoiseTally()
         with timed(seconds, "run"):
             found = _run(setting, noise, progress)
@@ -131,7 +132,7 @@ def _run_part(setting: Setting, part: Probe, noise: NoiseTally, found: _Found) -
 
 def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: NoiseTally, found: _Found) -> bool:
     """Run one probe every way; False when the result's forward fails, which is noted."""
-    old, new, made, change = setting.old.model, setting.new.model, setting.made, setting.change
+    old, new, made, correspondence = setting.old.model, setting.new.model, setting.made, setting.correspondence
     gaps = Gaps()
     with in_float64(setting.old), float64(old):
         kept, exact = record(old, lambda: outputs_of(old, part, made))
@@ -139,7 +140,7 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
         with float64(new):
-            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, change, gaps)
+            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, correspondence, gaps)
         ours = run(new, part, made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
@@ -152,9 +153,8 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         exact, native = _named(exact, {name: name for name in pairs}), _named(native, {name: name for name in pairs})
         other, ours = _named(other, pairs), _named(ours, pairs)
     for name, value in exact.items():
-        _note_output(found, name, value, other.get(name), change, gaps)
-    kept_ids = None if change is None else torch.tensor(change.kept, device=part.ids.device)
-    beside = Beside(part, exact, native, setting.rows, kept_ids)
+        _note_output(found, name, value, other.get(name), correspondence, gaps)
+    beside = Beside(part, exact, native, setting.rows, correspondence)
     noise.add(SOURCE, beside, native)
     noise.add(EXACT, beside.widely(), other)
     noise.add(RESULT, beside, ours)
@@ -169,10 +169,10 @@ def _named(outputs: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _note_output(
-    found: _Found, name: str, old: Any, new: Any, change: VocabularyChange | None, gaps: Gaps
+    found: _Found, name: str, old: Any, new: Any, correspondence: Correspondence, gaps: Gaps
 ) -> None:
     name = name.rpartition(" ")[2]
-    apart = None if new is None else gaps(old, new, change)
+    apart = None if new is None else gaps(old, new, correspondence)
     found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)
 
 
@@ -180,7 +180,7 @@ def _first(setting: Setting, found: _Found) -> FirstDifference | None:
     entry = found.trace.first(setting.floor.threshold)
     if entry is None:
         return None
-    tensors = own_differences(setting.old.model, setting.new.model, entry.name, setting.change)
+    tensors = own_differences(setting.old.model, setting.new.model, entry.name, setting.correspondence)
     reaches = any(value > setting.floor.threshold for value in found.outputs.values())
     return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches)
 

@@ -106,7 +106,7 @@ class NoiseTally:
     def add(self, run: str, beside: Beside, found: Outputs, *, null: bool = False) -> None:
         """Take up one run's outputs. ``null`` runs change nothing over the real numbers."""
         for name in beside.names:
-            values = beside.pair(name, found)
+            values = beside.pair(name, found, of_source=null)
             if values is None:
                 continue
             truth, old, new = values

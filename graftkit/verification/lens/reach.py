@@ -76,7 +76,7 @@ class Reach:
         with float64(self._model):
             for part, kept in zip(self._parts, self._kept, strict=True):
                 run = partial(outputs_of, self._model, part, self._made)
-                compare(self._model, run, dict(kept), trace, part.name, None)
+                compare(self._model, run, dict(kept), trace, part.name)
         return trace
 
     def _reason(self, name: str, place: tuple[int, ...], step: float, inside: float, seen: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, VerificationFailed, printable
 from graftkit.running import memory
@@ -19,7 +20,6 @@ from graftkit.running.probes import Probe, split
 from graftkit.running.reference import load_source, plan_probes
 from graftkit.verification.lens.floor import Floor, measure_floor
 from graftkit.verification.lens.trace import KEPT_BYTES, Hooks, tokens_that_fit
-from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 #: Rows and tokens of the batch that the floor is measured on.
 FLOOR_ROWS, FLOOR_TOKENS = 2, 16
@@ -35,7 +35,7 @@ class Setting:
     made: frozenset[str]
     floor: Floor
     rows: int
-    change: VocabularyChange | None
+    correspondence: Correspondence
     backbone: bool = False
 
 
@@ -85,14 +85,14 @@ def load_both(
 
 
 def prepare(
-    source: Path, old: Loaded, new: Loaded, change: VocabularyChange | None, seed: int, tokens: int, *, backbone: bool
+    source: Path, old: Loaded, new: Loaded, correspondence: Correspondence, seed: int, tokens: int, *, backbone: bool
 ) -> Setting:  # fmt: skip
     """Make the probes, find out what they must be fed, measure the floor, and cut them to what fits into memory.
 
     A ``backbone`` does not generate.
     """
     device = next(old.model.parameters()).device
-    probes, budget, live, rows = plan_probes(old.model, source, live_ids(change), seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, source, correspondence.live, seed, tokens)
     probes = [_on(device, probe) for probe in probes]
     made, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
     cached = not backbone and can_cache(old.model, made) is None
@@ -110,7 +110,7 @@ def prepare(
     least = 8 if ids.shape[1] > 1 else 1  # an image is one
     fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old), least))
     parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
-    return Setting(old, new, parts, made, floor, rows, change, backbone)
+    return Setting(old, new, parts, made, floor, rows, correspondence, backbone)
 
 
 def _room(loaded: Loaded) -> float:

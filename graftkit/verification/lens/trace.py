@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import torch
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.verification.lens.gap import gap
-from graftkit.verification.vocabulary import VocabularyChange
 
 #: Bytes of module outputs that are kept of one batch.
 KEPT_BYTES = 768 << 20
@@ -142,8 +142,8 @@ def _recorded(
 
 
 def compare(
-    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str, change: VocabularyChange | None,
-    gaps: Gaps | None = None,
+    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str,
+    correspondence: Correspondence = IDENTITY, gaps: Gaps | None = None,
 ) -> Any:  # fmt: skip
     """Run the result, compare each module's output with what was kept of the source, and return what ``run()`` does.
 
@@ -157,21 +157,21 @@ def compare(
         key = (name, times[name])
         times[name] += 1
         if key in kept:
-            _compare_call(trace, key, kept.pop(key), found, probe, change, gaps)
+            _compare_call(trace, key, kept.pop(key), found, probe, correspondence, gaps)
 
     with Hooks(model, see):
         return run()
 
 
 def _compare_call(
-    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, change: VocabularyChange | None,
+    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, correspondence: Correspondence,
     gaps: Gaps,
 ) -> None:  # fmt: skip
     if len(old) != len(new):
         trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
         return
     for one, two in zip(old, new, strict=True):
-        found = gaps(one, two, change)
+        found = gaps(one, two, correspondence)
         if found is None:
             trace.calls[key].unlike = f"gives {list(two.shape)}, gave {list(one.shape)}"
             return
@@ -184,14 +184,14 @@ class Gaps:
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], tuple[Any, Any, tuple[int, int], float]] = {}
 
-    def __call__(self, old: Any, new: Any, change: VocabularyChange | None) -> float | None:
+    def __call__(self, old: Any, new: Any, correspondence: Correspondence) -> float | None:
         """The gap of the columns of kept ids; None where the shapes differ."""
         key, versions = (id(old), id(new)), (old._version, new._version)  # noqa: SLF001
         if key in self._found:
             first, second, known, value = self._found[key]
             if first() is old and second() is new and known == versions:
                 return value
-        a, b = kept_columns(old, new, change)
+        a, b = correspondence.columns(old, new)
         if a.shape != b.shape:
             return None
         value = gap(a, b)
@@ -199,15 +199,7 @@ class Gaps:
         return value
 
 
-def kept_columns(old: Any, new: Any, change: VocabularyChange | None) -> tuple[Any, Any]:
-    """The columns of kept ids, where the last axis is the vocabulary."""
-    if change is None or old.shape[-1] != change.old_rows or new.shape[-1] != change.new_rows:
-        return old, new
-    kept = torch.tensor(change.kept, device=old.device)
-    return old[..., kept], new[..., kept]
-
-
-def own_differences(source: Any, result: Any, name: str, change: VocabularyChange | None) -> tuple[str, ...]:
+def own_differences(source: Any, result: Any, name: str, correspondence: Correspondence = IDENTITY) -> tuple[str, ...]:
     """Names of the parameters and buffers of one module itself whose bytes differ; rows of new ids are left out."""
     try:
         one, two = source.get_submodule(name), result.get_submodule(name)
@@ -216,27 +208,24 @@ def own_differences(source: Any, result: Any, name: str, change: VocabularyChang
     found = []
     for key, _ in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
         other = getattr(two, key, None)  # by name, since a parameter that is paged in is read then
-        if not isinstance(other, torch.Tensor) or not _equal(getattr(one, key), other, change):
+        if not isinstance(other, torch.Tensor) or not _equal(getattr(one, key), other, correspondence):
             found.append(f"{name}.{key}")
     return tuple(found)
 
 
-def _equal(old: Any, new: Any, change: VocabularyChange | None) -> bool:
-    """Whether the same values stand in both, but for the rows of fresh ids; a bounded piece of the rows at a time."""
-    grown = change is not None and old.shape[:1] == (change.old_rows,) and new.shape[:1] == (change.new_rows,)
-    if old.shape[1:] != new.shape[1:] or (old.shape != new.shape and not grown):
+def _equal(old: Any, new: Any, correspondence: Correspondence) -> bool:
+    """Whether the same values stand in both where their rows correspond; a bounded piece of the rows at a time."""
+    runs = correspondence.runs_of_rows(old, new)
+    if old.shape[1:] != new.shape[1:] or runs is None:
         return False
-    if old.ndim < 2:
-        kept = list(change.kept) if change and grown else ...
-        return torch.equal(old[kept], new[kept])
-    fresh = set(change.fresh) if change and grown else set()
+    if not old.ndim:
+        return torch.equal(old, new)
     step = max(ROWS_BYTES // (old[:1].nbytes or 1), 1)
-    for start in range(0, len(old), step):
-        part = slice(start, start + step)
-        apart = (old[part] != new[part][: len(old[part])]).flatten(1).any(1).nonzero()[:, 0]
-        if not {start + row for row in apart.tolist()} <= fresh:
-            return False
-    return True
+    return all(
+        torch.equal(old[start + first : start + min(first + step, count)], new[place + first : place + min(first + step, count)])
+        for place, start, count in runs
+        for first in range(0, count, step)
+    )
 
 
 def tokens_that_fit(kept: Iterable[Any], tokens: int, room: float = KEPT_BYTES, least: int = 8) -> int:

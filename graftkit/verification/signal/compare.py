@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import VerificationFailed
 from graftkit.running.forward import run, undisturbed
@@ -29,7 +30,6 @@ from graftkit.verification.signal.run import (
     Signal,
     measure,
 )
-from graftkit.verification.vocabulary import VocabularyChange, live_ids
 
 Progress = Callable[[str, float], None]
 
@@ -51,7 +51,7 @@ SHOWN = {
 
 
 def compare_signal(
-    source: Path, result: Path, *, vocabulary: VocabularyChange | None, seed: int = 0, device: str | None = None,
+    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, progress: Progress | None = None,
 ) -> SignalReport:  # fmt: skip
     """Load both checkpoints, run forward and backward on a few texts of old ids, and set their figures side by side.
@@ -65,7 +65,7 @@ def compare_signal(
         with timed(seconds, "load"):
             old, new = load_both(source, result, device_of(device), backbone=Scope.BACKBONE in scope, adapter=adapter)
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
-        probes, *_ = plan_probes(old.model, source, live_ids(vocabulary), seed, tokens)
+        probes, *_ = plan_probes(old.model, source, correspondence.live, seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
         made, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []

@@ -10,11 +10,11 @@ from support.command import here, real
 from support.families import ROWS, build
 
 import graftkit
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.lens.setting import device_of
 from graftkit.verification.promises import Scope
-from graftkit.verification.vocabulary import VocabularyChange
 
 TOKENS = 120
 
@@ -47,8 +47,8 @@ def grafted(tmp_path_factory):
     return source, place / "result"
 
 
-def look(source, result, change=None, **options):
-    return compare_lens(source, result, vocabulary=change, token_budget=TOKENS, **options)
+def look(source, result, change=IDENTITY, **options):
+    return compare_lens(source, result, correspondence=change, token_budget=TOKENS, **options)
 
 
 def runs(report):
@@ -143,7 +143,7 @@ def test_nan_in_the_result_is_no_small_difference(llama, tmp_path):
 
 def test_new_tokens_leave_the_old_ids_equal(grafted):
     source, result = grafted
-    change = VocabularyChange(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
+    change = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
     report = look(source, result, change)
     assert report.failures == ()
     assert report.largest <= report.floor.threshold

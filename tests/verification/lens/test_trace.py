@@ -8,6 +8,7 @@ import torch
 from lens_support import flip, opened, probe
 from support.families import FAMILIES, build
 
+from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.forward import outputs_of
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Trace, compare, own_differences, record, tokens_that_fit
@@ -16,7 +17,7 @@ from graftkit.verification.lens.trace import Trace, compare, own_differences, re
 THRESHOLD = 4096 * torch.finfo(torch.float64).eps / 2
 
 
-def traced(source, result, made=frozenset(), change=None):
+def traced(source, result, made=frozenset(), change=IDENTITY):
     trace = Trace()
     with float64(source):
         kept, _ = record(source, lambda: outputs_of(source, probe(), made))
@@ -44,7 +45,7 @@ def test_equal_models_differ_nowhere_and_a_flipped_ulp_is_named(family, tmp_path
     flip(weight, *(size // 2 for size in weight.shape))
     first = traced(source, result, made).first(THRESHOLD)
     assert first.name == name.rpartition(".")[0]
-    assert own_differences(source, result, first.name, None) == (name,)
+    assert own_differences(source, result, first.name) == (name,)
 
 
 def _middle(model):
@@ -71,7 +72,7 @@ def test_a_difference_without_a_tensor_is_named_by_its_module(models):
     result.model.layers[1].post_attention_layernorm.variance_epsilon *= 1.001
     first = traced(source, result).first(THRESHOLD)
     assert first.name == "model.layers.1.post_attention_layernorm"
-    assert own_differences(source, result, first.name, None) == ()
+    assert own_differences(source, result, first.name) == ()
 
 
 def test_a_wrong_shape_is_a_difference(models):
@@ -82,7 +83,7 @@ def test_a_wrong_shape_is_a_difference(models):
     with float64(source):
         kept, _ = record(source, lambda: outputs_of(source, probe()))
     with float64(result), pytest.raises(RuntimeError):
-        compare(result, lambda: outputs_of(result, probe()), kept, trace, "random ids", None)
+        compare(result, lambda: outputs_of(result, probe()), kept, trace, "random ids")
     assert trace.first(THRESHOLD).name == "model.layers.0.mlp.gate_proj"
     assert "gives [3, 12, 60], gave [3, 12, 64]" in trace.first(THRESHOLD).unlike
 
@@ -124,5 +125,5 @@ def test_buffers_are_compared(models):
     result.model.rotary_emb.inv_freq.mul_(1.001)
     first = traced(source, result).first(THRESHOLD)
     assert first.name == "model.rotary_emb"
-    assert own_differences(source, result, first.name, None) == ("model.rotary_emb.inv_freq",)
+    assert own_differences(source, result, first.name) == ("model.rotary_emb.inv_freq",)
     assert json.dumps([first.name, first.largest])

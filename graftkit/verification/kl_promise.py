@@ -1,34 +1,9 @@
-"""How a vocabulary changed, and which bound on the next-token distribution was promised with it."""
+"""The bound on the next-token distribution that is promised where new ids are added."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
-
-
-@dataclass(frozen=True, slots=True)
-class VocabularyChange:
-    """Rows of the source's and the result's table; ids ``0..live-1`` are the old tokenizer's; ``fresh`` rows are new."""
-
-    old_rows: int
-    new_rows: int
-    live: int
-    fresh: tuple[int, ...]
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The ids whose rows must be what they were."""
-        return tuple(sorted(set(range(self.old_rows)) - set(self.fresh)))
-
-    def then(self, later: VocabularyChange) -> VocabularyChange:
-        """One change that stands for both, ``later`` coming behind."""
-        fresh = sorted({*self.fresh, *later.fresh})
-        return VocabularyChange(self.old_rows, later.new_rows, self.live, tuple(fresh))
-
-
-def live_ids(change: VocabularyChange | None) -> int | None:
-    """How many ids the old tokenizer has; None where no change says so, and every row of the table counts as one."""
-    return None if change is None else change.live
 
 
 @dataclass(frozen=True, slots=True)

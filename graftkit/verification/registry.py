@@ -1,0 +1,157 @@
+"""Every check of a result, in the order in which they run, and the one loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from graftkit.verification.checks import Check, Finding, LeftOut
+from graftkit.verification.promises import Scope
+from graftkit.verification.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerCheck:
+    """Old text and old ids are what they were, and each new token is its one id."""
+
+    name: str = "tokenizer"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where the tokenizer was changed."""
+        return subject.tokens is not None
+
+    def run(self, subject: Subject) -> Finding:
+        """Compare the tokenizers; see :func:`~graftkit.verification.tokenization.check_tokenization`."""
+        from graftkit.verification.tokenization import check_tokenization
+
+        tokens = subject.tokens
+        if tokens is None:
+            raise ValueError("the tokenizer was not changed")
+        return check_tokenization(
+            subject.source,
+            subject.result,
+            new=tokens.ids,
+            special=tokens.special,
+            chat_template_changed=tokens.chat_template_changed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsCheck:
+    """Both run on the same probes, and everything that comes out is compared; the promise is held against what was measured."""
+
+    name: str = "outputs"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where a base was written and the source is what it is compared with."""
+        return subject.outputs and subject.base_changed and Scope.NOTHING not in subject.scope
+
+    def run(self, subject: Subject) -> Finding:
+        """Compare the outputs; see :func:`~graftkit.verification.outputs.compare_outputs`."""
+        from graftkit.verification.composition import weaker_than_promised
+        from graftkit.verification.outputs import compare_outputs
+
+        found = compare_outputs(
+            subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
+            seed=subject.seed, scope=subject.scope, paged=subject.paged, progress=subject.progress,
+        )  # fmt: skip
+        return dataclasses.replace(found, failures=(*found.failures, *weaker_than_promised(subject.promise, found)))
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutCheck:
+    """Says of lens and signal that they were asked for and have nothing to compare with."""
+
+    name: str = "left_out"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where the source is not what the result is compared with."""
+        return bool(self._asked(subject)) and Scope.NOTHING in subject.scope
+
+    def run(self, subject: Subject) -> Finding:
+        """Name them, with the reason."""
+        from graftkit.verification.first_step import OTHER_SOURCE
+
+        return LeftOut(self._asked(subject), OTHER_SOURCE)
+
+    @staticmethod
+    def _asked(subject: Subject) -> tuple[str, ...]:
+        return tuple(name for name in ("lens", "signal") if name in subject.wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class LensCheck:
+    """Both in true float64, module by module, and beside the noise of their own dtype."""
+
+    name: str = "lens"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where it is asked for and the source is what the result is compared with."""
+        return self.name in subject.wanted and Scope.NOTHING not in subject.scope
+
+    def run(self, subject: Subject) -> Finding:
+        """Look through the lens; see :func:`~graftkit.verification.lens.lens.compare_lens`."""
+        from graftkit.verification.lens.lens import compare_lens
+
+        return compare_lens(
+            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
+            scope=subject.scope, adapter=subject.adapter, paged=subject.paged, progress=subject.progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SignalCheck:
+    """How the signal travels through the blocks of both."""
+
+    name: str = "signal"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where it is asked for and the source is what the result is compared with."""
+        return self.name in subject.wanted and Scope.NOTHING not in subject.scope
+
+    def run(self, subject: Subject) -> Finding:
+        """Measure it; see :func:`~graftkit.verification.signal.compare_signal`."""
+        from graftkit.verification.signal import compare_signal
+
+        return compare_signal(
+            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
+            scope=subject.scope, adapter=subject.adapter, progress=subject.progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class FirstStepCheck:
+    """Old gradients, dead new parameters, and a forecast of one optimiser step beside the step."""
+
+    name: str = "first_step"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where it is asked for; what is new is looked at whatever the result is compared with."""
+        return self.name in subject.wanted
+
+    def run(self, subject: Subject) -> Finding:
+        """Take the step; see :func:`~graftkit.verification.first_step.compare_first_step`."""
+        from graftkit.verification.first_step import compare_first_step
+
+        return compare_first_step(
+            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, scope=subject.scope,
+            adapter=subject.adapter, progress=subject.progress,
+        )  # fmt: skip
+
+
+#: What always runs, where it applies; then the operations' own checks; then what is asked for.
+ALWAYS: tuple[Check, ...] = (TokenizerCheck(), OutputsCheck())
+LOOKS: tuple[Check, ...] = (LeftOutCheck(), LensCheck(), SignalCheck(), FirstStepCheck())
+
+
+def verify(subject: Subject, own: Sequence[tuple[Check, Subject]] = ()) -> Iterator[Finding]:
+    """Yield what each check finds that applies, in order. ``own`` are the operations' own checks, each with what it looks at.
+
+    Raises:
+        InputRejected, VerificationFailed: a checkpoint does not load, or a forward needs inputs that cannot be made.
+    """
+    checks = (*((check, subject) for check in ALWAYS), *own, *((check, subject) for check in LOOKS))
+    for check, at in checks:
+        if check.applies(at):
+            yield check.run(at)
