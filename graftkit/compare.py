@@ -67,7 +67,7 @@ class Verification:
     is not in it. ``outputs``, ``lens`` and ``signal`` are None where they were left out or the second checkpoint does not run.
     ``accounted`` is how the second agrees with the report in its folder, None where none lies there or it was left out. ``rows`` is how
     many new rows it has, and ``unjudged`` why they were not all judged; empty where they were, or where the report vouches for them.
-    ``vocabulary`` says whether the two take token ids at all.
+    ``vocabulary`` says whether the two take token ids at all, ``left_out`` which checks were not wanted.
     """
 
     difference: Difference
@@ -80,6 +80,7 @@ class Verification:
     rows: int = 0
     unjudged: str = ""
     vocabulary: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -106,11 +107,6 @@ class Verification:
         """What is worth knowing and no failure."""
         said = self.accounted.notes if self.accounted else ()
         return (*said, *(self.tokenization.notes if self.tokenization else ()))
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """The checks of :data:`CHECKS` that were not run."""
-        return tuple(check for check in CHECKS if check not in self.found)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -169,7 +165,7 @@ def verify(
     unjudged = pair.unjudged(left_out, measured)
     return Verification(
         _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.correspondence.fresh_ids), unjudged,
-        vocabulary=pair.takes_ids,
+        vocabulary=pair.takes_ids, left_out=tuple(check for check in CHECKS if check in left_out),
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
-from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
@@ -119,6 +119,8 @@ class Pair:
 
 def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:
     """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
+    if not old_rows:
+        return IDENTITY
     fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
     return Correspondence.of_ids(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
 

@@ -131,7 +131,7 @@ def test_the_seed_of_the_recipe_decides(base, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"config": {"feedforward_module": ["down_proj"]}}, "'feedforward_module' is no field of IA3; did you mean"),
+        ({"config": {"feedforward_module": ["down_proj"]}}, "'feedforward_module' is not a field of IA3; did you mean"),
         ({"target_modules": ["q_prj"]}, "'q_prj' matches no module; near names: q_proj"),
         ({"target_modules": ["*.none"]}, "matches no module"),
         ({"modules_to_save": ["lm_hed"]}, "modules_to_save: 'lm_hed' matches no module; near names: lm_head"),

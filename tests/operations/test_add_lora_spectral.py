@@ -181,7 +181,7 @@ def test_dora_on_a_table_has_the_norms_of_its_columns(base, tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"lora_drop": 0.1}, "'lora_drop' is no field of LORA; did you mean"),
+        ({"lora_drop": 0.1}, "'lora_drop' is not a field of LORA; did you mean"),
         ({"inference_mode": True}, "config.inference_mode: is filled in; leave it out"),
         ({"layer_replication": [[0, 2]]}, "repeats layers"),
         ({"alora_invocation_tokens": [5]}, "behind those tokens alone"),

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.bits import equal, same_bits
 from graftkit.running.probes import Probe
 from graftkit.verification.differences import Differences
@@ -91,7 +92,7 @@ def test_every_bit_of_a_bfloat16_counts(bit):
 
 def compared(old, new):
     probe = Probe("texts", torch.zeros(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64))
-    found = Differences(None)
+    found = Differences(IDENTITY)
     found.compare(probe, "logits", old, new, Capture(None), 0)
     return found
 

@@ -97,7 +97,7 @@ def moved(tmp_path_factory):
 
 @pytest.mark.parametrize("compare", [compare_outputs, compare_lens])
 def test_same_figures_as_in_memory(compare, moved):
-    options = {"vocabulary": None, "scope": Scope.MEASURE, **({"kl": None} if compare is compare_outputs else {})}
+    options = {"scope": Scope.MEASURE}
     found = [compare(*moved, **options, paged=paged).to_json() for paged in (False, True)]
     assert [report.pop("paged") for report in found] == [False, True]
     for report in found:
@@ -111,7 +111,7 @@ def test_same_figures_as_in_memory(compare, moved):
 def test_progress_is_told_while_a_forward_reads(compare, moved):
     """Shares rise to 1, and there are more of them than probes."""
     told = {}
-    options = {"vocabulary": None, "token_budget": 64, **({"kl": None} if compare is compare_outputs else {})}
+    options = {"token_budget": 64}
     for paged in (False, True):
         shares = told[paged] = {}
         compare(moved[0], moved[0], **options, paged=paged, progress=lambda what, share: shares.setdefault(what, []).append(share))  # noqa: B023
@@ -212,7 +212,7 @@ import re, resource, sys
 from pathlib import Path
 from graftkit.verification.outputs import compare_outputs
 small, large, most = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-probes = {"vocabulary": None, "kl": None, "token_budget": 64}
+probes = {"token_budget": 64}
 compare_outputs(small, small, paged=True, **probes)
 used = int(re.search("VmData:(.*)kB", open("/proc/self/status").read())[1]) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (used + most, used + most))

@@ -10,6 +10,7 @@ import torch
 import transformers
 from support.families import ROWS, build
 
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
@@ -80,10 +81,13 @@ def test_a_gradient_that_is_another_is_a_difference_at_its_name(old, name, value
 def test_rows_that_only_the_result_has_are_left_out_and_nothing_else(old):
     found, judged = old
     name = "bert.embeddings.word_embeddings.weight"
+    rows = len(found[name])
+    more = Correspondence.of_ids(rows, rows + 3, rows, range(rows, rows + 3))
     grown = {**found, name: torch.cat([found[name], torch.ones(3, found[name].shape[1])])}
-    assert judged.compare(grown).parameter == ""
+    assert judged.compare(grown, more).parameter == ""
+    assert judged.compare(grown).parameter == name, "without a correspondence it is another shape"
     grown[name] = grown[name].flip(0)
-    assert judged.compare(grown).parameter == name
+    assert judged.compare(grown, more).parameter == name
 
 
 def swap_rows(values):
