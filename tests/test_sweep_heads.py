@@ -1,6 +1,7 @@
 """The sweep of new heads over every class: a few that need care and planted faults here, all of them behind the marker."""
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from support.families import build
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import graftkit
 
@@ -49,9 +51,9 @@ def test_classes_that_need_care_work_or_are_refused_with_their_reason(tmp_path):
 
 def test_a_run_goes_on_where_it_was_stopped_and_a_class_that_takes_too_long_is_wrong(tmp_path):
     page, done = tmp_path / "page.md", tmp_path / "done.jsonl"
-    done.write_text(
-        '{"task": "causal_lm", "model_type": "internlm3", "class_name": "LlamaForCausalLM", "verdict": "refused", "reason": "planted"}\n'
-    )
+    first = next(kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == "LlamaForCausalLM")
+    planted = {"task": "causal_lm", "model_type": first, "class_name": "LlamaForCausalLM", "verdict": "refused", "reason": "planted"}
+    done.write_text(json.dumps(planted) + "\n")
     found = run("--jobs", 1, "--match", "^(LlamaForCausalLM|GPT2LMHeadModel)$", "--limit", 0.01, "--out", page, "--done", done)
     assert found.returncode == 1
     assert counts(page.read_text(encoding="utf-8")) == {"causal_lm": (0, 1, 1, 0)}
