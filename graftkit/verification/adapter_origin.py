@@ -46,15 +46,14 @@ def find_origin(
         if record.base.weights or different:
             return Origin(printable(record.path.name), different)
     named, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not isinstance(named, str) or not named:
+    if not isinstance(named, str) or not named or not isinstance(revision, str | None):
         return Origin("", unknown=f"{CONFIG} names no base")
     folder = _folder(named, revision)
     if folder is not None:
         return _beside(named, folder, base, digests, weights=weights)
-    names = {base.name, str(base.config.get("_name_or_path"))}
-    if named in names and revision in (None, base.revision):
+    if named == base.name and revision in (None, base.revision):
         return Origin(f"the name in {CONFIG}", tuple(_other_class(config, base)))
-    if base.revision is not None and not os.path.isabs(named) and named.count("/") <= 1 and named not in names:
+    if base.revision is not None and not os.path.isabs(named) and named.count("/") <= 1 and named != base.name:
         return Origin(f"the name in {CONFIG}", (f"{CONFIG} names {printable(named)!r}, and this is {printable(base.name)!r}",))
     unknown = f"{CONFIG} names {printable(named)!r}, which is not on this machine to compare with"
     return Origin("", tuple(_other_class(config, base)), unknown)
@@ -95,8 +94,8 @@ def _other_class(config: Mapping[str, Any], base: Checkpoint) -> Iterator[str]:
     """Yield a sentence where peft noted a class of another kind of config than this base's."""
     import transformers
 
-    noted = (config.get("auto_mapping") or {}).get("base_model_class")
-    ours = next(iter(base.config.get("architectures") or ()), None)
+    mapping, ours = config.get("auto_mapping"), next(iter(base.config.get("architectures") or ()), None)
+    noted = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     kinds = [getattr(getattr(transformers, str(name), None), "config_class", None) for name in (noted, ours)]
     if None not in kinds and kinds[0] is not kinds[1]:
         yield f"{CONFIG} names the class {printable(noted)}, and the base is a {printable(ours)}"

@@ -307,6 +307,22 @@ def test_where_nothing_tells_the_base_the_verdict_says_so(residual, tmp_path):
     assert "the adapter was made for this base: adapter_config.json names 'somebody/model', which is not on this" in report.verdict
 
 
+def test_a_base_that_only_remembers_the_name_is_not_taken_for_it(residual, tmp_path):
+    """A fine-tuned checkpoint keeps the name of what it was tuned from; its weights are others."""
+    base = shutil.copytree(residual / "base", tmp_path / "tuned")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "_name_or_path": "somebody/model"}))
+    report = merge(base, alone(residual, tmp_path, base_model_name_or_path="somebody/model"), tmp_path / "out")
+    assert "the adapter was made for this base: adapter_config.json names 'somebody/model'" in report.verdict
+
+
+@pytest.mark.parametrize("fields", [{"revision": 3}, {"auto_mapping": ["LlamaForCausalLM"]}], ids=str)
+def test_what_an_adapter_says_of_its_base_may_be_nonsense(residual, tmp_path, fields):
+    operation = {"op": "merge_adapter", "adapter": str(alone(residual, tmp_path, base_model_name_or_path="somebody/model", **fields))}
+    recipe = {"version": 1, "base_model": str(residual / "base"), "operations": [operation], "output": str(tmp_path / "out")}
+    assert "the adapter was made for this base" in engine.plan(recipe).promise.sentence()
+
+
 def test_an_adapter_of_another_kind_of_class_is_refused(residual, tmp_path):
     mapping = {"base_model_class": "Qwen2ForCausalLM", "parent_library": "transformers"}
     adapter = alone(residual, tmp_path, base_model_name_or_path="somebody/model", auto_mapping=mapping)
