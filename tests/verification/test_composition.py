@@ -50,13 +50,18 @@ def test_a_new_head_behind_new_tokens_promises_no_old_logits(source, tmp_path):
     assert found.promise.domain == "sequences of old token ids"
 
 
-def test_a_weaker_measurement_fails(source, tmp_path):
-    target = tmp_path / "flipped"
+def flipped_copy(source, target):
+    """A copy of the source with one bit of one weight flipped."""
     shutil.copytree(source, target)
     tensor = read_header(target / "model.safetensors").tensors["model.layers.1.mlp.down_proj.weight"]
     words = np.memmap(tensor.path, np.uint32, "r+", tensor.offset, tensor.nbytes // 4)
     words[5] ^= 1 << 12
     words.flush()
+    return target
+
+
+def test_a_weaker_measurement_fails(source, tmp_path):
+    target = flipped_copy(source, tmp_path / "flipped")
     clean, flipped = (compare_outputs(source, other) for other in (source, target))
     assert measured_class(clean) is PromiseClass.BITWISE
     assert measured_class(flipped) is PromiseClass.INTENTIONAL
@@ -68,12 +73,7 @@ def test_a_weaker_measurement_fails(source, tmp_path):
 
 def test_a_weaker_measurement_is_a_failure_of_the_outputs(source, tmp_path):
     """The one loop says so too, of a result whose outputs may differ and that was promised to be bitwise."""
-    target = tmp_path / "flipped"
-    shutil.copytree(source, target)
-    tensor = read_header(target / "model.safetensors").tensors["model.layers.1.mlp.down_proj.weight"]
-    words = np.memmap(tensor.path, np.uint32, "r+", tensor.offset, tensor.nbytes // 4)
-    words[5] ^= 1 << 12
-    words.flush()
+    target = flipped_copy(source, tmp_path / "flipped")
     findings = {finding.name: finding for finding in verify(Subject(source, target, LOGITS))}
     assert any("measured is intentional" in failure for failure in findings["outputs"].failures)
     assert [finding.failures for finding in verify(Subject(source, source, LOGITS))] == []
