@@ -62,9 +62,13 @@ class AdapterVerification:
     def verdict(self) -> str:
         """One line. It begins with ``verified`` only where the base is known to be the one that the adapter was made for."""
         check = self.check
-        fits = "the adapter is the one that was reported and fits its base" if self.report else "the adapter fits its base"
+        fits = (
+            "the adapter is the one that was reported and fits its base" if self.report else "the adapter fits its base"
+        )
         if check.trained and check.gap is not None:
-            does = f"trained: it moves the outputs by {check.gap.relative:.2g}, relative, and nothing was promised of it"
+            does = (
+                f"trained: it moves the outputs by {check.gap.relative:.2g}, relative, and nothing was promised of it"
+            )
         elif check.not_compared:
             does = f"the model was not run ({check.not_compared})"
         else:
@@ -75,7 +79,12 @@ class AdapterVerification:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        return {**dataclasses.asdict(self), "verdict": self.verdict, "found": dict(self.found), "failures": self.failures}
+        return {
+            **dataclasses.asdict(self),
+            "verdict": self.verdict,
+            "found": dict(self.found),
+            "failures": self.failures,
+        }
 
 
 def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = True) -> AdapterVerification:

@@ -31,28 +31,37 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 import peft.tuners.lora.variants
 """
-GRAFTKIT = PEFT + """
+GRAFTKIT = (
+    PEFT
+    + """
 import graftkit.engine as engine
 from graftkit.checkpoint.staging import Staging
 from graftkit.checkpoint.adapter import write_adapter
 from graftkit.checkpoint.write import write_checkpoint
 from pathlib import Path
 """
+)
 #: An adapter for a tiny checkpoint, by the same way, so that what is built at the first use is there.
 TINY = """
 place = tempfile.TemporaryDirectory()
 LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
                              num_attention_heads=2)).save_pretrained(place.name + '/tiny')
 """
-PEFT_WARM_UP = TINY + """
+PEFT_WARM_UP = (
+    TINY
+    + """
 model = AutoModelForCausalLM.from_pretrained(place.name + '/tiny')
 adapted = get_peft_model(model, LoraConfig(r=4, target_modules='all-linear', task_type='CAUSAL_LM'))
 adapted.save_pretrained(place.name + '/peft')
 del model, adapted
 """
-GRAFTKIT_WARM_UP = TINY + """
+)
+GRAFTKIT_WARM_UP = (
+    TINY
+    + """
 engine.plan({'version': 1, 'base_model': place.name + '/tiny', 'operations': [{'op': 'add_lora', 'r': 4}], 'output': 'never'})
 """
+)
 CLOCK = """
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start, busy = time.perf_counter(), time.process_time()
@@ -143,7 +152,13 @@ class Bench:
 
     def making(self, init: bool | str) -> None:
         """add_lora and peft's load, get_peft_model, save."""
-        operation = {"op": "add_lora", "r": 16, "lora_alpha": 32, "target_modules": "all-linear", "init_lora_weights": init}
+        operation = {
+            "op": "add_lora",
+            "r": 16,
+            "lora_alpha": 32,
+            "target_modules": "all-linear",
+            "init_lora_weights": init,
+        }
         name = "zero-B" if init is True else str(init)
         self.run(f"{name}: graftkit", WRITE, self.recipe(**operation))
         self.run(f"{name}: peft", MAKE, str(self.source), str(self.target), json.dumps(init), "fresh")
@@ -173,7 +188,9 @@ class Bench:
             bound = 1.3 * middle[f"cp -r and sync, {unit}"] + middle[f"products alone, {unit}"]
             print(f"merge: {middle[f'merge: graftkit, {unit}'] / bound:.2f} x (1.3 x cp -r + products), in {unit}")
         for name in [name.removesuffix(": peft, s") for name in middle if name.endswith(": peft, s")]:
-            speeds = (middle[f"{name}: peft, {unit}"] / middle[f"{name}: graftkit, {unit}"] for unit in ("s", "processor s"))
+            speeds = (
+                middle[f"{name}: peft, {unit}"] / middle[f"{name}: graftkit, {unit}"] for unit in ("s", "processor s")
+            )
             memory = middle[f"{name}: peft, MB above imports"] / middle[f"{name}: graftkit, MB above imports"]
             both = " x, in processor time ".join(f"{speed:.2f}" for speed in speeds)
             print(f"{name}: as fast as peft {both} x; peft's peak is {memory:.1f} x as high")

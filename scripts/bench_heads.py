@@ -87,7 +87,10 @@ def run(init: str, size: int, seed: int, rate: float, steps: tuple[int, ...]) ->
     train = [text for label in docstrings.LABELS for text in [t for t in everything.train if t.label == label][:size]]
     with tempfile.TemporaryDirectory() as folder:
         output = make(init, train, seed, Path(folder))
-        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+        model, tokenizer = (
+            AutoModelForSequenceClassification.from_pretrained(output),
+            AutoTokenizer.from_pretrained(output),
+        )
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / WARM_UP, 1.0))
@@ -132,7 +135,9 @@ def measure(model: Any, tokenizer: Any, test: tuple[docstrings.Text, ...]) -> di
     with torch.inference_mode():
         for start in range(0, len(ordered), 32):
             batch = ordered[start : start + 32]
-            inputs = tokenizer([t.text for t in batch], truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
+            inputs = tokenizer(
+                [t.text for t in batch], truncation=True, max_length=LENGTH, padding=True, return_tensors="pt"
+            )
             logits = model(**inputs).logits.double()
             labels = torch.tensor([docstrings.LABELS.index(t.label) for t in batch])
             loss += float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
@@ -192,7 +197,9 @@ def table(done: dict[str, Any], rate: float) -> str:
         ]  # fmt: skip
         for init in INITS:
             columns = [(0, "loss"), (0, "accuracy"), (50, "accuracy"), (300, "accuracy"), (50, "loss"), (300, "loss")]
-            lines.append(f"| {init} | " + " | ".join(shown(cell(done, init, size, rate, *column)) for column in columns) + " |")
+            lines.append(
+                f"| {init} | " + " | ".join(shown(cell(done, init, size, rate, *column)) for column in columns) + " |"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -238,7 +245,10 @@ def leak(seeds: list[int]) -> list[float]:
         sides = docstrings.split(docstrings.texts(), seed, train=max(SIZES), test=TESTED, by_module=False)
         with tempfile.TemporaryDirectory() as folder:
             output = make("ridge", list(sides.train), seed, Path(folder))
-            model, tokenizer = AutoModelForSequenceClassification.from_pretrained(output), AutoTokenizer.from_pretrained(output)
+            model, tokenizer = (
+                AutoModelForSequenceClassification.from_pretrained(output),
+                AutoTokenizer.from_pretrained(output),
+            )
         found.append(measure(model, tokenizer, sides.test)["accuracy"])
     return found
 
@@ -248,7 +258,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="make the runs that are missing")
     parser.add_argument("--write", action="store_true", help="write table and plot into docs; needs matplotlib")
-    parser.add_argument("--leak", action="store_true", help="print what ridge reads where texts of one module stand on both sides")
+    parser.add_argument(
+        "--leak", action="store_true", help="print what ridge reads where texts of one module stand on both sides"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of the figures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="training texts for each class")

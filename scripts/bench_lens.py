@@ -107,7 +107,9 @@ def apart(part: Probe, old: dict, new: dict) -> float:
     return largest
 
 
-def native_gap(model: Any, name: str, place: tuple[int, ...], parts: list[Probe], made: frozenset, native: list) -> float:
+def native_gap(
+    model: Any, name: str, place: tuple[int, ...], parts: list[Probe], made: frozenset, native: list
+) -> float:
     """The largest difference of any logit that a flip makes in the checkpoint's own dtype."""
     parameter = model.get_parameter(name)
     bits = parameter.data.view(BITS[parameter.element_size()])

@@ -102,5 +102,7 @@ def _docstrings(module: str) -> Iterator[tuple[str, str]]:
             continue
         name = ".".join(relative.with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (found := ast.get_docstring(node)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and (
+                found := ast.get_docstring(node)
+            ):
                 yield name, found

@@ -58,7 +58,10 @@ def main() -> None:
         wide = in_float32(Path(room) / "float32")
         for place, (name, operation) in enumerate(KINDS.items()):
             word, narrow = figure(DEMO, operation, Path(room) / f"narrow-{place}")
-            print(f"| {name} | `{word}` | {narrow} | {figure(wide, operation, Path(room) / f'wide-{place}')[1]} |", flush=True)
+            print(
+                f"| {name} | `{word}` | {narrow} | {figure(wide, operation, Path(room) / f'wide-{place}')[1]} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def cross_section() -> list[Setting]:
 def capability() -> str:
     """The most that torch would use on this processor: one of :data:`CAPABILITIES`, the first where it is of another kind."""
     code = "import torch; print(torch.backends.cpu.get_cpu_capability())"
-    found = subprocess.run([sys.executable, "-c", code], env=_environment({}), capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=_environment({}), capture_output=True, text=True, check=True
+    )
     word = found.stdout.strip().lower()
     return word if word in CAPABILITIES else CAPABILITIES[0]
 
@@ -116,7 +118,17 @@ def run(kind: str, setting: Setting, arguments: list[str], best: str) -> Outcome
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
         spread = ["-n", "2", "--dist", "loadfile"] if setting.workers == 2 else ["-p", "no:xdist"]
-        command = [sys.executable, "-m", "pytest", "-q", *spread, f"--junitxml={junit}", "-o", "junit_family=xunit1", *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            *spread,
+            f"--junitxml={junit}",
+            "-o",
+            "junit_family=xunit1",
+            *arguments,
+        ]
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
         passed, skipped, failures = counts(junit)
     planted, clean = ([], []) if kind == SECTION else self_test(environment)
@@ -157,7 +169,9 @@ def judged(text: str) -> tuple[list[bool], list[bool]]:
         found = json.loads(text)
     except ValueError:
         return [], []
-    planted = [bool(fault["seen_by"]) and not fault["missed_by"] for fault in found["faults"] if not fault["not_applicable"]]
+    planted = [
+        bool(fault["seen_by"]) and not fault["missed_by"] for fault in found["faults"] if not fault["not_applicable"]
+    ]
     return planted, [bool(copy["flagged"]) for copy in found["clean"]]
 
 
@@ -171,7 +185,9 @@ def note(outcome: Outcome) -> None:
 
 def table(outcomes: list[Outcome]) -> str:
     """Settings and counts, one line each."""
-    lines = [f"{'setting':32} {'passed':>7} {'failed':>7} {'skipped':>8} {'faults caught':>14} {'clean flagged':>14} {'seconds':>8}"]
+    lines = [
+        f"{'setting':32} {'passed':>7} {'failed':>7} {'skipped':>8} {'faults caught':>14} {'clean flagged':>14} {'seconds':>8}"
+    ]
     for item in outcomes:
         caught, flagged = f"{item.caught} of {item.faults}", f"{item.flagged} of {item.clean}"
         lines.append(

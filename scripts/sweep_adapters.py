@@ -168,7 +168,9 @@ def _peft_saves(kind: str, spec: dict[str, Any], base: Path, folder: Path, place
     if "target_modules" in spec:
         fields["target_modules"] = spec["target_modules"]
     torch.manual_seed(seed_of(0, 0, kind))
-    get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**fields)).save_pretrained(folder, save_embedding_layers=False)
+    get_peft_model(model, PEFT_TYPE_TO_CONFIG_MAPPING[kind](**fields)).save_pretrained(
+        folder, save_embedding_layers=False
+    )
 
 
 def _among(value: Any, runs: list[Any]) -> bool:

@@ -236,7 +236,9 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only classes whose name this regular expression finds")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=LIMIT, help="CPU seconds for one class")
-    parser.add_argument("--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it")
+    parser.add_argument(
+        "--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     arguments = parser.parse_args()
     wanted = [job for task in ([arguments.task] if arguments.task else TASKS) for job in jobs(task, arguments.match)]

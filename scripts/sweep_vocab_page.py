@@ -49,9 +49,20 @@ def markdown(chosen: dict[str, list[str]], verdicts: dict[str, Verdict], command
     for verdict in reversed(VERDICTS[1:]):
         found = [item for item in verdicts.values() if item.verdict == verdict]
         rows = [f"| {item.class_name} | {_cell(item.reason)} |" for item in found]
-        lines += ["", f"## {verdict}: {len(found)}", "", *(["| class | reason |", "|---|---|", *rows] if rows else ["none"])]
+        lines += [
+            "",
+            f"## {verdict}: {len(found)}",
+            "",
+            *(["| class | reason |", "|---|---|", *rows] if rows else ["none"]),
+        ]
     for kind, names in chosen.items():
-        lines += ["", f"## {kind}", "", "| class | verdict | measured by graftkit | measured again |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {kind}",
+            "",
+            "| class | verdict | measured by graftkit | measured again |",
+            "|---|---|---|---|",
+        ]
         lines += [_row(verdicts[name]) for name in names]
     return "\n".join(lines) + "\n"
 

@@ -48,12 +48,28 @@ def table(chosen: list[dict[str, Any]], *, named: bool) -> Iterator[str]:
     """One row for each run; ``named`` puts the setting first."""
     libraries = list(chosen[0]["libraries"])
     first = ["setting"] if named else []
-    columns = [*first, "Python", *libraries, "processor", "passed", "failed", "skipped", "faults caught", "false alarms"]
+    columns = [
+        *first,
+        "Python",
+        *libraries,
+        "processor",
+        "passed",
+        "failed",
+        "skipped",
+        "faults caught",
+        "false alarms",
+    ]
     yield "| " + " | ".join(columns) + " |"
     yield "|" + "---|" * len(columns)
     for run in chosen:
         versions = [run["libraries"][name] for name in libraries]
-        counts = [run["passed"], run["failed"], run["skipped"], f"{run['caught']} of {run['faults']}", f"{run['flagged']} of {run['clean']}"]
+        counts = [
+            run["passed"],
+            run["failed"],
+            run["skipped"],
+            f"{run['caught']} of {run['faults']}",
+            f"{run['flagged']} of {run['clean']}",
+        ]
         cells = [*([f"`{run['setting']}`"] if named else []), run["python"], *versions, run["processor"], *counts]
         yield "| " + " | ".join(map(str, cells)) + " |"
 

@@ -213,7 +213,9 @@ def test_each_change_names_its_operation(demo, tmp_path):
     assert "bitwise: hidden states of the backbone (the logits are those of a new head), for sequences of old" in shown
     report = json.loads((tmp_path / "out" / "graft_report.json").read_text())
     assert {change["name"]: change["operation"] for change in report["changes"]["tensors"]} == wanted
-    assert "Dropped: lm_head.weight (extend_vocab, replace_head)." in (tmp_path / "out" / "graft_report.html").read_text()
+    assert (
+        "Dropped: lm_head.weight (extend_vocab, replace_head)." in (tmp_path / "out" / "graft_report.html").read_text()
+    )
 
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,17 @@ def test_set_up(broken): pass
 
 def test_what_passed_and_what_did_not_is_counted(tmp_path):
     (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--junitxml=junit.xml", "-o", "junit_family=xunit1"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--junitxml=junit.xml",
+        "-o",
+        "junit_family=xunit1",
+    ]
     subprocess.run([*command, "test_some.py"], cwd=tmp_path, capture_output=True, check=False)
     failures = ["test_some.py::test_wrong", "test_some.py::test_set_up"]
     assert SUITE.counts(tmp_path / "junit.xml") == (1, 1, failures)
@@ -70,7 +80,9 @@ def test_a_processor_is_asked_for_what_it_has():
     assert "ATEN_CPU_CAPABILITY=avx512" in asked["avx512"]
     assert "ATEN_CPU_CAPABILITY=avx512" not in asked["avx2"]
     assert "ATEN_CPU_CAPABILITY=default" in asked["default"]
-    assert all(name in asked["default"] for name in ("OMP_NUM_THREADS=3", "MKL_CBWR=COMPATIBLE", "ONEDNN_MAX_CPU_ISA=SSE41"))
+    assert all(
+        name in asked["default"] for name in ("OMP_NUM_THREADS=3", "MKL_CBWR=COMPATIBLE", "ONEDNN_MAX_CPU_ISA=SSE41")
+    )
     assert SUITE.capability() in asked
 
 
@@ -84,14 +96,20 @@ def test_a_setting_reaches_the_tests(monkeypatch):
 
 def test_the_lowest_versions_are_the_floors_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = {Requirement(line).name for line in [*project["dependencies"], *project["optional-dependencies"]["parquet"]]}
-    done = subprocess.run([sys.executable, ROOT / "scripts/floors.py", "torch==2.13.0"], capture_output=True, text=True, check=True)
+    needed = {
+        Requirement(line).name for line in [*project["dependencies"], *project["optional-dependencies"]["parquet"]]
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/floors.py", "torch==2.13.0"], capture_output=True, text=True, check=True
+    )
     floors = [Requirement(line) for line in done.stdout.splitlines()]
     assert {floor.name for floor in floors} == needed
     assert all(str(floor.specifier).startswith("==") for floor in floors)
     assert [str(floor) for floor in floors if floor.name == "torch"] == ["torch==2.13.0"]
     for version in ("3.11", "3.13"):
-        chosen = [floor.name for floor in floors if not floor.marker or floor.marker.evaluate({"python_version": version})]
+        chosen = [
+            floor.name for floor in floors if not floor.marker or floor.marker.evaluate({"python_version": version})
+        ]
         assert len(chosen) == len(set(chosen))
 
 
@@ -103,7 +121,10 @@ def test_a_dependency_without_a_floor_is_named(tmp_path):
 
 
 def test_the_page_has_a_row_for_each_run_and_names_what_failed():
-    noted = [outcome(), outcome(kind="lowest", setting="lowest versions", failed=1, failures=("tests/test_a.py::test_b",))]
+    noted = [
+        outcome(),
+        outcome(kind="lowest", setting="lowest versions", failed=1, failures=("tests/test_a.py::test_b",)),
+    ]
     page = PAGE.markdown([dataclasses.asdict(item) for item in noted])
     assert "| `MKL_CBWR=COMPATIBLE` | 3.11.7 | 2.13.0 | x86_64, avx2, 2 cores | 3 | 0 | 1 | 2 of 2 | 0 of 4 |" in page
     assert "- `tests/test_a.py::test_b` failed: lowest versions, Python 3.11.7" in page

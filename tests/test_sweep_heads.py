@@ -52,9 +52,17 @@ def test_classes_that_need_care_work_or_are_refused_with_their_reason(tmp_path):
 def test_a_run_goes_on_where_it_was_stopped_and_a_class_that_takes_too_long_is_wrong(tmp_path):
     page, done = tmp_path / "page.md", tmp_path / "done.jsonl"
     first = next(kind for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if name == "LlamaForCausalLM")
-    planted = {"task": "causal_lm", "model_type": first, "class_name": "LlamaForCausalLM", "verdict": "refused", "reason": "planted"}
+    planted = {
+        "task": "causal_lm",
+        "model_type": first,
+        "class_name": "LlamaForCausalLM",
+        "verdict": "refused",
+        "reason": "planted",
+    }
     done.write_text(json.dumps(planted) + "\n")
-    found = run("--jobs", 1, "--match", "^(LlamaForCausalLM|GPT2LMHeadModel)$", "--limit", 0.01, "--out", page, "--done", done)
+    found = run(
+        "--jobs", 1, "--match", "^(LlamaForCausalLM|GPT2LMHeadModel)$", "--limit", 0.01, "--out", page, "--done", done
+    )
     assert found.returncode == 1
     assert counts(page.read_text(encoding="utf-8")) == {"causal_lm": (0, 1, 1, 0)}
     assert "| causal_lm | GPT2LMHeadModel | took more than 0.01 s |" in page.read_text(encoding="utf-8")
@@ -87,7 +95,8 @@ def another_norm(tensors):
 
 
 @pytest.mark.parametrize(
-    ("damage", "reason"), [(None, ""), (without_head, "missing_keys"), (another_norm, "the backbone's norm.weight differs")]
+    ("damage", "reason"),
+    [(None, ""), (without_head, "missing_keys"), (another_norm, "the backbone's norm.weight differs")],
 )
 def test_a_damaged_result_is_called_wrong(damage, reason, sweep, made, tmp_path):
     source, output = made
@@ -112,7 +121,9 @@ def test_the_page_holds_every_class_and_nothing_wrong(sweep):
     assert set(listed) == set(sweep.TASKS)
     assert all(wrong == 0 for _, _, wrong, _ in listed.values())
     if f"transformers {__version__} " in text:
-        assert {task: sum(numbers) for task, numbers in listed.items()} == {task: len(sweep.jobs(task, "")) for task in listed}
+        assert {task: sum(numbers) for task, numbers in listed.items()} == {
+            task: len(sweep.jobs(task, "")) for task in listed
+        }
 
 
 @pytest.mark.slow

@@ -41,7 +41,9 @@ def only(*names):
 
 def verdicts(page):
     """Class -> verdict, from the tables by kind."""
-    return dict(re.findall(r"^\| (\w+) \| (works|works, outputs not run|refused|wrong|not built) \|", page, re.MULTILINE))
+    return dict(
+        re.findall(r"^\| (\w+) \| (works|works, outputs not run|refused|wrong|not built) \|", page, re.MULTILINE)
+    )
 
 
 def test_a_dozen_families_work_or_are_refused_with_their_reason(tmp_path):
@@ -138,7 +140,9 @@ def test_the_page_holds_every_class_and_nothing_wrong():
     from transformers import __version__
 
     if f"transformers {__version__} " in text:
-        assert set(listed) == {name for kind in ("causal_lm", "masked_lm", "seq2seq_lm", "vision_language") for name in classes(kind)}
+        assert set(listed) == {
+            name for kind in ("causal_lm", "masked_lm", "seq2seq_lm", "vision_language") for name in classes(kind)
+        }
 
 
 @pytest.mark.slow

@@ -179,4 +179,7 @@ def test_the_printed_lines_name_what_was_written(language_model, classifier):
     output, report = classifier
     assert "get_output_embeddings" not in report.snippets
     assert "lora_model_dir" not in report.snippets
-    assert f'swift sft --model "{output}" --task_type seq_cls --num_labels 3 --adapters "{output}/adapter"' in report.snippets
+    assert (
+        f'swift sft --model "{output}" --task_type seq_cls --num_labels 3 --adapters "{output}/adapter"'
+        in report.snippets
+    )

@@ -43,7 +43,9 @@ class Skeleton:
     model: Any
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
-    _named: dict[tuple[str, ...], Mapping[str, tuple[str, bool]]] = field(default_factory=dict, repr=False, compare=False)
+    _named: dict[tuple[str, ...], Mapping[str, tuple[str, bool]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def weight_names(self, getter: str) -> frozenset[str]:
         """Names in memory of the table of the module that ``getter`` returns; empty where there is no such table.

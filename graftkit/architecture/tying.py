@@ -47,7 +47,9 @@ def untie(
     touched = {name for pair in tied.items() if not set(changed).isdisjoint(pair) for name in pair}
     if not touched:
         return checkpoint, ()
-    paths = [(FLAG,)] + [(key, FLAG) for key, value in checkpoint.config.items() if isinstance(value, dict) and FLAG in value]
+    paths = [(FLAG,)] + [
+        (key, FLAG) for key, value in checkpoint.config.items() if isinstance(value, dict) and FLAG in value
+    ]
     config = with_values(checkpoint.config, tuple(paths), value=False)
     after = build_skeleton(config)
     still = [target for target, source in after.tied.items() if target in touched and source in touched]

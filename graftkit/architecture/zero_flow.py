@@ -102,7 +102,9 @@ class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does 
         return _memory(tensor) in self._known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ == "_local_scalar_dense":  # a question about values, mostly about a mask: there are none
+        if (
+            func.overloadpacket.__name__ == "_local_scalar_dense"
+        ):  # a question about values, mostly about a mask: there are none
             return args[0].dtype.is_floating_point and 0.0
         zero = self._makes_zero(func, args)
         made = func(*args, **(kwargs or {}))

@@ -82,7 +82,9 @@ def _from_hub(repo_id: str, revision: str | None) -> Path:
     try:
         cached = _cached(repo_id, revision)
     except HFValidationError as error:
-        raise InputRejected(f"{printable(repo_id) or 'an empty name'}: is neither a folder nor a hub id{_nearest(repo_id)}") from error
+        raise InputRejected(
+            f"{printable(repo_id) or 'an empty name'}: is neither a folder nor a hub id{_nearest(repo_id)}"
+        ) from error
     if cached is not None and (constants.HF_HUB_OFFLINE or not _missing(cached, *_TOKENIZERS)):
         missing = _missing(cached)
         if missing:

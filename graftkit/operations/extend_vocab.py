@@ -74,7 +74,14 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         *_notes(vocabulary, tokenizer.size, size, ids),
         *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
     )
-    return Outcome(result, _promise(vocabulary), notes, correspondence, outcome, figures=lambda: row_figures(maker, tokenizer.token_of))
+    return Outcome(
+        result,
+        _promise(vocabulary),
+        notes,
+        correspondence,
+        outcome,
+        figures=lambda: row_figures(maker, tokenizer.token_of),
+    )
 
 
 def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tuple[str, LazyTensor]]:

@@ -104,7 +104,9 @@ class AddLora(Spec):
     )
     examples: Annotated[
         PathText | None,
-        Field(description="Texts for eva, corda and lora_ga: a line each of a .txt, or text in .jsonl, .csv or .parquet."),
+        Field(
+            description="Texts for eva, corda and lora_ga: a line each of a .txt, or text in .jsonl, .csv or .parquet."
+        ),
     ] = None
     config: Annotated[
         Values, Field(description="Any other field of peft's LoraConfig; the installed peft checks it.")

@@ -73,7 +73,7 @@ def _read(path: str | Path) -> str:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a null character"
         raise RecipeError(f"{name}: cannot be read: {reason}") from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{name}: larger than {MAX_BYTES} bytes")

@@ -164,7 +164,11 @@ def _kl_json(plan: Plan) -> dict[str, Any] | None:
     kl = vocabulary.kl() if vocabulary and not plan.scope else None
     if kl is None:
         return None
-    return {"kind": "mean", "rows_averaged": kl.rows_averaged} if kl.averaged is None and kl.kind == "mean" else {"kind": "convex"}
+    return (
+        {"kind": "mean", "rows_averaged": kl.rows_averaged}
+        if kl.averaged is None and kl.kind == "mean"
+        else {"kind": "convex"}
+    )
 
 
 def write_report(report: Report, plan: Plan, directory: Path) -> None:

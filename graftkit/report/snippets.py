@@ -69,7 +69,11 @@ def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping
 
 
 def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) -> str:
-    what = "# peft loads learnt prompts for inference alone" if prompt else "# transformers Trainer, TRL (pass no peft_config)"
+    what = (
+        "# peft loads learnt prompts for inference alone"
+        if prompt
+        else "# transformers Trainer, TRL (pass no peft_config)"
+    )
     trainable = "" if prompt else ", is_trainable=True"
     load = f"model = PeftModel.from_pretrained(model, {prepared}{trainable})"
     return "\n".join([what, f"model = {architecture}.from_pretrained({path})", load])

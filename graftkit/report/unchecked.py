@@ -50,7 +50,9 @@ def _adapter(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _asked_for(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     checks = report.get("checks") or {}
-    lens, signal = ("--lens", "--signal") if "comparison" in report else ("verify: {lens: true}", "verify: {signal: true}")
+    lens, signal = (
+        ("--lens", "--signal") if "comparison" in report else ("verify: {lens: true}", "verify: {signal: true}")
+    )
     if not checks.get("lens"):
         yield "True float64", f"{lens} compares module by module in float64"
         yield "Noise of the arithmetic", f"{lens} measures it beside runs that change nothing"

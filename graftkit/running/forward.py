@@ -28,6 +28,7 @@ CACHE_TRIAL = 3
 #: Just below the largest block that glibc raises its bounds after.
 FREED_BLOCK = (32 << 20) - (1 << 16)
 
+
 class NoCache(LookupError):
     """The forward returns no cache, or does not take it back."""
 

@@ -165,7 +165,9 @@ def _image(number: int, shape: tuple[int, ...]) -> Any:
 def patches_of(model: Any) -> int:
     """Into how many patches an image is cut, where the config says; else as for patches of 16."""
     vision = _vision(model) or model.config
-    size, patch = (getattr(vision, name, None) or default for name, default in (("image_size", SIDE), ("patch_size", 16)))
+    size, patch = (
+        getattr(vision, name, None) or default for name, default in (("image_size", SIDE), ("patch_size", 16))
+    )
     (height, width), (tall, wide) = ((v, v) if isinstance(v, int) else tuple(v)[:2] for v in (size, patch))
     return max(int(height) // int(tall), 1) * max(int(width) // int(wide), 1)
 

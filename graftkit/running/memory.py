@@ -54,7 +54,9 @@ def _control_groups() -> Iterator[float]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root = CGROUPS / "memory" if controllers else CGROUPS
-        most, used = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        most, used = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+        )
         place = root / path.lstrip("/")
         for group in (place, *place.parents):
             if not group.is_relative_to(root):

@@ -94,13 +94,17 @@ class AdaptedReport:
         verdict = "failed" if self.failures else "rounded"
         if self.weights:
             exact = min(weight.equal for weight in self.weights)
-            figure = f"{len(self.weights)} replayed in float64, at least {exact:.2%} of each equal to the bit once rounded"
+            figure = (
+                f"{len(self.weights)} replayed in float64, at least {exact:.2%} of each equal to the bit once rounded"
+            )
             yield "merged weights", verdict, figure
         if self.kept is not None:
             yield f"update kept by {self.dtype}", f"{self.kept:.0%}", _advice(self.kept, self.dtype)
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.ratio)
-            figure = f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
+            figure = (
+                f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
+            )
             yield "outputs beside peft", verdict, figure
         for reason in self.skipped:
             yield "not compared", "skipped", reason
@@ -157,7 +161,9 @@ def compare_with_adapted(
         reference = _in_float64(adapted.model, native, skipped)
         del adapted
         gc.collect()
-        outputs, broken = _outputs(load(result), native, reference, lambda: merged_by_peft(source, folder, base), later, backbone)
+        outputs, broken = _outputs(
+            load(result), native, reference, lambda: merged_by_peft(source, folder, base), later, backbone
+        )
     failures = [weight.failure for weight in weights if weight.failure] + broken
     failures += [
         f"outputs: {item.name} of the merged model is {item.merged:.3g} off the adapted model in float64, the noise without it"
@@ -192,8 +198,12 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 
 def _outputs(
-    result: Loaded, native: Reference, reference: Mapping[str, Mapping[str, Any]], by_peft: Callable[[], Any],
-    later: Correspondence, backbone: bool,
+    result: Loaded,
+    native: Reference,
+    reference: Mapping[str, Mapping[str, Any]],
+    by_peft: Callable[[], Any],
+    later: Correspondence,
+    backbone: bool,
 ) -> tuple[list[OutputNoise], list[str]]:
     """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
     failures: list[str] = []

@@ -231,7 +231,13 @@ class AdapterCheck:
         return load_source(source, backbone=residual.backbone)
 
     def _tuner(
-        self, report: AdapterReport, peft_model: Any, named: tuple[str, ...], reference: Reference, base: Path, seed: int
+        self,
+        report: AdapterReport,
+        peft_model: Any,
+        named: tuple[str, ...],
+        reference: Reference,
+        base: Path,
+        seed: int,
     ) -> AdapterReport:
         """The same for a kind of adapter that is no LoRA; no promise speaks of merging it."""
         model, reference, prompt = as_it_runs(peft_model, reference)

@@ -54,7 +54,9 @@ def find_origin(
     if named == base.name and revision in (None, base.revision):
         return Origin(f"the name in {CONFIG}", tuple(_other_class(config, base)))
     if base.revision is not None and not os.path.isabs(named) and named.count("/") <= 1 and named != base.name:
-        return Origin(f"the name in {CONFIG}", (f"{CONFIG} names {printable(named)!r}, and this is {printable(base.name)!r}",))
+        return Origin(
+            f"the name in {CONFIG}", (f"{CONFIG} names {printable(named)!r}, and this is {printable(base.name)!r}",)
+        )
     unknown = f"{CONFIG} names {printable(named)!r}, which is not on this machine to compare with"
     return Origin("", tuple(_other_class(config, base)), unknown)
 
@@ -64,7 +66,9 @@ def _folder(named: str, revision: str | None) -> Path | None:
     return path if path.is_dir() else cached_folder(named, revision)
 
 
-def _beside(named: str, folder: Path, base: Checkpoint, digests: Callable[[bool], BaseDigests], *, weights: bool) -> Origin:
+def _beside(
+    named: str, folder: Path, base: Checkpoint, digests: Callable[[bool], BaseDigests], *, weights: bool
+) -> Origin:
     """Compare with the checkpoint in ``folder``; the same folder needs no look."""
     if folder.resolve() == base.directory:
         return Origin(f"the path in {CONFIG}")

@@ -21,6 +21,7 @@ class Finding(Protocol):
     def failures(self) -> tuple[str, ...]: ...
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield ``(check, result, figure)`` for a table."""
+
     def to_json(self) -> dict[str, Any]:
         """Return everything that was measured as JSON values."""
 
@@ -32,6 +33,7 @@ class Check(Protocol):
     def name(self) -> str: ...
     def applies(self, subject: Subject) -> bool:
         """Whether there is something for it to look at."""
+
     def run(self, subject: Subject) -> Finding:
         """Return what it found."""
 

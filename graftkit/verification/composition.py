@@ -15,7 +15,9 @@ def compose(promises: Sequence[tuple[Promise, Scope]]) -> Promise:
     the logits that the other speaks of are those of a new head.
     """
     narrowest, _ = max(promises, key=lambda item: (item[0].strength, Scope.BACKBONE in item[1]))
-    domains = dict.fromkeys(promise.domain for promise, _ in promises if promise.domain != EVERY_INPUT) or {EVERY_INPUT: None}
+    domains = dict.fromkeys(promise.domain for promise, _ in promises if promise.domain != EVERY_INPUT) or {
+        EVERY_INPUT: None
+    }
     assumptions = dict.fromkeys(a for promise, _ in promises for a in promise.assumptions)
     return Promise(narrowest.strength, narrowest.observable, "; and ".join(domains), tuple(assumptions))
 

@@ -94,7 +94,6 @@ def output_table(model: Any, rows: int) -> Any:
     return module if module is not None and module.weight.shape[0] == rows else None
 
 
-
 def positions_for(rows: int) -> int:
     """At how many positions the distribution of a table of ``rows`` rows is computed in float64."""
     return max(min(POSITION_BYTES // (8 * rows), MOST_POSITIONS), 4)
@@ -240,7 +239,11 @@ def _old_rounding(module: Any, hidden: Any, kept: Any) -> Any:
     """``(n,)`` |h| times the norm of the longest old row times the unit roundoff: no combination of old rows is longer."""
     weight = module.weight
     step = max(CHUNK // weight.shape[1], 1)
-    norms = [part.double().norm(dim=1)[old].max() for part, old in zip(weight.split(step), kept.split(step), strict=True) if old.any()]
+    norms = [
+        part.double().norm(dim=1)[old].max()
+        for part, old in zip(weight.split(step), kept.split(step), strict=True)
+        if old.any()
+    ]
     return UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7) * hidden.norm(dim=1) * max(norms)
 
 

@@ -111,7 +111,9 @@ def _lost(model: Any, tuned: Any, expected: Mapping[str, float]) -> Iterator[tup
 
     for path, module in model.named_modules():
         if isinstance(module, LoraLayer):
-            new, old = (owner.weight.detach().double() for owner in (tuned.get_submodule(path), module.get_base_layer()))
+            new, old = (
+                owner.weight.detach().double() for owner in (tuned.get_submodule(path), module.get_base_layer())
+            )
             a, b = (side[NAME].weight.detach() for side in (module.lora_A, module.lora_B))
             dtypes, scaling = (a.dtype, b.dtype), float(module.scaling[NAME])
             a, b = a.double(), b.double()

@@ -103,7 +103,9 @@ def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[st
 def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
     old, found = merged.later.rows(wanted.detach(), merged.at(name))
     equal = old.to(found.dtype).equal(found)
-    return WeightComparison(name, float(equal), 1, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's")
+    return WeightComparison(
+        name, float(equal), 1, 0, "" if equal else f"weights: {printable(name)!r} is not the adapter's"
+    )
 
 
 def _folded(path: str, module: Any, merged: _Merged) -> Iterator[WeightComparison]:

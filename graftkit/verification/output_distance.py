@@ -43,7 +43,10 @@ class _Sums:
                 continue
             if before.shape[:2] == mask.shape:
                 before, after = before[mask], after[mask]
-            difference, size = self.squares[STEP.sub("", name)], float(before.double().nan_to_num(0, 0, 0).square().sum())
+            difference, size = (
+                self.squares[STEP.sub("", name)],
+                float(before.double().nan_to_num(0, 0, 0).square().sum()),
+            )
             difference[1] += size
             if before.equal(after):
                 continue

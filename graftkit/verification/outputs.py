@@ -141,9 +141,7 @@ def compare_outputs(
     """
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
-    from_files = max(
-        paged_in((directory,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for directory in (source, result)
-    )
+    from_files = max(paged_in((directory,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for directory in (source, result))
     with undisturbed():
         before = run_source(
             source, correspondence.live, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
@@ -275,7 +273,9 @@ def _bound_failures(measured: Distribution | None, found: Differences, kl: KLPro
         return ["outputs: a bound on the KL is promised, but no output has the vocabulary's size"] if promised else []
     if measured.bound is None or measured.excess <= ROUNDING:
         return []
-    whose = "the promised bound" if kl is not None and kl.kind != "likeliest" else "that of ids as likely as the old ones,"
+    whose = (
+        "the promised bound" if kl is not None and kl.kind != "likeliest" else "that of ids as likely as the old ones,"
+    )
     return [
         f"outputs: KL(old, new) is {measured.kl_max:.3g}, above {whose} {measured.bound:.3g} ({measured.bound_kind})"
     ]

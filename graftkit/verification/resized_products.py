@@ -141,7 +141,9 @@ def _compare(name: str, old: Product, new: Product) -> ProductComparison:
     if not shrunk or not lost <= least + allowed:
         failure = f"loses {shares[0]:.3g} of its energy; factors of rank {rank} lose {shares[1]:.3g} at least"
     elif not (off := _off_nearest(old.a, old_b, new.a, new_b)) <= allowed + rounding:
-        failure = f"is {off / size:.3g} off the nearest product of rank {rank}, {(allowed + rounding) / size:.3g} is allowed"
+        failure = (
+            f"is {off / size:.3g} off the nearest product of rank {rank}, {(allowed + rounding) / size:.3g} is allowed"
+        )
     failure = failure and f"products: {printable(name)!r} {failure}"
     return ProductComparison(name, shares[0], shares[1], exact=False, shrunk=shrunk, failure=failure)
 

@@ -65,7 +65,9 @@ def test_what_is_found_is_what_training_leaves_without_a_gradient(family):
     assert not all(found)
 
 
-@pytest.mark.parametrize("write", [lambda x: x.add_(1), lambda x: x[0].copy_(torch.ones(2)), lambda x: x.view(4).fill_(3)])
+@pytest.mark.parametrize(
+    "write", [lambda x: x.add_(1), lambda x: x[0].copy_(torch.ones(2)), lambda x: x.view(4).fill_(3)]
+)
 def test_what_is_written_into_is_zero_no_longer(write):
     """Nor are the views of it; what was made zero from it before stays so."""
     weight, other = torch.zeros(2, 2), torch.ones(2, 2)

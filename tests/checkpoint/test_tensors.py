@@ -97,7 +97,12 @@ def test_streamed_rows_are_made_in_order_by_what_is_given_up_with_the_last():
 def test_zeros_are_skipped_over_and_read_as_zeros(tmp_path):
     """Between other bytes and at the end."""
     zeros = Zeros("U8", (3 << 20,))
-    pieces = [Produced(2, lambda: memoryview(b"ab")), *zeros.segments(), Produced(1, lambda: memoryview(b"c")), *zeros.segments()]
+    pieces = [
+        Produced(2, lambda: memoryview(b"ab")),
+        *zeros.segments(),
+        Produced(1, lambda: memoryview(b"c")),
+        *zeros.segments(),
+    ]
     with (tmp_path / "target").open("wb") as file:
         file.truncate(3 + (6 << 20))
         told = []

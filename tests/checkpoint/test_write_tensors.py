@@ -54,7 +54,9 @@ def test_parts_follow_one_another_and_are_about_as_large(sizes, count, starts):
 @pytest.mark.parametrize("tensors", [{}, {"none": Zeros("U8", (0,)), "nothing": Zeros("F32", (0, 3))}])
 def test_a_file_without_values_is_its_header(tmp_path, tensors):
     write_tensors(tensors, tmp_path / "target", {})
-    assert (tmp_path / "target").read_bytes() == encode_header([(n, t.dtype, t.shape, 0) for n, t in tensors.items()], {})
+    assert (tmp_path / "target").read_bytes() == encode_header(
+        [(n, t.dtype, t.shape, 0) for n, t in tensors.items()], {}
+    )
 
 
 @pytest.mark.parametrize("bad", [0, 5])

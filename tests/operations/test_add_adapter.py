@@ -52,7 +52,8 @@ def test_the_table_names_every_kind_of_the_installed_peft():
 
 @pytest.mark.cross_section
 @pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, "float32") for name in HANDFUL), *((name, "bfloat16") for name in ("OSF", "PSOFT", "SHADOW"))]
+    ("name", "dtype"),
+    [*((name, "float32") for name in HANDFUL), *((name, "bfloat16") for name in ("OSF", "PSOFT", "SHADOW"))],
 )
 def test_a_kind_is_what_peft_saves_and_what_the_table_promises(base, name, dtype, tmp_path):
     found = SWEEP.measure(name, "llama", base("llama", dtype), tmp_path)
@@ -77,7 +78,10 @@ def test_another_tensor_than_peft_s_is_found(base, tmp_path):
     name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.any())
     tensors[name] = tensors[name] + tensors[name].abs().max()
     save_file(tensors, file, {"format": "pt"})
-    assert SWEEP._unlike_peft("ADAMSS", spec, source, file.parent, tmp_path / "peft") == f"other tensors than peft's: {name}"
+    assert (
+        SWEEP._unlike_peft("ADAMSS", spec, source, file.parent, tmp_path / "peft")
+        == f"other tensors than peft's: {name}"
+    )
 
 
 @pytest.mark.slow

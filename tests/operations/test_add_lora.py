@@ -221,7 +221,9 @@ def test_weights_that_are_stored_quantized_are_read_by_no_part_of_an_adapter(bas
     tensors = load_file(source / "model.safetensors")
     for name in [name for name in tensors if name.endswith("_proj.weight")]:
         whole = tensors[name]
-        tensors[name] = whole.to(torch.float8_e4m3fn) if stored != "uint8" else whole.view(torch.uint8).flatten()[::4, None]
+        tensors[name] = (
+            whole.to(torch.float8_e4m3fn) if stored != "uint8" else whole.view(torch.uint8).flatten()[::4, None]
+        )
     save_file({name: value.contiguous() for name, value in tensors.items()}, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}

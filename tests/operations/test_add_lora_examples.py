@@ -132,9 +132,21 @@ def test_planning_runs_no_text(base, texts, tmp_path, monkeypatch):
             {"init_lora_weights": "corda", "config": {"corda_config": {"methd": "x"}}},
             "peft refuses: TypeError",
         ),
-        ("llama", {"init_lora_weights": "eva", "rank_pattern": {"q_proj": 2}}, "which takes one rank; drop rank_pattern"),
-        ("bert_base", {"init_lora_weights": "corda", "target_modules": "all-linear"}, "pooler.dense is not given one vector"),
-        ("llava", {"init_lora_weights": "eva", "target_modules": ["vision_tower.*q_proj"]}, "texts do not run model.vision"),
+        (
+            "llama",
+            {"init_lora_weights": "eva", "rank_pattern": {"q_proj": 2}},
+            "which takes one rank; drop rank_pattern",
+        ),
+        (
+            "bert_base",
+            {"init_lora_weights": "corda", "target_modules": "all-linear"},
+            "pooler.dense is not given one vector",
+        ),
+        (
+            "llava",
+            {"init_lora_weights": "eva", "target_modules": ["vision_tower.*q_proj"]},
+            "texts do not run model.vision",
+        ),
         ("t5", {"init_lora_weights": "eva", "target_modules": ["q"]}, "this is an encoder-decoder"),
         (
             "bert",

@@ -123,7 +123,9 @@ def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(init, value, t
     tensors["model.layers.1.mlp.up_proj.weight"][3, :2] = value
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     made = recipe(source, tmp_path / "out", init_lora_weights=init)
-    with pytest.raises(InputRejected, match=r"layers\.1\.mlp\.up_proj\.weight cannot be decomposed, 2 of its values are not"):
+    with pytest.raises(
+        InputRejected, match=r"layers\.1\.mlp\.up_proj\.weight cannot be decomposed, 2 of its values are not"
+    ):
         apply({**made, "allow_nonfinite": True})
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 

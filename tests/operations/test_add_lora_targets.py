@@ -43,7 +43,8 @@ def test_all_linear_is_what_peft_writes_for_the_loaded_model(family, dtype, tmp_
     get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(tmp_path / "peft")
     with safe_open(tmp_path / "peft" / "adapter_model.safetensors", "pt") as file:
         written = {
-            key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype()) for key in file.keys()  # noqa: SIM118 - it is no mapping
+            key: (tuple(file.get_slice(key).get_shape()), file.get_slice(key).get_dtype())
+            for key in file.keys()  # noqa: SIM118 - it is no mapping
         }
     tags = {"float32": "F32"}
     assert {key: (entry.shape, tags[entry.dtype]) for key, entry in found.entries.items()} == written

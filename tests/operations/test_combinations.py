@@ -31,7 +31,9 @@ def notes(found):
 
 
 def test_dora_behind_weights_made_zero_is_refused(source):
-    with pytest.raises(RecipeError, match=r"operations.1: add_lora: divides each row by its norm, .*layers.1.self_attn.o_proj.weight"):
+    with pytest.raises(
+        RecipeError, match=r"operations.1: add_lora: divides each row by its norm, .*layers.1.self_attn.o_proj.weight"
+    ):
         planned(source, BLANK, lora(use_dora=True))
 
 
@@ -92,7 +94,9 @@ def test_a_zero_head_with_a_zero_b_is_explained(source):
 @pytest.mark.parametrize("inner", ["zeros", {"scheme": "constant", "value": 0}])
 def test_a_zero_projection_behind_a_zero_layer_is_refused(tmp_path, inner):
     source = build("roberta", tmp_path / "source", tokens=ROWS)
-    with pytest.raises(RecipeError, match=r"'classifier.dense.weight' and 'classifier.out_proj.weight' would both be zero"):
+    with pytest.raises(
+        RecipeError, match=r"'classifier.dense.weight' and 'classifier.out_proj.weight' would both be zero"
+    ):
         planned(source, {**HEAD, "init": "zeros", "inner_init": inner})
     for sound in ({"init": "normal", "inner_init": inner}, {"init": "zeros"}):
         assert planned(source, {**HEAD, **sound}).result is not None

@@ -137,7 +137,9 @@ def test_planted_faults_are_caught(tmp_path):
     more = expected | {"model.layers.0.self_attn.v_proj": 0.0}
     assert "nothing for" in compare_with_tuned(base, tuned, adapter, more).failures[0]
 
-    bent = edit_adapter(adapter, tmp_path / "bent", lambda tensors: {n: v * (1 + 1e-5 * ("lora_B" in n)) for n, v in tensors.items()})
+    bent = edit_adapter(
+        adapter, tmp_path / "bent", lambda tensors: {n: v * (1 + 1e-5 * ("lora_B" in n)) for n, v in tensors.items()}
+    )
     assert "is allowed" in compare_with_tuned(base, tuned, bent, expected).failures[0]
 
 
@@ -165,6 +167,8 @@ def test_a_difference_that_is_not_finite_is_refused_by_name(tmp_path, choice):
         tensors["model.layers.1.mlp.up_proj.weight"][0, :3] = float("nan")
 
     base, tuned = tune(tmp_path, LLAMA, diverge)
-    with pytest.raises(InputRejected, match=r"layers.1.mlp.up_proj.weight: the difference .* has 3 value\(s\) that are not finite"):
+    with pytest.raises(
+        InputRejected, match=r"layers.1.mlp.up_proj.weight: the difference .* has 3 value\(s\) that are not finite"
+    ):
         extract(base, tuned, tmp_path / "out", **choice)
     assert not (tmp_path / "out").exists()

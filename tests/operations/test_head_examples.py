@@ -60,7 +60,9 @@ def test_the_reloaded_head_has_the_reported_held_out_loss(family, scheme, place,
     assert sum(losses) / len(losses) == pytest.approx(figures["held_out"]["loss"], abs=slack)
     assert figures["held_out"]["balanced_accuracy"] >= 0.5
     assert check.failures == ()
-    assert 0 < check.rounding < (1e-2 if scheme != "lda" else 1)  # logits of lda are differences of numbers 10,000 times as large
+    assert (
+        0 < check.rounding < (1e-2 if scheme != "lda" else 1)
+    )  # logits of lda are differences of numbers 10,000 times as large
 
 
 def test_labels_that_changed_places_are_caught(place, tmp_path):

@@ -51,7 +51,9 @@ def test_a_projection_without_a_layer_before_it(sources, tmp_path):
     graftkit.apply(recipe(sources["gpt2"], tmp_path / "out", init="lsuv"))
     assert variance_of(tmp_path / "out", "score") == pytest.approx(1, abs=0.1)
     graftkit.apply(recipe(sources["gpt2"], tmp_path / "again", init="lsuv"))
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "again" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_where_nothing_is_new_and_where_data_decides_nothing_it_is_refused(sources, tmp_path):
@@ -59,5 +61,8 @@ def test_where_nothing_is_new_and_where_data_decides_nothing_it_is_refused(sourc
         graftkit.plan(recipe(sources["gpt2"], tmp_path / "out", inner_init="lsuv"))
     with pytest.raises(graftkit.GraftkitError, match="unknown scheme 'lsuv'|must be one of"):
         graftkit.plan(
-            {**recipe(sources["gpt2"], tmp_path / "out"), "operations": [{"op": "reinit", "layers": "last 1", "init": "lsuv"}]}
+            {
+                **recipe(sources["gpt2"], tmp_path / "out"),
+                "operations": [{"op": "reinit", "layers": "last 1", "init": "lsuv"}],
+            }
         )

@@ -118,7 +118,11 @@ def test_a_single_word_keeps_its_row_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("family", "changes", "reason"),
     [
-        ("bert", {}, "BertForMaskedLM to BertForSequenceClassification: before its rows .*cls.predictions.transform.dense"),
+        (
+            "bert",
+            {},
+            "BertForMaskedLM to BertForSequenceClassification: before its rows .*cls.predictions.transform.dense",
+        ),
         ("roberta", {}, "lm_head.dense.weight.*the head has classifier.dense.bias"),
         ("bart", {}, "applies final_logits_bias; the head has classification_head.dense"),
         ("gemma2", {}, "caps its logits .final_logit_softcapping"),
@@ -142,7 +146,11 @@ def test_a_head_that_cannot_hold_it_is_refused(family, changes, reason, tmp_path
         ({"a": "e", "b": "t", "c": "h"}, {"labels": ["a", "b"]}, "init.words.c: is none of the labels: a, b"),
         ({"a": "e", "b": []}, {}, "words.b"),
         (WORDS, {"labels": [], "num_labels": 2}, "needs labels, which it gives words to"),
-        (WORDS, {"task": "question_answering", "labels": []}, "verbalizer is for sequence_classification and token_class"),
+        (
+            WORDS,
+            {"task": "question_answering", "labels": []},
+            "verbalizer is for sequence_classification and token_class",
+        ),
     ],
 )
 def test_wrong_words_are_a_mistake_of_the_recipe(words, fields, reason, tmp_path):

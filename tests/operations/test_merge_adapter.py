@@ -206,12 +206,17 @@ def test_another_head_comes_behind_a_merge(tmp_path):
     recipe = {"version": 1, "base_model": str(source), "operations": operations}
     report = engine.apply({**recipe, "output": str(tmp_path / "out")})
     check = next(check for check in report.checks if check.name == "merged against adapted")
-    assert {weight.name for weight in check.weights} == {f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)}
+    assert {weight.name for weight in check.weights} == {
+        f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)
+    }
     assert check.outputs
     assert all("hidden" in output.name for output in check.outputs)
     planned = engine.plan({**recipe, "output": str(tmp_path / "never")})
     subject = engine.behind(engine.subject_of(planned, tmp_path / "out"), planned.outcomes[1:])
-    (merge, _), broken = (outcome.checks for outcome in planned.outcomes), shutil.copytree(tmp_path / "out", tmp_path / "broken")
+    (merge, _), broken = (
+        (outcome.checks for outcome in planned.outcomes),
+        shutil.copytree(tmp_path / "out", tmp_path / "broken"),
+    )
     spoil(broken, "model.layers.1.self_attn.q_proj.weight")
     failures = merge[0].run(dataclasses.replace(subject, result=broken)).failures
     assert "'model.layers.1.self_attn.q_proj.weight' is not base plus adapter" in failures[0]
@@ -268,7 +273,9 @@ def residual(tmp_path_factory):
     directory = tmp_path_factory.mktemp("residual")
     build(LLAMA, directory / "base")
     lora = {"op": "add_lora", "r": 4, "lora_alpha": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj"]}
-    engine.apply({"version": 1, "base_model": str(directory / "base"), "operations": [lora], "output": str(directory / "out")})
+    engine.apply(
+        {"version": 1, "base_model": str(directory / "base"), "operations": [lora], "output": str(directory / "out")}
+    )
     return directory
 
 
@@ -304,7 +311,10 @@ def test_another_base_can_be_accepted_and_the_verdict_says_so(residual, tmp_path
 def test_where_nothing_tells_the_base_the_verdict_says_so(residual, tmp_path):
     adapter = alone(residual, tmp_path, base_model_name_or_path="somebody/model")
     report = merge(residual / "base", adapter, tmp_path / "out")
-    assert "the adapter was made for this base: adapter_config.json names 'somebody/model', which is not on this" in report.verdict
+    assert (
+        "the adapter was made for this base: adapter_config.json names 'somebody/model', which is not on this"
+        in report.verdict
+    )
 
 
 def test_a_base_that_only_remembers_the_name_is_not_taken_for_it(residual, tmp_path):
@@ -318,8 +328,16 @@ def test_a_base_that_only_remembers_the_name_is_not_taken_for_it(residual, tmp_p
 
 @pytest.mark.parametrize("fields", [{"revision": 3}, {"auto_mapping": ["LlamaForCausalLM"]}], ids=str)
 def test_what_an_adapter_says_of_its_base_may_be_nonsense(residual, tmp_path, fields):
-    operation = {"op": "merge_adapter", "adapter": str(alone(residual, tmp_path, base_model_name_or_path="somebody/model", **fields))}
-    recipe = {"version": 1, "base_model": str(residual / "base"), "operations": [operation], "output": str(tmp_path / "out")}
+    operation = {
+        "op": "merge_adapter",
+        "adapter": str(alone(residual, tmp_path, base_model_name_or_path="somebody/model", **fields)),
+    }
+    recipe = {
+        "version": 1,
+        "base_model": str(residual / "base"),
+        "operations": [operation],
+        "output": str(tmp_path / "out"),
+    }
     assert "the adapter was made for this base" in engine.plan(recipe).promise.sentence()
 
 

@@ -43,7 +43,8 @@ def test_a_larger_rank_keeps_every_product(tmp_path, class_name, config):
     ids = torch.arange(40)[None]
     with torch.no_grad():
         old, new = (
-            load_adapted(base, folder, class_name)(ids).logits.double() for folder in (adapter, tmp_path / "out/adapter")
+            load_adapted(base, folder, class_name)(ids).logits.double()
+            for folder in (adapter, tmp_path / "out/adapter")
         )
     assert (old - new).norm() <= check.allowed * old.norm()
 
@@ -135,13 +136,18 @@ def test_a_smaller_rank_may_lose_no_more_than_the_rounding_of_its_dtype(tmp_path
 
     base, adapter = llama
     wide = edit_adapter(
-        adapter, tmp_path / "stored", lambda held: {name: value.to(getattr(torch, dtype)) for name, value in held.items()}
+        adapter,
+        tmp_path / "stored",
+        lambda held: {name: value.to(getattr(torch, dtype)) for name, value in held.items()},
     )
     check = resize(base, wide, 2, tmp_path / "out").checks[0]
     assert all(product.shrunk for product in check.products)
 
     def larger(held):  # by so many units as no rounding makes
-        return {name: value * (1 + 8 * torch.finfo(value.dtype).eps) if "lora_B" in name else value for name, value in held.items()}
+        return {
+            name: value * (1 + 8 * torch.finfo(value.dtype).eps) if "lora_B" in name else value
+            for name, value in held.items()
+        }
 
     wrong = edit_adapter(tmp_path / "out/adapter", tmp_path / "wrong", larger)
     assert "off the nearest product of rank 2" in compare_resized(base, wide, wrong).failures[0]

@@ -73,7 +73,7 @@ def test_files_that_cannot_be_read(tmp_path):
         ("missing.yaml", "cannot be read: No such file or directory"),
         ("", "is not a regular file"),
         ("pipe", "is not a regular file"),
-        ("a\0b", "cannot be read: embedded null byte"),
+        ("a\0b", "cannot be read: a path cannot hold a null character"),
     ]:
         with pytest.raises(RecipeError) as caught:
             load_recipe(tmp_path / name)

@@ -114,7 +114,13 @@ def test_progress_is_told_while_a_forward_reads(compare, moved):
     options = {"token_budget": 64}
     for paged in (False, True):
         shares = told[paged] = {}
-        compare(moved[0], moved[0], **options, paged=paged, progress=lambda what, share: shares.setdefault(what, []).append(share))  # noqa: B023
+        compare(
+            moved[0],
+            moved[0],
+            **options,
+            paged=paged,
+            progress=lambda what, share: shares.setdefault(what, []).append(share),  # noqa: B023
+        )
         assert all(values == sorted(values) and values[-1] == 1 for values in shares.values())
     assert all(len(values) > 4 * len(told[False][what]) for what, values in told[True].items())
 

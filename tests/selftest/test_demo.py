@@ -52,7 +52,9 @@ def test_what_cannot_exist_is_said_with_its_reason(found):
 @pytest.mark.parametrize("check", [check for check in CHECKS if check != REPORT])
 def test_a_blinded_verifier_fails_its_selftest(check):
     due = [fault for fault in FAULTS if check in fault.seen_by][:4]
-    blind = selftest(DEMO, leave_out=(check,), outputs=check == OUTPUTS, clean=0, faults=due, adapter_faults=(), grown_faults=())
+    blind = selftest(
+        DEMO, leave_out=(check,), outputs=check == OUTPUTS, clean=0, faults=due, adapter_faults=(), grown_faults=()
+    )
     assert any(check in failure or "not caught" in failure for failure in blind.failures)
     assert any(fault.missed_by == (check,) for fault in blind.planted)
 

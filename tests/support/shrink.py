@@ -157,7 +157,9 @@ class _Walk:
         return self.tokens.setdefault(name, self.live - 1 - len(self.tokens))
 
 
-def tiny_config(config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None, hints=None, distinct=False):
+def tiny_config(
+    config_class, *, vocab_size=331, live=None, scale=SCALES[0], overrides=None, hints=None, distinct=False
+):
     """Return a small instance of ``config_class``; ids of special tokens are below ``live``, by default 8 under ``vocab_size``."""
     try:
         default = config_class()

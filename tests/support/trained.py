@@ -138,7 +138,9 @@ def _examples(kind, entries, tokenizer):
         row.pop("token_type_ids", None)
     if kind.endswith("SequenceClassification"):
         labels = sorted({entry["label"] for entry in entries})
-        labelled = [{**row, "labels": labels.index(entry["label"]) % 2} for row, entry in zip(rows, entries, strict=True)]
+        labelled = [
+            {**row, "labels": labels.index(entry["label"]) % 2} for row, entry in zip(rows, entries, strict=True)
+        ]
         return labelled, transformers.DataCollatorWithPadding(tokenizer)
     if kind.endswith("ForConditionalGeneration"):
         return [{**row, "labels": row["input_ids"]} for row in rows], transformers.DataCollatorForSeq2Seq(tokenizer)

@@ -112,7 +112,10 @@ def test_the_last_line_of_verify_says_what_is_lost(reason, sources):
     source = str(sources("llama"))
     done = here("verify", source, source)
     assert done.returncode == 0
-    assert done.stdout.strip().splitlines()[-1] == "verified: B does what A did, on the old vocabulary; not covered: cached decoding"
+    assert (
+        done.stdout.strip().splitlines()[-1]
+        == "verified: B does what A did, on the old vocabulary; not covered: cached decoding"
+    )
 
 
 def test_nothing_is_said_where_nothing_is_lost_or_nothing_applies(sources, tmp_path):

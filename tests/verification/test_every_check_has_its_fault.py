@@ -20,7 +20,12 @@ TESTS = Path(__file__).parents[1]
 PACKAGE = TESTS.parent / "graftkit"
 
 #: Only say of others what they say, or raise what others found.
-PASSED_ON = {"verification/checks.py LeftOut", "selftest/report.py Selftest", "verification/checks.py Finding", "engine.py _raise_first"}
+PASSED_ON = {
+    "verification/checks.py LeftOut",
+    "selftest/report.py Selftest",
+    "verification/checks.py Finding",
+    "engine.py _raise_first",
+}
 
 PLANTED = {
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",

@@ -46,7 +46,11 @@ def test_new_rows_are_alive_and_old_gradients_equal(pair):
 def test_the_forecast_is_the_step_at_small_learning_rates(pair):
     found = pair[2]
     assert found.ceiling >= 1e-5
-    assert all(figure.error < 0.02 for figure in found.steps if figure.learning_rate <= 1e-5 and figure.measured > 100 * figure.floor)
+    assert all(
+        figure.error < 0.02
+        for figure in found.steps
+        if figure.learning_rate <= 1e-5 and figure.measured > 100 * figure.floor
+    )
     kls = [figure.forecast for figure in found.steps]
     assert kls == sorted(kls)
     last = found.steps[-1].learning_rate
@@ -118,7 +122,12 @@ def test_the_step_is_adamw_s_and_zero_b_moves_the_outputs_through_b_alone():
     assert jacobian_vector(of(model), parameters, {"b": along["b"]}).any()
     torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01).step()
     for name, value in model.named_parameters():
-        assert torch.allclose(value, parameters[name] + 1e-3 * along[name], rtol=0, atol=8 * EPS * max(1, float(value.detach().abs().max())))
+        assert torch.allclose(
+            value,
+            parameters[name] + 1e-3 * along[name],
+            rtol=0,
+            atol=8 * EPS * max(1, float(value.detach().abs().max())),
+        )
 
 
 class Cube(torch.autograd.Function):
@@ -144,7 +153,9 @@ def test_a_question_answering_head_has_a_loss_over_places():
     from graftkit.verification.first_step.task import gradients, loss_of
 
     torch.manual_seed(0)
-    config = transformers.BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = transformers.BertConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     model = transformers.BertForQuestionAnswering(config).eval()
     ids = torch.arange(5, 29).view(2, 12)
     loss = loss_of(model, Probe("texts", ids, torch.ones_like(ids)), frozenset())

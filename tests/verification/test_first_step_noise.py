@@ -99,7 +99,9 @@ def nudge_one_value(values):
 
 
 @pytest.mark.parametrize("change", [swap_rows, nudge_one_value])
-@pytest.mark.parametrize("tensor", ["intermediate.dense.weight", "attention.self.key.weight", "predictions.decoder.weight"])
+@pytest.mark.parametrize(
+    "tensor", ["intermediate.dense.weight", "attention.self.key.weight", "predictions.decoder.weight"]
+)
 def test_a_changed_weight_is_seen_in_the_gradients(source, tmp_path, change, tensor):
     target = tmp_path / "changed"
     shutil.copytree(source, target)

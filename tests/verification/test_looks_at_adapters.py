@@ -31,7 +31,11 @@ def made(tmp_path_factory):
 
 
 def kinds(moves, step):
-    return {next((k for k in ("lora_A", "lora_B", "tokens", "modules_to_save") if k in n), n) for n, s in moves.items() if s == step}
+    return {
+        next((k for k in ("lora_A", "lora_B", "tokens", "modules_to_save") if k in n), n)
+        for n, s in moves.items()
+        if s == step
+    }
 
 
 def test_the_first_step_of_a_zero_b_adapter_lies_in_b_alone(made):
@@ -40,7 +44,11 @@ def test_the_first_step_of_a_zero_b_adapter_lies_in_b_alone(made):
     assert kinds(found.moves, 0) == {"lora_B"}
     assert kinds(found.moves, 1) == {"lora_A"}
     assert found.ceiling >= 1e-4
-    assert all(figure.error < 0.02 for figure in found.steps if figure.learning_rate <= 1e-4 and figure.measured > 100 * figure.floor)
+    assert all(
+        figure.error < 0.02
+        for figure in found.steps
+        if figure.learning_rate <= 1e-4 and figure.measured > 100 * figure.floor
+    )
     rows = {check: figure for check, _, figure in found.rows()}
     assert rows["new parameters"].endswith("lora_B at step 0, lora_A at step 1")
 

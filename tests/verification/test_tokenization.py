@@ -266,10 +266,22 @@ PARTS = "{% for message in messages %}{% for part in message.content %}{{ part.t
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        ("chatml.jinja", "the chat template holds no Jinja, so that every conversation becomes 'chatml.jinja'; where that is a file"),
-        ("{{ bos_token }} hello", "the chat template loses the messages: a question and its answer, rendered, gives '<s> hello'"),
-        ("{{ messages[0].text.lower() }}", "the chat template loses the messages: a question and its answer, rendered, fails: "),
-        ("{{ messages[0].content }}", "the chat template loses the messages: a question and its answer, rendered, gives 'Where"),
+        (
+            "chatml.jinja",
+            "the chat template holds no Jinja, so that every conversation becomes 'chatml.jinja'; where that is a file",
+        ),
+        (
+            "{{ bos_token }} hello",
+            "the chat template loses the messages: a question and its answer, rendered, gives '<s> hello'",
+        ),
+        (
+            "{{ messages[0].text.lower() }}",
+            "the chat template loses the messages: a question and its answer, rendered, fails: ",
+        ),
+        (
+            "{{ messages[0].content }}",
+            "the chat template loses the messages: a question and its answer, rendered, gives 'Where",
+        ),
         (
             "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% else %}" + WORKS + "{% endif %}",
             "the chat template loses the messages behind a system message: rendered, it gives 'Zw",

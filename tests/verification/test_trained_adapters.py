@@ -9,7 +9,11 @@ from support.trained import Training, other_tensors
 LLAMA, BERT, GPT2, T5 = (
     "LlamaForCausalLM", "BertForSequenceClassification", "GPT2LMHeadModel", "T5ForConditionalGeneration",
 )  # fmt: skip
-PATTERNS = {"target_modules": "all-linear", "rank_pattern": {"q_proj": 6, "layers.1.mlp.down_proj": 2}, "alpha_pattern": {"k_proj": 3}}
+PATTERNS = {
+    "target_modules": "all-linear",
+    "rank_pattern": {"q_proj": 6, "layers.1.mlp.down_proj": 2},
+    "alpha_pattern": {"k_proj": 3},
+}
 
 #: Kinds, dtypes, rates, numbers of steps and trainers; scripts/test --all crosses them in test_trained_sweep.py.
 KINDS = {

@@ -40,16 +40,20 @@ def crossed():
             for index, (rate, steps) in enumerate(RATES):
                 trainer = ("Trainer", "SFTTrainer")[(place + index) % 2]
                 yield pytest.param(
-                    Training(LLAMA, dtype, config, rate, steps, trainer), id=f"{kind}-{dtype}-{rate:g}-{steps}-{trainer}"
+                    Training(LLAMA, dtype, config, rate, steps, trainer),
+                    id=f"{kind}-{dtype}-{rate:g}-{steps}-{trainer}",
                 )
     for class_name, config in OTHERS.items():
         for dtype in DTYPES:
             for rate, steps in RATES[2:]:
-                yield pytest.param(Training(class_name, dtype, config, rate, steps), id=f"{class_name}-{dtype}-{rate:g}-{steps}")
+                yield pytest.param(
+                    Training(class_name, dtype, config, rate, steps), id=f"{class_name}-{dtype}-{rate:g}-{steps}"
+                )
     for dtype in DTYPES[1:]:
         for rate, steps in RATES:
             yield pytest.param(
-                Training(LLAMA, dtype, ALL, rate, steps, narrow=True, epsilon=1e-4), id=f"narrow-{dtype}-{rate:g}-{steps}"
+                Training(LLAMA, dtype, ALL, rate, steps, narrow=True, epsilon=1e-4),
+                id=f"narrow-{dtype}-{rate:g}-{steps}",
             )
 
 

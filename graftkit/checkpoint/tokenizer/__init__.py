@@ -10,4 +10,12 @@ from graftkit.checkpoint.tokenizer.chat_template import set_chat_template
 from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
 
-__all__ = ["NO_TOKENIZER", "NewToken", "TokenizerFiles", "add_tokens", "read_tokenizer", "set_chat_template", "tokenizer_notes"]
+__all__ = [
+    "NO_TOKENIZER",
+    "NewToken",
+    "TokenizerFiles",
+    "add_tokens",
+    "read_tokenizer",
+    "set_chat_template",
+    "tokenizer_notes",
+]

@@ -80,7 +80,9 @@ class TokenizerFiles:
 
 
 #: The tokenizer of a checkpoint that has none.
-NO_TOKENIZER = TokenizerFiles(MappingProxyType({}), MappingProxyType({}), 0, (), MappingProxyType({}), MappingProxyType({}))
+NO_TOKENIZER = TokenizerFiles(
+    MappingProxyType({}), MappingProxyType({}), 0, (), MappingProxyType({}), MappingProxyType({})
+)
 
 
 def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = ()) -> TokenizerFiles:

@@ -36,7 +36,12 @@ def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None)
         return _with_rows(base, rows)
     if len(edits) == 1 and isinstance(rows, Factors) and part is None and _streams(base, rows):
         edit = rows
-        return folded(base, lambda: (read_tensor(edit.a), read_tensor(edit.b)), edit.scaling, transposed=edit.layout == "transposed")
+        return folded(
+            base,
+            lambda: (read_tensor(edit.a), read_tensor(edit.b)),
+            edit.scaling,
+            transposed=edit.layout == "transposed",
+        )
     return Computed(base.dtype, base.shape, lambda: _produce(base, edits, part))
 
 

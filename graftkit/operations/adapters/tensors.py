@@ -47,7 +47,9 @@ class AdapterMaker:
     data: DataFactors | None = None
     _groups: dict[str, TensorGroup] = field(default_factory=dict)
     _scratch: Scratch = field(default_factory=Scratch)
-    _decomposing: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors"))
+    _decomposing: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors")
+    )
 
     def tensors(self) -> dict[str, LazyTensor]:
         """The lazy tensor of every name in adapter_model.safetensors.

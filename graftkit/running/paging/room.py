@@ -27,7 +27,9 @@ def paged(directories: tuple[Path, ...], beside: int, *, wanted: bool | None) ->
     quantized = next((d for d in directories if _config(d).get("quantization_config")), None)
     if quantized is not None:
         if wanted:
-            raise RecipeError(f"verify.paged: {quantized.name} is quantized and cannot be paged in; leave the option out")
+            raise RecipeError(
+                f"verify.paged: {quantized.name} is quantized and cannot be paged in; leave the option out"
+            )
         return False
     if wanted is not None:
         return wanted
@@ -49,7 +51,9 @@ def tensors_nbytes(config: dict[str, Any], tensors: Any) -> int:
     """Bytes of floating tensors in the dtype of the config, of others in their own."""
     item = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))))
     return sum(
-        tensor.nbytes if item is None or tensor.dtype not in FLOATING else tensor.nbytes // ITEM_BYTES[tensor.dtype] * item
+        tensor.nbytes
+        if item is None or tensor.dtype not in FLOATING
+        else tensor.nbytes // ITEM_BYTES[tensor.dtype] * item
         for tensor in tensors
     )
 

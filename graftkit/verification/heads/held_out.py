@@ -117,7 +117,9 @@ def check_held_out(
         alone: dict[int, Any] = {}
         for index, _, text in numbered[:ALONE]:
             alone |= outputs_of_texts(model, tokenizer, [(index, text)], length)
-    noise = max((abs(_loss(logits, labels[i]) - _loss(together[i], labels[i])) for i, logits in alone.items()), default=0.0)
+    noise = max(
+        (abs(_loss(logits, labels[i]) - _loss(together[i], labels[i])) for i, logits in alone.items()), default=0.0
+    )
     written = score(((labels[index], logits) for index, logits in together.items()), classes)
     return HeldOutReport(Scores(**found["held_out"]), written, noise, found["loss_rounding"])
 

@@ -88,7 +88,9 @@ def compare_paddings(
         probe = _batch(texts[:1], pad, "right")
         made, _ = find_inputs(model, lambda tried: _run(model, probe, tried, choices=choices)[0])
     shortest = min(map(len, texts))
-    threshold = measure_floor(model.base_model, _batch([text[:shortest] for text in texts], pad, "right"), made).threshold
+    threshold = measure_floor(
+        model.base_model, _batch([text[:shortest] for text in texts], pad, "right"), made
+    ).threshold
     with float64(model):
         alone = [_run(model, _batch([text], pad, "right"), made, choices=choices) for text in texts]
         batches = [(side, _batch(texts, pad, side)) for side in sides]

@@ -71,7 +71,9 @@ class _Nudge(TorchFunctionMode):
         super().__init__()
         self._delta, self._generator = delta, torch.Generator().manual_seed(1)
 
-    def inputs(self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def inputs(
+        self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A hook before the model's forward that nudges what floats of its inputs."""
         floating = (torch.is_tensor(value) and value.is_floating_point() for value in kwargs.values())
         nudged = zip(kwargs.items(), floating, strict=True)

@@ -98,7 +98,9 @@ def _paged(source: Path, result: Path, device: torch.device, *, wanted: bool | N
     if device.type == "cpu":
         return paged_in((source, result), KEPT_BYTES, wanted=wanted)
     if wanted:
-        raise RecipeError(f"--device: parameters are paged in on the cpu only, not on {device}; leave one of the two out")
+        raise RecipeError(
+            f"--device: parameters are paged in on the cpu only, not on {device}; leave one of the two out"
+        )
     return False
 
 
@@ -140,7 +142,9 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
         with float64(new):
-            other = compare(new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, correspondence, gaps)
+            other = compare(
+                new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, correspondence, gaps
+            )
         ours = run(new, part, made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
@@ -168,9 +172,7 @@ def _named(outputs: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {name: outputs[given] for name, given in names.items()}
 
 
-def _note_output(
-    found: _Found, name: str, old: Any, new: Any, correspondence: Correspondence, gaps: Gaps
-) -> None:
+def _note_output(found: _Found, name: str, old: Any, new: Any, correspondence: Correspondence, gaps: Gaps) -> None:
     name = name.rpartition(" ")[2]
     apart = None if new is None else gaps(old, new, correspondence)
     found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)

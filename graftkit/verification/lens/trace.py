@@ -84,9 +84,7 @@ class Hooks:
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            self._hooks.append(
-                module.register_forward_hook(lambda _, __, output, name=name: self._look(name, output))
-            )
+            self._hooks.append(module.register_forward_hook(lambda _, __, output, name=name: self._look(name, output)))
         return self
 
     def _look(self, name: str, output: Any) -> None:
@@ -222,7 +220,9 @@ def _equal(old: Any, new: Any, correspondence: Correspondence) -> bool:
         return torch.equal(old, new)
     step = max(ROWS_BYTES // (old[:1].nbytes or 1), 1)
     return all(
-        torch.equal(old[start + first : start + min(first + step, count)], new[place + first : place + min(first + step, count)])
+        torch.equal(
+            old[start + first : start + min(first + step, count)], new[place + first : place + min(first + step, count)]
+        )
         for place, start, count in runs
         for first in range(0, count, step)
     )

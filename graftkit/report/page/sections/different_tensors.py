@@ -21,6 +21,13 @@ def different_tensors(report: Mapping[str, Any]) -> Section | None:
         )
         for item in found
     ]  # fmt: skip
-    columns = [("name", "m"), ("change", ""), ("before", "m"), ("after", "m"), ("old rows changed", "n"), ("max |Δ|", "n")]
+    columns = [
+        ("name", "m"),
+        ("change", ""),
+        ("before", "m"),
+        ("after", "m"),
+        ("old rows changed", "n"),
+        ("max |Δ|", "n"),
+    ]
     lead = f"{plural(len(found), 'tensor')} of {len(found) + report['comparison']['equal']:,}; the others are equal bit for bit."
     return Section("tensors", "Tensors that differ", lead, table(columns, rows, "stack"))

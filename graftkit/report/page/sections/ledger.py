@@ -38,7 +38,9 @@ def ledger(report: Mapping[str, Any]) -> Section | None:
     changes = (report.get("changes") or {}).get("tensors") or ()
     dropped = [f"{change['name']} ({change.get('operation', '')})" for change in changes if change["kind"] == "dropped"]
     if dropped:
-        lead += f" Dropped: {', '.join(dropped[:FEW])}{f' and {len(dropped) - FEW} more' if len(dropped) > FEW else ''}."
+        lead += (
+            f" Dropped: {', '.join(dropped[:FEW])}{f' and {len(dropped) - FEW} more' if len(dropped) > FEW else ''}."
+        )
     rows = data("ledger-rows", _packed(entries, {change["name"]: change.get("operation", "") for change in changes}))
     return Section("tensors", "Tensors", lead, joined(_controls(), _frame(), rows))
 

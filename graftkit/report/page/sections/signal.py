@@ -22,9 +22,7 @@ def signal(report: Mapping[str, Any]) -> Section | None:
         return None
     plots = tag("div", *(_plot(item) for item in found["figures"]), class_="plots")
     keys = legend(_KEYS)
-    note = (
-        f"{_ran(found)} in {found['dtype']}; gradients are of the {found['loss']}."
-    )
+    note = f"{_ran(found)} in {found['dtype']}; gradients are of the {found['loss']}."
     added = found["new_blocks"]
     more = (
         f" New blocks: {', '.join(added[:8])}{f' and {len(added) - 8} more' if len(added) > 8 else ''}."
