@@ -1,24 +1,25 @@
-"""`verify --adapter`: whether a prepared adapter and its base still are the ones that were reported, and still fit."""
+"""`verify --adapter`: whether a prepared adapter and its base are unchanged since the report, and still fit."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter, open_adapter
+from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import chunks
-from graftkit.checkpoint.tensors import LazyTensor
-from graftkit.errors import InputRejected, few, printable
-from graftkit.verification.adapter import AdapterCheck, AdapterReport
+from graftkit.errors import InputRejected, printable
+from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import AdapterRecord, read_record
-from graftkit.verification.digests import checkpoint_digests, tensor_digests
-from graftkit.verification.structural import first_not_finite
+from graftkit.verification.checks import find_kind
+from graftkit.verification.digests import checkpoint_digests
+from graftkit.verification.prepared_adapter import PreparedAdapter
+from graftkit.verification.registry import verify
+from graftkit.verification.subject import Subject
 
 #: What neither loading nor outputs can show while the zero factor is zero.
 UNSEEN = (
@@ -50,7 +51,7 @@ class AdapterVerification:
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
-        """One sentence for each thing that each kind of look found wrong: adapter, base, and those of the check itself."""
+        """One sentence for each thing found wrong, by the look that found it: adapter, base, and those of the check itself."""
         return {**self.identity, **self.check.found}
 
     @property
@@ -102,26 +103,48 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     known = read_record(directory)
     digests = functools.cache(lambda weights: checkpoint_digests(opened, weights=weights))
     origin = find_origin(there.config, known, opened, digests, weights=True)
-    reason = "" if outputs else "--no-outputs"
-    source = None
-    if known and known.residual and outputs:
-        source = _source(known.source) if known.residual.from_source else None
-        reason = "" if source else "what base and adapter together stand for is not there any more"
-    residual = known.residual if known and source else None
-    check = AdapterCheck(known.strength if known else None, residual).look(
-        opened.directory, directory, source, reason=reason, digests=digests
+    source, residual, not_run = _reference(known) if outputs else (None, None, "--no-outputs")
+    subject = Subject(
+        source or opened.directory,
+        opened.directory,
+        adapter=directory,
+        prepared=PreparedAdapter(there, known, origin),
+        not_run=not_run,
+        digests=digests,
     )
-    identity: dict[str, tuple[str, ...]] = {"adapter": tuple(_not_finite(there))}
-    notes: tuple[str, ...] = ()
-    if known:
-        identity["adapter"] = (*_changed_adapter(known, there), *identity["adapter"])
-        if not known.base.weights:
-            notes = ("the report holds no digests of the base's weights: it was made without running the model",)
-    elif not check.trained:
-        notes = (UNSEEN if there.config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS,)
-    identity["base"] = tuple(f"adapter: {sentence}" for sentence in origin.different)
-    report = str(known.path) if known else None
-    return AdapterVerification(adapter, str(opened.directory), report, check, identity, origin, notes)
+    findings = tuple(verify(subject, [(AdapterCheck(known.strength if known else None, residual), subject)]))
+    check = find_kind(findings, AdapterReport)
+    if check is None:
+        raise InputRejected(f"{printable(adapter)}: {'; '.join(s for finding in findings for s in finding.failures)}")
+    files, made_for = (next(f.failures for f in findings if f.name == name) for name in ("adapter files", "base"))
+    return AdapterVerification(
+        adapter,
+        str(opened.directory),
+        str(known.path) if known else None,
+        check,
+        {"adapter": files, "base": made_for},
+        origin,
+        _notes(there.config, known, check),
+    )
+
+
+def _reference(known: AdapterRecord | None) -> tuple[Path | None, Residual | None, str]:
+    """What base and adapter together stand for, where that is not the base, and why they cannot be run beside it."""
+    if not known or not known.residual:
+        return None, None, ""
+    source = _open_source(known.source) if known.residual.from_source else None
+    if source is None:
+        return None, None, "what base and adapter together stand for is not there any more"
+    return source, known.residual, ""
+
+
+def _notes(config: Mapping[str, Any], known: AdapterRecord | None, check: AdapterReport) -> tuple[str, ...]:
+    if known is None:
+        unseen = UNSEEN if config["peft_type"] == "LORA" else UNSEEN_OF_OTHERS
+        return () if check.trained else (unseen,)
+    if known.base.weights:
+        return ()
+    return ("the report holds no digests of the base's weights: it was made without running the model",)
 
 
 def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> Checkpoint:
@@ -140,42 +163,8 @@ def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> 
         ) from error
 
 
-def _source(source: Mapping[str, Any]) -> Path | None:
+def _open_source(source: Mapping[str, Any]) -> Path | None:
     try:
         return Checkpoint.open(source["name"], revision=source["revision"]).directory
     except InputRejected:
         return None
-
-
-def _changed_adapter(known: AdapterRecord, adapter: Adapter) -> Iterator[str]:
-    """Yield how config and tensors are no longer as they were reported, value by value."""
-    before, config = known.config, adapter.config
-    changed = [
-        f"{name} is {config.get(name)!r}, was {before.get(name)!r}"
-        for name in sorted({*before, *config})
-        if config.get(name) != before.get(name)
-    ]
-    if changed:
-        yield f"adapter: {CONFIG} is not the reported one: {printable('; '.join(changed[:3]))}"
-    digests = tensor_digests(adapter.tensors)
-    tensors = {name: (tensor.dtype, tensor.shape, digests[name]) for name, tensor in adapter.tensors.items()}
-    if tensors != known.tensors:
-        yield f"adapter: {WEIGHTS} is not the reported one: {few(_unlike(known.tensors, tensors))}"
-
-
-def _not_finite(adapter: Adapter) -> Iterator[str]:
-    """Yield a sentence where a tensor of the adapter holds NaN or infinity."""
-    broken = [name for name, tensor in adapter.tensors.items() if any(_not_finite_in(tensor))]
-    if broken:
-        yield f"adapter: {WEIGHTS} holds NaN or infinity, in {few(broken)}: its training has diverged"
-
-
-def _not_finite_in(tensor: LazyTensor) -> Iterator[bool]:
-    import numpy as np
-
-    for piece in chunks(tensor):
-        yield first_not_finite(tensor.dtype, np.frombuffer(piece, np.uint8)) is not None
-
-
-def _unlike(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
-    return [name for name in {*old, *new} if old.get(name) != new.get(name)]

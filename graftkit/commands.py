@@ -133,8 +133,6 @@ def verify(options: Namespace) -> int:
             raise RecipeError(f"--{alone[0]}: is for two checkpoints; leave it out with --adapter")
         return _verify_adapter(options)
     _quiet_libraries()
-    import dataclasses
-
     from graftkit import compare
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
@@ -154,9 +152,7 @@ def verify(options: Namespace) -> int:
 
         write_comparison(options.a, options.b, found, Path(options.report))
     if options.json:
-        looks = {check.name: check.to_json() for check in found.checks}
-        plain = dataclasses.asdict(dataclasses.replace(found, lens=None, signal=None))
-        _print_json({**plain, **looks, "failures": found.failures})
+        _print_json(found.to_json())
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0

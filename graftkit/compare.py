@@ -5,26 +5,26 @@ Where the report of the run that wrote the second lies in its folder, its digest
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.changes import ValueChange, document_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import VerificationFailed
 from graftkit.report.manifest import account_for
-from graftkit.verification.accounted import Accounted
+from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
-from graftkit.verification.outputs import OutputsReport, compare_outputs
+from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.pair import Pair
-from graftkit.verification.promises import Scope
+from graftkit.verification.registry import verify as run_checks
+from graftkit.verification.subject import Subject
 from graftkit.verification.tensors import TensorDifference, tensor_difference
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
+    from graftkit.verification.accounted import Accounted
     from graftkit.verification.checks import Finding
-    from graftkit.verification.lens.report import LensReport
-    from graftkit.verification.signal.report import SignalReport
 
 #: The checks between two checkpoints, in the order in which they run.
 CHECKS = ("report", "bytes", "config", "tokenizer", "outputs")
@@ -61,26 +61,42 @@ def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What :func:`verify` measured between two checkpoints.
-
-    ``found`` gives one sentence for each thing that each check of :data:`CHECKS` found wrong; a check that was left out
-    is not in it. ``outputs``, ``lens`` and ``signal`` are None where they were left out or the second checkpoint does not run.
-    ``accounted`` is how the second agrees with the report in its folder, None where none lies there or it was left out. ``rows`` is how
-    many new rows it has, and ``unjudged`` why they were not all judged; empty where they were, or where the report vouches for them.
-    ``vocabulary`` says whether the two take token ids at all, ``left_out`` which checks were not wanted.
-    """
+    """What :func:`verify` found between two checkpoints: what differs, and one finding for each check that ran."""
 
     difference: Difference
-    tokenization: TokenizationReport | None
-    outputs: OutputsReport | None
-    found: Mapping[str, tuple[str, ...]]
-    lens: LensReport | None = None
-    signal: SignalReport | None = None
-    accounted: Accounted | None = None
-    rows: int = 0
-    unjudged: str = ""
-    vocabulary: bool = True
+    findings: tuple[Finding, ...]
+    pair: Pair
     left_out: tuple[str, ...] = ()
+
+    @property
+    def found(self) -> Mapping[str, tuple[str, ...]]:
+        """One sentence for each thing found wrong, by check; a check that did not run is not in it."""
+        return {finding.name: finding.failures for finding in self.findings}
+
+    @property
+    def accounted(self) -> Accounted | None:
+        """How the second agrees with the report in its folder; None where none lies there or it was left out."""
+        return self.pair.report
+
+    @property
+    def tokenization(self) -> TokenizationReport | None:
+        """What was found of the tokenizers, None where they were not compared."""
+        return find_kind(self.findings, TokenizationReport)
+
+    @property
+    def outputs(self) -> OutputsReport | None:
+        """What was measured of the outputs, None where they were not compared or the second does not run."""
+        return find_kind(self.findings, OutputsReport)
+
+    @property
+    def new_rows(self) -> int:
+        """How many ids the second has that the first has not."""
+        return len(self.pair.correspondence.fresh_ids)
+
+    @property
+    def unjudged(self) -> str:
+        """Why the new rows were not all judged; empty where they were, or where the report vouches for them."""
+        return self.pair.unjudged(self.left_out, self.outputs)
 
     @property
     def verdict(self) -> str:
@@ -91,16 +107,16 @@ class Verification:
             shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
             return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
         if self.unjudged:
-            rows = "the new row was" if self.rows == 1 else f"the {self.rows} new rows were"
+            rows = "the new row was" if self.new_rows == 1 else f"the {self.new_rows} new rows were"
             return f"verified on the old vocabulary alone; {rows} not judged: {self.unjudged}"
-        rows = "its new row is" if self.rows == 1 else f"its {self.rows} new rows are"
-        new = f"; {rows} no longer and no likelier than the old ones" if self.rows else ""
-        return f"verified: B does what A did{', on the old vocabulary' if self.vocabulary else ''}{new}"
+        rows = "its new row is" if self.new_rows == 1 else f"its {self.new_rows} new rows are"
+        new = f"; {rows} no longer and no likelier than the old ones" if self.new_rows else ""
+        return f"verified: B does what A did{', on the old vocabulary' if self.pair.takes_ids else ''}{new}"
 
     @property
     def checks(self) -> tuple[Finding, ...]:
-        """What was measured beside :data:`CHECKS`."""
-        return tuple(check for check in (self.lens, self.signal) if check is not None)
+        """The findings beside those of :data:`CHECKS`: what was asked for."""
+        return tuple(finding for finding in self.findings if finding.name not in CHECKS)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -111,7 +127,23 @@ class Verification:
     @property
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found; empty when the second checkpoint does what the first did."""
-        return tuple(sentence for sentences in self.found.values() for sentence in sentences)
+        return tuple(sentence for finding in self.findings for sentence in finding.failures)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "difference": dataclasses.asdict(self.difference),
+            "tokenization": self.tokenization.to_json() if self.tokenization else None,
+            "outputs": self.outputs.to_json() if self.outputs else None,
+            "accounted": self.accounted.to_json() if self.accounted else None,
+            **{check.name: check.to_json() for check in self.checks},
+            "found": self.found,
+            "failures": self.failures,
+            "rows": self.new_rows,
+            "unjudged": self.unjudged,
+            "vocabulary": self.pair.takes_ids,
+            "left_out": self.left_out,
+        }
 
 
 def verify(
@@ -143,72 +175,21 @@ def verify(
         device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
     old, new = Checkpoint.open(before), Checkpoint.open(after)
-    accounted = None if "report" in left_out else account_for(new)
-    pair = Pair.of(old, new, accounted)
-    found: dict[str, tuple[str, ...]] = {} if accounted is None else {"report": accounted.failures}
-    tokenization = measured = None
-    if "tokenizer" not in left_out and pair.has_tokenizer:
-        tokenization = pair.tokenization()
-        found["tokenizer"] = tokenization.failures
-    if "config" not in left_out:
-        found["config"] = tuple(pair.documents())
-    if "outputs" not in left_out and Scope.NOTHING not in pair.accounted.scope:
-        measured, found["outputs"] = _outputs(pair, paged, progress)
-    if "bytes" not in left_out:
-        found["bytes"] = tuple(pair.tensors(measured))
-    found = {check: found[check] for check in CHECKS if check in found}
-    seen, travelled = None, None
-    if lens and Scope.NOTHING not in pair.accounted.scope:
-        seen, found["lens"] = _lens(pair, device, paged, progress)
-    if signal and Scope.NOTHING not in pair.accounted.scope:
-        travelled, found["signal"] = _signal(pair, device, progress)
-    unjudged = pair.unjudged(left_out, measured)
-    return Verification(
-        _diff(old, new), tokenization, measured, found, seen, travelled, accounted, len(pair.correspondence.fresh_ids), unjudged,
-        vocabulary=pair.takes_ids, left_out=tuple(check for check in CHECKS if check in left_out),
-    )  # fmt: skip
-
-
-def _signal(
-    pair: Pair, device: str | None, progress: Callable[[str, float], None] | None
-) -> tuple[SignalReport | None, tuple[str, ...]]:
-    from graftkit.verification.signal import compare_signal
-
-    try:
-        seen = compare_signal(
-            pair.old.directory, pair.new.directory, correspondence=pair.correspondence, scope=pair.accounted.scope,
-            device=device, progress=progress,
-        )  # fmt: skip
-    except VerificationFailed as error:
-        return None, (str(error),)
-    return seen, tuple(seen.failures)
-
-
-def _lens(
-    pair: Pair, device: str | None, paged: bool | None, progress: Callable[[str, float], None] | None
-) -> tuple[LensReport | None, tuple[str, ...]]:
-    from graftkit.verification.lens.lens import compare_lens
-
-    try:
-        seen = compare_lens(
-            pair.old.directory, pair.new.directory, correspondence=pair.correspondence, scope=pair.accounted.scope,
-            device=device, paged=paged, progress=progress,
-        )  # fmt: skip
-    except VerificationFailed as error:
-        return None, (str(error),)
-    return seen, seen.failures
-
-
-def _outputs(
-    pair: Pair, paged: bool | None, progress: Callable[[str, float], None] | None
-) -> tuple[OutputsReport | None, tuple[str, ...]]:
-    """What was measured and found; a second checkpoint that does not load or run is found, and nothing is measured."""
-    try:
-        measured = compare_outputs(
-            pair.old.directory, pair.new.directory, correspondence=pair.correspondence,
-            kl=None if pair.accounted.scope else pair.bound(),
-            scope=pair.accounted.scope, paged=paged, progress=progress,
-        )  # fmt: skip
-    except VerificationFailed as error:
-        return None, (str(error),)
-    return measured, (*measured.failures, *pair.shares(measured))
+    pair = Pair.of(old, new, None if "report" in left_out else account_for(new))
+    subject = Subject(
+        old.directory,
+        new.directory,
+        pair.accounted.promised,
+        scope=pair.accounted.scope,
+        correspondence=pair.correspondence,
+        tokens=pair.new_tokens(),
+        kl=pair.bound,
+        wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),
+        left_out=frozenset(left_out),
+        pair=pair,
+        device=device,
+        paged=paged,
+        progress=progress,
+    )
+    findings = tuple(run_checks(subject))
+    return Verification(_diff(old, new), findings, pair, tuple(check for check in CHECKS if check in left_out))

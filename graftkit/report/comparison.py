@@ -27,7 +27,11 @@ def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
     figures = {
         "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
         "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
-        "tokenizer": found.tokenization.figure() if found.tokenization else "" if found.vocabulary else "no token ids",
+        "tokenizer": found.tokenization.figure()
+        if found.tokenization
+        else ""
+        if found.pair.takes_ids
+        else "no token ids",
     }
     for check, figure in figures.items():
         yield check, "not run" if check not in found.found else "failed" if found.found[check] else "passed", figure

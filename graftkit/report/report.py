@@ -16,6 +16,7 @@ from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
+from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tokenization import TokenizationReport
@@ -45,7 +46,7 @@ class Report:
     @property
     def outputs(self) -> OutputsReport | None:
         """What the comparison of outputs found, None where there was none."""
-        return next((finding for finding in self.findings if isinstance(finding, OutputsReport)), None)
+        return find_kind(self.findings, OutputsReport)
 
     @property
     def checks(self) -> tuple[Finding, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,15 @@ class Accounted:
     promise: Mapping[str, Any] = field(default_factory=dict)
     tensors: frozenset[str] = frozenset()
     values: frozenset[tuple[str, str]] = frozenset()
+    name: str = "report"
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a table."""
+        yield self.name, "failed" if self.failures else "passed", self.figure
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return dataclasses.asdict(self)
 
     @property
     def promised(self) -> Promise | None:

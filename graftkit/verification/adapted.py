@@ -120,7 +120,7 @@ class MergeCheck:
 
     def applies(self, subject: Subject) -> bool:
         """Where models may be loaded."""
-        return subject.outputs
+        return subject.runs
 
     def run(self, subject: Subject) -> AdaptedReport:
         """Compare the two; see :func:`compare_with_adapted`."""

@@ -128,8 +128,9 @@ class AdapterCheck:
         if subject.adapter is None:
             raise ValueError("there is no adapter")
         source = None if self.residual is None else subject.source
-        reason = "" if subject.outputs else "verify.outputs is off"
-        return self.look(subject.result, subject.adapter, source, seed=subject.seed, reason=reason)
+        return self.look(
+            subject.result, subject.adapter, source, seed=subject.seed, reason=subject.not_run, digests=subject.digests
+        )
 
     def look(
         self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "",

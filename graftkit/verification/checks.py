@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
@@ -39,6 +39,22 @@ class Check(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sentences:
+    """What a check found that measures nothing: a sentence for each thing that is wrong."""
+
+    name: str
+    failures: tuple[str, ...]
+
+    def rows(self) -> Iterator[tuple[str, str, str]]:
+        """``(check, result, figure)`` for a table."""
+        yield self.name, "failed" if self.failures else "passed", ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The sentences."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class LeftOut:
     """Checks that were asked for and not run, with the reason; it never fails."""
 
@@ -55,6 +71,14 @@ class LeftOut:
     def to_json(self) -> dict[str, Any]:
         """The names and the reason."""
         return dataclasses.asdict(self)
+
+
+Kind = TypeVar("Kind")
+
+
+def find_kind(findings: Iterable[object], kind: type[Kind]) -> Kind | None:
+    """The first of these findings that is of one kind; None where there is none."""
+    return next((finding for finding in findings if isinstance(finding, kind)), None)
 
 
 def finite(value: Any) -> Any:

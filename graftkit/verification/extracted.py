@@ -58,7 +58,7 @@ class ExtractCheck:
 
     def applies(self, subject: Subject) -> bool:
         """Where models may be loaded."""
-        return subject.outputs
+        return subject.runs
 
     def run(self, subject: Subject) -> ExtractedReport:
         """See :func:`compare_with_tuned`."""

@@ -34,20 +34,16 @@ class WildRow:
     largest: float
     others: int
 
-    def sentence(self, token_of: TokenOf, distribution: Distribution | None) -> str:
-        """What is wrong with the row, and what it takes of the next-token distribution where that was measured."""
-        share = (
-            next((mean for index, mean, _ in distribution.shares if index == self.index), None)
-            if distribution
-            else None
-        )
-        takes = "" if share is None else f"; it takes {share:.3g} of the probability on average"
+    def sentence(self, token_of: TokenOf) -> str:
+        """What is wrong with the row."""
         more = f" (and {self.others} more rows)" if self.others > 1 else " (and 1 more row)" if self.others else ""
         if self.norm - self.norm != 0.0:
             what = "holds values that are not finite"
         else:
             what = f"has norm {self.norm:.3g}, the largest of the old rows has {self.largest:.3g}"
-        return f"structure: tensor {printable(self.tensor)!r}: the new row of {named(self.index, token_of)} {what}{takes}{more}"
+        return (
+            f"structure: tensor {printable(self.tensor)!r}: the new row of {named(self.index, token_of)} {what}{more}"
+        )
 
 
 def named(index: int, token_of: TokenOf) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
@@ -11,13 +11,14 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.verification.accounted import Accounted
+from graftkit.verification.checks import Sentences
 from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
+from graftkit.verification.subject import NewTokens, Subject
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
-from graftkit.verification.tokenization import TokenizationReport, check_tokenization
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,10 @@ class Pair:
     vocabularies: tuple[Vocabulary, Vocabulary]
     tokenizers: tuple[TokenizerFiles, TokenizerFiles]
     correspondence: Correspondence
-    accounted: Accounted = field(default_factory=lambda: Accounted(()))
+    report: Accounted | None = None
 
     @classmethod
-    def of(cls, old: Checkpoint, new: Checkpoint, accounted: Accounted | None) -> Pair:
+    def of(cls, old: Checkpoint, new: Checkpoint, report: Accounted | None) -> Pair:
         """Read what both have of a vocabulary.
 
         Raises:
@@ -49,7 +50,12 @@ class Pair:
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
         correspondence = _correspondence(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
-        return cls(old, new, vocabularies, tokenizers, correspondence, accounted or Accounted(()))
+        return cls(old, new, vocabularies, tokenizers, correspondence, report)
+
+    @property
+    def accounted(self) -> Accounted:
+        """How the second agrees with the report beside it; nothing is excused where there is none."""
+        return self.report or Accounted(())
 
     @property
     def has_tokenizer(self) -> bool:
@@ -66,21 +72,21 @@ class Pair:
         allowed = Allowed(self.correspondence, *self.tokenizers, self.accounted.values)
         return check_documents(self.old, self.new, allowed)
 
-    def tokenization(self) -> TokenizationReport:
-        """How the tokenizers compare; a chat template may come where there was none, or where the report says so."""
+    def new_tokens(self) -> NewTokens | None:
+        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so."""
+        if not self.has_tokenizer:
+            return None
         first, second = self.tokenizers
         ids = {second.token_of(index): index for index in range(first.size, second.size)}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
-        return check_tokenization(
-            self.old.directory,
-            self.new.directory,
-            new={token: index for token, index in ids.items() if token is not None},
-            special=frozenset(),
-            chat_template_changed=changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
-            eos_may_pad=("tokenizer_config.json", "pad_token") in self.accounted.values,
+        return NewTokens(
+            {token: index for token, index in ids.items() if token is not None},
+            frozenset(),
+            changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
+            ("tokenizer_config.json", "pad_token") in self.accounted.values,
         )
 
-    def tensors(self, measured: OutputsReport | None) -> Iterator[str]:
+    def tensors(self) -> Iterator[str]:
         """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""
         before, after = self.vocabularies
         axes = {item.name: item.axis for item in before.tensors}
@@ -92,7 +98,7 @@ class Pair:
         yield from check_new_biases(self.new, after, fresh, live)
         tables = [item for item in after.tensors if item.name not in self.accounted.written]
         for row in wild_rows(self.new, tables, fresh, live):
-            yield row.sentence(self.tokenizers[1].token_of, measured.distribution if measured else None)
+            yield row.sentence(self.tokenizers[1].token_of)
 
     def bound(self) -> KLPromise | None:
         """The bound on the KL: the promised one, or one that the new rows keep by what they are."""
@@ -111,10 +117,61 @@ class Pair:
             return "the share of the next-token probability that new ids take was not measured"
         return ""
 
-    def shares(self, measured: OutputsReport) -> Iterator[str]:
+    def likelier_ids(self, measured: OutputsReport) -> Iterator[str]:
         """What is wrong with the probability that new ids take, where no report says how their rows were made."""
         if measured.distribution and not self.accounted.promise:
             yield from check_shares(measured.distribution, self.tokenizers[1].token_of)
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCheck:
+    """Every byte of the second is the one that the report in its folder names."""
+
+    name: str = "report"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where a report lies beside the second."""
+        return subject.pair is not None and subject.pair.report is not None
+
+    def run(self, subject: Subject) -> Accounted:
+        """Hand over what was found when the report was read, since other checks rest on it."""
+        return _pair(subject).accounted
+
+
+@dataclass(frozen=True, slots=True)
+class BytesCheck:
+    """Tensors are the first's, less what the report excuses, and new rows are finite and no longer than old ones."""
+
+    name: str = "bytes"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where no recipe says how the second came about."""
+        return subject.pair is not None
+
+    def run(self, subject: Subject) -> Sentences:
+        """Compare every tensor; see :meth:`Pair.tensors`."""
+        return Sentences(self.name, tuple(_pair(subject).tensors()))
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigCheck:
+    """Config, generation config and the other documents say what the first's do, less what the report excuses."""
+
+    name: str = "config"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where no recipe says how the second came about."""
+        return subject.pair is not None
+
+    def run(self, subject: Subject) -> Sentences:
+        """Compare every value; see :meth:`Pair.documents`."""
+        return Sentences(self.name, tuple(_pair(subject).documents()))
+
+
+def _pair(subject: Subject) -> Pair:
+    if subject.pair is None:
+        raise ValueError("a recipe says how the result came about")
+    return subject.pair
 
 
 def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from graftkit.verification.checks import Check, Finding, LeftOut
+from graftkit.errors import VerificationFailed
+from graftkit.verification.checks import Check, Finding, LeftOut, Sentences
+from graftkit.verification.pair import BytesCheck, ConfigCheck, ReportCheck
+from graftkit.verification.prepared_adapter import AdapterBaseCheck, AdapterFilesCheck
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
 
@@ -34,6 +37,7 @@ class TokenizerCheck:
             new=tokens.ids,
             special=tokens.special,
             chat_template_changed=tokens.chat_template_changed,
+            eos_may_pad=tokens.eos_may_pad,
         )
 
 
@@ -44,8 +48,8 @@ class OutputsCheck:
     name: str = "outputs"
 
     def applies(self, subject: Subject) -> bool:
-        """Where a base was written and the source is what it is compared with."""
-        return subject.outputs and subject.base_changed and Scope.NOTHING not in subject.scope
+        """Where there is a result and the source is what it is compared with."""
+        return subject.runs and subject.base_changed and Scope.NOTHING not in subject.scope
 
     def run(self, subject: Subject) -> Finding:
         """Compare the outputs; see :func:`~graftkit.verification.outputs.compare_outputs`."""
@@ -56,7 +60,9 @@ class OutputsCheck:
             subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
             seed=subject.seed, scope=subject.scope, paged=subject.paged, progress=subject.progress,
         )  # fmt: skip
-        return dataclasses.replace(found, failures=(*found.failures, *weaker_than_promised(subject.promise, found)))
+        weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
+        likelier = subject.pair.likelier_ids(found) if subject.pair else ()
+        return dataclasses.replace(found, failures=(*found.failures, *weaker, *likelier))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +147,34 @@ class FirstStepCheck:
 
 
 #: What always runs, where it applies; then the operations' own checks; then what is asked for.
-ALWAYS: tuple[Check, ...] = (TokenizerCheck(), OutputsCheck())
+ALWAYS: tuple[Check, ...] = (
+    ReportCheck(),
+    BytesCheck(),
+    ConfigCheck(),
+    TokenizerCheck(),
+    OutputsCheck(),
+    AdapterFilesCheck(),
+    AdapterBaseCheck(),
+)
 LOOKS: tuple[Check, ...] = (LeftOutCheck(), LensCheck(), SignalCheck(), FirstStepCheck())
 
 
 def verify(subject: Subject, own: Sequence[tuple[Check, Subject]] = ()) -> Iterator[Finding]:
     """Yield what each check finds that applies, in order. ``own`` are the operations' own checks, each with what it looks at.
 
+    A result that does not load or run is found by the check that ran into it.
+
     Raises:
-        InputRejected, VerificationFailed: a checkpoint does not load, or a forward needs inputs that cannot be made.
+        InputRejected: a source does not load.
     """
     checks = (*((check, subject) for check in ALWAYS), *own, *((check, subject) for check in LOOKS))
     for check, at in checks:
-        if check.applies(at):
-            yield check.run(at)
+        if check.name not in subject.left_out and check.applies(at):
+            yield _run(check, at)
+
+
+def _run(check: Check, subject: Subject) -> Finding:
+    try:
+        return check.run(subject)
+    except VerificationFailed as error:
+        return Sentences(check.name, (str(error),))

@@ -80,7 +80,7 @@ class ResizeCheck:
 
     def applies(self, subject: Subject) -> bool:
         """Where models may be loaded."""
-        return subject.outputs
+        return subject.runs
 
     def run(self, subject: Subject) -> ResizedReport:
         """See :func:`compare_resized`."""

@@ -11,7 +11,10 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.verification.promises import Promise, Scope
 
 if TYPE_CHECKING:
+    from graftkit.verification.digests import BaseDigests
     from graftkit.verification.kl_promise import KLPromise
+    from graftkit.verification.pair import Pair
+    from graftkit.verification.prepared_adapter import PreparedAdapter
 
 #: ``(what is being done, share done)``.
 Progress = Callable[[str, float], None]
@@ -19,11 +22,16 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """Content of each new token -> its id; those that have to be special; and whether the chat template is another on purpose."""
+    """How a tokenizer changed on purpose.
+
+    ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
+    chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token.
+    """
 
     ids: Mapping[str, int]
     special: frozenset[str]
     chat_template_changed: bool
+    eos_may_pad: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +42,18 @@ class Subject:
         source: the checkpoint that all started from.
         result: the base that was written, or the source where that stays as it is.
         adapter: the adapter that was written, if there is one.
-        promise: what is promised of the result.
+        promise: what is promised of the result, None where nothing is.
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
         later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
         tokens: how the tokenizer changed, None where it did not.
         kl: returns the bound on the KL that new ids promise, None where none is promised.
         wanted: names of the checks that are asked for beside those that always run.
-        outputs: whether models are loaded and run.
+        left_out: names of the checks that are not run.
+        not_run: why no model is loaded and run; empty where models are.
+        pair: source and result as opened, where no recipe says how one became the other.
+        prepared: an adapter that somebody has prepared, with what its report and its config say of it.
+        digests: returns the digests of the result, with or without its weights, where they may have been made already.
         seed: of whatever a check samples.
         device: where lens and signal run.
         paged: whether parameters are read from the files as forwards ask for them; None lets the free memory decide.
@@ -50,7 +62,7 @@ class Subject:
 
     source: Path
     result: Path
-    promise: Promise
+    promise: Promise | None = None
     adapter: Path | None = None
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
@@ -59,13 +71,22 @@ class Subject:
     tokens: NewTokens | None = None
     kl: Callable[[], KLPromise | None] = field(default=lambda: None)
     wanted: frozenset[str] = frozenset()
-    outputs: bool = True
+    left_out: frozenset[str] = frozenset()
+    not_run: str = ""
+    pair: Pair | None = None
+    prepared: PreparedAdapter | None = None
+    digests: Callable[[bool], BaseDigests] | None = None
     seed: int = 0
     device: str | None = None
     paged: bool | None = None
     progress: Progress | None = None
 
     @property
+    def runs(self) -> bool:
+        """Whether models are loaded and run."""
+        return not self.not_run
+
+    @property
     def base_changed(self) -> bool:
-        """Whether a base was written."""
-        return self.result != self.source
+        """Whether there is a result beside the source; two checkpoints may be one folder, and are compared all the same."""
+        return self.result != self.source or self.pair is not None

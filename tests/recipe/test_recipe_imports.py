@@ -7,17 +7,21 @@ import sys
 RECIPE = {"version": 1, "base_model": "a", "operations": [{"op": "extend_vocab", "tokens": ["x"]}], "output": "o"}
 
 PROGRAM = f"""
-import json, sys, time
-start = time.perf_counter()
+import json, sys
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += 1
+sys.setprofile(count)
 import pydantic, yaml
 from pydantic import BaseModel
 class Small(BaseModel):
     text: str
-floor = time.perf_counter() - start
-start = time.perf_counter()
+floor, calls = calls, 0
 from graftkit.recipe import dump_recipe, json_schema, load_recipe, parse_recipe
 parse_recipe({RECIPE!r})
-ours = time.perf_counter() - start
+ours = calls
+sys.setprofile(None)
 print(json.dumps([sorted(sys.modules), floor, ours]))
 """
 
@@ -36,6 +40,6 @@ def test_no_slow_library_is_loaded():
     assert "pydantic.v1" not in modules
 
 
-def test_the_models_cost_no_more_than_pydantic_itself():
-    runs = [run()[1:] for _ in range(3)]
-    assert min(ours for _, ours in runs) < min(floor for floor, _ in runs), runs
+def test_the_models_make_no_more_calls_than_pydantic_itself():
+    _, floor, ours = run()
+    assert 0 < ours < floor

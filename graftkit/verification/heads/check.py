@@ -115,7 +115,7 @@ class HeadCheck:
 
     def applies(self, subject: Subject) -> bool:
         """Where models may be loaded."""
-        return subject.outputs
+        return subject.runs
 
     def run(self, subject: Subject) -> HeadReport:
         """See :func:`check_head`."""

@@ -89,7 +89,7 @@ class HeldOutCheck:
 
     def applies(self, subject: Subject) -> bool:
         """Where models may be loaded."""
-        return subject.outputs
+        return subject.runs
 
     def run(self, subject: Subject) -> HeldOutReport:
         """See :func:`check_held_out`."""

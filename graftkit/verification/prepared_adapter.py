@@ -1,0 +1,93 @@
+"""An adapter that somebody has prepared: whether its own files and its base are still those that it was made as and for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter
+from graftkit.checkpoint.reading import chunks
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.errors import few, printable
+from graftkit.verification.adapter_origin import Origin
+from graftkit.verification.adapter_record import AdapterRecord
+from graftkit.verification.checks import Sentences
+from graftkit.verification.digests import tensor_digests
+from graftkit.verification.structural import first_not_finite
+from graftkit.verification.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAdapter:
+    """An adapter as it lies on disk, the report of the run that made it, and what is known of its base."""
+
+    adapter: Adapter
+    record: AdapterRecord | None
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFilesCheck:
+    """Config and tensors of a prepared adapter are those that were reported, and finite."""
+
+    name: str = "adapter files"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where somebody has prepared the adapter."""
+        return subject.prepared is not None
+
+    def run(self, subject: Subject) -> Sentences:
+        """Compare by digest with the report, where there is one; read every value."""
+        if (prepared := subject.prepared) is None:
+            raise ValueError("there is no prepared adapter")
+        changed = _changed(prepared.record, prepared.adapter) if prepared.record else ()
+        return Sentences(self.name, (*changed, *_not_finite(prepared.adapter)))
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterBaseCheck:
+    """The base is the one that a prepared adapter was made for, as far as files tell."""
+
+    name: str = "base"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where somebody has prepared the adapter."""
+        return subject.prepared is not None
+
+    def run(self, subject: Subject) -> Sentences:
+        """Say how the base is another one; see :func:`~graftkit.verification.adapter_origin.find_origin`."""
+        if (prepared := subject.prepared) is None:
+            raise ValueError("there is no prepared adapter")
+        return Sentences(self.name, tuple(f"adapter: {sentence}" for sentence in prepared.origin.different))
+
+
+def _changed(known: AdapterRecord, adapter: Adapter) -> Iterator[str]:
+    """Yield how config and tensors are no longer as they were reported, value by value."""
+    before, config = known.config, adapter.config
+    changed = [
+        f"{name} is {config.get(name)!r}, was {before.get(name)!r}"
+        for name in sorted({*before, *config})
+        if config.get(name) != before.get(name)
+    ]
+    if changed:
+        yield f"adapter: {CONFIG} is not the reported one: {printable('; '.join(changed[:3]))}"
+    digests = tensor_digests(adapter.tensors)
+    tensors = {name: (tensor.dtype, tensor.shape, digests[name]) for name, tensor in adapter.tensors.items()}
+    if tensors != known.tensors:
+        names = {*known.tensors, *tensors}
+        unlike = [name for name in names if known.tensors.get(name) != tensors.get(name)]
+        yield f"adapter: {WEIGHTS} is not the reported one: {few(unlike)}"
+
+
+def _not_finite(adapter: Adapter) -> Iterator[str]:
+    """Yield a sentence where a tensor of the adapter holds NaN or infinity."""
+    broken = [name for name, tensor in adapter.tensors.items() if any(_pieces_not_finite(tensor))]
+    if broken:
+        yield f"adapter: {WEIGHTS} holds NaN or infinity, in {few(broken)}: its training has diverged"
+
+
+def _pieces_not_finite(tensor: LazyTensor) -> Iterator[bool]:
+    import numpy as np
+
+    for piece in chunks(tensor):
+        yield first_not_finite(tensor.dtype, np.frombuffer(piece, np.uint8)) is not None
