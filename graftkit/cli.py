@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--revision", help="branch, tag or commit of a hub id")
     inspect.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
     add("diff", commands.diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
-    verify = add("verify", commands.verify, "check that B does what A did, or a prepared adapter on its base A")
+    verify = add("verify", commands.verify, "check that B behaves like A, or a prepared adapter on its base A")
     verify.add_argument("a", metavar="A", nargs="?")
     verify.add_argument("b", metavar="B", nargs="?")
     verify.add_argument(
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     for sub in (apply, verify):
         sub.add_argument("--device", help="where lens and signal run: cpu, cuda or cuda:N")
-    add("report", commands.report, "make graft_report.html in an output again, from its graft_report.json", "DIR")
+    add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
     test = add(
         "selftest", commands.selftest, "plant faults into copies of a model and see that verify catches every one"
     )

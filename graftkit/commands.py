@@ -124,7 +124,7 @@ def diff(options: Namespace) -> int:
 
 
 def verify(options: Namespace) -> int:
-    """Check that B does what A did, or an adapter on its base."""
+    """Check that B behaves like A, or an adapter on its base."""
     if options.b is not None if options.adapter else options.b is None:
         raise RecipeError("verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
     if options.adapter:

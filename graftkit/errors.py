@@ -82,6 +82,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
+def plural(value: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``, ``1,000 layers``."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
 def few(names: Collection[str]) -> str:
     """The first names of many, fit for a terminal."""
     ordered = sorted(names)

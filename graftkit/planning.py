@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that `apply` needs beside the imports, about.
+        """Bytes of memory that `apply` needs on top of the loaded libraries, about.
 
         Verifying outputs holds one model at a time and what the source gave, lens and signal hold both; writing holds pieces.
         Where models are paged in, outputs and lens hold no more than writing does.

@@ -228,7 +228,7 @@ def test_the_library_as_the_readme_shows_it(tmp_path):
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    assert "verified: bitwise" in done.stdout
+    assert "verified (bitwise)" in done.stdout
     assert (tmp_path / "out/quickstart/model.safetensors").is_file()
 
 

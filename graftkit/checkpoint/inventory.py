@@ -63,12 +63,12 @@ def _classified(directory: Path, known: set[str]) -> Iterator[tuple[str, str]]:
                 yield entry.name, _why_file_stays(entry.name)
     for folder in sorted(folders):
         for path in _files_below(directory, folder):
-            yield path, "a hidden file" if any(part.startswith(".") for part in path.split("/")) else ""
+            yield path, "hidden" if any(part.startswith(".") for part in path.split("/")) else ""
 
 
 def _why_folder_stays(name: str) -> str:
     if name.startswith("."):
-        return "a hidden folder"
+        return "hidden"
     if name in OTHER_FOLDERS:
         return "the source's weights in another format, stale in the output"
     return "a folder that modules.json does not name"
@@ -77,7 +77,7 @@ def _why_folder_stays(name: str) -> str:
 def _why_file_stays(name: str) -> str:
     lower = name.lower()
     if name.startswith("."):
-        return "a hidden file"
+        return "hidden"
     if lower.endswith(OTHER_FORMATS) or (lower.endswith(".index.json") and name != INDEX):
         return "the source's weights in another format, stale in the output"
     if lower.endswith(".safetensors"):

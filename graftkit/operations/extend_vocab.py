@@ -20,7 +20,7 @@ from graftkit.checkpoint.tokenizer import (
     set_chat_template,
     tokenizer_notes,
 )
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, plural, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
@@ -76,7 +76,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     )
     return Outcome(
         result,
-        _promise(vocabulary),
+        _promise(vocabulary, grows=size > vocabulary.rows),
         notes,
         correspondence,
         outcome,
@@ -157,19 +157,21 @@ def _new_rows(spec: ExtendVocab, ids: Mapping[str, int], padding: range, tokeniz
         yield NewRow.of(index, None, Mean(), Mean(), tokenizer)
 
 
-def _promise(vocabulary: Vocabulary) -> Promise:
+def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
     domain = "sequences of old token ids"
     if not vocabulary.has_output:
         return Promise(PromiseClass.BITWISE, "hidden states", domain)
-    rounding = "a kernel may round logits differently when the table's shape changed: then within the stated tolerance"
-    return Promise(PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,))
+    rounding = "a kernel may round logits differently where the table's shape changed, then within the stated tolerance"
+    return Promise(
+        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,) if grows else ()
+    )
 
 
 def _notes(vocabulary: Vocabulary, live: int, size: int, ids: Mapping[str, int]) -> Iterator[str]:
     taken = sum(index < vocabulary.rows for index in ids.values())
     spare = vocabulary.rows - live
     if spare:
-        yield f"{spare} padding rows behind the tokenizer's {live} ids; {taken} of them are taken"
+        yield f"{plural(spare, 'padding row')} behind the tokenizer's {live} ids; {taken} used for new tokens"
     if size > vocabulary.rows:
         yield f"the table grows from {vocabulary.rows} to {size} rows"
     if vocabulary.has_output:

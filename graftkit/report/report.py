@@ -56,10 +56,10 @@ class Report:
     @property
     def verdict(self) -> str:
         """One line: what was verified, and what was left out."""
-        promise = self.plan.promise.sentence()
+        promise = self.plan.promise
         if self.outputs is None and not self.checks:
-            return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise}"
-        return f"verified: {promise}{not_covered(self.lost)}"
+            return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise.sentence()}"
+        return f"verified ({promise.strength.word}): {promise.claim}{not_covered(self.lost)}"
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Report:
             return ""
         if not self.plan.recipe.verify.outputs:
             return "verify.outputs is off"
-        return "the base is the source's" if not self.plan.writes_base else "the source is not what it is compared with"
+        return "the base is unchanged" if not self.plan.writes_base else "compared with base and adapter instead, below"
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """Yield ``(check, result, figure)`` for everything that was checked, in order."""

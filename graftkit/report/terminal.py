@@ -77,12 +77,10 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     for note in (*plan.source.notes, *plan.source.remote_code):
         console.print(f"[dim]note:[/dim] {_text(note)}")
     for name, reason in plan.source.left_behind.items():
-        console.print(f"[dim]left behind:[/dim] {_text(name)}: {_text(reason)}")
+        console.print(f"[dim]not copied:[/dim] {_text(name)} ({_text(reason)})")
     console.print(f"promise    {_text(plan.promise.sentence())}")
-    console.print(
-        f"bytes      {size(plan.bytes_taken_over)} in shards taken over whole, {size(plan.bytes_written)} in shards written"
-    )
-    console.print(f"memory     about {size(plan.memory)} beside the imports")
+    console.print(f"bytes      copied unchanged {size(plan.bytes_taken_over)}, rewritten {size(plan.bytes_written)}")
+    console.print(f"memory     about {size(plan.memory)} on top of the loaded libraries")
 
 
 def _print_tensors(console: Console, plan: Plan) -> None:

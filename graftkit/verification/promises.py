@@ -47,7 +47,11 @@ class Promise:
     domain: str
     assumptions: tuple[str, ...] = ()
 
+    @property
+    def claim(self) -> str:
+        """What is promised, without how strongly."""
+        return "; ".join((f"{self.observable}, for {self.domain}", *self.assumptions))
+
     def sentence(self) -> str:
         """The promise in one line."""
-        text = f"{self.strength.word}: {self.observable}, for {self.domain}"
-        return f"{text}; assuming {'; '.join(self.assumptions)}" if self.assumptions else text
+        return f"{self.strength.word}: {self.claim}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.loaded_tokenizer import LoadedTokenizer
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
@@ -38,6 +38,10 @@ SETTINGS = (
     "split_special_tokens",
     "model_input_names",
 )
+
+
+#: The key under which texts are counted that a new token in them splits in another way.
+DIFFERING = "texts_split_differently"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,10 @@ class TokenizationReport:
 
     def figure(self) -> str:
         """What was covered, in one line."""
-        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self.covered.items())
+        counts = {name.replace("_", " ").removesuffix("s"): value for name, value in self.covered.items()}
+        differing = counts.pop(DIFFERING.replace("_", " "), 0)
+        text = ", ".join(plural(value, name) for name, value in counts.items() if value)
+        return f"{text}; {differing} split by new words" if differing else text
 
 
 def check_tokenization(
@@ -122,7 +129,7 @@ def check_tokenization(
         "new_tokens": len(new),
         "placements": len(new) * len(PLACEMENTS),
         "probe_texts": len(texts),
-        "texts_split_differently": differing,
+        DIFFERING: differing,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
     notes += template_notes(before, after)

@@ -40,6 +40,6 @@ def test_no_slow_library_is_loaded():
     assert "pydantic.v1" not in modules
 
 
-def test_the_models_make_no_more_calls_than_pydantic_itself():
+def test_the_models_make_fewer_than_twice_the_calls_of_loading_pydantic():
     _, floor, ours = run()
-    assert 0 < ours < floor
+    assert 0 < ours < 2 * floor

@@ -43,8 +43,3 @@ def short_count(value: float) -> str:
 def shape(sizes: list[int] | None) -> str:
     """A tensor's shape."""
     return "–" if sizes is None else " × ".join(map(str, sizes)) or "scalar"
-
-
-def plural(value: int, word: str) -> str:
-    """``1 layer``, ``2 layers``."""
-    return f"{count(value)} {word}{'' if value == 1 else 's'}"

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graftkit.errors import plural
 from graftkit.report.page.axes import Axis, linear, logarithmic, whole
 from graftkit.report.page.markup import Markup, joined, tag
-from graftkit.report.page.numbers import count, number, plural
+from graftkit.report.page.numbers import count, number
 
 WIDTH, HEIGHT = 420, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 410, 12, 184

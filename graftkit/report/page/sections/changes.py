@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.report.page.markup import joined, tag
-from graftkit.report.page.numbers import plural
 from graftkit.report.page.section import Section, chip, table
 
 #: Longer values are cut.

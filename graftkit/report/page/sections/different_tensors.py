@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.report.page.numbers import number, plural
+from graftkit.errors import plural
+from graftkit.report.page.numbers import number
 from graftkit.report.page.section import Section, table
 
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.report.page.markup import Markup, joined, tag
-from graftkit.report.page.numbers import number, plural
+from graftkit.report.page.numbers import number
 from graftkit.report.page.plots import AFTER, Bars, Mark, figure, histogram, meter
 from graftkit.report.page.section import Section, chip, table
 

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.report.page.markup import joined, tag
-from graftkit.report.page.numbers import number, plural
+from graftkit.report.page.numbers import number
 from graftkit.report.page.plots import AFTER, Series, by_layer, cells, figure
 from graftkit.report.page.section import Section, table
 

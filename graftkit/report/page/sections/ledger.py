@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.report.page.markup import data, joined, tag
-from graftkit.report.page.numbers import plural, shape
+from graftkit.report.page.numbers import shape
 from graftkit.report.page.section import Section
 from graftkit.report.size import size
 

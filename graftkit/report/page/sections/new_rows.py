@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.report.page.markup import Markup, joined, tag
-from graftkit.report.page.numbers import count, number, plural
+from graftkit.report.page.numbers import count, number
 from graftkit.report.page.plots import BEFORE, Bars, Mark, figure, histogram
 from graftkit.report.page.section import Section, chip, table
 
