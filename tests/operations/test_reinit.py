@@ -88,7 +88,7 @@ def test_the_report_says_what_changed(sources, tmp_path):
     measured = float((p.exp() * (p - q)).sum(-1).mean())
     assert logits.kl_mean == pytest.approx(measured, rel=0.3)
     assert 0 < logits.kl_mean < logits.kl_max
-    assert report.verdict.startswith("verified: intentional: ")
+    assert report.verdict.startswith("verified (intentional): ")
 
 
 def test_conv1d_has_the_fans_of_its_own_layout(sources, tmp_path):

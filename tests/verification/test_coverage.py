@@ -102,7 +102,7 @@ def recipe(source, output, **verify):
 
 def test_the_verdict_of_a_recipe_says_what_is_lost(reason, sources, tmp_path):
     report = graftkit.apply(recipe(sources("llama"), tmp_path / "out"))
-    assert report.verdict.startswith("verified: bitwise: ")
+    assert report.verdict.startswith("verified (bitwise): ")
     assert report.verdict.endswith("; not covered: cached decoding")
     assert json.loads((tmp_path / "out" / "graft_report.json").read_text())["not_covered"] == ["cached decoding"]
     assert "Not covered: cached decoding." in (tmp_path / "out" / "graft_report.html").read_text()
