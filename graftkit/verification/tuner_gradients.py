@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME
 from graftkit.errors import few
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
