@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import in_pieces
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
+from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verification.kl_promise import KLPromise
@@ -229,13 +230,15 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
-            other = before.names[part.name] ^ outputs.keys()
+            pairs, other = paired(before.names[part.name], outputs, found.correspondence)
             if other and not backbone:
                 return [
                     f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
                 ]
-            pairs = hidden_states(old, outputs) if backbone else {name: name for name in old}
+            pairs = hidden_states(old, outputs, found.correspondence) if backbone else pairs
             for name, other_name in pairs.items():
+                if name not in old:  # for want of memory
+                    continue
                 found.compare(part, name, old[name], outputs[other_name], capture, places)
                 compared += 1
             del old, outputs  # before the next ones are made
@@ -247,14 +250,16 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
     return [] if compared else ["outputs: source and result have no hidden state in common"]
 
 
-def hidden_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+def hidden_states(
+    old: Collection[str], new: Collection[str], correspondence: Correspondence = IDENTITY
+) -> dict[str, str]:
     """Names of the hidden states that two base models share, as the old calls them -> as the new does.
 
     The encoder alone of an encoder-decoder gives without a prefix what the whole gives as ``encoder_...``.
     """
     halved = any(n.startswith("encoder_") for n in old) and not any(n.startswith("encoder_") for n in new)
-    names = {f"encoder_{name}" if halved else name: name for name in new}
-    return {name: other for name, other in names.items() if "hidden" in name and name in old}
+    names = {correspondence.output_in_source(f"encoder_{name}" if halved else name): name for name in new}
+    return {name: other for name, other in names.items() if name is not None and "hidden" in name and name in old}
 
 
 def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | None:

@@ -16,8 +16,9 @@ from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
+from graftkit.verification.comparison import Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.output_distance import Distances, distances, own_noise
+from graftkit.verification.own_noise import own_noise
 from graftkit.verification.resized_products import (
     Product,
     ProductComparison,
@@ -109,10 +110,10 @@ def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> Resiz
             return ResizedReport(
                 compared, 0, bitwise=False, changed=0, effect=0, failures=tuple(failures), not_compared=reason
             )
-        changes = distances(second.model, before)
+        changes = compare_runs(second.model, before)
         release(second.model)
         plain = load(base)
-        effect = max(distances(plain.model, before).relative.values(), default=0.0)
+        effect = compare_runs(plain.model, before).worst
         release(plain.model)
         bounds: Mapping[str, _Bound] = {}
         if not any(product.shrunk for product in compared):
@@ -131,7 +132,7 @@ class _Bound:
 def _report(
     compared: tuple[ProductComparison, ...],
     before: Reference,
-    changes: Distances,
+    changes: Comparison,
     bounds: Mapping[str, _Bound],
     effect: float,
     failures: list[str],
@@ -159,7 +160,7 @@ def _report(
 
 
 def _bounds(
-    base: Path, old: Path, before: Reference, changes: Distances, known: Mapping[str, list[Product]]
+    base: Path, old: Path, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
 ) -> dict[str, _Bound]:
     """By output, twice the larger of two: the rounding of one product, and the old adapter's noise where that is not enough.
 

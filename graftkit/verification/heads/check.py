@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
 from graftkit.running.forward import load, undisturbed
@@ -119,10 +120,12 @@ class HeadCheck:
 
     def run(self, subject: Subject) -> HeadReport:
         """See :func:`check_head`."""
-        return check_head(subject.source, subject.result, self.promise)
+        return check_head(subject.source, subject.result, self.promise, subject.correspondence)
 
 
-def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
+def check_head(
+    source: Path, result: Path, promise: HeadPromise, correspondence: Correspondence = IDENTITY
+) -> HeadReport:
     """Load ``result`` twice and run it; see :class:`HeadReport`.
 
     Raises:
@@ -133,7 +136,7 @@ def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
         digests = _digests(first.model)
         if not takes_text(first.model):
             del first
-            backbone = compare_backbones(source, result)
+            backbone = compare_backbones(source, result, correspondence)
             second = load(result)
             report = _report(second, same_bits=_digests(second.model) == digests)
             found = _first_loss(second.model, _media(second.model), promise) if promise.prior else {}
