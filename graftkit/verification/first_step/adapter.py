@@ -11,21 +11,13 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import few
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.inputs import feed, find_inputs
+from graftkit.running.loss import loss_of, name_of_loss, observe, old_ids
 from graftkit.running.probes import Probe
 from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_outputs
-from graftkit.verification.first_step.observed import observe, old_ids
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import (
-    MOST_IDS,
-    TEXTS,
-    differentiable,
-    gradients,
-    loss_of,
-    name_of_loss,
-    with_ids,
-)
+from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, with_ids
 from graftkit.verification.promises import Scope
 
 FROZEN = "the base is frozen"

@@ -12,23 +12,15 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.inputs import find_inputs
+from graftkit.running.loss import Observed, loss_of, name_of_loss, observe, old_ids
 from graftkit.running.probes import Probe
 from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
-from graftkit.verification.first_step.observed import Observed, observe, old_ids
 from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import (
-    MOST_IDS,
-    TEXTS,
-    differentiable,
-    gradients,
-    loss_of,
-    name_of_loss,
-    with_ids,
-)
+from graftkit.verification.first_step.task import MOST_IDS, TEXTS, differentiable, gradients, with_ids
 from graftkit.verification.promises import Scope
 
 Progress = Callable[[str, float], None]
@@ -118,7 +110,8 @@ def _new_parameters(
     ids, found = correspondence.ids, dict[str, Sequence[int] | None]()
     sizes = None if ids is None else ((ids.result,), (ids.source,))
     for name, value in model.named_parameters():
-        shape = shapes.get(_bare(model, name))
+        origin = correspondence.module_in_source(name)
+        shape = None if origin is None else shapes.get(_bare(model, origin))
         if shape is None:
             found[name] = None
         elif fresh and (value.shape[:1], shape[:1]) == sizes:

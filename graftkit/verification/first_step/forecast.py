@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.running.inputs import feed
+from graftkit.running.loss import Observed
 from graftkit.running.probes import Probe
-from graftkit.verification.first_step.observed import Observed
 
 EPSILON, WEIGHT_DECAY = 1e-8, 0.01
 

@@ -10,8 +10,9 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graftkit.running.loss import loss_of
 from graftkit.running.probes import Probe
-from graftkit.verification.first_step.task import gradients, loss_of
+from graftkit.verification.first_step.task import gradients
 
 STEPS, LEARNING_RATE = 3, 1e-3
 
