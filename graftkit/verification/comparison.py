@@ -160,7 +160,7 @@ def measure(found: Difference, old: Tensor, new: Tensor) -> bool:
             found.squares += sum_of_squares(gap)
         else:
             apart = (a != b) & ~(a.isnan() & b.isnan())
-            most = float(gap[apart].abs().nan_to_num(nan=math.inf).max()) if apart.any() else 0.0
+            most = float(gap[apart].abs().nan_to_num(nan=math.inf, posinf=math.inf).max()) if apart.any() else 0.0
             found.squares += sum_of_squares(finite(gap))
         found.largest = max(found.largest, most)
     return True

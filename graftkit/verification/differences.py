@@ -197,17 +197,17 @@ def _comparable(tally: Tally, probe: Probe, old: Tensor, new: Tensor) -> bool:
 def _tally_allowed(tally: Tally, old: Tensor, new: Tensor, margin: Tensor) -> None:
     """``margin`` is allowed beside a few roundings of the logit itself.
 
-    A product is rounded once, what a model does with it (a scale, a soft cap) a few times more: 2 sides · 3 roundings.
+    A product is rounded once, what a model does with it (a scale, a soft cap) a few times more: 2 sides · 3 roundings. A logit
+    that is infinite on one side alone is beyond all of it.
     """
     a, b = old.double(), new.double()
-    different = a != b
-    if not different.any():
-        return
-    unit = UNIT_ROUNDOFF[str(old.dtype)]
-    allowed = (margin + 6 * unit * a.abs().maximum(b.abs()))[different]
-    gap = (a - b).abs()[different].nan_to_num(nan=math.inf)
-    tally.allowed = max(tally.allowed, float(allowed.max()))
-    tally.beyond = tally.beyond or bool((gap > allowed).any())
+    gap = (a - b).abs()
+    tally.beyond = tally.beyond or bool((~gap.isfinite() & (a != b)).any())
+    counts = gap.isfinite() & (a != b)
+    if counts.any():
+        allowed = (margin + 6 * UNIT_ROUNDOFF[str(old.dtype)] * a.abs().maximum(b.abs()))[counts]
+        tally.allowed = max(tally.allowed, float(allowed.max()))
+        tally.beyond = tally.beyond or bool((gap[counts] > allowed).any())
 
 
 def _tally_kl(tally: Tally, old: Tensor, new: Tensor) -> None:

@@ -1,10 +1,13 @@
 """Blocks that were inserted or dropped: every comparison pairs the blocks that correspond, and names a fault at its own place."""
 
+import shutil
+
 import pytest
 import torch
 from support.blocks import correspondence, with_blocks
 
 from graftkit.running.forward import load
+from graftkit.verification.adapted import compare_with_adapted
 from graftkit.verification.adapter_weights import residual_gap
 from graftkit.verification.comparison import paired
 from graftkit.verification.first_step import compare_first_step
@@ -178,3 +181,26 @@ def test_base_and_adapter_are_put_together_block_by_block(source, grown, tmp_pat
         adapted.model.layers[2].mlp.down_proj.base_layer.weight[0] *= 1.01
     (failure,) = residual_gap(adapted, old, change).failures
     assert "model.layers.2.mlp.down_proj" in failure
+
+
+def test_a_merge_is_compared_with_its_adapter_also_where_blocks_came_behind_it(source, tmp_path):
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(source)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    shutil.copy(source / "tokenizer.json", tmp_path / "merged" / "tokenizer.json")
+    shutil.copy(source / "tokenizer_config.json", tmp_path / "merged" / "tokenizer_config.json")
+    result, later = with_blocks(tmp_path / "merged", tmp_path / "result", MIDDLE), correspondence(3, MIDDLE)
+    report = compare_with_adapted(source, result, tmp_path / "adapter", later=later)
+    assert report.failures == ()
+    assert len(report.weights) == 6
+    assert {"hidden_states.0", "hidden_states.2", "hidden_states.3", "logits"} <= {item.name for item in report.outputs}
+    broken = faulty(tmp_path / "merged", tmp_path / "broken", MIDDLE, "model.layers.2.mlp.down_proj.weight")
+    failures = compare_with_adapted(source, broken, tmp_path / "adapter", later=later).failures
+    assert "weights: 'model.layers.1.mlp.down_proj.weight' is not base plus adapter" in failures[0]
+    assert not any("model.layers.2" in failure for failure in failures)
