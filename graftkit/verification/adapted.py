@@ -12,7 +12,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.parts import lora_parts
@@ -22,6 +22,7 @@ from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.reference import Reference, run_loaded
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.comparison import Comparison, Outputs, paired
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
@@ -52,6 +53,7 @@ class OutputNoise:
     adapted: float
     merged: float
     by_peft: float | None = None
+    derived: ClassVar[tuple[str, ...]] = ("ratio",)
 
     @property
     def ratio(self) -> float:
@@ -65,7 +67,7 @@ class OutputNoise:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedReport:
+class AdaptedReport(Report):
     """What was compared with the base and the adapter as peft loads them. ``skipped`` says what was not, and why.
 
     ``dtype`` is that of the merged weights.
@@ -78,17 +80,13 @@ class AdaptedReport:
     skipped: tuple[str, ...]
     failures: tuple[str, ...]
     name: str = "merged against adapted"
+    derived: ClassVar[tuple[str, ...]] = ("kept",)
 
     @property
     def kept(self) -> float | None:
         """The share of the adapter's whole update that the dtype of the weights keeps; None where it adds to none."""
         energy = sum(weight.energy for weight in self.weights)
         return sum(weight.kept * weight.energy for weight in self.weights) / energy if energy else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        outputs = [{**dataclasses.asdict(output), "ratio": output.ratio} for output in self.outputs]
-        return {**dataclasses.asdict(self), "outputs": outputs, "kept": self.kept}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
@@ -112,16 +110,12 @@ class AdaptedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeCheck:
+class MergeCheck(LoadsModels):
     """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source."""
 
     folder: Path
     base: Checkpoint | None = None
     name: str = "merged against adapted"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> AdaptedReport:
         """Compare the two; see :func:`compare_with_adapted`."""

@@ -175,8 +175,10 @@ def unmasked(values: Tensor, probe: Probe | None) -> Tensor:
 
 def pieces(values: Tensor) -> Iterator[Tensor]:
     """Rows of ``values`` ``(..., width)`` in float64, a bounded piece at a time."""
+    import torch
+
     width = max(values.shape[-1], 1) if values.ndim else 1
-    for piece in values.reshape(-1, width).split(max(CHUNK // width, 1)):  # type: ignore[no-untyped-call]
+    for piece in torch.split(values.reshape(-1, width), max(CHUNK // width, 1)):
         yield piece.double()
 
 

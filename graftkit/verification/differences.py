@@ -62,7 +62,7 @@ class Differences:
     """
 
     correspondence: Correspondence
-    module: nn.Module | None = None
+    module: nn.Linear | None = None
     measured: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     masses: list[tuple[float, float, int]] = field(default_factory=list)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.parts import SavedPart, adapter_parts, lora_parts
 from graftkit.errors import printable
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import run_loaded
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.comparison import compare_runs
 from graftkit.verification.factor_rounding import WIDE, stored
 from graftkit.verification.subject import Subject
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractedReport:
+class ExtractedReport(Report):
     """What was compared. ``lost`` is the share of each linear's difference that the adapter lacks, by energy, ``allowed`` the most.
 
     ``missed`` is the largest relative root-mean-square distance of an output from the fine-tuned model's, ``effect`` that of the base.
@@ -37,10 +37,6 @@ class ExtractedReport:
     failures: tuple[str, ...]
     name: str = "extracted adapter against fine-tuned"
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         verdict = "failed" if self.failures else "rounded"
@@ -52,16 +48,12 @@ class ExtractedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractCheck:
+class ExtractCheck(LoadsModels):
     """The extracted adapter beside the fine-tuned checkpoint; ``expected`` gives the most that each linear may lose."""
 
     tuned: Path
     expected: Callable[[], Mapping[str, float]]
     name: str = "extracted adapter against fine-tuned"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> ExtractedReport:
         """See :func:`compare_with_tuned`."""

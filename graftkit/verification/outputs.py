@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -19,6 +18,7 @@ from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import in_pieces
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
+from graftkit.verification.checks import Report
 from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
@@ -30,7 +30,7 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class OutputsReport:
+class OutputsReport(Report):
     """What was run, covered and measured. ``failures`` is empty when the promise holds on every probe.
 
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
@@ -61,15 +61,12 @@ class OutputsReport:
     paged: bool = False
     unit: str = "tokens"
     name: str = "outputs"
+    derived: ClassVar[tuple[str, ...]] = ("passed",)
 
     @property
     def passed(self) -> bool:
         """Whether no check failed."""
         return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""

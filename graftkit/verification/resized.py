@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graftkit.architecture.peft.tuner import stand_in
 from graftkit.architecture.skeleton import build_skeleton
@@ -16,6 +15,7 @@ from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.comparison import Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.own_noise import own_noise
@@ -33,7 +33,7 @@ NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class ResizedReport:
+class ResizedReport(Report):
     """What was compared.
 
     ``bitwise`` says so of all outputs; ``effect`` is the largest relative change of an output that the old adapter makes,
@@ -53,10 +53,6 @@ class ResizedReport:
     noise: float | None = None
     name: str = "resized against old adapter"
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         lost = max(product.lost for product in self.products)
@@ -73,15 +69,11 @@ class ResizedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ResizeCheck:
+class ResizeCheck(LoadsModels):
     """The resized adapter beside the old one in the folder ``old``."""
 
     old: Path
     name: str = "resized against old adapter"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> ResizedReport:
         """See :func:`compare_resized`."""

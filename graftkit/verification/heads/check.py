@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
 from graftkit.running.forward import load, undisturbed
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
@@ -45,7 +46,7 @@ class HeadPromise:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadReport:
+class HeadReport(Report):
     """What was found. ``first_loss`` and ``entropy`` are in nats; ``skipped`` says why something was not run."""
 
     architecture: str
@@ -59,6 +60,7 @@ class HeadReport:
     backbone: Backbone | None = None
     skipped: str = ""
     name: str = "replace_head"
+    derived: ClassVar[tuple[str, ...]] = ("failures",)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -102,21 +104,13 @@ class HeadReport:
         if self.skipped:
             yield "head's forward", "not run", self.skipped
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "failures": list(self.failures)}
-
 
 @dataclass(frozen=True, slots=True)
-class HeadCheck:
+class HeadCheck(LoadsModels):
     """The written head, reloaded and run alone and in a batch."""
 
     promise: HeadPromise
     name: str = "replace_head"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> HeadReport:
         """See :func:`check_head`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -52,6 +52,7 @@ class Floor:
     bend: float | None
     effect: float
     narrow: tuple[tuple[str, str, int], ...]
+    derived: ClassVar[tuple[str, ...]] = ("height", "threshold")
 
     @property
     def height(self) -> float:

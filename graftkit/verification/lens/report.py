@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from graftkit.verification.checks import finite
+from graftkit.verification.checks import finite, json_of
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -65,6 +64,7 @@ class LensReport:
     measured: bool = False
     paged: bool = False
     unit: str = "tokens"
+    derived: ClassVar[tuple[str, ...]] = ("largest",)
 
     @property
     def name(self) -> str:
@@ -78,11 +78,7 @@ class LensReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; what is not finite is a string."""
-        height = {"height": self.floor.height, "threshold": self.floor.threshold}
-        found = dataclasses.asdict(self)
-        found["floor"] |= height
-        found["largest"] = self.largest
-        plain: dict[str, Any] = finite(found)
+        plain: dict[str, Any] = finite(json_of(self))
         return plain
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
