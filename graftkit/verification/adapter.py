@@ -220,7 +220,9 @@ class AdapterCheck:
             return gap
         model = start()
         known = dict(model.named_parameters())
-        names = [name for name in adapted_weights(adapted) if name in known]
+        correspondence = (self.residual or Residual()).correspondence
+        old = (correspondence.module_in_source(name) for name in adapted_weights(adapted))
+        names = [name for name in old if name is not None and name in known]
         move_by_one_rounding(model, names, getattr(peft_model.active_peft_config, "r", None) or 1, seed)
         return dataclasses.replace(gap, noise=compare(model, reference).relative)
 
