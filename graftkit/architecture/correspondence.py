@@ -209,6 +209,11 @@ class Correspondence:
         """What the result calls an output of the source; None where the block that gives it was dropped."""
         return name if self.blocks is None else _renamed_output(name, self.stack, self.blocks.inverse)
 
+    def shown(self, name: str) -> str:
+        """A module, parameter or output of the source for a sentence, with the result's name for it where that is another."""
+        other = self.output_in_result(name) if "hidden_states" in name else self.module_in_result(name)
+        return name if other in (name, None) else f"{name} (in the result {other})"
+
     def _stacks(self) -> tuple[str, ...]:
         return tuple(stack for stack in (self.stack, self.stack.partition(".")[2]) if stack)
 

@@ -23,7 +23,7 @@ from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.checks import LoadsModels, Report
-from graftkit.verification.comparison import Comparison, Outputs, paired
+from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
 from graftkit.verification.promises import Scope
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
-
-#: The bound on the noise ratio.
-NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)

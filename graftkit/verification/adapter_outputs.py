@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import run
-from graftkit.verification.comparison import Comparison
+from graftkit.verification.comparison import NOISE_RATIO, Comparison
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.promises import PromiseClass
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from graftkit.running.probes import Probe
     from graftkit.running.reference import Reference
-
-#: An adapter that is only rounded may move the outputs so many times as far as rounding its weights once more does.
-NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from graftkit.running.probes import Probe
     from graftkit.running.reference import Reference
 
+#: What differs by rounding alone may differ by so many times the noise that was measured: both are one draw of it.
+NOISE_RATIO = 2.0
+
 #: What cached decoding puts before the names of its outputs.
 STEP = re.compile(r"^step \d+ ")
 

@@ -163,12 +163,13 @@ class Differences:
         """
         found = []
         for name, tally in sorted(self.tallies.items(), key=lambda item: depth(item[0])):
+            shown = self.correspondence.shown(name)
             promised = f"allowed {tally.allowed:.3g}" if tally.allowed else "promised bitwise"
             if tally.broken:
-                found.append(f"outputs: {name} {tally.broken}")
+                found.append(f"outputs: {shown} {tally.broken}")
             elif tally.beyond and not self.measured:
                 found.append(
-                    f"outputs: {name} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
+                    f"outputs: {shown} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
                 )
         return found
 

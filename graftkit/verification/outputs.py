@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -26,7 +26,8 @@ from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.promises import Scope
 
-Progress = Callable[[str, float], None]
+if TYPE_CHECKING:
+    from graftkit.verification.subject import Progress
 
 
 @dataclass(frozen=True, slots=True)

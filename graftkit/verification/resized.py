@@ -16,7 +16,7 @@ from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report
-from graftkit.verification.comparison import Comparison, compare_runs
+from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.own_noise import own_noise
 from graftkit.verification.resized_products import (
@@ -27,9 +27,6 @@ from graftkit.verification.resized_products import (
     products,
 )
 from graftkit.verification.subject import Subject
-
-#: The bound on the noise ratio: both figures are one draw of the same noise.
-NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from graftkit.verification.promises import Scope
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Progress = Callable[[str, float], None]
+    from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
 OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
@@ -65,7 +65,7 @@ def compare_first_step(
     why = why_not(scope)
     broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
     gap = None if broken else gap
-    return new.report(gap, broken or why, moves, steps, why, seconds, tuple(_failures(gap, moves)))
+    return new.report(gap, broken or why, moves, steps, why, seconds, tuple(_failures(gap, moves, correspondence)))
 
 
 def why_not(scope: Scope) -> str:
@@ -101,11 +101,13 @@ def _bare(model: PreTrainedModel, name: str) -> str:
     return name.removeprefix(f"{model.base_model_prefix}.")
 
 
-def _failures(gap: GradientGap | None, moves: Mapping[str, int | None]) -> Iterator[str]:
+def _failures(
+    gap: GradientGap | None, moves: Mapping[str, int | None], correspondence: Correspondence
+) -> Iterator[str]:
     if gap is not None and gap.differs:
         yield (
-            f"first step: the gradient of the old parameter {printable(gap.parameter)} differs by {gap.error:.2g} of the"
-            f" largest norm in its module; the source's own noise there is {gap.floor:.2g}"
+            f"first step: the gradient of the old parameter {printable(correspondence.shown(gap.parameter))} differs by"
+            f" {gap.error:.2g} of the largest norm in its module; the source's own noise there is {gap.floor:.2g}"
         )
     dead = [name for name, step in moves.items() if step is None]
     if dead:

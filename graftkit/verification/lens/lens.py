@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from graftkit.verification.subject import Progress
+
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
 OPERATIONS = 1e11
 
@@ -41,8 +43,6 @@ NULL_RUNS = 3
 
 #: Null runs are made on the first probes, until these many tokens were run.
 NULL_TOKENS = 900
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(slots=True)
@@ -186,9 +186,8 @@ def _first(setting: Setting, found: _Found) -> FirstDifference | None:
         return None
     tensors = own_differences(setting.old.model, setting.new.model, entry.name, setting.correspondence)
     reaches = any(value > setting.floor.threshold for value in found.outputs.values())
-    there = setting.correspondence.module_in_result(entry.name)
-    place = "" if there is None or there == entry.name else there
-    return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches, place)
+    shown = setting.correspondence.shown(entry.name)
+    return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches, shown)
 
 
 def _loading_failures(new: Loaded) -> list[str]:

@@ -19,7 +19,7 @@ class FirstDifference:
     """The first module, in the order of the source's calls, whose output differs in float64 by more than the threshold.
 
     ``gap`` is relative to the RMS of the source's output there; ``tensors`` are the module's own that differ, ``unlike`` says
-    what cannot be compared; ``reaches`` tells whether the model's own outputs differ as well; ``place`` is the module's name in
+    what cannot be compared; ``reaches`` tells whether the model's own outputs differ as well; ``shown`` is the module with its name in
     the result where that is another.
     """
 
@@ -29,14 +29,13 @@ class FirstDifference:
     tensors: tuple[str, ...]
     unlike: str
     reaches: bool
-    place: str = ""
+    shown: str = ""
 
     def sentence(self) -> str:
         """Where, how much, and why if the module's own tensors tell."""
         what = self.unlike or f"differs by {self.gap:.3g} of its RMS on probe {self.probe!r}"
         why = f"; {', '.join(self.tensors)} differs" if self.tensors else "; its own tensors are equal"
-        where = f" (in the result {self.place})" if self.place else ""
-        return f"{self.module or 'the model itself'}{where} {what}{why}"
+        return f"{self.shown or self.module or 'the model itself'} {what}{why}"
 
 
 @dataclass(frozen=True, slots=True)

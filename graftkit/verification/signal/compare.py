@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Progress = Callable[[str, float], None]
+    from graftkit.verification.subject import Progress
 
 #: Floating point operations that forward and backward of one model may cost.
 OPERATIONS = 3e11
