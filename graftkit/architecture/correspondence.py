@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ class IndexMap:
     def dropped(self) -> tuple[int, ...]:
         """Indices of the source that the result has not."""
         return tuple(_gaps(sorted((start, length) for _, start, length in self.runs), self.source))
+
+    @property
+    def inverse(self) -> IndexMap:
+        """The same map seen from the source."""
+        runs = sorted((start, place, length) for place, start, length in self.runs)
+        return IndexMap(self.result, self.source, tuple(runs))
 
     def of_source(self, values: Tensor, axis: int = -1) -> Tensor:
         """The corresponding slices of the source's ``values``, in the result's order; a view where they are one run."""
@@ -140,7 +146,8 @@ class Correspondence:
     """Which ids and blocks of a result are which of its source; None stands for the identity.
 
     ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, below which probes
-    draw them. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``.
+    draw them. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``. A base model alone names
+    everything without the first word of it.
     """
 
     ids: IndexMap | None = None
@@ -169,6 +176,46 @@ class Correspondence:
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack
         )
+
+    def within_source(self) -> Correspondence:
+        """The source beside itself, over the ids that the result keeps."""
+        if self.ids is None:
+            return IDENTITY
+        runs = tuple((start, start, length) for _, start, length in self.ids.runs)
+        return Correspondence(IndexMap(self.ids.source, self.ids.source, runs), self.live)
+
+    def blocks_of(self, stack: str) -> IndexMap | None:
+        """Which block is which in the list of modules of that name; None where each is its own, or it is another list."""
+        return self.blocks if stack and stack in self._stacks() else None
+
+    def inside(self, module: str) -> Correspondence:
+        """The same for what a module gives: where the main stack is not part of it, its blocks are no blocks of that."""
+        within = not module or any(stack.startswith(f"{module}.") for stack in self._stacks())
+        return self if within or self.blocks is None else replace(self, blocks=None)
+
+    def module_in_source(self, name: str) -> str | None:
+        """What the source calls a module or parameter of the result; None where it is part of a new block."""
+        return name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks)
+
+    def module_in_result(self, name: str) -> str | None:
+        """What the result calls a module or parameter of the source; None where its block was dropped."""
+        return name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
+
+    def output_in_source(self, name: str) -> str | None:
+        """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""
+        return name if self.blocks is None else _renamed_output(name, self.stack, self.blocks)
+
+    def output_in_result(self, name: str) -> str | None:
+        """What the result calls an output of the source; None where the block that gives it was dropped."""
+        return name if self.blocks is None else _renamed_output(name, self.stack, self.blocks.inverse)
+
+    def shown(self, name: str) -> str:
+        """A module, parameter or output of the source for a sentence, with the result's name for it where that is another."""
+        other = self.output_in_result(name) if "hidden_states" in name else self.module_in_result(name)
+        return name if other in (name, None) else f"{name} (in the result {other})"
+
+    def _stacks(self) -> tuple[str, ...]:
+        return tuple(stack for stack in (self.stack, self.stack.partition(".")[2]) if stack)
 
     @property
     def fresh_ids(self) -> tuple[int, ...]:
@@ -212,3 +259,29 @@ def _then(earlier: IndexMap | None, later: IndexMap | None) -> IndexMap | None:
     if earlier is None or later is None:
         return earlier if later is None else later
     return earlier.then(later)
+
+
+def _renamed_module(name: str, stacks: tuple[str, ...], blocks: IndexMap) -> str | None:
+    for stack in stacks:
+        index, dot, rest = name.removeprefix(f"{stack}.").partition(".")
+        if name.startswith(f"{stack}.") and index.isdigit():
+            origin = blocks.origin(int(index))
+            return None if origin is None else f"{stack}.{origin}{dot}{rest}"
+    return name
+
+
+def _renamed_output(name: str, stack: str, blocks: IndexMap) -> str | None:
+    """The first hidden state is what the first block takes, and the last what the whole stack gives, normed in most classes.
+
+    Those between are what the block before them gives.
+    """
+    stem, _, number = name.rpartition(".")
+    kind = stem.rpartition(" ")[2]
+    side = kind.removesuffix("hidden_states").removesuffix("_")
+    if not (number.isdigit() and kind.endswith("hidden_states")) or (side and side not in stack.split(".")):
+        return name
+    index = int(number)
+    if index in (0, blocks.result):
+        return f"{stem}.{blocks.source if index else 0}"
+    origin = blocks.origin(index - 1)
+    return None if origin is None or origin + 1 == blocks.source else f"{stem}.{origin + 1}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.peft.adapter_edits import find_edits
-from graftkit.architecture.peft.injection import PREFIX
+from graftkit.architecture.peft.parts import PREFIX
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint

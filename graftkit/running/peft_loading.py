@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
 from graftkit.checkpoint.adapter import WEIGHTS

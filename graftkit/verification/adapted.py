@@ -8,35 +8,34 @@ the arithmetic itself, which is that of the adapted model or, where that is larg
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gc
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.peft.parts import lora_parts
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
-from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference, run_loaded
+from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graftkit.running.probes import Probe
+
 #: Experts with adapters on them are held in float64 while the reference is made, up to this size.
 FUSED_BYTES = 4 << 30
-
-#: What cached decoding puts before the names of its outputs.
-STEP = re.compile(r"^step \d+ ")
-
-#: The bound on the noise ratio.
-NOISE_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +50,7 @@ class OutputNoise:
     adapted: float
     merged: float
     by_peft: float | None = None
+    derived: ClassVar[tuple[str, ...]] = ("ratio",)
 
     @property
     def ratio(self) -> float:
@@ -64,7 +64,7 @@ class OutputNoise:
 
 
 @dataclass(frozen=True, slots=True)
-class AdaptedReport:
+class AdaptedReport(Report):
     """What was compared with the base and the adapter as peft loads them. ``skipped`` says what was not, and why.
 
     ``dtype`` is that of the merged weights.
@@ -77,17 +77,13 @@ class AdaptedReport:
     skipped: tuple[str, ...]
     failures: tuple[str, ...]
     name: str = "merged against adapted"
+    derived: ClassVar[tuple[str, ...]] = ("kept",)
 
     @property
     def kept(self) -> float | None:
         """The share of the adapter's whole update that the dtype of the weights keeps; None where it adds to none."""
         energy = sum(weight.energy for weight in self.weights)
         return sum(weight.kept * weight.energy for weight in self.weights) / energy if energy else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        outputs = [{**dataclasses.asdict(output), "ratio": output.ratio} for output in self.outputs]
-        return {**dataclasses.asdict(self), "outputs": outputs, "kept": self.kept}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
@@ -111,16 +107,12 @@ class AdaptedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class MergeCheck:
+class MergeCheck(LoadsModels):
     """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source."""
 
     folder: Path
     base: Checkpoint | None = None
     name: str = "merged against adapted"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> AdaptedReport:
         """Compare the two; see :func:`compare_with_adapted`."""
@@ -175,14 +167,12 @@ def compare_with_adapted(
     return AdaptedReport(weights, tuple(outputs), tokens, dtype, tuple(skipped), tuple(failures))
 
 
-def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, dict[str, Any]]:
+def _in_float64(model: nn.Module, native: Reference, skipped: list[str]) -> dict[str, Outputs]:
     """The outputs of every probe in true float64; empty where the class cannot be run so."""
-    from peft.tuners.lora.layer import ParamWrapper
-
     from graftkit.verification.lens.float64 import float64
 
     # peft registers what it adds to a parameter of experts as a parametrization, which must keep the parameter's dtype.
-    fused = [module for module in model.modules() if isinstance(module, ParamWrapper)]
+    fused = [part.module for part in lora_parts(model) if part.on_parameter]
     size = sum(parameter.numel() for module in fused for parameter in module.parameters())
     if 8 * size > FUSED_BYTES:
         skipped.append(f"outputs in float64: adapted experts of {size:,} elements are too many to be held in float64")
@@ -198,77 +188,54 @@ def _in_float64(model: Any, native: Reference, skipped: list[str]) -> dict[str, 
 
 
 def _outputs(
-    result: Loaded,
-    native: Reference,
-    reference: Mapping[str, Mapping[str, Any]],
-    by_peft: Callable[[], Any],
-    later: Correspondence,
-    backbone: bool,
-) -> tuple[list[OutputNoise], list[str]]:
+    result: Loaded, native: Reference, reference: Mapping[str, Outputs], by_peft: Callable[[], nn.Module],
+    later: Correspondence, backbone: bool,
+) -> tuple[list[OutputNoise], list[str]]:  # fmt: skip
     """Errors of the adapted and of the merged model over all probes; ``by_peft`` makes peft's own merge, where it is needed."""
     failures: list[str] = []
-    before = functools.partial(_source_columns, later)
-    run_merged = functools.partial(_run_merged, result.model, native, later, failures, backbone=backbone)
-    merged = _errors(run_merged, native, reference, later.columns)
+    merged = Comparison(later, join_steps=True)
+    for part in native.parts:
+        outputs = _run_merged(result.model, native, later, failures, part, backbone=backbone)
+        _add(merged, part, native, reference, outputs)
     if failures:
         return [], failures
     unit = UNIT_ROUNDOFF[str(result.model.dtype)]
-    adapted = _errors(lambda part: native.kept[part.name], native, reference, before)
-    noises = [OutputNoise(name, max(adapted[name], unit), error) for name, error in merged.items()]
+    adapted = Comparison(later.within_source(), join_steps=True)
+    for part in native.parts:
+        _add(adapted, part, native, reference, native.kept[part.name])
+    errors = {name: one.error for name, one in merged.outputs.items() if one.places}
+    noises = [OutputNoise(name, max(adapted.outputs[name].error, unit), error) for name, error in errors.items()]
     if not any(noise.ratio > NOISE_RATIO for noise in noises):
         return noises, []
-    model = by_peft()
-    peer = _errors(lambda part: run(model, part, native.made), native, reference, before)
-    return [dataclasses.replace(noise, by_peft=peer[noise.name]) for noise in noises], []
+    peer, model = Comparison(later.within_source(), join_steps=True), by_peft()
+    for part in native.parts:
+        _add(peer, part, native, reference, run(model, part, native.made))
+    return [dataclasses.replace(noise, by_peft=peer.outputs[noise.name].error) for noise in noises], []
+
+
+def _add(found: Comparison, part: Probe, native: Reference, reference: Mapping[str, Outputs], outputs: Outputs) -> None:
+    """Compare what was kept of the adapted model's outputs, in float64, with ``outputs``."""
+    exact = reference.get(part.name, {})
+    found.add(part, {name: exact[name] for name in native.kept[part.name] if name in exact}, outputs)
 
 
 def _run_merged(
-    model: Any, native: Reference, later: Correspondence, failures: list[str], part: Probe, *, backbone: bool
-) -> Mapping[str, Any]:
+    model: nn.Module, native: Reference, later: Correspondence, failures: list[str], part: Probe, *, backbone: bool
+) -> Outputs:
     """The outputs of one probe; what is wrong with them over the ids from before ``later`` goes to ``failures``."""
     try:
         found = run(model, part, native.made)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         failures.append(f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}")
         return {}
-    other = native.names[part.name] ^ found.keys()
+    pairs, other = paired(native.names[part.name], found, later)
     if backbone:
-        found = {name: value for name, value in found.items() if "hidden" in name and name in native.kept[part.name]}
+        found = {given: found[given] for name, given in pairs.items() if "hidden" in name}
     elif other:
         failures.append(f"outputs: only one of adapted and merged model gives these outputs: {few(other)}")
-    pairs = {name: later.columns(old, found[name]) for name, old in native.kept[part.name].items() if name in found}
-    broken = [name for name, (old, new) in pairs.items() if (new.isnan() & ~old.isnan()).any()]
+    beside = Comparison(later)
+    beside.add(part, native.kept[part.name], found)
+    broken = [name for name, one in beside.outputs.items() if one.nan]
     if broken:
         failures.append(f"outputs: {few(broken)} of the merged model holds NaN on probe {part.name!r}")
     return found
-
-
-def _source_columns(later: Correspondence, *outputs: Any) -> tuple[Any, ...]:
-    """The columns of the ids that stay as they are, of outputs from before ``later``."""
-    ids = later.ids
-    return tuple(value if ids is None or value.shape[-1] != ids.source else ids.of_source(value) for value in outputs)
-
-
-def _errors(
-    outputs: Callable[[Probe], Mapping[str, Any]], native: Reference, reference: Mapping[str, Mapping[str, Any]],
-    ids: Callable[[Any, Any], tuple[Any, Any]],
-) -> dict[str, float]:  # fmt: skip
-    """The relative root-mean-square error of each output against the reference, over all probes; masked places are left out.
-
-    ``ids`` returns of the reference's and another's output the columns that are compared.
-    """
-    squares: dict[str, float] = {}
-    sizes: dict[str, float] = {}
-    for part in native.parts:
-        found, mask = outputs(part), part.mask.bool()
-        for name, exact in reference.get(part.name, {}).items():
-            if name not in native.kept[part.name] or name not in found:
-                continue
-            values = tuple(value.double() for value in ids(exact, found[name]))
-            if exact.shape[:2] == mask.shape:
-                values = (values[0][mask], values[1][mask])
-            wanted, given = (value.nan_to_num(0, 0, 0) for value in values)
-            key = STEP.sub("", name)
-            squares[key] = squares.get(key, 0.0) + float((given - wanted).square().sum())
-            sizes[key] = sizes.get(key, 0.0) + float(wanted.square().sum())
-    return {name: (square / (sizes[name] or 1.0)) ** 0.5 for name, square in squares.items()}

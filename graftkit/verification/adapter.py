@@ -22,6 +22,7 @@ from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
+from graftkit.verification.checks import Report
 from graftkit.verification.digests import BaseDigests, base_digests
 from graftkit.verification.liveness import Liveness, liveness
 from graftkit.verification.promises import PromiseClass
@@ -45,7 +46,7 @@ class Residual:
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterReport:
+class AdapterReport(Report):
     """What was found of an adapter. ``strength`` is the class that was promised, empty where nothing was.
 
     ``not_compared`` says why the model was not run, empty where it was; ``base`` holds digests of what it was loaded on.
@@ -64,6 +65,7 @@ class AdapterReport:
     gradients: Liveness | TunerGradients | None = None
     found: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    derived: ClassVar[tuple[str, ...]] = ("failures",)
 
     @property
     def name(self) -> str:
@@ -79,10 +81,6 @@ class AdapterReport:
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found wrong."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "failures": self.failures}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
@@ -222,7 +220,9 @@ class AdapterCheck:
             return gap
         model = start()
         known = dict(model.named_parameters())
-        names = [name for name in adapted_weights(adapted) if name in known]
+        correspondence = (self.residual or Residual()).correspondence
+        old = (correspondence.module_in_source(name) for name in adapted_weights(adapted))
+        names = [name for name in old if name is not None and name in known]
         move_by_one_rounding(model, names, getattr(peft_model.active_peft_config, "r", None) or 1, seed)
         return dataclasses.replace(gap, noise=compare(model, reference).relative)
 

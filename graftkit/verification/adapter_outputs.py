@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import run
-from graftkit.running.probes import Probe
-from graftkit.running.reference import Reference
+from graftkit.verification.comparison import NOISE_RATIO, Comparison
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.promises import PromiseClass
 
-#: An adapter that is only rounded may move the outputs so many times as far as rounding its weights once more does.
-NOISE_RATIO = 2.0
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftkit.running.probes import Probe
+    from graftkit.running.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,87 +53,56 @@ class OutputGap:
             )
 
 
-@dataclass(slots=True)
-class _Sums:
-    bitwise: bool = True
-    largest: float = 0.0
-    difference: float = 0.0
-    size: float = 0.0
-    values: int = 0
-
-
-def compare(model: Any, reference: Reference, correspondence: Correspondence = IDENTITY, prompt: int = 0) -> OutputGap:
+def compare(
+    model: nn.Module, reference: Reference, correspondence: Correspondence = IDENTITY, prompt: int = 0
+) -> OutputGap:
     """Run ``model`` on the probes of ``reference``; logits over new ids are left out.
 
     ``prompt`` is the number of learnt vectors that the model may put before its input; their outputs are left out.
     """
-    sums: dict[str, _Sums] = {}
-    broken: list[str] = []
-    dtype = ""
+    found = Comparison(correspondence)
+    stopped: list[str] = []
     for part in reference.parts:
+        old = reference.kept[part.name]
         try:
             outputs = run(model, part, reference.made)
         except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
-            broken.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
+            stopped.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
             break
-        for name, old in reference.kept[part.name].items():
-            new = _behind_prompt(outputs.get(name), old, prompt)
-            old, new = (old, new) if new is None else correspondence.columns(old, new)  # noqa: PLW2901
-            if new is None or new.shape != old.shape:
-                broken.append(f"adapter: {name} has another shape or is gone, on probe {part.name!r}")
-                continue
-            dtype = str(old.dtype)
-            if (new.isnan() & ~old.isnan()).any():
-                broken.append(f"adapter: {name} holds NaN on probe {part.name!r}, and the base's does not")
-            pair = (_unmasked(part, values) for values in (old, new))
-            _add(sums.setdefault(name, _Sums()), *pair)
-    if not sums:
+        found.add(part, old, {name: _behind_prompt(new, old.get(name), prompt) for name, new in outputs.items()})
+    compared = {name: one for name, one in found.outputs.items() if one.places}
+    broken = (*_broken(found), *stopped)
+    if not compared:
         nothing = (*broken, "adapter: no output could be compared")
         return OutputGap(
-            bitwise=False, largest=math.inf, relative=math.inf, values=0, worst="", dtype=dtype, broken=nothing
+            bitwise=False, largest=math.inf, relative=math.inf, values=0, worst="", dtype="", broken=nothing
         )
-    worst = max(sums, key=lambda name: _relative(sums[name]))
+    worst = max(compared, key=lambda name: compared[name].relative)
     return OutputGap(
-        all(s.bitwise for s in sums.values()),
-        max(s.largest for s in sums.values()),
-        _relative(sums[worst]),
-        sum(s.values for s in sums.values()),
+        found.bitwise,
+        max(one.largest for one in compared.values()),
+        compared[worst].relative,
+        sum(one.places for one in compared.values()),
         worst,
-        dtype,
-        tuple(broken),
+        f"torch.{reference.dtype}",
+        broken,
     )
 
 
-def _behind_prompt(new: Any, old: Any, prompt: int) -> Any:
-    longer = prompt and new is not None and new.ndim == old.ndim > 1 and new.shape[1] == old.shape[1] + prompt
+def _broken(found: Comparison) -> Iterator[str]:
+    for name, one in found.outputs.items():
+        if one.gone:
+            yield f"adapter: {name} has another shape or is gone, on probe {one.gone!r}"
+        if one.nan:
+            yield f"adapter: {name} holds NaN on probe {one.nan!r}, and the base's does not"
+
+
+def _behind_prompt(new: Tensor, old: Tensor | None, prompt: int) -> Tensor:
+    longer = prompt and old is not None and new.ndim == old.ndim > 1 and new.shape[1] == old.shape[1] + prompt
     return new[:, prompt:] if longer else new
 
 
-def _unmasked(part: Probe, values: Any) -> Any:
-    return values[part.mask.bool()] if part.mask.shape == values.shape[:2] else values
-
-
-def _add(sums: _Sums, old: Any, new: Any) -> None:
-    sums.values += old.numel()
-    if old.equal(new):
-        sums.size += float(old.double().square().nan_to_num(posinf=0).sum())
-        return
-    sums.bitwise = False
-    before, after = old.double(), new.double()
-    different = before != after
-    gap = (before - after)[different].abs().nan_to_num(nan=math.inf)
-    sums.largest = max(sums.largest, float(gap.max()))
-    sums.difference += float(gap.square().sum())
-    sums.size += float(before[before.isfinite()].square().sum())
-
-
-def _relative(sums: _Sums) -> float:
-    if sums.difference == 0:
-        return 0.0
-    return math.sqrt(sums.difference / sums.size) if sums.size else math.inf
-
-
-def move_by_one_rounding(model: Any, names: Iterable[str], terms: int, seed: int) -> None:
+def move_by_one_rounding(model: nn.Module, names: Iterable[str], terms: int, seed: int) -> None:
     """Move every value of the weights ``names`` up or down as far as rounding a sum of ``terms`` products moves it.
 
     The roundings are independent, so that they add up like a random walk: sqrt(terms + 1) units of the weight's dtype.

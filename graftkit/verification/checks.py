@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
@@ -38,8 +38,40 @@ class Check(Protocol):
         """Return what it found."""
 
 
+class LoadsModels:
+    """What checks that load models have in common."""
+
+    __slots__ = ()
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models may be loaded."""
+        return subject.runs
+
+
+class Report:
+    """What findings that are dataclasses have in common: their JSON, with the properties that ``derived`` names."""
+
+    __slots__ = ()
+    derived: ClassVar[tuple[str, ...]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that was measured as JSON values."""
+        found: dict[str, Any] = json_of(self)
+        return found
+
+
+def json_of(value: Any) -> Any:
+    """JSON values of a dataclass and of whatever it holds: its fields and, at every level, the properties that it derives."""
+    if dataclasses.is_dataclass(value):
+        names = (*(field.name for field in dataclasses.fields(value)), *getattr(value, "derived", ()))
+        return {name: json_of(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
+        return {key: json_of(item) for key, item in value.items()}
+    return [json_of(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 @dataclass(frozen=True, slots=True)
-class Sentences:
+class Sentences(Report):
     """What a check found that measures nothing: a sentence for each thing that is wrong."""
 
     name: str
@@ -49,13 +81,9 @@ class Sentences:
         """``(check, result, figure)`` for a table."""
         yield self.name, "failed" if self.failures else "passed", ""
 
-    def to_json(self) -> dict[str, Any]:
-        """The sentences."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(Report):
     """Checks that were asked for and not run, with the reason; it never fails."""
 
     checks: tuple[str, ...]
@@ -67,10 +95,6 @@ class LeftOut:
         """``(check, result, figure)`` for a table."""
         for check in self.checks:
             yield check, "not run", self.reason
-
-    def to_json(self) -> dict[str, Any]:
-        """The names and the reason."""
-        return dataclasses.asdict(self)
 
 
 Kind = TypeVar("Kind")

@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.running.bits import equal
-from graftkit.running.probes import Probe
+from graftkit.verification.comparison import Difference, measure, unmasked
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftkit.running.probes import Probe
+
+#: Input and output of the output embedding, ``(n, d)`` and ``(n, rows)``.
+Call = tuple["Tensor", "Tensor"]
+
+#: Positions whose distributions are compared at a time.
+POSITIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +43,11 @@ class OutputComparison:
 
 
 @dataclass(slots=True)
-class Tally:
-    """Accumulates one output's comparison over the probes."""
+class Tally(Difference):
+    """The difference of one output, what was ``allowed`` of it, and the KL where it is logits whose difference is measured."""
 
-    places: int = 0
-    bitwise: bool = True
-    largest: float = 0.0
     allowed: float = 0.0
     beyond: bool = False
-    first: str = ""
     broken: str = ""
     kl_places: int = 0
     kl_sum: float = 0.0
@@ -55,71 +62,71 @@ class Differences:
     """
 
     correspondence: Correspondence
-    module: Any = None
+    module: nn.Linear | None = None
     measured: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     masses: list[tuple[float, float, int]] = field(default_factory=list)
-    seen: list[tuple[Any, ...]] = field(default_factory=list)
+    seen: list[tuple[Tensor | None, Tensor | None, Tensor]] = field(default_factory=list)
     _norm: float | None = None
 
-    def compare(self, probe: Probe, name: str, old: Any, new: Any, capture: Capture, places: int) -> None:
+    def compare(self, probe: Probe, name: str, old: Tensor, new: Tensor, capture: Capture, places: int) -> None:
         """Compare one output of one probe; note the mass of new ids, and ``places`` of its positions for the KL."""
         tally = self.tallies.setdefault(name, Tally())
         grown = self._is_over_ids(name, old, new)
-        call = capture.behind(new, name) if grown else None
         if not grown and equal(old, new):  # which NaN never is
             self._count_equal(tally, probe, name, old)
             return
-        if probe.mask.shape == old.shape[:2] == new.shape[:2]:
-            mask = probe.mask.bool()
-            old, new = old[mask], new[mask]
-            call = (call[0][mask], call[1][mask]) if call else None
+        where = probe if probe.mask.shape == old.shape[:2] == new.shape[:2] else None
+        call = capture.behind(new, name) if grown else None
+        old, new = unmasked(old, where), unmasked(new, where)
         whole = new
         if grown:
             old, whole = old.flatten(0, -2), new.flatten(0, -2)
-            call = (call[0].flatten(0, -2), call[1].flatten(0, -2)) if call else None
+            call = call and (unmasked(call[0], where).flatten(0, -2), unmasked(call[1], where).flatten(0, -2))
             self._note(whole, call, places)
             old, new = self.correspondence.columns(old, whole)
         if not _comparable(tally, probe, old, new):
             return
         distributions = self._count(tally, name, old, old.numel())
-        if equal(old, new):
+        if not measure(tally, old, new):
             return
-        tally.bitwise, tally.first = False, tally.first or probe.name
+        tally.first = tally.first or probe.name
         reordered = grown and self.correspondence.more_rows != 0
-        for start in range(0, len(old), 64):
-            part = slice(start, start + 64)
-            _tally_gap(tally, old[part], new[part], self._reordering(call, part, whole) if reordered else None)
+        tally.beyond = tally.beyond or not reordered
+        for start in range(0, len(old), POSITIONS) if reordered or distributions else ():
+            part = slice(start, start + POSITIONS)
+            if reordered:
+                _tally_allowed(tally, old[part], new[part], self._reordering(call, part, whole))
             if distributions:
                 _tally_kl(tally, old[part], new[part])
 
-    def _count(self, tally: Tally, name: str, values: Any, places: int) -> bool:
+    def _count(self, tally: Tally, name: str, values: Tensor, places: int) -> bool:
         """Count ``places`` of ``values``, and say whether its rows are distributions whose KL is measured."""
         distributions = self.measured and "logits" in name and values.ndim > 1 and values.shape[-1] > 1
         tally.places += places
         tally.kl_places += places // values.shape[-1] if distributions else 0
         return bool(distributions)
 
-    def _count_equal(self, tally: Tally, probe: Probe, name: str, values: Any) -> None:
+    def _count_equal(self, tally: Tally, probe: Probe, name: str, values: Tensor) -> None:
         """Count the places that no mask hides, of values that are equal everywhere."""
         masked = probe.mask.shape == values.shape[:2]
         places = values.numel() // probe.mask.numel() * probe.tokens if masked else values.numel()
         self._count(tally, name, values, places)
 
-    def _is_over_ids(self, name: str, old: Any, new: Any) -> bool:
+    def _is_over_ids(self, name: str, old: Tensor, new: Tensor) -> bool:
         return "hidden" not in name and old.ndim > 1 and self.correspondence.over_ids(old, new)
 
-    def _note(self, new: Any, call: tuple[Any, Any] | None, places: int) -> None:
+    def _note(self, new: Tensor, call: Call | None, places: int) -> None:
         if not self.correspondence.fresh_ids or not len(new):
             return
         self.masses.append((*native_mass(new, self.correspondence), len(new)))
-        room = positions_for(new.shape[-1]) - sum(len(logits) for _, _, logits in self.seen)
+        room = positions_for(new.shape[-1]) - sum(len(kept[-1]) for kept in self.seen)
         step = math.ceil(len(new) / max(min(places, room), 1))
         if room > 0:
-            hidden, raw = call or (None, None)
-            self.seen.append(tuple(None if item is None else item[::step].clone() for item in (hidden, raw, new)))
+            hidden, raw = (item[::step].clone() for item in call) if call else (None, None)
+            self.seen.append((hidden, raw, new[::step].clone()))
 
-    def _reordering(self, call: tuple[Any, Any] | None, part: slice, logits: Any) -> Any:
+    def _reordering(self, call: Call | None, part: slice, logits: Tensor) -> Tensor:
         """``(n, 1)`` how far two orders of summation may lie apart in a matrix product, scaled as the logits are.
 
         Rounding errors of a float32 sum of d products grow like sqrt(d) (Higham and Mary, 2019, take them as independent):
@@ -132,9 +139,10 @@ class Differences:
         hidden, raw = call[0][part].double(), call[1][part].double()
         unit = 2.0**-53 if str(logits.dtype) == "torch.float64" else 2.0**-24
         scale = max(1.0, float(logits[part].double().clamp(-1e5, 1e5).abs().max() / raw.abs().max().clamp(min=1e-30)))
-        return 2 * math.sqrt(hidden.shape[-1]) * unit * hidden.norm(dim=-1, keepdim=True) * self._norm * scale
+        length: Tensor = hidden.norm(dim=-1, keepdim=True)
+        return 2 * math.sqrt(hidden.shape[-1]) * unit * length * self._norm * scale
 
-    def positions(self) -> tuple[Any, Any, Any] | None:
+    def positions(self) -> tuple[Tensor | None, Tensor | None, Tensor] | None:
         """Input and output of the output embedding (None where it was not called for them) and logits, for the KL."""
         import torch
 
@@ -155,12 +163,13 @@ class Differences:
         """
         found = []
         for name, tally in sorted(self.tallies.items(), key=lambda item: depth(item[0])):
+            shown = self.correspondence.shown(name)
             promised = f"allowed {tally.allowed:.3g}" if tally.allowed else "promised bitwise"
             if tally.broken:
-                found.append(f"outputs: {name} {tally.broken}")
+                found.append(f"outputs: {shown} {tally.broken}")
             elif tally.beyond and not self.measured:
                 found.append(
-                    f"outputs: {name} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
+                    f"outputs: {shown} of probe {tally.first!r} differs: max |Δ| {tally.largest:.3g} ({promised})"
                 )
         return found
 
@@ -174,7 +183,7 @@ class Differences:
             )  # fmt: skip
 
 
-def _comparable(tally: Tally, probe: Probe, old: Any, new: Any) -> bool:
+def _comparable(tally: Tally, probe: Probe, old: Tensor, new: Tensor) -> bool:
     if old.shape != new.shape or old.dtype != new.dtype:
         found = f"is {new.dtype} {list(new.shape)}, was {old.dtype} {list(old.shape)}"
     elif new.isnan().any():
@@ -186,27 +195,23 @@ def _comparable(tally: Tally, probe: Probe, old: Any, new: Any) -> bool:
     return False
 
 
-def _tally_gap(tally: Tally, old: Any, new: Any, margin: Any) -> None:
-    """``margin`` is None where bitwise is promised; else it is allowed beside a few roundings of the logit itself.
+def _tally_allowed(tally: Tally, old: Tensor, new: Tensor, margin: Tensor) -> None:
+    """``margin`` is allowed beside a few roundings of the logit itself.
 
-    A product is rounded once, what a model does with it (a scale, a soft cap) a few times more: 2 sides · 3 roundings.
+    A product is rounded once, what a model does with it (a scale, a soft cap) a few times more: 2 sides · 3 roundings. A logit
+    that is infinite on one side alone is beyond all of it.
     """
     a, b = old.double(), new.double()
-    different = a != b
-    gap = (a - b).abs()[different].nan_to_num(nan=math.inf)
-    if not len(gap):
-        return
-    tally.largest = max(tally.largest, float(gap.max()))
-    if margin is None:
-        tally.beyond = True
-        return
-    unit = UNIT_ROUNDOFF[str(old.dtype)]
-    allowed = (margin + 6 * unit * a.abs().maximum(b.abs()))[different]
-    tally.allowed = max(tally.allowed, float(allowed.max()))
-    tally.beyond = tally.beyond or bool((gap > allowed).any())
+    gap = (a - b).abs()
+    tally.beyond = tally.beyond or bool((~gap.isfinite() & (a != b)).any())
+    counts = gap.isfinite() & (a != b)
+    if counts.any():
+        allowed = (margin + 6 * UNIT_ROUNDOFF[str(old.dtype)] * a.abs().maximum(b.abs()))[counts]
+        tally.allowed = max(tally.allowed, float(allowed.max()))
+        tally.beyond = tally.beyond or bool((gap[counts] > allowed).any())
 
 
-def _tally_kl(tally: Tally, old: Any, new: Any) -> None:
+def _tally_kl(tally: Tally, old: Tensor, new: Tensor) -> None:
     """KL(old ‖ new) over the last axis, in float64; a mask of minus infinity on both sides counts for nothing."""
     before, after = old.double().log_softmax(-1), new.double().log_softmax(-1)
     terms = before.exp() * (before - after)

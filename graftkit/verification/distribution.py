@@ -9,11 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.verification.kl_promise import KLPromise
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
 
 #: Bytes of float64 logits at all captured positions together.
 POSITION_BYTES = 16 << 20
@@ -62,9 +66,10 @@ class Distribution:
 class Capture:
     """Keeps inputs and outputs of the output embedding while the model runs. Use as a context manager."""
 
-    def __init__(self, module: Any) -> None:
-        self.calls: list[tuple[Any, Any]] = []
-        self._module, self._hook = module, None
+    def __init__(self, module: nn.Linear | None) -> None:
+        self.calls: list[tuple[Tensor, Tensor]] = []
+        self._module = module
+        self._hook: RemovableHandle | None = None
 
     def __enter__(self) -> Self:
         if self._module is not None:
@@ -75,10 +80,10 @@ class Capture:
         if self._hook is not None:
             self._hook.remove()
 
-    def _keep(self, _: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self.calls.append((inputs[0], output))
 
-    def behind(self, logits: Any, name: str) -> tuple[Any, Any] | None:
+    def behind(self, logits: Tensor, name: str) -> tuple[Tensor, Tensor] | None:
         """The call whose output became ``logits``: the only one, or that of the step which ``name`` begins with."""
         words = name.split()
         index = int(words[1]) if words[0] == "step" else 0
@@ -88,7 +93,7 @@ class Capture:
         return (hidden, raw) if getattr(raw, "shape", None) == logits.shape else None
 
 
-def output_table(model: Any, rows: int) -> Any:
+def output_table(model: nn.Module, rows: int) -> nn.Linear | None:
     """The output embedding where it is a module with a table of ``rows`` rows, else None."""
     module = embedding_of(model, OUTPUT)
     return module if module is not None and module.weight.shape[0] == rows else None
@@ -100,8 +105,9 @@ def positions_for(rows: int) -> int:
 
 
 def measure(
-    module: Any, hidden: Any, raw: Any, logits: Any, correspondence: Correspondence, promise: KLPromise | None
-) -> Distribution:
+    module: nn.Linear | None, hidden: Tensor | None, raw: Tensor | None, logits: Tensor, correspondence: Correspondence,
+    promise: KLPromise | None,
+) -> Distribution:  # fmt: skip
     """Measure at the given positions.
 
     *Shapes:* ``hidden`` ``(n, d)``, ``raw`` and ``logits`` ``(n, new_rows)``: the output embedding's input and output, and
@@ -112,18 +118,19 @@ def measure(
     """
     import torch
 
+    call = None if module is None or hidden is None else (module, hidden.double())
     fit = None if raw is None else _affine_fit(raw.double(), logits.double(), str(logits.dtype))
     fresh, kept = _fresh_and_kept(correspondence, logits.shape[-1])
-    if fit is None:
+    if fit is None or call is None:
         z = logits.double()
         largest = torch.maximum(z[:, fresh].abs().max(1).values, z[:, kept].max(1).values.abs())
         slack = 8 * UNIT_ROUNDOFF[str(logits.dtype)] * largest
-        if hidden is not None:
-            slack += _row_rounding(module, hidden.double(), fresh)
+        if call is not None:
+            slack += _row_rounding(*call, fresh)
     else:
-        z, slack = _exact_logits(module, hidden.double() * fit[0], fit, fresh)
-    if promise is not None and promise.kind == "likeliest" and hidden is not None:
-        slack = torch.minimum(slack, _old_rounding(module, hidden.double() * (fit[0] if fit else 1.0), kept))
+        z, slack = _exact_logits(call[0], call[1] * fit[0], fit, fresh)
+    if promise is not None and promise.kind == "likeliest" and call is not None:
+        slack = torch.minimum(slack, _old_rounding(call[0], call[1] * (fit[0] if fit else 1.0), kept))
     old = torch.logsumexp(z[:, kept], 1)
     ratio = torch.exp(torch.logsumexp(z[:, fresh], 1) - old)
     bound, kind = _bound(z, old, slack, correspondence, promise, exact=fit is not None)
@@ -136,14 +143,14 @@ def measure(
     )  # fmt: skip
 
 
-def _mean_mass(z: Any, ids: Any) -> Any:
+def _mean_mass(z: Tensor, ids: Tensor) -> Tensor:
     """The mean mass of each of these ids. *Shapes:* ``z`` ``(n, new_rows)``; the result ``(ids,)``."""
     import torch
 
     return torch.exp(z[:, ids] - torch.logsumexp(z, 1, keepdim=True)).mean(0)
 
 
-def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
+def _shares(z: Tensor, fresh: Tensor) -> tuple[tuple[int, float, float], ...]:
     """The fresh ids of the largest mean mass, at most SHARES of them. *Shape:* ``z`` ``(n, new_rows)``."""
     import torch
 
@@ -154,7 +161,7 @@ def _shares(z: Any, fresh: Any) -> tuple[tuple[int, float, float], ...]:
     return tuple(zip(*columns, strict=True))
 
 
-def _fresh_and_kept(correspondence: Correspondence, rows: int) -> tuple[Any, Any]:
+def _fresh_and_kept(correspondence: Correspondence, rows: int) -> tuple[Tensor, Tensor]:
     """The new ids, and a mask over all ids of those that the source has."""
     import torch
 
@@ -165,8 +172,8 @@ def _fresh_and_kept(correspondence: Correspondence, rows: int) -> tuple[Any, Any
 
 
 def _bound(
-    z: Any, old: Any, slack: Any, correspondence: Correspondence, promise: KLPromise | None, *, exact: bool
-) -> tuple[Any, str]:
+    z: Tensor, old: Tensor, slack: Tensor, correspondence: Correspondence, promise: KLPromise | None, *, exact: bool
+) -> tuple[Tensor | None, str]:
     """``(n,)`` the promised bound at each position, and its formula. ``slack`` is what rounding the rows can explain."""
     import torch
 
@@ -185,7 +192,7 @@ def _bound(
     return torch.log1p(count * largest), "log(1 + k max p)"
 
 
-def _affine_fit(raw: Any, logits: Any, dtype: str) -> tuple[float, Any, float] | None:
+def _affine_fit(raw: Tensor, logits: Tensor, dtype: str) -> tuple[float, Tensor | float, float] | None:
     """``(c, offset, error)`` for which logits = c·raw + offset within the rounding of the logits; None when there is none.
 
     The offset is one value for each id (`final_logits_bias`), or 0.0; ids that the model masks are left out.
@@ -207,13 +214,15 @@ def _affine_fit(raw: Any, logits: Any, dtype: str) -> tuple[float, Any, float] |
     return (slope, offset, error) if float((rest - rest.mean(0)).abs().max()) <= error else None
 
 
-def _slope(a: Any, b: Any) -> float | None:
+def _slope(a: Tensor, b: Tensor) -> float | None:
     norm = float((a * a).sum())
     slope = float((a * b).sum()) / norm if norm else 0.0
     return slope if slope > 0 else None
 
 
-def _exact_logits(module: Any, hidden: Any, fit: tuple[float, Any, float], fresh: Any) -> tuple[Any, Any]:
+def _exact_logits(
+    module: nn.Linear, hidden: Tensor, fit: tuple[float, Tensor | float, float], fresh: Tensor
+) -> tuple[Tensor, Tensor]:
     """Logits in float64 ``(n, new_rows)``, and ``(n,)`` how far rounding can have moved those of the fresh rows."""
     scale, offset, error = fit
     bias = getattr(module, "bias", None)
@@ -228,26 +237,30 @@ def _exact_logits(module: Any, hidden: Any, fit: tuple[float, Any, float], fresh
     return z, slack
 
 
-def _row_rounding(module: Any, hidden: Any, fresh: Any) -> Any:
+def _row_rounding(module: nn.Linear, hidden: Tensor, fresh: Tensor) -> Tensor:
     """``(n,)`` the largest |h|·|row| over fresh rows times the unit roundoff: what storing a row can move its logit by."""
     weight = module.weight
     unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
     return unit * (hidden.abs() @ weight[fresh].double().abs().T).max(1).values
 
 
-def _old_rounding(module: Any, hidden: Any, kept: Any) -> Any:
+def _old_rounding(module: nn.Linear, hidden: Tensor, kept: Tensor) -> Tensor:
     """``(n,)`` |h| times the norm of the longest old row times the unit roundoff: no combination of old rows is longer."""
+    import torch
+
     weight = module.weight
     step = max(CHUNK // weight.shape[1], 1)
     norms = [
         part.double().norm(dim=1)[old].max()
-        for part, old in zip(weight.split(step), kept.split(step), strict=True)
+        for part, old in zip(torch.split(weight, step), torch.split(kept, step), strict=True)
         if old.any()
     ]
-    return UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7) * hidden.norm(dim=1) * max(norms)
+    unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
+    rounding: Tensor = unit * hidden.norm(dim=1) * max(norms)
+    return rounding
 
 
-def _products(weight: Any, hidden: Any) -> Any:
+def _products(weight: Tensor, hidden: Tensor) -> Tensor:
     """Product of hidden and weightᵀ in float64 ``(n, rows)``, a piece of the table at a time."""
     import torch
 
@@ -259,14 +272,14 @@ def _products(weight: Any, hidden: Any) -> Any:
     return found.T
 
 
-def largest_row_norm(weight: Any) -> float:
+def largest_row_norm(weight: Tensor) -> float:
     """The largest Euclidean norm of a row of ``weight``, a piece of the table at a time."""
     step = max(CHUNK // weight.shape[1], 1)
     starts = range(0, len(weight), step)
     return max(float(weight[start : start + step].float().norm(dim=1).max()) for start in starts)
 
 
-def native_mass(logits: Any, correspondence: Correspondence) -> tuple[float, float]:
+def native_mass(logits: Tensor, correspondence: Correspondence) -> tuple[float, float]:
     """``(mean, max)`` probability mass of the fresh ids, from the model's own logits. *Shape:* ``(n, new_rows)``."""
     import torch
 
@@ -278,7 +291,9 @@ def native_mass(logits: Any, correspondence: Correspondence) -> tuple[float, flo
     return float(masses.mean()), min(largest, 1.0) if math.isfinite(largest) else largest
 
 
-def _widened(logits: Any) -> Iterator[Any]:
+def _widened(logits: Tensor) -> Iterator[Tensor]:
+    import torch
+
     step = max(CHUNK // logits.shape[-1], 1)
-    for rows in logits.split(step):
+    for rows in torch.split(logits, step):
         yield rows.double()

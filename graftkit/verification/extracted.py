@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import SavedPart, adapter_parts, lora_parts
 from graftkit.errors import printable
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import run_loaded
+from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.comparison import compare_runs
 from graftkit.verification.factor_rounding import WIDE, stored
-from graftkit.verification.output_distance import distances
 from graftkit.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractedReport:
+class ExtractedReport(Report):
     """What was compared. ``lost`` is the share of each linear's difference that the adapter lacks, by energy, ``allowed`` the most.
 
     ``missed`` is the largest relative root-mean-square distance of an output from the fine-tuned model's, ``effect`` that of the base.
@@ -34,10 +37,6 @@ class ExtractedReport:
     failures: tuple[str, ...]
     name: str = "extracted adapter against fine-tuned"
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         verdict = "failed" if self.failures else "rounded"
@@ -49,16 +48,12 @@ class ExtractedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ExtractCheck:
+class ExtractCheck(LoadsModels):
     """The extracted adapter beside the fine-tuned checkpoint; ``expected`` gives the most that each linear may lose."""
 
     tuned: Path
     expected: Callable[[], Mapping[str, float]]
     name: str = "extracted adapter against fine-tuned"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> ExtractedReport:
         """See :func:`compare_with_tuned`."""
@@ -93,46 +88,38 @@ def compare_with_tuned(
             f"differences: the adapter has nothing for {printable(name)!r}" for name in expected.keys() - found.keys()
         ]
         failures += list(_saved(model, wanted.model))
-        missed = max(distances(model, reference).relative.values(), default=0.0)
+        missed = compare_runs(model, reference).worst
         with adapted.disable_adapter():
-            effect = max(distances(model, reference).relative.values(), default=0.0)
+            effect = compare_runs(model, reference).worst
     tokens = sum(part.tokens for part in reference.parts)
     lost, allowed = ({name: pair[side] for name, pair in found.items()} for side in (0, 1))
     return ExtractedReport(lost, allowed, tokens, missed, effect, tuple(failures))
 
 
-def _lost(model: Any, tuned: Any, expected: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
+def _lost(model: nn.Module, tuned: nn.Module, expected: Mapping[str, float]) -> Iterator[tuple[str, float, float]]:
     """Yield ``(name, lost, allowed)``: shares of the energy of each linear's difference.
 
     Factors come from the eigenvectors of a Gram matrix in float64: for each direction, the rounding of its sums may be lost, and
     twice as much counts as empty. Then both are rounded to their dtype.
     """
-    from peft.tuners.lora.layer import LoraLayer
-
-    for path, module in model.named_modules():
-        if isinstance(module, LoraLayer):
-            new, old = (
-                owner.weight.detach().double() for owner in (tuned.get_submodule(path), module.get_base_layer())
-            )
-            a, b = (side[NAME].weight.detach() for side in (module.lora_A, module.lora_B))
-            dtypes, scaling = (a.dtype, b.dtype), float(module.scaling[NAME])
-            a, b = a.double(), b.double()
-            product = scaling * (b @ a)
-            difference = new - old
-            energy = float(difference.square().sum())
-            lost = float((difference - (product.T if module.fan_in_fan_out else product)).square().sum())
-            made = 3 * sum(difference.shape) * len(a) * WIDE
-            rounding = abs(scaling) * stored(a, b, dtypes) / math.sqrt(energy or 1.0)
-            allowed = (math.sqrt(expected.get(path, 0.0) + made) + rounding) ** 2
-            yield path, lost / (energy or 1.0), allowed
+    for part in lora_parts(model):
+        new, old = (
+            owner.get_parameter("weight").detach().double() for owner in (tuned.get_submodule(part.path), part.base)
+        )
+        a, b = part.wide_factors()
+        difference = new - old
+        energy = float(difference.square().sum())
+        lost = float((difference - part.update()).square().sum())
+        made = 3 * sum(difference.shape) * len(a) * WIDE
+        rounding = abs(part.scaling) * stored(a, b, (part.a.dtype, part.b.dtype)) / math.sqrt(energy or 1.0)
+        allowed = (math.sqrt(expected.get(part.path, 0.0) + made) + rounding) ** 2
+        yield part.path, lost / (energy or 1.0), allowed
 
 
-def _saved(model: Any, tuned: Any) -> Iterator[str]:
-    from peft.utils.other import ModulesToSaveWrapper
-
-    for path, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            theirs = tuned.get_submodule(path).state_dict()
-            for name, value in module.modules_to_save[NAME].state_dict().items():
+def _saved(model: nn.Module, tuned: nn.Module) -> Iterator[str]:
+    for part in adapter_parts(model):
+        if isinstance(part, SavedPart):
+            theirs = tuned.get_submodule(part.path).state_dict()
+            for name, value in part.module.state_dict().items():
                 if not value.equal(theirs[name]):
-                    yield f"differences: {printable(f'{path}.{name}')!r} is not the fine-tuned checkpoint's"
+                    yield f"differences: {printable(f'{part.path}.{name}')!r} is not the fine-tuned checkpoint's"

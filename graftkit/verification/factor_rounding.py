@@ -6,34 +6,38 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 #: Unit roundoff of float64, in which checks multiply and decompose.
 WIDE = 2.0**-53
 
 
-def magnitude(a: Any, b: Any) -> float:
+def magnitude(a: Tensor, b: Tensor) -> float:
     """The norm of ``|b| |a|``, from the Gram matrices of both, so that nothing larger than a factor is made."""
     return math.sqrt(float((_gram(a.abs()) * _gram(b.T.abs())).sum()))
 
 
-def stored(a: Any, b: Any, dtypes: tuple[Any, Any]) -> float:
+def stored(a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> float:
     """The most that ``b @ a`` can be off what it was before ``a`` and ``b`` were rounded to nearest in ``dtypes``."""
     error_a, error_b = (_rounding(value, dtype) for value, dtype in zip((a, b), dtypes, strict=True))
     return magnitude(error_a, b) + magnitude(a, error_b) + magnitude(error_a, error_b)
 
 
-def summed(a: Any, b: Any) -> float:
+def summed(a: Tensor, b: Tensor) -> float:
     """The most that two QR decompositions and an SVD in float64 can be off the singular values of ``b @ a``."""
     length = int(a.shape[1] + b.shape[0] + a.shape[0])
     return 4 * length * WIDE * float(a.norm()) * float(b.norm())
 
 
-def _gram(factor: Any) -> Any:
+def _gram(factor: Tensor) -> Tensor:
     return factor @ factor.T
 
 
-def _rounding(value: Any, dtype: Any) -> Any:
+def _rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
     """By element: half a unit in the last place, below the normal numbers half the smallest one."""
     import torch
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME, LoraPart, lora_parts
 from graftkit.errors import few
 from graftkit.running.forward import flatten
 from graftkit.running.inputs import feed
-from graftkit.running.probes import Probe
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from graftkit.running.probes import Probe
 
 #: Tokens of the one batch that gradients are taken on.
 TOKENS = 256
@@ -50,14 +54,13 @@ class _Seen:
 
     ran: bool = False
     arrived: bool = False
-    hooks: list[Any] = field(default_factory=list)
 
     def forward(self, _module: Any, _inputs: Any, output: Any) -> None:
         self.ran = True
         if hasattr(output, "register_hook") and output.requires_grad:
             output.register_hook(self._backward)
 
-    def _backward(self, gradient: Any) -> None:
+    def _backward(self, gradient: Tensor) -> None:
         self.arrived = self.arrived or bool((gradient != 0).any())
 
 
@@ -66,12 +69,10 @@ def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liven
 
     The model's gradients are cleared again.
     """
-    from peft.tuners.lora.layer import LoraLayer
-
     inner = model.get_base_model()
-    layers = {n: m for n, m in inner.named_modules() if isinstance(m, LoraLayer) and NAME in m.r}
+    layers = {part.path: part for part in lora_parts(inner)}
     seen = {name: _Seen() for name in layers}
-    hooks = [module.register_forward_hook(seen[name].forward) for name, module in layers.items()]
+    hooks = [part.module.register_forward_hook(seen[name].forward) for name, part in layers.items()]
     try:
         backward(inner, with_trained_rows(inner, cut(probe)), made, seed)
     finally:
@@ -80,13 +81,13 @@ def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liven
     unreached = [name for name in layers if not seen[name].ran]
     blocked = [name for name in layers if seen[name].ran and not seen[name].arrived]
     unrouted, failures, alive = {}, [], 0
-    for name, layer in layers.items():
+    for name, part in layers.items():
         if not seen[name].arrived:
             continue
-        found = list(_faults(name, layer))
+        found = list(_faults(part))
         failures += found
         alive += not found
-        idle = _idle_experts(layer)
+        idle = _idle_experts(part)
         if idle:
             unrouted[name] = idle
     model.zero_grad(set_to_none=True)
@@ -99,7 +100,7 @@ def cut(probe: Probe) -> Probe:
     return dataclasses.replace(probe, ids=probe.ids[:rows, :TOKENS], mask=probe.mask[:rows, :TOKENS], steps=0)
 
 
-def with_trained_rows(model: Any, probe: Probe) -> Probe:
+def with_trained_rows(model: nn.Module, probe: Probe) -> Probe:
     """The probe with ids of trained rows in unmasked places of its first row, so that they are looked up."""
     from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
@@ -114,14 +115,14 @@ def with_trained_rows(model: Any, probe: Probe) -> Probe:
     return dataclasses.replace(probe, ids=changed)
 
 
-def backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None:
+def backward(model: nn.Module, probe: Probe, made: frozenset[str], seed: int) -> None:
     """Differentiate Σ ⟨R, output⟩ over the last hidden states and whatever else comes out, R normal."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
         outputs = flatten(model(**feed(model, probe, made)))
-        last: dict[str, Any] = {}
+        last: dict[str, Tensor] = {}
         for name, value in outputs.items():
             stem, _, index = name.rpartition(".")
             last[stem if index.isdigit() else name] = value
@@ -134,35 +135,29 @@ def backward(model: Any, probe: Probe, made: frozenset[str], seed: int) -> None:
             total.backward()  # type: ignore[no-untyped-call]
 
 
-def _factors(layer: Any) -> Iterator[tuple[str, Any, Any]]:
-    """``(name of the zero factor, it, the other)``; an adapter of an embedding has its zeros in A, and so has MiCA."""
-    for zero, other, first, second in (
-        ("B", "A", layer.lora_B, layer.lora_A),
-        ("A", "B", layer.lora_embedding_A, layer.lora_embedding_B),
-    ):
-        if NAME not in first:
-            continue
-        parts = [getattr(part[NAME], "weight", part[NAME]) for part in (first, second)]
-        swap = not (parts[1] != 0).any() and bool((parts[0] != 0).any())
-        yield (other, parts[1], parts[0]) if swap else (zero, parts[0], parts[1])
+def _faults(part: LoraPart) -> Iterator[str]:
+    """An adapter of a table has its zeros in A, and so has MiCA; all others have them in B."""
+    a, b = ("A", part.a), ("B", part.b)
+    (zero, first), (other, second) = (a, b) if part.on_table else (b, a)
+    if not (second != 0).any() and bool((first != 0).any()):
+        zero, first, other, second = other, second, zero, first
+    name = part.path
+    if not _any(first.grad):
+        yield f"gradients: {zero} of {name} gets none at step 0, although one arrives there: it would never learn"
+    starts_zero = not (first != 0).any()
+    if starts_zero and _any(second.grad):
+        yield f"gradients: {other} of {name} has one at step 0, although {zero} is zero"
+    if not starts_zero and second.requires_grad and not _any(second.grad):
+        yield f"gradients: {other} of {name} gets none at step 0: it would never learn"
 
 
-def _faults(name: str, layer: Any) -> Iterator[str]:
-    for zero, first, second in _factors(layer):
-        other = "A" if zero == "B" else "B"
-        if first.grad is None or not (first.grad != 0).any():
-            yield f"gradients: {zero} of {name} gets none at step 0, although one arrives there: it would never learn"
-        starts_zero = not (first != 0).any()
-        if starts_zero and second.grad is not None and (second.grad != 0).any():
-            yield f"gradients: {other} of {name} has one at step 0, although {zero} is zero"
-        if not starts_zero and second.requires_grad and (second.grad is None or not (second.grad != 0).any()):
-            yield f"gradients: {other} of {name} gets none at step 0: it would never learn"
+def _any(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool((gradient != 0).any())
 
 
-def _idle_experts(layer: Any) -> int:
+def _idle_experts(part: LoraPart) -> int:
     """How many of a fused layer's experts got no gradient. Columns of B are ranks by experts."""
-    experts = getattr(layer, "num_experts", 1)
-    if experts < 2 or layer.lora_B[NAME].weight.grad is None:
+    gradient = part.b.grad
+    if part.experts < 2 or gradient is None:
         return 0
-    gradient = layer.lora_B[NAME].weight.grad
-    return experts - int((gradient.view(gradient.shape[0], -1, experts) != 0).any(0).any(0).sum())
+    return part.experts - int((gradient.view(gradient.shape[0], -1, part.experts) != 0).any(0).any(0).sum())

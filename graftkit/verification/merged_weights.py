@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME, LoraPart, SavedPart, TokensPart, adapter_parts
 from graftkit.errors import printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
@@ -37,59 +40,63 @@ class WeightComparison:
 
 
 def compare_weights(
-    adapted: Any, merged: Any, skipped: list[str], later: Correspondence = IDENTITY, *, backbone: bool = False
+    adapted: nn.Module,
+    merged: nn.Module,
+    skipped: list[str],
+    later: Correspondence = IDENTITY,
+    *,
+    backbone: bool = False,
 ) -> Iterator[WeightComparison]:
     """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
 
-    Rows that ``later`` made are no part of the merge, and with ``backbone`` neither are modules that the merged model has not.
+    Rows and blocks that ``later`` made are no part of the merge; with ``backbone``, modules that the merged model has not are none.
     """
-    from peft.tuners.lora.layer import LoraLayer
-    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
     outer: list[str] = []
     compared: set[str] = set()
-    merged = _Merged(merged, later)
-    there = dict(merged.model.named_modules())
-    for path, module in adapted.named_modules():
-        if backbone and path not in there:
+    written, modules = _Merged(merged, later), dict(merged.named_modules())
+    for part in adapter_parts(adapted):
+        there = later.module_in_result(part.path)
+        if there is None or (backbone and there not in modules):
             continue
         found: list[WeightComparison] = []
-        if isinstance(module, ModulesToSaveWrapper):
-            for name, value in module.modules_to_save[NAME].state_dict().items():
-                found.append(_replaced(f"{path}.{name}", value, merged))
-        elif isinstance(module, TrainableTokensWrapper):
-            rows = module.token_adapter.get_merged_weights([NAME])
-            found.append(_replaced(f"{path}.weight", rows, merged))
-        elif isinstance(module, LoraLayer) and not any(path.startswith(f"{above}.base_layer") for above in outer):
-            outer.append(path)
-            size = sum(parameter.numel() for parameter in module.get_base_layer().parameters())
+        if isinstance(part, SavedPart):
+            found += [
+                _replaced(f"{part.path}.{name}", value, written) for name, value in part.module.state_dict().items()
+            ]
+        elif isinstance(part, TokensPart):
+            found.append(_replaced(f"{part.path}.weight", part.layer.get_merged_weights([NAME]), written))
+        elif not any(part.path.startswith(f"{above}.base_layer") for above in outer):
+            outer.append(part.path)
+            size = sum(parameter.numel() for parameter in part.base.parameters())
             if 8 * size > MODULE_BYTES:
-                skipped.append(f"{printable(path)}: {size:,} elements are too many to be merged in float64")
+                skipped.append(f"{printable(part.path)}: {size:,} elements are too many to be merged in float64")
             else:
-                found += _folded(path, module, merged)
+                found += _folded(part, written)
         compared.update(comparison.name for comparison in found)
         yield from found
-    yield from _untouched(adapted, merged, outer, compared)
+    yield from _untouched(adapted, written, outer, compared)
 
 
 @dataclass(frozen=True, slots=True)
 class _Merged:
-    """The merged model, and what became of its ids behind the merge."""
+    """The merged model, and what became of ids and blocks behind the merge. Names are those from before."""
 
-    model: Any
+    model: nn.Module
     later: Correspondence
 
-    def at(self, name: str) -> Any:
-        """The parameter of that name."""
-        owner, _, leaf = name.rpartition(".")
-        return getattr(self.model.get_submodule(owner), leaf).detach()
+    def at(self, name: str) -> Tensor:
+        """The parameter or buffer of that name, which is one of a block that is still there."""
+        owner, _, leaf = (self.later.module_in_result(name) or name).rpartition(".")
+        tensor: Tensor = getattr(self.model.get_submodule(owner), leaf)
+        return tensor.detach()
 
 
-def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
+def _untouched(adapted: nn.Module, merged: _Merged, outer: list[str], compared: set[str]) -> Iterator[WeightComparison]:
     """Yield a comparison for each other parameter that is not the adapted model's to the last bit, such as a trained bias."""
     here = dict(adapted.named_parameters(remove_duplicate=False))
-    for name, _ in merged.model.named_parameters(remove_duplicate=False):
-        if name in compared or any(name.startswith(f"{path}.") for path in outer):
+    for given, _ in merged.model.named_parameters(remove_duplicate=False):
+        name = merged.later.module_in_source(given)
+        if name is None or name in compared or any(name.startswith(f"{path}.") for path in outer):
             continue
         owner, _, leaf = name.rpartition(".")
         wanted = next((here[other] for other in (name, f"{owner}.original_module.{leaf}") if other in here), None)
@@ -100,7 +107,7 @@ def _untouched(adapted: Any, merged: _Merged, outer: list[str], compared: set[st
             yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
 
 
-def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
+def _replaced(name: str, wanted: Tensor, merged: _Merged) -> WeightComparison:
     old, found = merged.later.rows(wanted.detach(), merged.at(name))
     equal = old.to(found.dtype).equal(found)
     return WeightComparison(
@@ -108,30 +115,30 @@ def _replaced(name: str, wanted: Any, merged: _Merged) -> WeightComparison:
     )
 
 
-def _folded(path: str, module: Any, merged: _Merged) -> Iterator[WeightComparison]:
+def _folded(part: LoraPart, merged: _Merged) -> Iterator[WeightComparison]:
     """Compare every parameter of one adapted module with peft's own merge of it in float64."""
+    module = part.module
     exact, sizes = _merge(copy.deepcopy(module).double()), _merge(_without_signs(module))
-    before = dict(module.get_base_layer().named_parameters())
-    errors: dict[str, Any] = {}
+    before = dict(part.base.named_parameters())
+    errors: dict[str, Tensor] = {}
     for name, size in sizes.items():
         wide = str(before[name].dtype) == "torch.float64"
         # r products are summed and scaled, and the sum is added: one rounding each, of at most the size of the whole
-        errors[name] = (module.r[NAME] + 4) * UNIT_ROUNDOFF["torch.float64" if wide else "torch.float32"] * size
+        errors[name] = (part.rank + 4) * UNIT_ROUNDOFF["torch.float64" if wide else "torch.float32"] * size
     if NAME in getattr(module, "lora_magnitude_vector", ()):
-        errors["weight"] = _scaled_error(module, exact["weight"], errors["weight"])
-    for name, value in exact.items():
-        later, written = merged.later, merged.at(f"{path}.{name}")
-        value, found = later.rows(value, written)  # noqa: PLW2901
-        old, error = (later.rows(values, written)[0] for values in (before[name].detach().double(), errors[name]))
-        if value.equal(old):
-            if not old.to(found.dtype).equal(found):
-                failure = f"weights: {printable(f'{path}.{name}')!r} is not that of base and adapter"
-                yield WeightComparison(f"{path}.{name}", 0, 0, 0, failure)
-            continue
-        yield _compare(f"{path}.{name}", value, old, found, error)
+        errors["weight"] = _scaled_error(part, exact["weight"], errors["weight"])
+    for leaf, wanted in exact.items():
+        name, later = f"{part.path}.{leaf}", merged.later
+        written = merged.at(name)
+        value, found = later.rows(wanted, written)
+        old, error = (later.rows(values, written)[0] for values in (before[leaf].detach().double(), errors[leaf]))
+        if not value.equal(old):
+            yield _compare(name, value, old, found, error)
+        elif not old.to(found.dtype).equal(found):
+            yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
 
 
-def _merge(module: Any) -> dict[str, Any]:
+def _merge(module: Any) -> dict[str, Tensor]:
     """The parameters of an adapted module's base layer by name, merged by peft; the module is used up."""
     if hasattr(module, "unload_and_optionally_merge_module"):
         alone = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
@@ -155,21 +162,22 @@ def _without_signs(module: Any) -> Any:
     return bare
 
 
-def _scaled_error(module: Any, exact: Any, error: Any) -> Any:
+def _scaled_error(part: LoraPart, exact: Tensor, error: Tensor) -> Tensor:
     """The error of a DoRA weight, whose rows are scaled to their magnitudes: that of its sum, scaled, and that of the norm.
 
     The norm of n values is off by at most the norm of their errors, and forming it rounds n + 4 times.
     """
-    plain = copy.deepcopy(module).double()
+    plain = copy.deepcopy(part.module).double()
     plain.lora_variant.clear()
-    along = 0 if getattr(module, "fan_in_fan_out", False) or module.lora_embedding_A else 1
+    along = 0 if part.transposed else 1
     norm = _merge(plain)["weight"].norm(dim=along, keepdim=True)
     scale = exact.norm(dim=along, keepdim=True) / norm
     rounded = (exact.shape[along] + 4) * UNIT_ROUNDOFF["torch.float32"]
-    return scale * error + exact.abs() * (error.norm(dim=along, keepdim=True) / norm + rounded)
+    total: Tensor = scale * error + exact.abs() * (error.norm(dim=along, keepdim=True) / norm + rounded)
+    return total
 
 
-def _compare(name: str, exact: Any, before: Any, found: Any, error: Any) -> WeightComparison:
+def _compare(name: str, exact: Tensor, before: Tensor, found: Tensor, error: Tensor) -> WeightComparison:
     import torch
 
     change, made = exact - before, found.double() - before

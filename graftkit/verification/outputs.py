@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -19,17 +18,20 @@ from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import in_pieces
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
+from graftkit.verification.checks import Report
+from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.promises import Scope
 
-Progress = Callable[[str, float], None]
+if TYPE_CHECKING:
+    from graftkit.verification.subject import Progress
 
 
 @dataclass(frozen=True, slots=True)
-class OutputsReport:
+class OutputsReport(Report):
     """What was run, covered and measured. ``failures`` is empty when the promise holds on every probe.
 
     ``probes`` gives unmasked tokens by probe, ``skipped`` the probes that the source itself refuses, with the reason, and
@@ -60,15 +62,12 @@ class OutputsReport:
     paged: bool = False
     unit: str = "tokens"
     name: str = "outputs"
+    derived: ClassVar[tuple[str, ...]] = ("passed",)
 
     @property
     def passed(self) -> bool:
         """Whether no check failed."""
         return not self.failures
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
@@ -229,13 +228,15 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
-            other = before.names[part.name] ^ outputs.keys()
+            pairs, other = paired(before.names[part.name], outputs, found.correspondence)
             if other and not backbone:
                 return [
                     f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
                 ]
-            pairs = hidden_states(old, outputs) if backbone else {name: name for name in old}
+            pairs = hidden_states(old, outputs, found.correspondence) if backbone else pairs
             for name, other_name in pairs.items():
+                if name not in old:  # for want of memory
+                    continue
                 found.compare(part, name, old[name], outputs[other_name], capture, places)
                 compared += 1
             del old, outputs  # before the next ones are made
@@ -247,14 +248,16 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
     return [] if compared else ["outputs: source and result have no hidden state in common"]
 
 
-def hidden_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
+def hidden_states(
+    old: Collection[str], new: Collection[str], correspondence: Correspondence = IDENTITY
+) -> dict[str, str]:
     """Names of the hidden states that two base models share, as the old calls them -> as the new does.
 
     The encoder alone of an encoder-decoder gives without a prefix what the whole gives as ``encoder_...``.
     """
     halved = any(n.startswith("encoder_") for n in old) and not any(n.startswith("encoder_") for n in new)
-    names = {f"encoder_{name}" if halved else name: name for name in new}
-    return {name: other for name, other in names.items() if "hidden" in name and name in old}
+    names = {correspondence.output_in_source(f"encoder_{name}" if halved else name): name for name in new}
+    return {name: other for name, other in names.items() if name is not None and "hidden" in name and name in old}
 
 
 def _distribution(found: Differences, kl: KLPromise | None) -> Distribution | None:

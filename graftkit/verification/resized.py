@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from graftkit.architecture.peft.tuner import stand_in
 from graftkit.architecture.skeleton import build_skeleton
@@ -16,8 +15,10 @@ from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
+from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.output_distance import Distances, distances, own_noise
+from graftkit.verification.own_noise import own_noise
 from graftkit.verification.resized_products import (
     Product,
     ProductComparison,
@@ -27,12 +28,9 @@ from graftkit.verification.resized_products import (
 )
 from graftkit.verification.subject import Subject
 
-#: The bound on the noise ratio: both figures are one draw of the same noise.
-NOISE_RATIO = 2.0
-
 
 @dataclass(frozen=True, slots=True)
-class ResizedReport:
+class ResizedReport(Report):
     """What was compared.
 
     ``bitwise`` says so of all outputs; ``effect`` is the largest relative change of an output that the old adapter makes,
@@ -52,10 +50,6 @@ class ResizedReport:
     noise: float | None = None
     name: str = "resized against old adapter"
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
-
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         lost = max(product.lost for product in self.products)
@@ -72,15 +66,11 @@ class ResizedReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ResizeCheck:
+class ResizeCheck(LoadsModels):
     """The resized adapter beside the old one in the folder ``old``."""
 
     old: Path
     name: str = "resized against old adapter"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> ResizedReport:
         """See :func:`compare_resized`."""
@@ -109,10 +99,10 @@ def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> Resiz
             return ResizedReport(
                 compared, 0, bitwise=False, changed=0, effect=0, failures=tuple(failures), not_compared=reason
             )
-        changes = distances(second.model, before)
+        changes = compare_runs(second.model, before)
         release(second.model)
         plain = load(base)
-        effect = max(distances(plain.model, before).relative.values(), default=0.0)
+        effect = compare_runs(plain.model, before).worst
         release(plain.model)
         bounds: Mapping[str, _Bound] = {}
         if not any(product.shrunk for product in compared):
@@ -131,7 +121,7 @@ class _Bound:
 def _report(
     compared: tuple[ProductComparison, ...],
     before: Reference,
-    changes: Distances,
+    changes: Comparison,
     bounds: Mapping[str, _Bound],
     effect: float,
     failures: list[str],
@@ -159,7 +149,7 @@ def _report(
 
 
 def _bounds(
-    base: Path, old: Path, before: Reference, changes: Distances, known: Mapping[str, list[Product]]
+    base: Path, old: Path, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
 ) -> dict[str, _Bound]:
     """By output, twice the larger of two: the rounding of one product, and the old adapter's noise where that is not enough.
 

@@ -7,17 +7,23 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import Factors
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import LoraPart, lora_parts
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.errors import few, printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.factor_rounding import WIDE, stored, summed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from graftkit.checkpoint.tensors import LazyTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +48,17 @@ class Product:
     ``unit`` is the rounding of the dtype in which they are multiplied, ``dtypes`` are those in which they are stored.
     """
 
-    a: Any
-    b: Any
+    a: Tensor
+    b: Tensor
     scaling: float
     unit: float
-    dtypes: tuple[Any, Any]
+    dtypes: tuple[torch.dtype, torch.dtype]
 
 
-def products(model: Any, base: Path, folder: Path) -> dict[str, list[Product]]:
+def products(model: nn.Module, base: Path, folder: Path) -> dict[str, list[Product]]:
     """The products of every adapted weight, one for each expert, of the adapter of ``folder`` as peft put it on ``model``."""
-    from peft.tuners.lora.layer import LoraLayer
-
     dtypes = {pair.weight: (torch_dtype(pair.a.dtype), torch_dtype(pair.b.dtype)) for pair in _pairs(base, folder)}
-    return {
-        weight: list(_experts(module, dtypes[weight]))
-        for path, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-        for weight in [_weight(path, module)]
-    }
+    return {part.weight: list(_experts(part, dtypes[part.weight])) for part in lora_parts(model)}
 
 
 def compare_products(old: Mapping[str, list[Product]], new: Mapping[str, list[Product]]) -> Iterator[ProductComparison]:
@@ -81,31 +80,19 @@ def changed_tensors(base: Path, old: Path, new: Path) -> Iterator[str]:
         yield f"tensors: {few(set(changed))} of the adapter changed, though no rank of theirs did"
 
 
-def _pairs(base: Path, folder: Path, tensors: Mapping[str, Any] | None = None) -> list[Factors]:
+def _pairs(base: Path, folder: Path, tensors: Mapping[str, LazyTensor] | None = None) -> list[Factors]:
     adapter = open_adapter(str(folder))
     adapter = adapter if tensors is None else dataclasses.replace(adapter, tensors=tensors)
     skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
     return [edit for edit in find_edits(skeleton, adapter, str(folder)) if isinstance(edit, Factors)]
 
 
-def _weight(path: str, module: Any) -> str:
-    """The name in memory of the weight that a module of peft's adapts."""
-    while path.endswith(".base_layer"):
-        path = path.removesuffix(".base_layer")
-    return f"{path}.{getattr(module, 'parameter_name', 'weight')}"
-
-
-def _experts(module: Any, dtypes: tuple[Any, Any]) -> Iterator[Product]:
-    experts = getattr(module, "num_experts", 1)
-    if NAME in module.lora_embedding_A:
-        a, b = module.lora_embedding_A[NAME], module.lora_embedding_B[NAME]
-    else:
-        a, b = module.lora_A[NAME].weight, module.lora_B[NAME].weight
-    wide_a = a.detach().double().reshape(experts, -1, a.shape[1])
-    wide_b = b.detach().double().reshape(b.shape[0], -1, experts)
-    for expert in range(experts):
-        unit = UNIT_ROUNDOFF[str(a.dtype)]
-        yield Product(wide_a[expert], wide_b[..., expert], float(module.scaling[NAME]), unit, dtypes)
+def _experts(part: LoraPart, dtypes: tuple[torch.dtype, torch.dtype]) -> Iterator[Product]:
+    a, b = part.wide_factors()
+    wide_a, wide_b = a.reshape(part.experts, -1, a.shape[1]), b.reshape(b.shape[0], -1, part.experts)
+    unit = UNIT_ROUNDOFF[str(part.a.dtype)]
+    for expert in range(part.experts):
+        yield Product(wide_a[expert], wide_b[..., expert], part.scaling, unit, dtypes)
 
 
 def _same(old: Product, new: Product) -> bool:
@@ -148,7 +135,7 @@ def _compare(name: str, old: Product, new: Product) -> ProductComparison:
     return ProductComparison(name, shares[0], shares[1], exact=False, shrunk=shrunk, failure=failure)
 
 
-def _off_nearest(old_a: Any, old_b: Any, new_a: Any, new_b: Any) -> float:
+def _off_nearest(old_a: Tensor, old_b: Tensor, new_a: Tensor, new_b: Tensor) -> float:
     """How far the new product is from the nearest to the old one among those with its own column space.
 
     Rounding turns that space by a unit at most, in which the old product has nothing larger than the smallest value kept: this
@@ -161,8 +148,9 @@ def _off_nearest(old_a: Any, old_b: Any, new_a: Any, new_b: Any) -> float:
     return float((r @ new_a[used] - (q.T @ old_b) @ old_a).norm())
 
 
-def _singular(a: Any, b: Any) -> Any:
+def _singular(a: Tensor, b: Tensor) -> Tensor:
     """The singular values of ``b @ a``, by QR of both."""
     import torch
 
-    return torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
+    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
+    return values

@@ -7,14 +7,14 @@ tokenizer, config and generation config; chat template and settings are the sour
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.verification.checks import Report
 from graftkit.verification.loaded_tokenizer import LoadedTokenizer
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
@@ -45,7 +45,7 @@ DIFFERING = "texts_split_differently"
 
 
 @dataclass(frozen=True, slots=True)
-class TokenizationReport:
+class TokenizationReport(Report):
     """What was found when two tokenizers were compared.
 
     Attributes:
@@ -67,10 +67,6 @@ class TokenizationReport:
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
         yield "tokenizer", "passed" if self.passed else "failed", self.figure()
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
 
     @property
     def passed(self) -> bool:

@@ -7,13 +7,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME
 from graftkit.errors import few
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
 from graftkit.verification.liveness import backward, cut, with_trained_rows
+
+if TYPE_CHECKING:
+    from torch import nn
 
 #: How far each parameter is moved against its gradient before the second look, in units of the gradient's largest value.
 STEP = 1e-2
@@ -51,7 +54,7 @@ def as_it_runs(peft_model: Any, reference: Reference) -> tuple[Any, Reference, i
     return peft_model, dataclasses.replace(reference, parts=whole), config.num_virtual_tokens
 
 
-def tuner_gradients(peft_model: Any, model: Any, probe: Probe, made: frozenset[str], seed: int) -> TunerGradients:
+def tuner_gradients(peft_model: Any, model: nn.Module, probe: Probe, made: frozenset[str], seed: int) -> TunerGradients:
     """Differentiate a random linear functional of the outputs of ``model``, move what has a gradient, and do it again.
 
     The adapter is no longer what it was afterwards.
@@ -77,7 +80,7 @@ def tuner_gradients(peft_model: Any, model: Any, probe: Probe, made: frozenset[s
     return TunerGradients(len(alive), _kinds(later - alive), _kinds(trained.keys() - later), failures)
 
 
-def _alive(parameters: dict[str, Any]) -> set[str]:
+def _alive(parameters: dict[str, nn.Parameter]) -> set[str]:
     return {name for name, p in parameters.items() if p.grad is not None and bool((p.grad != 0).any())}
 
 

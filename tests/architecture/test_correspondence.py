@@ -67,3 +67,73 @@ def test_outputs_and_rows_are_compared_where_they_correspond():
     assert behind.live == 6
     assert behind.fresh_ids == (2,)
     assert behind.ids.kept == (1, 4)
+
+
+#: Four blocks of three: a new one behind the first.
+GROWN = Correspondence(blocks=IndexMap(3, 4, ((0, 0, 1), (2, 1, 2))), stack="model.layers")
+
+
+@given(st.lists(st.integers(0, 11), unique=True), st.integers(0, 6))
+def test_the_inverse_leads_back(kept, more):
+    forth = IndexMap.of_kept(12, kept)
+    forth = forth.then(IndexMap.grown(forth.result, forth.result + more, ()))
+    assert forth.inverse.inverse.then(IndexMap.identity(forth.result)) == forth.then(IndexMap.identity(forth.result))
+    for place in range(forth.result):
+        origin = forth.origin(place)
+        assert origin is None or forth.inverse.origin(origin) == place
+    assert {place for place in range(12) if forth.inverse.origin(place) is None} == set(forth.dropped)
+
+
+@pytest.mark.parametrize(
+    ("result", "source"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight"),
+        ("model.layers.1.mlp.up_proj.weight", None),
+        ("model.layers.2", "model.layers.1"),
+        ("layers.3.mlp", "layers.2.mlp"),
+        ("model.layers", "model.layers"),
+        ("model.layers_2.1.weight", "model.layers_2.1.weight"),
+        ("model.vision.layers.1.mlp", "model.vision.layers.1.mlp"),
+        ("lm_head.weight", "lm_head.weight"),
+        ("", ""),
+    ],
+)
+def test_modules_are_named_by_their_blocks_in_source_and_result(result, source):
+    assert GROWN.module_in_source(result) == source
+    if source is not None:
+        assert GROWN.module_in_result(source) == result
+
+
+def test_hidden_states_are_what_blocks_give_the_first_what_they_take_and_the_last_what_the_stack_gives():
+    names = [GROWN.output_in_source(f"hidden_states.{index}") for index in range(5)]
+    assert names == ["hidden_states.0", "hidden_states.1", None, "hidden_states.2", "hidden_states.3"]
+    assert [GROWN.output_in_result(f"step 1 hidden_states.{index}") for index in range(4)] == [
+        f"step 1 hidden_states.{index}" for index in (0, 1, 3, 4)
+    ]
+    for name in ("logits", "last_hidden_state", "encoder_hidden_states.2", "image_hidden_states.2", "hidden_states"):
+        assert GROWN.output_in_source(name) == name
+    behind = Correspondence(blocks=IndexMap(3, 4, ((0, 0, 3),)), stack="model.layers")
+    assert behind.output_in_source("hidden_states.3") is None, "the last of the source's is normed, this is not"
+    assert behind.output_in_source("hidden_states.4") == "hidden_states.3"
+
+
+def test_of_two_stacks_only_the_one_that_is_named_is_renumbered():
+    change = Correspondence(blocks=GROWN.blocks, stack="model.decoder.layers")
+    assert change.output_in_source("decoder_hidden_states.3") == "decoder_hidden_states.2"
+    assert change.output_in_source("encoder_hidden_states.3") == "encoder_hidden_states.3"
+    assert change.module_in_source("model.encoder.layers.3.fc1") == "model.encoder.layers.3.fc1"
+    assert change.blocks_of("decoder.layers") is change.blocks_of("model.decoder.layers") is GROWN.blocks
+    assert change.blocks_of("model.encoder.layers") is None
+    assert change.inside("model.encoder").output_in_source("hidden_states.3") == "hidden_states.3"
+    assert change.inside("model.decoder").output_in_source("hidden_states.3") == "hidden_states.2"
+    assert change.inside("") is change
+
+
+def test_one_operation_behind_the_other_renumbers_twice():
+    dropped = Correspondence(blocks=IndexMap.of_kept(4, [0, 2, 3]), stack="model.layers")
+    both = GROWN.then(dropped)
+    assert [both.module_in_source(f"model.layers.{index}.mlp") for index in range(3)] == [
+        f"model.layers.{index}.mlp" for index in range(3)
+    ]
+    assert GROWN.then(Correspondence(IndexMap.identity(8), 8)).blocks == GROWN.blocks
+    assert GROWN.within_source().blocks is None

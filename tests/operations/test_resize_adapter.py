@@ -192,7 +192,7 @@ def test_directions_in_another_order_are_within_the_old_adapter_s_own_noise(tmp_
 def test_the_noise_of_an_adapter_leaves_it_as_it_was(llama):
     from graftkit.running.peft_loading import load_adapted
     from graftkit.running.reference import run_loaded
-    from graftkit.verification.output_distance import own_noise
+    from graftkit.verification.own_noise import own_noise
 
     base, adapter = llama
     loaded = load_adapted(base, adapter)

@@ -59,7 +59,7 @@ PLANTED = {
 
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
-    "verification/first_step/observed.py observe",
+    "running/loss.py observe",
     "running/peft_loading.py adapt",
     "running/inputs.py find_inputs",
     "verification/lens/setting.py in_float64",

@@ -150,7 +150,8 @@ def test_two_backward_passes_stand_in_where_an_operator_lacks_forward_mode():
 
 
 def test_a_question_answering_head_has_a_loss_over_places():
-    from graftkit.verification.first_step.task import gradients, loss_of
+    from graftkit.running.loss import loss_of
+    from graftkit.verification.first_step.task import gradients
 
     torch.manual_seed(0)
     config = transformers.BertConfig(

@@ -12,10 +12,11 @@ from support.families import ROWS, build
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.running.loss import loss_of
 from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.noise import OldGradients, null_gradients
-from graftkit.verification.first_step.task import differentiable, gradients, loss_of
+from graftkit.verification.first_step.task import differentiable, gradients
 
 pytestmark = pytest.mark.cross_section
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support.blocks import with_blocks
 
 import graftkit
 from graftkit.verification.signal import compare_signal, statistics
@@ -119,32 +120,8 @@ def test_what_is_not_finite_is_a_failure(sources, tmp_path):
     json.dumps(found.to_json(), allow_nan=False)
 
 
-def grown(source, place, at):
-    """The checkpoint with a copy of its block ``at`` behind it that adds nothing."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(source)
-    layers = list(model.model.layers)
-    config = type(model.config)(**{**model.config.to_dict(), "num_hidden_layers": len(layers) + 1, "layer_types": None})
-    new = type(model)(config)
-    state = {}
-    for name, value in model.state_dict().items():
-        words = name.split(".")
-        if words[1] != "layers":
-            state[name] = value
-            continue
-        index = int(words[2])
-        targets = [index] if index < at else [at, at + 1] if index == at else [index + 1]
-        for target in targets:
-            silent = target == at + 1 and index == at and name.endswith(("o_proj.weight", "down_proj.weight"))
-            state[".".join([*words[:2], str(target), *words[3:]])] = value * 0 if silent else value
-    new.load_state_dict(state)
-    new.save_pretrained(place)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, place / name)
-    return place
-
-
 def test_a_new_block_has_no_before_and_the_others_keep_theirs(sources, tmp_path):
-    found = compare_signal(sources("llama"), grown(sources("llama"), tmp_path / "grown", 0))
+    found = compare_signal(sources("llama"), with_blocks(sources("llama"), tmp_path / "grown", (0, ~0, 1)))
     assert found.new_blocks == ("model.layers.1",)
     rms = next(figure for figure in found.figures if figure.key == "rms")
     assert rms.before[1] is None

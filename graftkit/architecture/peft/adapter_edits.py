@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME, LoraPart, SavedPart, TokensPart, adapter_parts
 from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, on_meta, peft_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
@@ -81,31 +81,28 @@ def _why(error: Exception) -> str:
 
 
 def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
-    from peft.tuners.lora.layer import LoraLayer
-    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
-
-    for path, module in root.named_modules():
-        if isinstance(module, LoraLayer):
-            if f"modules_to_save.{NAME}" in path:
+    for part in adapter_parts(root):
+        if isinstance(part, LoraPart):
+            if f"modules_to_save.{NAME}" in part.path:
                 raise InputRejected(
-                    f"module {printable(path)!r} is saved whole and adapted as well; merge it with peft"
+                    f"module {printable(part.path)!r} is saved whole and adapted as well; merge it with peft"
                 )
-            yield from _of_layer(path, module, placement)
-        elif isinstance(module, ModulesToSaveWrapper):
-            for name, value in module.modules_to_save[NAME].state_dict(keep_vars=True).items():
-                tensor = placement.behind(value, f"{path}.modules_to_save.{NAME}.{name}")
-                yield Replaced(f"{path}.{name}", tensor, shared=False)
-        elif isinstance(module, TrainableTokensWrapper):
-            yield _token_rows(path, module.token_adapter, placement)
+            yield from _of_layer(part, placement)
+        elif isinstance(part, SavedPart):
+            for name, value in part.module.state_dict(keep_vars=True).items():
+                tensor = placement.behind(value, f"{part.path}.modules_to_save.{NAME}.{name}")
+                yield Replaced(f"{part.path}.{name}", tensor, shared=False)
+        else:
+            yield _token_rows(part, placement)
     for name, value in list(root.named_parameters(remove_duplicate=False)):
         if placement.names.get(id(value)) in placement.unused:
             yield Replaced(name.replace(".base_layer.", "."), placement.behind(value, name), shared=True)
 
 
-def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
+def _of_layer(part: LoraPart, placement: Placement) -> Iterator[Edit]:
     from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
 
-    kind = type(module)
+    path, module, kind = part.path, part.module, type(part.module)
     variant = type(module.lora_variant.get(NAME)).__name__
     if kind not in {Embedding, Linear, ParamWrapper} or variant not in PLAIN + DORA:
         what = kind.__name__ if variant in PLAIN + DORA else variant
@@ -116,29 +113,24 @@ def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
     def at(name: str) -> LazyTensor:
         return placement.behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
 
-    base, parameter = path, "weight"
-    layout: Layout = "transposed" if module.fan_in_fan_out else "linear"
-    experts = 1
-    if kind is ParamWrapper:
-        while base.endswith(".base_layer"):
-            base = base.removesuffix(".base_layer")
-        parameter, experts = module.parameter_name, module.num_experts
-        if module.get_param().ndim == 3:
-            layout = "experts" if module._did_swap_in_out_features else "experts_transposed"  # noqa: SLF001
-    names = ("lora_A.{}.weight", "lora_B.{}.weight")
-    if kind is Embedding:
-        layout, names = "transposed", ("lora_embedding_A.{}", "lora_embedding_B.{}")
+    layout: Layout = "transposed" if part.transposed else "linear"
+    if part.on_parameter and module.get_param().ndim == 3:
+        layout = "experts" if module._did_swap_in_out_features else "experts_transposed"  # noqa: SLF001
+    names = (
+        ("lora_embedding_A.{}", "lora_embedding_B.{}") if part.on_table else ("lora_A.{}.weight", "lora_B.{}.weight")
+    )
     a, b = (at(name.format(NAME)) for name in names)
     magnitude = at(f"lora_magnitude_vector.{NAME}.weight") if variant in DORA else None
-    scaling = float(module.scaling[NAME])
-    yield Factors(f"{base}.{parameter}", a, b, module.r[NAME], scaling, layout, experts, magnitude)
+    experts = part.experts if part.on_parameter else 1
+    yield Factors(part.weight, a, b, part.rank, part.scaling, layout, experts, magnitude)
     if module.lora_bias[NAME]:
-        if getattr(module.get_base_layer(), "bias", None) is None:
+        if getattr(part.base, "bias", None) is None:
             raise InputRejected(f"lora_bias: module {printable(path)!r} has no bias that the LoRA's could be added to")
-        yield BiasShift(f"{base}.bias", at(f"lora_B.{NAME}.bias"), scaling)
+        yield BiasShift(f"{path}.bias", at(f"lora_B.{NAME}.bias"), part.scaling)
 
 
-def _token_rows(path: str, layer: Any, placement: Placement) -> TokenRows:
+def _token_rows(part: TokensPart, placement: Placement) -> TokenRows:
+    path, layer = part.path, part.layer
     rows = tuple(int(row) for row in layer.token_indices[NAME])
     if len(set(rows)) != len(rows):
         raise InputRejected("adapter_config.json: trainable_token_indices names an id twice")

@@ -12,14 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from graftkit.architecture.peft.one_of_each import one_of_each
+from graftkit.architecture.peft.parts import NAME, PREFIX, LoraPart, TokensPart, adapter_parts
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
-
-#: What every name of a module in a peft model begins with.
-PREFIX = "base_model.model."
-
-#: The name of the only adapter, which peft leaves out of the file.
-NAME = "default"
 
 Role = Literal["A", "B", "embedding_A", "embedding_B", "bias", "magnitude", "tokens", "copy"]
 
@@ -123,22 +118,16 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
 
 def _owners(model: Any) -> Iterator[tuple[str, Owner]]:
     """Name of each module of the peft model that stores tensors -> what it is."""
-    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-    from peft.utils.other import TrainableTokensWrapper
-
-    for name, module in model.named_modules():
-        plain = name.removeprefix(PREFIX).replace(".base_layer", "")
-        if isinstance(module, LoraLayer) and NAME in module.r:
-            expert = isinstance(module, ParamWrapper)
-            weight = f"{plain}.{module.parameter_name if expert else 'weight'}"
-            transposed = bool(getattr(module, "fan_in_fan_out", False))
-            rank, scaling = module.r[NAME], module.scaling[NAME]
-            yield name, Target(plain, weight, rank, scaling, transposed, module.num_experts if expert else 0)
-        elif isinstance(module, TrainableTokensWrapper):
-            _check_bias(plain, module.original_module)
-            if module.token_adapter.tied_adapter:
-                continue
-            yield name, (f"{plain}.weight", tuple(module.token_adapter.token_indices[NAME]))
+    for part in adapter_parts(model):
+        plain = part.path.removeprefix(PREFIX).replace(".base_layer", "")
+        if isinstance(part, LoraPart):
+            weight = part.weight.removeprefix(PREFIX)
+            experts = part.experts if part.on_parameter else 0
+            yield part.path, Target(plain, weight, part.rank, part.scaling, part.fan_in_fan_out, experts)
+        elif isinstance(part, TokensPart):
+            _check_bias(plain, part.table)
+            if not part.layer.tied_adapter:
+                yield part.path, (f"{plain}.weight", tuple(part.layer.token_indices[NAME]))
 
 
 def _with_others(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME, PREFIX
+from graftkit.architecture.peft.parts import NAME, PREFIX
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.computed import computed

@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME, PREFIX, saved_config
+from graftkit.architecture.peft.injection import saved_config
+from graftkit.architecture.peft.parts import NAME, PREFIX, SavedPart, adapter_parts
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -151,10 +152,8 @@ def _reads(standing: Mapping[int, str]) -> Any:
 
 
 def _trained(model: Any, modules: Collection[str]) -> Iterator[str]:
-    from peft.utils.other import ModulesToSaveWrapper
-
     yield from (f"{module}.weight" for module in modules)
-    for name, module in model.named_modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            plain = name.removeprefix(PREFIX)
-            yield from (f"{plain}.{leaf}" for leaf, _ in module.original_module.named_parameters())
+    for part in adapter_parts(model):
+        if isinstance(part, SavedPart):
+            plain = part.path.removeprefix(PREFIX)
+            yield from (f"{plain}.{leaf}" for leaf, _ in part.module.named_parameters())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint

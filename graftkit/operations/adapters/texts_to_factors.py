@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.peft.injection import NAME
+from graftkit.architecture.peft.parts import NAME
 from graftkit.checkpoint.examples import read_texts
 from graftkit.errors import RecipeError, printable
 from graftkit.running.texts import longest

@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import few
-from graftkit.running.forward import load, run, undisturbed
-from graftkit.running.inputs import feed, find_inputs
-from graftkit.running.probes import Probe
-from graftkit.running.reference import plan_probes, timed
-from graftkit.verification.first_step.forecast import ceiling, direction, forecast, old_outputs
-from graftkit.verification.first_step.observed import observe, old_ids
-from graftkit.verification.first_step.reach import first_moves
+from graftkit.running.forward import load, undisturbed
+from graftkit.running.inputs import feed
+from graftkit.running.reference import timed
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import (
-    MOST_IDS,
-    TEXTS,
-    differentiable,
-    gradients,
-    loss_of,
-    name_of_loss,
-    with_ids,
-)
+from graftkit.verification.first_step.task import differentiable
+from graftkit.verification.first_step.training import Training, first_texts
 from graftkit.verification.promises import Scope
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from graftkit.running.probes import Probe
 
 FROZEN = "the base is frozen"
 
@@ -53,34 +46,22 @@ def adapter_first_step(
     with undisturbed(), differentiable():
         with timed(seconds, "load"):
             loaded = PeftModel.from_pretrained(load(base).model, str(adapter), is_trainable=True)
-            model: Any = loaded.float().eval().get_base_model()
-        probes, *_ = plan_probes(model, base, None, seed, None)
-        texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
-        made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-        fresh = correspondence.fresh_ids[:MOST_IDS]
-        task = with_ids(texts, fresh)
+            model: PreTrainedModel = loaded.float().eval().get_base_model()
+        training = Training.of(model, first_texts(model, base, None, seed), correspondence)
         tell(0.3)
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
         with timed(seconds, "reach"):
-            idle = not_run(model, task, made, trained)
-            moves = first_moves(model, task, made, {name: None for name in trained if name not in idle})
+            idle = not_run(model, training.task, training.made, trained)
+            moves = training.moves({name: None for name in trained if name not in idle})
         tell(0.6)
         with timed(seconds, "forecast"):
-            seen = observe(outputs, texts)
-            parameters = {name: value.detach() for name, value in model.named_parameters()}
-            along = direction(parameters, gradients(model, loss_of(model, task, made)))
-            run_with = old_outputs(model, texts, made, seen, old_ids(seen, outputs, correspondence))
-            steps = [] if scope else list(forecast(run_with, parameters, along, distributions=seen.distributions))
+            steps = () if scope else training.forecast()
         tell(1.0)
     why = "" if not scope else "what the adapter is made for has other outputs than the source"
-    left_out = len(correspondence.fresh_ids) - len(fresh)
-    return FirstStepReport(
-        None, FROZEN, moves, left_out, tuple(steps), ceiling(steps), why, seconds, tuple(_dead(moves)), tuple(idle),
-        name_of_loss(seen, generates=model.can_generate()), seen.name, seen.distributions,
-    )  # fmt: skip
+    return training.report(None, FROZEN, moves, steps, why, seconds, tuple(_dead(moves)), tuple(idle))
 
 
-def not_run(model: Any, batch: Probe, made: frozenset[str], names: list[str]) -> list[str]:
+def not_run(model: PreTrainedModel, batch: Probe, made: frozenset[str], names: list[str]) -> list[str]:
     """Those of the parameters ``names`` whose adapted module the batch does not run: an image tower, say."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.errors import few, printable
-from graftkit.running.forward import load, run, undisturbed
-from graftkit.running.inputs import find_inputs
-from graftkit.running.probes import Probe
-from graftkit.running.reference import plan_probes, timed
+from graftkit.running.forward import load, undisturbed
+from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
-from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
-from graftkit.verification.first_step.observed import Observed, observe, old_ids
-from graftkit.verification.first_step.reach import first_moves
 from graftkit.verification.first_step.report import FirstStepReport
-from graftkit.verification.first_step.task import (
-    MOST_IDS,
-    TEXTS,
-    differentiable,
-    gradients,
-    loss_of,
-    name_of_loss,
-    with_ids,
-)
+from graftkit.verification.first_step.task import differentiable
+from graftkit.verification.first_step.training import Training, first_texts
 from graftkit.verification.promises import Scope
 
-Progress = Callable[[str, float], None]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
 OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
@@ -58,34 +48,24 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            probes, *_ = plan_probes(old, source, correspondence.live, seed, None)
-            texts = replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
-            before = _old_gradients(old, texts, correspondence) if not scope else None
+            texts = first_texts(old, source, correspondence.live, seed)
+            before = None if scope else _old_gradients(Training.of(old, texts, correspondence), correspondence)
         del old
         gc.collect()
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            new = load(result).model.float()
-            made, outputs = find_inputs(new, lambda tried: run(new, texts, tried))
-            seen = observe(outputs, texts)
-            ids = old_ids(seen, outputs, correspondence)
-            gap = before.compare(gradients(new, loss_of(new, texts, made, ids)), correspondence) if before else None
-        fresh = correspondence.fresh_ids[:MOST_IDS]
-        task = with_ids(texts, fresh)
+            new = Training.of(load(result).model.float(), texts, correspondence)
+            gap = before.compare(new.old_gradients(), correspondence) if before else None
         with timed(seconds, "reach"):
-            moves = first_moves(new, task, made, _new_parameters(new, shapes, correspondence, fresh))
+            moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
         _tell(progress, 0.6)
         with timed(seconds, "forecast"):
-            steps = _forecast(new, texts, task, made, seen, ids) if not scope else []
+            steps = () if scope else new.forecast()
         _tell(progress, 1.0)
     why = why_not(scope)
     broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
-    left_out = len(correspondence.fresh_ids) - len(fresh)
-    return FirstStepReport(
-        None if broken else gap, broken or why, moves, left_out, tuple(steps), ceiling(steps), why, seconds,
-        tuple(_failures(None if broken else gap, moves)),
-        loss=name_of_loss(seen, generates=new.can_generate()), observed=seen.name, distributions=seen.distributions,
-    )  # fmt: skip
+    gap = None if broken else gap
+    return new.report(gap, broken or why, moves, steps, why, seconds, tuple(_failures(gap, moves, correspondence)))
 
 
 def why_not(scope: Scope) -> str:
@@ -93,32 +73,22 @@ def why_not(scope: Scope) -> str:
     return "" if not scope else OTHER_SOURCE if Scope.NOTHING in scope else OTHER_OUTPUTS
 
 
-def _old_gradients(model: Any, texts: Probe, correspondence: Correspondence) -> OldGradients:
-    """Gradients of the loss on old inputs, of logits over ids those of the old ids alone, each with its noise."""
-    made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-    ids = old_ids(observe(outputs, texts), outputs, correspondence)
-    found = gradients(model, loss_of(model, texts, made, ids))
-    return OldGradients(found, null_gradients(model, texts, made, ids, correspondence.more_rows))
-
-
-def _forecast(
-    model: Any, texts: Probe, task: Probe, made: frozenset[str], seen: Observed, ids: int | None
-) -> list[StepFigure]:
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
-    along = direction(parameters, gradients(model, loss_of(model, task, made)))
-    run_with = old_outputs(model, texts, made, seen, ids)
-    return list(forecast(run_with, parameters, along, distributions=seen.distributions))
+def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradients:
+    """The source's gradients, each with its noise."""
+    nulls = null_gradients(old.model, old.texts, old.made, old.ids, correspondence.more_rows)
+    return OldGradients(old.old_gradients(), nulls)
 
 
 def _new_parameters(
-    model: Any, shapes: Mapping[str, tuple[int, ...]], correspondence: Correspondence, fresh: Sequence[int]
+    model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], correspondence: Correspondence, fresh: Sequence[int]
 ) -> dict[str, Sequence[int] | None]:
     """The parameters that are new as a whole, and the tables with their new rows; an embedding never trains its pad row."""
     pads = {f"{name}.weight": getattr(module, "padding_idx", None) for name, module in model.named_modules()}
     ids, found = correspondence.ids, dict[str, Sequence[int] | None]()
     sizes = None if ids is None else ((ids.result,), (ids.source,))
     for name, value in model.named_parameters():
-        shape = shapes.get(_bare(model, name))
+        origin = correspondence.module_in_source(name)
+        shape = None if origin is None else shapes.get(_bare(model, origin))
         if shape is None:
             found[name] = None
         elif fresh and (value.shape[:1], shape[:1]) == sizes:
@@ -126,16 +96,18 @@ def _new_parameters(
     return found
 
 
-def _bare(model: Any, name: str) -> str:
+def _bare(model: PreTrainedModel, name: str) -> str:
     """The name of a parameter without that of the base model, which only some of the classes put before it."""
     return name.removeprefix(f"{model.base_model_prefix}.")
 
 
-def _failures(gap: GradientGap | None, moves: Mapping[str, int | None]) -> Iterator[str]:
+def _failures(
+    gap: GradientGap | None, moves: Mapping[str, int | None], correspondence: Correspondence
+) -> Iterator[str]:
     if gap is not None and gap.differs:
         yield (
-            f"first step: the gradient of the old parameter {printable(gap.parameter)} differs by {gap.error:.2g} of the"
-            f" largest norm in its module; the source's own noise there is {gap.floor:.2g}"
+            f"first step: the gradient of the old parameter {printable(correspondence.shown(gap.parameter))} differs by"
+            f" {gap.error:.2g} of the largest norm in its module; the source's own noise there is {gap.floor:.2g}"
         )
     dead = [name for name, step in moves.items() if step is None]
     if dead:

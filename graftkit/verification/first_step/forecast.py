@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.running.inputs import feed
-from graftkit.running.probes import Probe
-from graftkit.verification.first_step.observed import Observed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from graftkit.running.loss import Observed
+    from graftkit.running.probes import Probe
 
 EPSILON, WEIGHT_DECAY = 1e-8, 0.01
 
@@ -39,6 +44,7 @@ class StepFigure:
     forecast: float
     measured: float
     floor: float = 0.0
+    derived: ClassVar[tuple[str, ...]] = ("error",)
 
     @property
     def error(self) -> float:
@@ -47,7 +53,7 @@ class StepFigure:
         return apart / most if most else math.inf if apart else 0.0
 
 
-def direction(parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> dict[str, Any]:
+def direction(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """AdamW's first step over the learning rate; only the decay where a parameter has a gradient of zero."""
     return {
         name: -gradient / (gradient.abs() + EPSILON) - WEIGHT_DECAY * parameters[name].detach()
@@ -56,36 +62,38 @@ def direction(parameters: Mapping[str, Any], gradients: Mapping[str, Any]) -> di
 
 
 def old_outputs(
-    model: Any, batch: Probe, made: frozenset[str], seen: Observed, ids: int | None
-) -> Callable[[Mapping[str, Any]], Any]:
+    model: PreTrainedModel, batch: Probe, made: frozenset[str], seen: Observed, ids: int | None
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A function from parameters to what is seen at the unmasked places, ``(places, width)``; of logits over the old ids."""
     import torch
 
-    inputs = feed(model, batch, made)
+    inputs: dict[str, Any] = feed(model, batch, made)
     if "output_hidden_states" in inputs and seen.name != "hidden_states":
         inputs["output_hidden_states"] = False
     if model.can_generate() or "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
 
-    def run(parameters: Mapping[str, Any]) -> Any:
+    def run(parameters: Mapping[str, Tensor]) -> Tensor:
         return seen.values(torch.func.functional_call(model, dict(parameters), kwargs=inputs), batch, ids)
 
     return run
 
 
-def jacobian_vector(run: Callable[[Mapping[str, Any]], Any], at: Mapping[str, Any], along: Mapping[str, Any]) -> Any:
+def jacobian_vector(
+    run: Callable[[Mapping[str, Tensor]], Tensor], at: Mapping[str, Tensor], along: Mapping[str, Tensor]
+) -> Tensor:
     """The derivative of ``run`` at ``at`` along ``along``: forward mode, or two backward passes where an operator lacks it."""
     import torch
 
     names = list(along)
     fixed = {name: value.detach() for name, value in at.items()}
 
-    def of(*moving: Any) -> Any:
+    def of(*moving: Tensor) -> Tensor:
         return run({**fixed, **dict(zip(names, moving, strict=True))})
 
     primals, tangents = tuple(fixed[name] for name in names), tuple(along[name] for name in names)
     try:
-        return torch.func.jvp(of, primals, tangents)[1]
+        return torch.func.jvp(of, primals, tangents)[1]  # type: ignore[no-any-return]
     except (NotImplementedError, RuntimeError):
         leaves = tuple(value.clone().requires_grad_() for value in primals)
         logits = of(*leaves)
@@ -95,7 +103,7 @@ def jacobian_vector(run: Callable[[Mapping[str, Any]], Any], at: Mapping[str, An
 
 
 def forecast(
-    run: Callable[[Mapping[str, Any]], Any], parameters: Mapping[str, Any], along: Mapping[str, Any],
+    run: Callable[[Mapping[str, Tensor]], Tensor], parameters: Mapping[str, Tensor], along: Mapping[str, Tensor],
     *, distributions: bool = True,
 ) -> Iterator[StepFigure]:  # fmt: skip
     """Yield for each learning rate what is forecast and what the step really does, to ``distributions`` or to plain values."""
@@ -115,7 +123,7 @@ def forecast(
             yield StepFigure(rate, unit * rate ** (2 if distributions else 1), measured, floor)
 
 
-def _unit(before: Any, change: Any, *, distributions: bool) -> float:
+def _unit(before: Tensor, change: Tensor, *, distributions: bool) -> float:
     """The forecast at a learning rate of 1: half the variance of the change under the distribution, or its relative size."""
     if not distributions:
         return float(change.norm()) / _size(before)
@@ -124,20 +132,20 @@ def _unit(before: Any, change: Any, *, distributions: bool) -> float:
     return float(variance.mean() / 2)
 
 
-def _divergence(before: Any, after: Any) -> float:
+def _divergence(before: Tensor, after: Tensor) -> float:
     before, after = before.log_softmax(-1), after.log_softmax(-1)
     return float((before.exp() * (before - after)).sum(-1).mean())
 
 
-def _relative_change(before: Any, after: Any) -> float:
+def _relative_change(before: Tensor, after: Tensor) -> float:
     return float((after - before).norm()) / _size(before)
 
 
-def _size(values: Any) -> float:
+def _size(values: Tensor) -> float:
     return float(values.norm()) or 1.0
 
 
-def _neighbours(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _neighbours(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each value moved to the next larger or smaller one of its dtype, at random and the same each time."""
     import torch
 
@@ -150,7 +158,7 @@ def _neighbours(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def ceiling(figures: list[StepFigure]) -> float | None:
+def ceiling(figures: Sequence[StepFigure]) -> float | None:
     """The largest learning rate below which every forecast that rounding does not hide is within the tolerance, or None."""
     largest = None
     for figure in figures:

@@ -11,13 +11,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.inputs import feed
+from graftkit.running.loss import loss_of, loss_on
 from graftkit.running.probes import Probe
-from graftkit.verification.first_step.task import gradients, loss_of, loss_on
+from graftkit.verification.first_step.task import gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 #: A difference counts from this many times the noise on, as in the lens.
 MARGIN = 100
@@ -28,7 +33,7 @@ UNIT_ROUNDOFF = 2.0**-24
 #: A factor that is no power of two, so that everything behind it is rounded anew.
 FACTOR = 3
 
-Gradients = Mapping[str, Any]
+Gradients = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class GradientGap:
 
 
 def null_gradients(
-    model: Any, texts: Probe, made: frozenset[str], ids: int | None, more: int
+    model: PreTrainedModel, texts: Probe, made: frozenset[str], ids: int | None, more: int
 ) -> Iterator[tuple[str, Gradients]]:
     """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
     loss = FACTOR * loss_of(model, texts, made, ids)
@@ -75,7 +80,7 @@ def _rows_back(value: Any, rows: int) -> Any:
 
 
 @contextlib.contextmanager
-def other_logits(model: Any, more: int) -> Iterator[bool]:
+def other_logits(model: nn.Module, more: int) -> Iterator[bool]:
     """The logits from a table with ``more`` rows, without them summed in reverse; False where the model has no plain table."""
     import torch
 
@@ -117,11 +122,17 @@ class OldGradients:
         return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
 
     def compare(self, after: Gradients, correspondence: Correspondence = IDENTITY) -> GradientGap:
-        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst."""
+        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst.
+
+        Those of dropped blocks are left out.
+        """
         worst, most = GradientGap(noise=self.noise), 0.0
         for name, old in self._found.items():
             scale, floor = self._scales[name] or 1.0, self._floors[name]
-            new = after.get(name)
+            other = correspondence.module_in_result(name)
+            if other is None:
+                continue
+            new = after.get(other)
             apart = float("inf") if new is None else _distance(*correspondence.rows(old, new))
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
@@ -141,11 +152,11 @@ def _scales(found: Gradients) -> dict[str, float]:
     return {name: modules[name.rpartition(".")[0]] for name in norms}
 
 
-def _distance(old: Any, new: Any) -> float:
+def _distance(old: Tensor, new: Tensor) -> float:
     return _norm(new - old) if new.shape == old.shape else float("inf")
 
 
-def _norm(values: Any) -> float:
+def _norm(values: Tensor) -> float:
     import torch
 
     return float(torch.linalg.vector_norm(values))

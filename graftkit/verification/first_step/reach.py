@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-from graftkit.running.probes import Probe
-from graftkit.verification.first_step.task import gradients, loss_of
+from graftkit.running.loss import loss_of
+from graftkit.verification.first_step.task import gradients
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from graftkit.running.probes import Probe
 
 STEPS, LEARNING_RATE = 3, 1e-3
 
 
 def first_moves(
-    model: Any, batch: Probe, made: frozenset[str], new: Mapping[str, Sequence[int] | None]
+    model: PreTrainedModel, batch: Probe, made: frozenset[str], new: Mapping[str, Sequence[int] | None]
 ) -> dict[str, int | None]:
     """Name -> the step at which a new parameter first has a gradient, None where it has none in three steps.
 
@@ -46,5 +52,5 @@ def first_moves(
     return moves
 
 
-def _alive(gradient: Any, row: int | None) -> bool:
+def _alive(gradient: Tensor | None, row: int | None) -> bool:
     return gradient is not None and bool((gradient if row is None else gradient[row]).any())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.errors import few
-from graftkit.verification.checks import finite
+from graftkit.verification.checks import finite, json_of
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
 from graftkit.verification.first_step.noise import GradientGap
 
@@ -85,8 +84,7 @@ class FirstStepReport:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
-        steps = [{**dataclasses.asdict(figure), "error": figure.error} for figure in self.steps]
-        plain: dict[str, Any] = finite({**dataclasses.asdict(self), "steps": steps})
+        plain: dict[str, Any] = finite(json_of(self))
         return plain
 
 

@@ -8,15 +8,21 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
-from graftkit.running.forward import load, undisturbed
+from graftkit.running.forward import Loaded, load, undisturbed
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
 from graftkit.verification.subject import Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 #: Roundings of a logit that only its bias makes: the bias is stored, and the logit is given, in the model's dtype.
 ROUNDINGS = 2
@@ -44,7 +50,7 @@ class HeadPromise:
 
 
 @dataclass(frozen=True, slots=True)
-class HeadReport:
+class HeadReport(Report):
     """What was found. ``first_loss`` and ``entropy`` are in nats; ``skipped`` says why something was not run."""
 
     architecture: str
@@ -58,6 +64,7 @@ class HeadReport:
     backbone: Backbone | None = None
     skipped: str = ""
     name: str = "replace_head"
+    derived: ClassVar[tuple[str, ...]] = ("failures",)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -101,28 +108,22 @@ class HeadReport:
         if self.skipped:
             yield "head's forward", "not run", self.skipped
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "failures": list(self.failures)}
-
 
 @dataclass(frozen=True, slots=True)
-class HeadCheck:
+class HeadCheck(LoadsModels):
     """The written head, reloaded and run alone and in a batch."""
 
     promise: HeadPromise
     name: str = "replace_head"
 
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
-
     def run(self, subject: Subject) -> HeadReport:
         """See :func:`check_head`."""
-        return check_head(subject.source, subject.result, self.promise)
+        return check_head(subject.source, subject.result, self.promise, subject.correspondence)
 
 
-def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
+def check_head(
+    source: Path, result: Path, promise: HeadPromise, correspondence: Correspondence = IDENTITY
+) -> HeadReport:
     """Load ``result`` twice and run it; see :class:`HeadReport`.
 
     Raises:
@@ -133,7 +134,7 @@ def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
         digests = _digests(first.model)
         if not takes_text(first.model):
             del first
-            backbone = compare_backbones(source, result)
+            backbone = compare_backbones(source, result, correspondence)
             second = load(result)
             report = _report(second, same_bits=_digests(second.model) == digests)
             found = _first_loss(second.model, _media(second.model), promise) if promise.prior else {}
@@ -144,12 +145,12 @@ def check_head(source: Path, result: Path, promise: HeadPromise) -> HeadReport:
         return _run(second.model, result, promise, report)
 
 
-def _report(loaded: Any, *, same_bits: bool) -> HeadReport:
+def _report(loaded: Loaded, *, same_bits: bool) -> HeadReport:
     missing = tuple(sorted(loaded.missing | loaded.mismatched))
     return HeadReport(type(loaded.model).__name__, len(loaded.model.state_dict()), missing, same_bits)
 
 
-def _digests(model: Any) -> dict[str, str]:
+def _digests(model: nn.Module) -> dict[str, str]:
     import torch
 
     return {
@@ -158,7 +159,7 @@ def _digests(model: Any) -> dict[str, str]:
     }
 
 
-def _run(model: Any, directory: Path, promise: HeadPromise, report: HeadReport) -> HeadReport:
+def _run(model: PreTrainedModel, directory: Path, promise: HeadPromise, report: HeadReport) -> HeadReport:
     import torch
 
     rows = int(model.get_input_embeddings().weight.shape[0])
@@ -201,11 +202,11 @@ def side_of_tokenizer(directory: Path) -> Side:
         return "right"
 
 
-def _media(model: Any) -> Sequence[dict[str, Any]]:
+def _media(model: PreTrainedModel) -> Sequence[dict[str, Tensor]]:
     return list(main_inputs(model))
 
 
-def _first_loss(model: Any, tries: Sequence[dict[str, Any]], promise: HeadPromise) -> dict[str, Any]:
+def _first_loss(model: PreTrainedModel, tries: Sequence[dict[str, Tensor]], promise: HeadPromise) -> dict[str, Any]:
     """The loss of the first logits over labels drawn from the prior, and the prior's entropy, both in nats."""
     import torch
 

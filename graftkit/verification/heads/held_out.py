@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.texts import outputs_of_texts
+from graftkit.verification.checks import LoadsModels, Report
 from graftkit.verification.subject import Subject
 
 #: Examples that are run alone as well: what a batch changes is the noise of the written head against itself.
@@ -27,7 +27,7 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOutReport:
+class HeldOutReport(Report):
     """What the fit said and what the written checkpoint gives.
 
     ``noise`` is the most by which an example's loss depends on the batch that it is in, ``rounding`` how far rounding of the
@@ -39,6 +39,7 @@ class HeldOutReport:
     noise: float
     rounding: float
     name: str = "held_out_examples"
+    derived: ClassVar[tuple[str, ...]] = ("failures",)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -60,10 +61,6 @@ class HeldOutReport:
             f" noise {self.noise:.1g}, rounding {self.rounding:.1g}",
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**dataclasses.asdict(self), "failures": list(self.failures)}
-
 
 def score(pairs: Iterable[tuple[int, Any]], classes: int) -> Scores:
     """Score ``(label, logits)`` pairs. *Shape:* logits ``(classes,)``."""
@@ -79,17 +76,13 @@ def score(pairs: Iterable[tuple[int, Any]], classes: int) -> Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOutCheck:
+class HeldOutCheck(LoadsModels):
     """The written head on the examples that it was not fitted to."""
 
     examples: Callable[[], Iterable[tuple[int, str]]]
     figures: Callable[[], Mapping[str, Any]]
     classes: int
     name: str = "held_out_examples"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where models may be loaded."""
-        return subject.runs
 
     def run(self, subject: Subject) -> HeldOutReport:
         """See :func:`check_held_out`."""

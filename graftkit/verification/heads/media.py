@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import flatten, load
+from graftkit.verification.comparison import Comparison
+from graftkit.verification.outputs import hidden_states
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Sides of an image and samples of a sound where the config names none, and characters of a text.
 SIDE, SAMPLES, TOKENS = 64, 16_000, 32
@@ -24,7 +31,7 @@ class Backbone:
     reason: str = ""
 
 
-def takes_text(model: Any) -> bool:
+def takes_text(model: PreTrainedModel) -> bool:
     """Whether the model is fed token ids that it looks up in a table; CANINE, for one, hashes characters."""
     if model.main_input_name != "input_ids":
         return False
@@ -34,7 +41,7 @@ def takes_text(model: Any) -> bool:
         return False
 
 
-def main_inputs(model: Any, batch: int = 2) -> Iterator[dict[str, Any]]:
+def main_inputs(model: PreTrainedModel, batch: int = 2) -> Iterator[dict[str, Tensor]]:
     """Inputs to try, in order, made from the config: noise, the same each time. *Shapes:* lead with ``batch``."""
     import torch
 
@@ -62,14 +69,12 @@ def _shapes(config: Any, name: str) -> Iterator[tuple[int, ...]]:
         yield (SAMPLES,)
 
 
-def compare_backbones(source: Path, result: Path) -> Backbone:
+def compare_backbones(source: Path, result: Path, correspondence: Correspondence = IDENTITY) -> Backbone:
     """Run the base models of both on the same noise, one in memory at a time, and compare every hidden state."""
-    import torch
-
     old = load(source).backbone().model
-    fed: dict[str, Any] = {}
+    fed: dict[str, Tensor] = {}
     why = f"it takes {old.main_input_name}, which cannot be made from its config"
-    before: dict[str, Any] = {}
+    before: dict[str, Tensor] = {}
     for tried in main_inputs(old):
         try:
             before = _hidden(old, tried)
@@ -85,13 +90,15 @@ def compare_backbones(source: Path, result: Path) -> Backbone:
     after = _hidden(new.backbone().model, fed)
     if new.model.base_model is new.model:  # PPLCNet calls its logits a hidden state
         after = {name: value for name, value in after.items() if value.shape[-1] != new.model.config.num_labels}
-    common = before.keys() & after.keys()
-    differing = tuple(sorted(name for name in common if not torch.equal(before[name], after[name])))
+    found = Comparison()
+    for name, other in hidden_states(before, after, correspondence).items():
+        found.compare(name, before[name], after[other])
+    differing = tuple(sorted(name for name, one in found.outputs.items() if not one.bitwise))
     shapes = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in fed.items())
-    return Backbone(shapes, len(common) - len(differing), differing)
+    return Backbone(shapes, len(found.outputs) - len(differing), differing)
 
 
-def _hidden(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def _hidden(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The hidden states; a model that was loaded in inference mode takes other kernels, so only its forward runs in it."""
     import torch
 

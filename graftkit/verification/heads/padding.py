@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import flatten
@@ -20,6 +20,10 @@ from graftkit.running.probes import Probe, encoded_texts
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import measure_floor
 from graftkit.verification.lens.gap import gap
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 Side = Literal["right", "left"]
 
@@ -71,7 +75,7 @@ def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[lis
 
 
 def compare_paddings(
-    model: Any, texts: Sequence[Sequence[int]], pad: int, sides: Sequence[Side], projection: Sequence[str], *, choices: bool
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], pad: int, sides: Sequence[Side], projection: Sequence[str], *, choices: bool
 ) -> tuple[Padding, ...]:  # fmt: skip
     """Run each text alone and all in one batch, padded with ``pad`` on each of ``sides``.
 
@@ -99,7 +103,7 @@ def compare_paddings(
 
 
 def _reads_beyond(
-    model: Any, texts: Sequence[Sequence[int]], pad: int, found: Padding, made: frozenset[str], *, choices: bool
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], pad: int, found: Padding, made: frozenset[str], *, choices: bool
 ) -> bool:  # fmt: skip
     """Whether logits that differ are the same once every text is padded. A wrong pad id reads further with each padding."""
     if found.error or not found.failed:
@@ -111,7 +115,7 @@ def _reads_beyond(
 
 
 def _padded(
-    model: Any, single: Sequence[tuple[dict[str, Any], Any]], batch: Probe, made: frozenset[str], side: Side,
+    model: PreTrainedModel, single: Sequence[tuple[dict[str, Tensor], Tensor | None]], batch: Probe, made: frozenset[str], side: Side,
     threshold: float, *, choices: bool,
 ) -> Padding:  # fmt: skip
     try:
@@ -127,22 +131,24 @@ def _padded(
         for name, value in outputs.items():
             row = together[name][index]
             apart = max(apart, gap(value[0], row[real] if name in by_token else row))
-        if hidden is None or hidden.shape[:2] != batch.ids.shape:
+        if hidden is None or states is None or hidden.shape[:2] != batch.ids.shape:
             backbone = None
         elif backbone is not None:
             backbone = max(backbone, gap(states[0], hidden[index][real]))
     return Padding(side, apart, backbone, threshold)
 
 
-def _run(model: Any, probe: Probe, made: frozenset[str], *, choices: bool) -> tuple[dict[str, Any], Any]:
+def _run(
+    model: PreTrainedModel, probe: Probe, made: frozenset[str], *, choices: bool
+) -> tuple[dict[str, Tensor], Tensor | None]:
     """The logits, and the last hidden states of the base model where it is another module."""
     inputs = dict(_inputs(model, probe, made))
     if choices:
         inputs = {name: value[:, None] if hasattr(value, "shape") else value for name, value in inputs.items()}
-    seen: list[Any] = []
+    seen: list[Tensor] = []
     inner = model.base_model
 
-    def note(module: Any, arguments: Any, output: Any) -> None:
+    def note(module: nn.Module, arguments: object, output: Any) -> None:
         del module, arguments
         seen.append(output[0] if isinstance(output, tuple) else next(iter(output.values())))
 
@@ -158,7 +164,7 @@ def _run(model: Any, probe: Probe, made: frozenset[str], *, choices: bool) -> tu
     return logits, seen[-1] if seen else None
 
 
-def _inputs(model: Any, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Any]]:
+def _inputs(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Any]]:
     """What the forward is fed: no decoder ids, which a head makes itself, and positions that count real tokens."""
     fed: Mapping[str, Any] = feed(model, probe, made)
     yield from ((k, v) for k, v in fed.items() if not k.startswith("decoder_") and k != "output_hidden_states")

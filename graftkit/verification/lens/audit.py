@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from graftkit.verification.lens.float64 import WIDER
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 #: Operators that move values and compute none, so that a narrow parameter may pass through them on its way.
 MOVES = frozenset((
@@ -26,11 +30,11 @@ MOVES = frozenset((
 class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts narrow operators by ``(operator, module)`` while ``model`` runs. Use as a context manager around the run."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.narrow: Counter[tuple[str, str]] = Counter()
         self._model, self._where = model, [""]
-        self._hooks: list[Any] = []
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
@@ -61,7 +65,7 @@ class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def _narrow(value: Any) -> bool:
+def _narrow(value: object) -> bool:
     return getattr(value, "dtype", None) in WIDER
 
 

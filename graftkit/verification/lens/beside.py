@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.running.bits import equal
-from graftkit.running.probes import Probe
+from graftkit.verification.comparison import Outputs, pieces, sum_of_squares, unmasked
 
-#: Elements that are widened at a time: what a core's cache holds.
-CHUNK = 1 << 16
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Outputs = Mapping[str, Any]
+    from graftkit.running.probes import Probe
 
 
 class Beside:
@@ -34,10 +32,10 @@ class Beside:
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}
         self._whole = bool(probe.mask.all())
-        self._references: dict[str, tuple[Any, Any]] = {}
+        self._references: dict[str, tuple[Tensor, Tensor]] = {}
         self._sizes: dict[str, tuple[float, float]] = {}
-        self._summaries: dict[str, tuple[Any, Any, Any]] = {}
-        self._positions: dict[str, tuple[Any, Any]] = {}
+        self._summaries: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        self._positions: dict[str, tuple[Tensor, Tensor]] = {}
 
     def widely(self) -> Beside:
         """The same, for runs in float64."""
@@ -45,7 +43,7 @@ class Beside:
         found.wide, found._summaries = True, {}  # noqa: SLF001 - its own
         return found
 
-    def pair(self, name: str, found: Outputs, *, of_source: bool = False) -> tuple[Any, Any, Any] | None:
+    def pair(self, name: str, found: Outputs, *, of_source: bool = False) -> tuple[Tensor, Tensor, Tensor] | None:
         """Float64, own dtype, and the run's, each ``(n, width)``: unmasked positions and corresponding ids; None where shapes differ.
 
         ``of_source`` says that the run is the source's, so that its ids are the source's.
@@ -60,34 +58,33 @@ class Beside:
             new = self._of_source(found[name], name) if of_source else self._of_result(found[name], name)
         return (truth, old, new) if new.shape == old.shape else None
 
-    def _comparable(self, name: str, new: Any, *, of_source: bool) -> bool:
+    def _comparable(self, name: str, new: Tensor, *, of_source: bool) -> bool:
         """Whether ``new`` has the same places and every id: a classifier's logits stand at no place and over no ids."""
         enough = True
         if self._ids is not None and self.has_ids[name]:
             enough = new.shape[-1] >= (self._ids.source if of_source or new is self.native[name] else self._ids.result)
         return bool(new.shape[:-1] == self.native[name].shape[:-1] and enough)
 
-    def _known(self, name: str, new: Any, truth: Any, old: Any) -> Any:
+    def _known(self, name: str, new: Tensor, truth: Tensor, old: Tensor) -> Tensor | None:
         """The places of the reference where the whole of ``new`` equals it, so that its own need not be taken; else None."""
         if new is self.native[name]:
             return old
         reference = self._exact[name] if self.wide else self.native[name]
         return (truth if self.wide else old) if equal(reference, new) else None
 
-    def _of_source(self, value: Any, name: str) -> Any:
+    def _of_source(self, value: Tensor, name: str) -> Tensor:
         value = self._places(value)
         return value if self._ids is None or not self.has_ids[name] else self._ids.of_source(value)
 
-    def _of_result(self, value: Any, name: str) -> Any:
+    def _of_result(self, value: Tensor, name: str) -> Tensor:
         value = self._places(value)
         return value if self._ids is None or not self.has_ids[name] else self._ids.of_result(value)
 
-    def _places(self, value: Any) -> Any:
-        if value.shape[:2] == self.probe.mask.shape and not self._whole:
-            value = value[self.probe.mask.bool()]
+    def _places(self, value: Tensor) -> Tensor:
+        value = value if self._whole else unmasked(value, self.probe)
         return value.reshape(-1, value.shape[-1])
 
-    def sizes(self, name: str, truth: Any, old: Any) -> tuple[float, float]:
+    def sizes(self, name: str, truth: Tensor, old: Tensor) -> tuple[float, float]:
         """The summed squares of the source in float64, and of its error in its own dtype."""
         if name not in self._sizes:
             pairs = zip(pieces(truth), pieces(old), strict=True)
@@ -95,7 +92,7 @@ class Beside:
             self._sizes[name] = sum(size for size, _ in squares), sum(own for _, own in squares)
         return self._sizes[name]
 
-    def summary(self, name: str, old: Any) -> tuple[Any, Any, Any]:
+    def summary(self, name: str, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``(n,)`` log-sum-exp, top-1 id and its margin of the source's logits ``old``."""
         if name not in self._summaries:
             found = [(p.logsumexp(-1), *p.topk(min(2, p.shape[-1]), -1)) for p in pieces(old)]
@@ -103,13 +100,13 @@ class Beside:
             self._summaries[name] = sums, ids[:, 0], top[:, 0] - top[:, -1]
         return self._summaries[name]
 
-    def positions(self, name: str) -> tuple[Any, Any]:
+    def positions(self, name: str) -> tuple[Tensor, Tensor]:
         """``(n,)`` row and place in the sequence of each position."""
         if name not in self._positions:
             self._positions[name] = self._row_and_place(name)
         return self._positions[name]
 
-    def _row_and_place(self, name: str) -> tuple[Any, Any]:
+    def _row_and_place(self, name: str) -> tuple[Tensor, Tensor]:
         shape = self.native[name].shape
         batch, length = shape[:2] if len(shape) > 2 else (shape[0], 1)
         rows, places = torch.meshgrid(torch.arange(batch), torch.arange(length), indexing="ij")
@@ -129,20 +126,3 @@ def observed(outputs: Outputs, rows: int) -> list[str]:
         return logits
     last = [name for name in outputs if name.endswith("last_hidden_state")]
     return last or list(outputs)[-1:]
-
-
-def pieces(values: Any) -> Iterator[Any]:
-    """Rows of ``values`` in float64, a bounded piece at a time."""
-    for piece in values.split(max(CHUNK // values.shape[-1], 1)):
-        yield piece.double()
-
-
-def sum_of_squares(values: Any) -> float:
-    """In float64, of what is finite."""
-    found = float(torch.linalg.vector_norm(values)) ** 2
-    return found if math.isfinite(found) else float(finite(values).square().sum())
-
-
-def finite(values: Any) -> Any:
-    """Zero where an infinity (an id that the model masks) or NaN stands."""
-    return values.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -11,11 +11,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: A dtype that a forward may ask for -> the dtype that it gets.
 WIDER = {
@@ -115,15 +118,15 @@ def widened(value: Any) -> Any:
     return value
 
 
-def _is_narrow(value: Any) -> bool:
+def _is_narrow(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in WIDER
 
 
-def _is_large(weight: Any) -> bool:
-    return _is_narrow(weight) and weight.ndim == 2 and weight.numel() > PIECE
+def _is_large(weight: object) -> bool:
+    return isinstance(weight, torch.Tensor) and _is_narrow(weight) and weight.ndim == 2 and weight.numel() > PIECE
 
 
-def _linear_by_pieces(inputs: Any, weight: Any, bias: Any = None) -> Any:
+def _linear_by_pieces(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``inputs · weightᵀ + bias`` a piece of the weight at a time; pieces begin at the same rows in every table of a width."""
     rows = max(PIECE // weight.shape[1], 1)
     found = inputs.new_empty(*inputs.shape[:-1], len(weight))
@@ -136,7 +139,7 @@ def _linear_by_pieces(inputs: Any, weight: Any, bias: Any = None) -> Any:
 
 
 @contextlib.contextmanager
-def float64(model: Any) -> Iterator[None]:
+def float64(model: PreTrainedModel) -> Iterator[None]:
     """Run ``model`` in float64 inside, without autograd.
 
     Mixture-of-experts models get the plain loop over experts: grouped matrix products take few dtypes on some devices.
@@ -157,7 +160,7 @@ def _wider_parametrizations() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_experts(model: Any) -> Iterator[None]:
+def plain_experts(model: PreTrainedModel) -> Iterator[None]:
     """Every expert layer of ``model`` loops over its experts inside; what was set before is set again afterwards."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     before = {key: getattr(config, EXPERTS, None) for key, config in configs.items()}

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graftkit.running.forward import outputs_of
@@ -22,6 +23,9 @@ from graftkit.running.probes import Probe
 from graftkit.verification.lens.audit import Audit
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.gap import gap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The relative nudge: well under float32's unit roundoff of 6e-8, well over float64's of 1e-16.
 NUDGE = 1e-9
@@ -33,10 +37,10 @@ MARGIN = 100
 LEAST = 4 * torch.finfo(torch.float64).eps
 
 #: Runs a forward and returns its outputs.
-Around = Callable[[Callable[[], dict[str, Any]]], dict[str, Any]]
+Around = Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
-def _plainly(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _plainly(run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     return run()
 
 
@@ -52,6 +56,7 @@ class Floor:
     bend: float | None
     effect: float
     narrow: tuple[tuple[str, str, int], ...]
+    derived: ClassVar[tuple[str, ...]] = ("height", "threshold")
 
     @property
     def height(self) -> float:
@@ -72,14 +77,14 @@ class _Nudge(TorchFunctionMode):
         self._delta, self._generator = delta, torch.Generator().manual_seed(1)
 
     def inputs(
-        self, _: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A hook before the model's forward that nudges what floats of its inputs."""
         floating = (torch.is_tensor(value) and value.is_floating_point() for value in kwargs.values())
         nudged = zip(kwargs.items(), floating, strict=True)
         return args, {name: self._nudged(value) if wanted else value for (name, value), wanted in nudged}
 
-    def _nudged(self, value: Any) -> Any:
+    def _nudged(self, value: Tensor) -> Tensor:
         noise = torch.randn(value.shape, generator=self._generator, dtype=torch.float64)
         return value * (1 + self._delta * noise.to(value.device))
 
@@ -93,7 +98,7 @@ class _Nudge(TorchFunctionMode):
         return self._nudged(found)
 
 
-def measure_floor(model: Any, probe: Probe, made: frozenset[str], around: Around = _plainly) -> Floor:
+def measure_floor(model: PreTrainedModel, probe: Probe, made: frozenset[str], around: Around = _plainly) -> Floor:
     """Measure on one batch without padding: five forwards of it, one of them audited, which runs inside ``around``."""
     with float64(model):
         with Audit(model) as audit:
@@ -117,7 +122,7 @@ def _row(probe: Probe, index: int) -> Probe:
     return replace(probe, ids=probe.ids[part], mask=probe.mask[part])
 
 
-def _nudged(model: Any, probe: Probe, made: frozenset[str], delta: float) -> dict[str, Any]:
+def _nudged(model: PreTrainedModel, probe: Probe, made: frozenset[str], delta: float) -> dict[str, Tensor]:
     nudge = _Nudge(delta)
     hook = model.register_forward_pre_hook(nudge.inputs, with_kwargs=True)
     try:

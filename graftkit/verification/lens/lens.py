@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -17,6 +17,7 @@ from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import in_pieces
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Step, timed
+from graftkit.verification.comparison import paired
 from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
@@ -30,6 +31,9 @@ from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from graftkit.verification.subject import Progress
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
 OPERATIONS = 1e11
@@ -39,8 +43,6 @@ NULL_RUNS = 3
 
 #: Null runs are made on the first probes, until these many tokens were run.
 NULL_TOKENS = 900
-
-Progress = Callable[[str, float], None]
 
 
 @dataclass(slots=True)
@@ -132,7 +134,7 @@ def _run_part(setting: Setting, part: Probe, noise: NoiseTally, found: _Found) -
     return _compare_part(setting, part, native, noise, found)
 
 
-def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: NoiseTally, found: _Found) -> bool:
+def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], noise: NoiseTally, found: _Found) -> bool:
     """Run one probe every way; False when the result's forward fails, which is noted."""
     old, new, made, correspondence = setting.old.model, setting.new.model, setting.made, setting.correspondence
     gaps = Gaps()
@@ -150,14 +152,16 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
         return False
     if setting.backbone:
-        pairs = hidden_states(exact, other)
+        pairs, alone = hidden_states(exact, other, correspondence), frozenset[str]()
         if not pairs:
             found.failures.append("lens: source and result have no hidden state in common")
             return False
-        exact, native = _named(exact, {name: name for name in pairs}), _named(native, {name: name for name in pairs})
-        other, ours = _named(other, pairs), _named(ours, pairs)
-    for name, value in exact.items():
-        _note_output(found, name, value, other.get(name), correspondence, gaps)
+    else:
+        pairs, alone = paired(exact, other, correspondence)
+    for name in (*pairs, *(alone & exact.keys())):
+        _note_output(found, name, exact[name], other.get(pairs.get(name, name)), correspondence, gaps)
+    exact, native = ({name: outputs[name] for name in pairs} for outputs in (exact, native))
+    other, ours = ({name: outputs[given] for name, given in pairs.items()} for outputs in (other, ours))
     beside = Beside(part, exact, native, setting.rows, correspondence)
     noise.add(SOURCE, beside, native)
     noise.add(EXACT, beside.widely(), other)
@@ -168,11 +172,9 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Any], noise: 
     return True
 
 
-def _named(outputs: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {name: outputs[given] for name, given in names.items()}
-
-
-def _note_output(found: _Found, name: str, old: Any, new: Any, correspondence: Correspondence, gaps: Gaps) -> None:
+def _note_output(
+    found: _Found, name: str, old: Tensor, new: Tensor | None, correspondence: Correspondence, gaps: Gaps
+) -> None:
     name = name.rpartition(" ")[2]
     apart = None if new is None else gaps(old, new, correspondence)
     found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)
@@ -184,7 +186,8 @@ def _first(setting: Setting, found: _Found) -> FirstDifference | None:
         return None
     tensors = own_differences(setting.old.model, setting.new.model, entry.name, setting.correspondence)
     reaches = any(value > setting.floor.threshold for value in found.outputs.values())
-    return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches)
+    shown = setting.correspondence.shown(entry.name)
+    return FirstDifference(entry.name, entry.largest, entry.probe, tensors, entry.unlike, reaches, shown)
 
 
 def _loading_failures(new: Loaded) -> list[str]:

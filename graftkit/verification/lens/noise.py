@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from graftkit.running.bits import equal
-from graftkit.verification.lens.beside import Beside, Outputs, finite, pieces, sum_of_squares
+from graftkit.verification.comparison import Difference, Outputs, finite, pieces, sum_of_squares
+from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.gap import largest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Quantiles of the KL that are reported.
 QUANTILES = (0.5, 0.9, 0.99)
@@ -78,17 +82,13 @@ class Noise:
 
 
 @dataclass(slots=True)
-class _Tally:
-    squares: float = 0.0
-    own: float = 0.0
-    reference: float = 0.0
-    largest: float = 0.0
-    kl: list[Any] = field(default_factory=list)
-    margins: list[Any] = field(default_factory=list)
-    where: list[tuple[str, Any, Any]] = field(default_factory=list)
+class _Tally(Difference):
+    """One run's difference from the source in float64; ``own`` sums the squares of the source's own."""
 
-    def error(self) -> float:
-        return (self.squares / self.reference) ** 0.5 if self.reference else 0.0
+    own: float = 0.0
+    kl: list[Tensor] = field(default_factory=list)
+    margins: list[Tensor] = field(default_factory=list)
+    where: list[tuple[str, Tensor, Tensor]] = field(default_factory=list)
 
     def rho(self) -> float | None:
         if self.squares == self.own:
@@ -114,7 +114,7 @@ class NoiseTally:
             if null:
                 self._nulls.add(run)
             size, own = beside.sizes(name, truth, old)
-            tally.reference += size
+            tally.size += size
             tally.own += own
             reference = truth if beside.wide else old
             same = new is reference or equal(reference, new)
@@ -130,14 +130,14 @@ class NoiseTally:
         """Everything collected; ``result`` is the name of the result's run in its own dtype."""
         floor = max((self._tallies[name].largest for name in self._nulls), default=0.0)
         runs = tuple(
-            RunNoise(name, tally.error(), tally.rho(), _divergence(tally, floor))
+            RunNoise(name, tally.error if tally.size else 0.0, tally.rho(), _divergence(tally, floor))
             for name, tally in self._tallies.items()
         )
         places = list(_by_position(self._tallies.get(result, _Tally())))
         return Noise(runs, tuple(_by_probe(places)), tuple(_by_place(places)), tuple(_worst(places)))
 
 
-def _squares(truth: Any, new: Any) -> float:
+def _squares(truth: Tensor, new: Tensor) -> float:
     """The summed squared error; infinite where ``new`` alone is NaN."""
     found = 0.0
     for a, b in zip(pieces(truth), pieces(new), strict=True):
@@ -157,7 +157,7 @@ def _agree(tally: _Tally, positions: int) -> None:
     tally.margins.append(torch.full((positions,), -1.0, dtype=torch.float64))
 
 
-def _diverge(tally: _Tally, summary: tuple[Any, Any, Any], old: Any, new: Any) -> None:
+def _diverge(tally: _Tally, summary: tuple[Tensor, Tensor, Tensor], old: Tensor, new: Tensor) -> None:
     """Note KL, largest difference and flips at every position. With p = softmax(old), KL = sum p (old - new) + lse' - lse."""
     sums, top, margin = summary
     start = 0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from graftkit.running.forward import run
 from graftkit.running.probes import Probe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Where a config keeps how its attention is computed.
 ATTENTION = "_attn_implementation"
@@ -18,10 +21,10 @@ ATTENTION = "_attn_implementation"
 #: Columns of padding that are added on the right.
 PADDING = 3
 
-Outputs = dict[str, Any]
+Outputs = dict[str, torch.Tensor]
 
 
-def null_runs(model: Any, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Outputs]]:
+def null_runs(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Outputs]]:
     """``(what was varied, outputs)``, with rows and columns as the probe has them; what cannot be varied is left out."""
     with other_attention(model) as name:
         if name is not None:
@@ -34,7 +37,7 @@ def null_runs(model: Any, probe: Probe, made: frozenset[str]) -> Iterator[tuple[
 
 
 @contextlib.contextmanager
-def other_attention(model: Any) -> Iterator[str | None]:
+def other_attention(model: PreTrainedModel) -> Iterator[str | None]:
     """Attention computed the other way, eager or SDPA, inside; None where the model has one way only."""
     before = getattr(model.config, ATTENTION, None)
     other = {"eager": "sdpa", "sdpa": "eager"}.get(str(before))
@@ -48,7 +51,7 @@ def other_attention(model: Any) -> Iterator[str | None]:
             model.set_attn_implementation(before)
 
 
-def _reversed_halves(model: Any, probe: Probe, made: frozenset[str]) -> Outputs:
+def _reversed_halves(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Outputs:
     """The rows last to first, in two batches."""
     order = list(range(len(probe.ids)))[::-1]
     half = (len(order) + 1) // 2
@@ -64,7 +67,7 @@ def _rows(probe: Probe, rows: list[int]) -> Probe:
     return replace(probe, ids=probe.ids[rows], mask=probe.mask[rows])
 
 
-def _padded(model: Any, probe: Probe, made: frozenset[str]) -> Outputs:
+def _padded(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Outputs:
     """Columns of padding on the right; what they give is cut off again."""
     length = probe.ids.shape[1]
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +13,10 @@ from graftkit.running.forward import outputs_of
 from graftkit.running.probes import Probe
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Record, Trace, compare, record
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 #: The integer of the same width: one more is the neighbour that lies farther from zero.
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -37,7 +41,7 @@ class Flip:
     reason: str
 
 
-def random_places(model: Any, count: int, generator: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+def random_places(model: nn.Module, count: int, generator: torch.Generator) -> Iterator[tuple[str, tuple[int, ...]]]:
     """``count`` places: every other one is drawn from all values alike, the rest from one tensor after another."""
     parameters = dict(model.named_parameters())
     names = list(parameters)
@@ -51,7 +55,7 @@ def random_places(model: Any, count: int, generator: Any) -> Iterator[tuple[str,
 class Reach:
     """Keeps what ``model`` gives on ``parts`` in float64 and tries flips against it. The model is left as it was."""
 
-    def __init__(self, model: Any, parts: list[Probe], made: frozenset[str], threshold: float) -> None:
+    def __init__(self, model: PreTrainedModel, parts: list[Probe], made: frozenset[str], threshold: float) -> None:
         self._model, self._parts, self._made, self._threshold = model, parts, made, threshold
         with float64(model):
             self._kept: list[Record] = [record(model, partial(outputs_of, model, part, made))[0] for part in parts]
@@ -100,7 +104,7 @@ class Reach:
         parameter.data[place] = before
         return outputs <= self._threshold
 
-    def _unused(self, owner: str, place: tuple[int, ...], parameter: Any) -> str:
+    def _unused(self, owner: str, place: tuple[int, ...], parameter: nn.Parameter) -> str:
         """Why a value changes nothing at all: what its module was given tells."""
         inputs = self._inputs(owner)
         if not inputs:
@@ -115,8 +119,8 @@ class Reach:
             return "input that is zero on every probe: a dead unit before it"
         return "expert that no token was routed to" if parameter.ndim == 3 else "no effect on any module"
 
-    def _inputs(self, owner: str) -> list[Any]:
-        found: list[Any] = []
+    def _inputs(self, owner: str) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
         hook = self._model.get_submodule(owner).register_forward_pre_hook(lambda _, args: found.extend(args[:1]))
         with float64(self._model):
             for part in self._parts:

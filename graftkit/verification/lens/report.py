@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from graftkit.verification.checks import finite
+from graftkit.verification.checks import finite, json_of
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -20,7 +19,8 @@ class FirstDifference:
     """The first module, in the order of the source's calls, whose output differs in float64 by more than the threshold.
 
     ``gap`` is relative to the RMS of the source's output there; ``tensors`` are the module's own that differ, ``unlike`` says
-    what cannot be compared; ``reaches`` tells whether the model's own outputs differ as well.
+    what cannot be compared; ``reaches`` tells whether the model's own outputs differ as well; ``shown`` is the module with its name in
+    the result where that is another.
     """
 
     module: str
@@ -29,12 +29,13 @@ class FirstDifference:
     tensors: tuple[str, ...]
     unlike: str
     reaches: bool
+    shown: str = ""
 
     def sentence(self) -> str:
         """Where, how much, and why if the module's own tensors tell."""
         what = self.unlike or f"differs by {self.gap:.3g} of its RMS on probe {self.probe!r}"
         why = f"; {', '.join(self.tensors)} differs" if self.tensors else "; its own tensors are equal"
-        return f"{self.module or 'the model itself'} {what}{why}"
+        return f"{self.shown or self.module or 'the model itself'} {what}{why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class LensReport:
     measured: bool = False
     paged: bool = False
     unit: str = "tokens"
+    derived: ClassVar[tuple[str, ...]] = ("largest",)
 
     @property
     def name(self) -> str:
@@ -75,11 +77,7 @@ class LensReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; what is not finite is a string."""
-        height = {"height": self.floor.height, "threshold": self.floor.threshold}
-        found = dataclasses.asdict(self)
-        found["floor"] |= height
-        found["largest"] = self.largest
-        plain: dict[str, Any] = finite(found)
+        plain: dict[str, Any] = finite(json_of(self))
         return plain
 
     def rows(self) -> Iterator[tuple[str, str, str]]:

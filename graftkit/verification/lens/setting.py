@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -99,10 +98,10 @@ def prepare(
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(live, (FLOOR_ROWS, min(probes[0].ids.shape[1], FLOOR_TOKENS)), generator=generator)
     batch = _on(device, Probe("floor", ids, torch.ones_like(ids)))
-    kept: list[Any] = []
+    kept: list[torch.Tensor] = []
 
-    def around(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        with Hooks(old.model, lambda _, found: kept.extend(found)):
+    def around(run: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        with Hooks(old.model, lambda _, found: kept.extend(found.values())):
             return run()
 
     with in_float64(old):

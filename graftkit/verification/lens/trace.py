@@ -14,12 +14,17 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
+from torch import Tensor, nn
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.verification.comparison import paired
 from graftkit.verification.lens.gap import gap
 
 #: Bytes of module outputs that are kept of one batch.
 KEPT_BYTES = 768 << 20
+
+#: A tensor as long as somebody else holds it.
+Ref = weakref.ReferenceType[Tensor]
 
 #: Bytes of rows of a parameter that are compared at a time.
 ROWS_BYTES = 32 << 20
@@ -45,9 +50,9 @@ class Trace:
 
     calls: dict[tuple[str, int], ModuleGap] = field(default_factory=dict)
 
-    def expect(self, record: Record) -> None:
-        """Take up the calls of a record in their order."""
-        for name, call in record:
+    def expect(self, calls: Iterable[tuple[str, int]]) -> None:
+        """Take up calls of the source in their order."""
+        for name, call in calls:
             self.calls.setdefault((name, call), ModuleGap(name, call))
 
     def note(self, key: tuple[str, int], found: float, probe: str) -> None:
@@ -68,8 +73,11 @@ class Trace:
         return found
 
 
+#: What a call of a module gave, by the place in what it returns, such as ``hidden_states.3``; the only tensor has no name.
+Given = dict[str, Tensor]
+
 #: What each call of a module gave: ``(module, call) -> tensors``, in the order of the calls.
-Record = dict[tuple[str, int], list[Any]]
+Record = dict[tuple[str, int], Given]
 
 
 class Hooks:
@@ -78,7 +86,7 @@ class Hooks:
     No mode rewrites what ``see`` calls.
     """
 
-    def __init__(self, model: Any, see: Callable[[str, list[Any]], None]) -> None:
+    def __init__(self, model: nn.Module, see: Callable[[str, Given], None]) -> None:
         self._model, self._see = model, see
         self._hooks: list[Any] = []
 
@@ -89,27 +97,27 @@ class Hooks:
 
     def _look(self, name: str, output: Any) -> None:
         with torch._C.DisableTorchFunction():  # noqa: SLF001
-            self._see(name, [*tensors_in(output)])
+            self._see(name, dict(tensors_in(output)))
 
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
 
 
-def tensors_in(value: Any) -> Iterator[Any]:
-    """The floating tensors of a module's output: itself, or those of a tuple, list or mapping; caches are left out."""
-    if isinstance(value, torch.Tensor):
+def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield the floating tensors of a module's output with their places: itself, or those of a tuple, list or mapping.
+
+    Caches are left out.
+    """
+    if isinstance(value, Tensor):
         if value.is_floating_point() and value.numel():
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+            yield name, value
+    elif isinstance(value, dict | tuple | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from tensors_in(item, f"{name}.{key}" if name else str(key))
 
 
-def record(model: Any, run: Callable[[], Any]) -> tuple[Record, Any]:
+def record(model: nn.Module, run: Callable[[], Any]) -> tuple[Record, Any]:
     """What each call of a module gives in ``run()``, and what ``run()`` returns.
 
     Kept are the tensors themselves; where one was written to later, ``run()`` is called again and copies are kept.
@@ -122,16 +130,16 @@ def record(model: Any, run: Callable[[], Any]) -> tuple[Record, Any]:
 
 
 def _recorded(
-    model: Any, run: Callable[[], Any], keep: Callable[[Any], Any]
-) -> tuple[Record, Any, list[tuple[Any, int]]]:
+    model: nn.Module, run: Callable[[], Any], keep: Callable[[Tensor], Tensor]
+) -> tuple[Record, Any, list[tuple[Tensor, int]]]:
     """As :func:`record`, and every tensor that was kept with its version then."""
     kept: Record = {}
     times: Counter[str] = Counter()
-    versions: list[tuple[Any, int]] = []
+    versions: list[tuple[Tensor, int]] = []
 
-    def see(name: str, found: list[Any]) -> None:
-        kept[name, times[name]] = copies = [keep(tensor) for tensor in found]
-        versions.extend((tensor, tensor._version) for tensor in copies)  # noqa: SLF001
+    def see(name: str, found: Given) -> None:
+        kept[name, times[name]] = copies = {key: keep(tensor) for key, tensor in found.items()}
+        versions.extend((tensor, tensor._version) for tensor in copies.values())  # noqa: SLF001
         times[name] += 1
 
     with Hooks(model, see):
@@ -140,18 +148,21 @@ def _recorded(
 
 
 def compare(
-    model: Any, run: Callable[[], Any], kept: Record, trace: Trace, probe: str,
+    model: nn.Module, run: Callable[[], Any], kept: Record, trace: Trace, probe: str,
     correspondence: Correspondence = IDENTITY, gaps: Gaps | None = None,
 ) -> Any:  # fmt: skip
     """Run the result, compare each module's output with what was kept of the source, and return what ``run()`` does.
 
     Modules that only one of the two has are left out: what they do shows in the next module that both have.
     """
-    trace.expect(kept)
+    trace.expect(key for key in kept if correspondence.module_in_result(key[0]) is not None)
     gaps = Gaps() if gaps is None else gaps
     times: Counter[str] = Counter()
 
-    def see(name: str, found: list[Any]) -> None:
+    def see(given: str, found: Given) -> None:
+        name = correspondence.module_in_source(given)
+        if name is None:
+            return
         key = (name, times[name])
         times[name] += 1
         if key in kept:
@@ -162,16 +173,16 @@ def compare(
 
 
 def _compare_call(
-    trace: Trace, key: tuple[str, int], old: list[Any], new: list[Any], probe: str, correspondence: Correspondence,
-    gaps: Gaps,
-) -> None:  # fmt: skip
-    if len(old) != len(new):
+    trace: Trace, key: tuple[str, int], old: Given, new: Given, probe: str, correspondence: Correspondence, gaps: Gaps
+) -> None:
+    pairs, alone = paired(old, new, correspondence.inside(key[0]))
+    if alone:
         trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
         return
-    for one, two in zip(old, new, strict=True):
-        found = gaps(one, two, correspondence)
+    for name, other in pairs.items():
+        found = gaps(old[name], new[other], correspondence)
         if found is None:
-            trace.calls[key].unlike = f"gives {list(two.shape)}, gave {list(one.shape)}"
+            trace.calls[key].unlike = f"gives {list(new[other].shape)}, gave {list(old[name].shape)}"
             return
         trace.note(key, found, probe)
 
@@ -180,9 +191,9 @@ class Gaps:
     """Gaps between tensors; that of a pair which several modules give is computed once, as long as both tensors live."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[int, int], tuple[Any, Any, tuple[int, int], float]] = {}
+        self._found: dict[tuple[int, int], tuple[Ref, Ref, tuple[int, int], float]] = {}
 
-    def __call__(self, old: Any, new: Any, correspondence: Correspondence) -> float | None:
+    def __call__(self, old: Tensor, new: Tensor, correspondence: Correspondence) -> float | None:
         """The gap of the columns of kept ids; None where the shapes differ."""
         key, versions = (id(old), id(new)), (old._version, new._version)  # noqa: SLF001
         if key in self._found:
@@ -197,21 +208,23 @@ class Gaps:
         return value
 
 
-def own_differences(source: Any, result: Any, name: str, correspondence: Correspondence = IDENTITY) -> tuple[str, ...]:
-    """Names of the parameters and buffers of one module itself whose bytes differ; rows of new ids are left out."""
+def own_differences(
+    source: nn.Module, result: nn.Module, name: str, correspondence: Correspondence = IDENTITY
+) -> tuple[str, ...]:
+    """Names of the parameters and buffers of one module of the source itself whose bytes differ; rows of new ids are left out."""
     try:
-        one, two = source.get_submodule(name), result.get_submodule(name)
+        one, two = source.get_submodule(name), result.get_submodule(correspondence.module_in_result(name) or name)
     except AttributeError:
         return ()
     found = []
     for key, _ in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
         other = getattr(two, key, None)  # by name, since a parameter that is paged in is read then
-        if not isinstance(other, torch.Tensor) or not _equal(getattr(one, key), other, correspondence):
+        if not isinstance(other, Tensor) or not _equal(getattr(one, key), other, correspondence):
             found.append(f"{name}.{key}")
     return tuple(found)
 
 
-def _equal(old: Any, new: Any, correspondence: Correspondence) -> bool:
+def _equal(old: Tensor, new: Tensor, correspondence: Correspondence) -> bool:
     """Whether the same values stand in both where their rows correspond; a bounded piece of the rows at a time."""
     runs = correspondence.runs_of_rows(old, new)
     if old.shape[1:] != new.shape[1:] or runs is None:
@@ -228,7 +241,7 @@ def _equal(old: Any, new: Any, correspondence: Correspondence) -> bool:
     )
 
 
-def tokens_that_fit(kept: Iterable[Any], tokens: int, room: float = KEPT_BYTES, least: int = 8) -> int:
+def tokens_that_fit(kept: Iterable[Tensor], tokens: int, room: float = KEPT_BYTES, least: int = 8) -> int:
     """How many tokens one batch may have so that ``room`` bytes hold it, from what a batch of ``tokens`` made its modules give.
 
     ``least`` is taken where not even that many fit.

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graftkit.architecture.correspondence import IndexMap
 
 
-def stacks(model: Any) -> dict[str, list[Any]]:
+def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The outermost lists of modules that hold parameters, by name: the blocks of each stack in their order."""
     import torch
 
@@ -18,12 +23,16 @@ def stacks(model: Any) -> dict[str, list[Any]]:
     return {n: found for n, found in lists.items() if not any(n.startswith(f"{other}.") for other in lists)}
 
 
-def counterparts(before: Sequence[Any], after: Sequence[Any]) -> list[int | None]:
+def counterparts(
+    before: Sequence[nn.Module], after: Sequence[nn.Module], known: IndexMap | None = None
+) -> list[int | None]:
     """For each block of the result the index of the source's block that it is; None for a new one.
 
-    Stacks of the same length match place by place. Otherwise a block is one of the source's, taken in their order, when
-    its parameters look the same.
+    Where it is not ``known``, stacks of the same length match place by place. Otherwise a block is one of the source's, taken
+    in their order, when its parameters look the same.
     """
+    if known is not None:
+        return [known.origin(index) for index in range(len(after))]
     if len(before) == len(after):
         return list(range(len(after)))
     marks = [_mark(block) for block in before]
@@ -37,7 +46,7 @@ def counterparts(before: Sequence[Any], after: Sequence[Any]) -> list[int | None
     return found
 
 
-def _mark(block: Any) -> tuple[Any, ...]:
+def _mark(block: nn.Module) -> tuple[tuple[object, ...], ...]:
     """Name, shape and the sum of the first and the last row of each parameter, in float64."""
     return tuple(
         (name, tuple(p.shape), float(p.detach()[0].double().sum()), float(p.detach()[-1].double().sum()))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -31,7 +31,11 @@ from graftkit.verification.signal.run import (
     measure,
 )
 
-Progress = Callable[[str, float], None]
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from graftkit.verification.subject import Progress
 
 #: Floating point operations that forward and backward of one model may cost.
 OPERATIONS = 3e11
@@ -78,7 +82,7 @@ def compare_signal(
             noise = null_noise(old.model, probe, made, found[0])
         if progress:
             progress("measure the signal", 1.0)
-        pairs = _pairs(old.model, new.model)
+        pairs = _pairs(old.model, new.model, correspondence)
     before, after = found
     return SignalReport(
         texts=len(probe.ids), tokens=probe.tokens, dtype=old.dtype, loss=after.loss,
@@ -88,22 +92,26 @@ def compare_signal(
     )  # fmt: skip
 
 
-def _fewer(probe: Probe, tokens: int, device: Any) -> Probe:
+def _fewer(probe: Probe, tokens: int, device: torch.device) -> Probe:
     rows = min(max(tokens // probe.ids.shape[1], FEWEST_TEXTS), MOST_TEXTS)
     return replace(probe, ids=probe.ids[:rows].to(device), mask=probe.mask[:rows].to(device))
 
 
-def _measured(what: str, model: Any, probe: Probe, made: frozenset[str]) -> Signal:
+def _measured(what: str, model: nn.Module, probe: Probe, made: frozenset[str]) -> Signal:
     try:
         return measure(model, probe, made)
     except Exception as error:  # whatever forward or backward raises is the finding
         raise VerificationFailed(f"signal: the {what}'s forward or backward fails: {one_line(error)}") from error
 
 
-def _pairs(old: Any, new: Any) -> dict[str, list[int | None]]:
+def _pairs(old: nn.Module, new: nn.Module, correspondence: Correspondence) -> dict[str, list[int | None]]:
     """Stack -> for each block of the result the source's block that it is."""
     before = stacks(old)
-    return {name: counterparts(before[name], blocks) for name, blocks in stacks(new).items() if name in before}
+    return {
+        name: counterparts(before[name], blocks, correspondence.blocks_of(name))
+        for name, blocks in stacks(new).items()
+        if name in before
+    }
 
 
 def _new(after: Signal, pairs: dict[str, list[int | None]]) -> Iterator[str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.running.probes import Probe
 from graftkit.verification.lens.nulls import other_attention
 from graftkit.verification.signal.run import Signal, measure
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 #: What each figure of each block of a stack changes by at most on a text: ``stack -> one mapping for each block``.
 Noise = dict[str, list[dict[str, float]]]
 
 
-def null_noise(model: Any, probe: Probe, made: frozenset[str], found: Signal) -> Noise:
+def null_noise(model: PreTrainedModel, probe: Probe, made: frozenset[str], found: Signal) -> Noise:
     """How far the figures ``found`` of ``model`` move in a run that changes nothing over the real numbers."""
     turned = replace(probe, ids=probe.ids.flip(0), mask=probe.mask.flip(0))
     try:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.inputs import feed
+from graftkit.running.loss import losses_of_texts
 from graftkit.running.probes import Probe
 from graftkit.verification.signal import statistics
 from graftkit.verification.signal.blocks import stacks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Keys of the figures that a block's own output gives, in the order in which they are shown.
 RESIDUAL, RATIO, KURTOSIS, COSINE, GRADIENT, ENTROPY = "rms", "ratio", "kurtosis", "cosine", "gradient", "entropy"
@@ -32,7 +37,7 @@ class Signal:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def measure(model: Any, probe: Probe, made: frozenset[str]) -> Signal:
+def measure(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Signal:
     """Run ``model`` on ``probe`` and measure every block of every stack that takes and gives a residual stream."""
     found = Signal()
     seen: dict[tuple[str, int], Block] = {}
@@ -43,12 +48,13 @@ def measure(model: Any, probe: Probe, made: frozenset[str]) -> Signal:
                 hooks.callback(hook.remove)
         with torch.enable_grad():
             output = model(**feed(model, probe, made))
-            loss, found.loss = _loss(model, probe, output)
+            losses, found.loss = losses_of_texts(output, probe, generates=model.can_generate())
+            loss = losses.sum()
         if loss.requires_grad:
-            loss.backward()
-    for (name, index), block in seen.items():
+            loss.backward()  # type: ignore[no-untyped-call]
+    for (name, index), figures in seen.items():
         if index == len(found.blocks.setdefault(name, [])):
-            found.blocks[name].append(block)
+            found.blocks[name].append(figures)
     if not loss.requires_grad:
         found.absent[GRADIENT] = "neither input embedding nor images take part in the forward"
     with torch.inference_mode():
@@ -57,7 +63,7 @@ def measure(model: Any, probe: Probe, made: frozenset[str]) -> Signal:
 
 
 @contextlib.contextmanager
-def _differentiable(model: Any) -> Iterator[None]:
+def _differentiable(model: PreTrainedModel) -> Iterator[None]:
     """Gradients flow from the input embedding's output on, or from images where those are all; no parameter gathers one."""
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _ in wanted:
@@ -102,52 +108,34 @@ def _watch(seen: dict[tuple[str, int], Block], key: tuple[str, int], probe: Prob
             block[KURTOSIS].append(statistics.kurtosis(new))
             block[COSINE].append(statistics.token_cosine(new))
         if went.requires_grad:
-            went.register_hook(lambda grad: _note_gradient(block, grad, mask))
+            went.register_hook(lambda grad: _note_gradient(block, grad, mask))  # type: ignore[no-untyped-call]
 
     return watch
 
 
-def _note_gradient(block: Block, grad: Any, mask: Any) -> None:
+def _note_gradient(block: Block, grad: Tensor, mask: Tensor) -> None:
     block[GRADIENT] = [statistics.rms(text) for text in _texts(grad, mask)]
 
 
-def _stream(values: Any) -> Any:
+def _stream(values: Sequence[Any]) -> Tensor | None:
     """The first value, where it is a batch of sequences of vectors."""
     first = values[0] if len(values) else None
     return first if isinstance(first, torch.Tensor) and first.is_floating_point() and first.ndim == 3 else None
 
 
-def _mask(probe: Probe, stream: Any) -> Any:
+def _mask(probe: Probe, stream: Tensor) -> Tensor:
     """Which of its places are text; all of them where the stream has other places than the probe."""
     batch, length = stream.shape[:2]
     mask = probe.mask[:, :length].bool()
     return mask if mask.shape == (batch, length) else torch.ones(batch, length, dtype=torch.bool)
 
 
-def _texts(stream: Any, mask: Any) -> Iterator[Any]:
+def _texts(stream: Tensor, mask: Tensor) -> Iterator[Tensor]:
     for row, places in zip(stream.detach(), mask, strict=True):
         yield row[places].double()
 
 
-def _loss(model: Any, probe: Probe, output: Any) -> tuple[Any, str]:
-    """The sum over the texts of what a class with such outputs is trained on, and its name."""
-    logits = output.get("logits")
-    if logits is not None and logits.ndim == 3 and logits.shape[-1] > int(probe.ids.max()):
-        step = 1 if model.can_generate() else 0
-        length = logits.shape[1]
-        targets, mask = probe.ids[:, step:length], probe.mask[:, step:length].double()
-        if targets.shape[1] == length - step:
-            scores = logits[:, : length - step].double().log_softmax(-1)
-            terms = -scores.gather(-1, targets[..., None])[..., 0] * mask
-            name = "next-token loss" if step else "loss of naming each token in its place"
-            return (terms.sum(1) / mask.sum(1).clamp(min=1)).sum(), name
-    stream = next((v for k, v in output.items() if "last_hidden_state" in k), None)
-    stream = stream if stream is not None else next(v for v in output.values() if isinstance(v, torch.Tensor))
-    per_text = stream.double().square().flatten(1).mean(1) / 2
-    return per_text.sum(), "half the mean square of the output, for want of a loss"
-
-
-def _entropies(model: Any, probe: Probe, made: frozenset[str], found: Signal) -> None:
+def _entropies(model: PreTrainedModel, probe: Probe, made: frozenset[str], found: Signal) -> None:
     """Attention entropy, from a forward that gives its weights."""
     before = getattr(model.config, "_attn_implementation", None)
     try:

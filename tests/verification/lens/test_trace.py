@@ -113,7 +113,7 @@ def test_tensors_that_a_model_changes_in_place_are_kept_as_they_were(models):
 def test_a_batch_is_cut_to_what_fits(models):
     with float64(models["llama"]):
         calls, _ = record(models["llama"], lambda: outputs_of(models["llama"], probe()))
-    kept = [tensor for call in calls.values() for tensor in call]
+    kept = [tensor for call in calls.values() for tensor in call.values()]
     nbytes = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in kept}.values())
     assert tokens_that_fit(kept, 36, nbytes) == 36
     assert tokens_that_fit(kept, 36, nbytes // 3) in (11, 12)

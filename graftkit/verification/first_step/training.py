@@ -1,0 +1,84 @@
+"""A model on the batch that it would be trained on, and what the first step of that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from graftkit.running.forward import run
+from graftkit.running.inputs import find_inputs
+from graftkit.running.loss import Observed, loss_of, name_of_loss, observe, old_ids
+from graftkit.running.reference import plan_probes
+from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
+from graftkit.verification.first_step.reach import first_moves
+from graftkit.verification.first_step.report import FirstStepReport
+from graftkit.verification.first_step.task import MOST_IDS, TEXTS, gradients, with_ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from graftkit.architecture.correspondence import Correspondence
+    from graftkit.running.probes import Probe
+    from graftkit.verification.first_step.noise import GradientGap
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """``model`` on ``texts`` of old ids, and on ``task``, the same texts with the ``fresh`` ids in them.
+
+    It is fed what ``made`` names beside ids. ``seen`` is the output that is looked at, over the first ``ids`` columns;
+    ``left_out`` counts new ids that the task has no room for.
+    """
+
+    model: PreTrainedModel
+    texts: Probe
+    task: Probe
+    made: frozenset[str]
+    seen: Observed
+    ids: int | None
+    fresh: tuple[int, ...]
+    left_out: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
+        """Run the model once, to find out what it must be fed and what it gives."""
+        made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
+        seen, fresh = observe(outputs, texts), correspondence.fresh_ids[:MOST_IDS]
+        left_out = len(correspondence.fresh_ids) - len(fresh)
+        ids = old_ids(seen, outputs, correspondence)
+        return cls(model, texts, with_ids(texts, fresh), made, seen, ids, fresh, left_out)
+
+    def old_gradients(self) -> Mapping[str, Tensor]:
+        """Those of the loss on old inputs, of logits over ids that of the old ids alone."""
+        return gradients(self.model, loss_of(self.model, self.texts, self.made, self.ids))
+
+    def moves(self, new: Mapping[str, Sequence[int] | None]) -> dict[str, int | None]:
+        """When each ``new`` parameter first moves; see :func:`first_moves`."""
+        return first_moves(self.model, self.task, self.made, new)
+
+    def forecast(self) -> tuple[StepFigure, ...]:
+        """What a step on the task does to the old outputs, by learning rate."""
+        parameters = {name: value.detach() for name, value in self.model.named_parameters()}
+        along = direction(parameters, gradients(self.model, loss_of(self.model, self.task, self.made)))
+        run_with = old_outputs(self.model, self.texts, self.made, self.seen, self.ids)
+        return tuple(forecast(run_with, parameters, along, distributions=self.seen.distributions))
+
+    def report(
+        self, gap: GradientGap | None, left_out: str, moves: Mapping[str, int | None], steps: tuple[StepFigure, ...],
+        no_forecast: str, seconds: Mapping[str, float], failures: tuple[str, ...], not_run: tuple[str, ...] = (),
+    ) -> FirstStepReport:  # fmt: skip
+        """The report; ``left_out`` says why there are no gradients, ``no_forecast`` why there are no steps."""
+        return FirstStepReport(
+            gap, left_out, moves, self.left_out, steps, ceiling(steps), no_forecast, seconds, failures, not_run,
+            name_of_loss(self.seen, generates=self.model.can_generate()), self.seen.name, self.seen.distributions,
+        )  # fmt: skip
+
+
+def first_texts(model: PreTrainedModel, directory: Path, live: int | None, seed: int) -> Probe:
+    """The texts of the batch."""
+    probes, *_ = plan_probes(model, directory, live, seed, None)
+    return replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])
