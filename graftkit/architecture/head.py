@@ -14,6 +14,7 @@ from typing import Any, Literal
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import INPUT, OUTPUT
+from graftkit.architecture.names import MemoryName
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
 
@@ -165,7 +166,7 @@ def _inside(model: Any) -> str:
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
-def _outside(skeleton: sk.Skeleton, backbone: frozenset[str], memory: Mapping[str, tuple[str, bool]]) -> frozenset[str]:
+def _outside(skeleton: sk.Skeleton, backbone: frozenset[str], memory: Mapping[str, MemoryName]) -> frozenset[str]:
     """Names in memory of the class's tensors outside its base model that the checkpoint's base model does not give."""
     inside = _inside(skeleton.model)
     if not inside:
@@ -209,7 +210,7 @@ def _check_names(skeleton: sk.Skeleton, names: list[str]) -> None:
     for disk, found in skeleton.memory_names(names).items():
         if found != (disk, False):
             raise InputRejected(
-                f"{skeleton.architecture}: transformers would load a new tensor {printable(disk)!r} as {printable(found[0])!r}"
+                f"{skeleton.architecture}: transformers would load a new tensor {printable(disk)!r} as {printable(found.name)!r}"
             )
 
 
@@ -222,10 +223,10 @@ def _canonical_names(skeleton: sk.Skeleton, structure: Structure) -> dict[str, s
     ours, old = _inside(skeleton.model), f"{structure.skeleton.model.base_model_prefix}."
     backbone = backbone_names(structure)
     wanted = {disk: f"{ours}{disk.removeprefix(old)}" for disk in structure.memory if disk in backbone}
-    plain, moved = skeleton.memory_names(list(structure.memory)), skeleton.memory_names(list(wanted.values()))
+    plain, moved = skeleton.memory_names(structure.memory), skeleton.memory_names(wanted.values())
     return {
         disk: name
         for disk, name in wanted.items()
-        if name != disk and name not in structure.memory and moved[name][0] in skeleton.shapes
-        and (plain[disk] == moved[name] or plain[disk][0] not in skeleton.shapes)
+        if name != disk and name not in structure.memory and moved[name].name in skeleton.shapes
+        and (plain[disk] == moved[name] or plain[disk].name not in skeleton.shapes)
     }  # fmt: skip

@@ -18,7 +18,6 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
 
     Two weights that are both stored are tied only where their bytes are equal.
     """
-    disk = {key: stored for stored, (key, _) in structure.memory.items()}
     group, waiting = {name}, [name]
     while waiting:
         here = waiting.pop()
@@ -26,8 +25,8 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
             other = source if target == here else target if source == here else here
             if other in group:
                 continue
-            both = here in disk and other in disk
-            if not both or equal_bytes(checkpoint.tensors[disk[here]], checkpoint.tensors[disk[other]]):
+            both = [checkpoint.tensors[disk] for one in (here, other) for disk in structure.memory.on_disk(one)[:1]]
+            if len(both) < 2 or equal_bytes(*both):
                 group.add(other)
                 waiting.append(other)
     return frozenset(group)
@@ -58,13 +57,13 @@ def untie(
             f"{after.architecture}: the adapter changes only one side of tied weights, and the class ties"
             f" {printable(min(still))!r} whatever config.json says"
         )
-    disk = {memory: stored for stored, (memory, _) in after.memory_names(list(checkpoint.tensors)).items()}
+    names = after.memory_names(checkpoint.tensors)
     checkpoint = checkpoint.with_documents({"config.json": config})
     copied = []
     for members in _parted(tied, after.tied):
-        stored = next(disk[member] for member in sorted(members) if member in disk)
-        shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
-        for member in sorted(members - disk.keys()):
+        stored = next(disk for member in sorted(members) for disk in names.on_disk(member)[:1])
+        shard = next(shard for shard, held in checkpoint.shards.items() if stored in held)
+        for member in sorted(members - names.disk.keys()):
             _check_name(after, member)
             checkpoint = checkpoint.with_tensors({member: checkpoint.tensors[stored]}, shard=shard)
             copied.append(member)
@@ -81,7 +80,7 @@ def _parted(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set
 
 
 def _check_name(skeleton: Skeleton, name: str) -> None:
-    if skeleton.memory_names([name])[name][0] != name:
+    if skeleton.memory_names([name])[name].name != name:
         raise InputRejected(
             f"the adapter changes only one side of tied weights, and {printable(name)!r} is stored under another name;"
             " save the base once with a current transformers"

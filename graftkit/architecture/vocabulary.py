@@ -124,7 +124,6 @@ def _tied_groups(
     """
     groups = {name: name for name in moved}
     notes: list[str] = []
-    disk = {key: name for name, (key, _) in structure.memory.items()}
 
     def find(name: str) -> str:
         while groups[name] != name:
@@ -134,12 +133,12 @@ def _tied_groups(
     for target, origin in structure.skeleton.tied.items():
         if target not in groups or origin not in groups:
             continue
-        if target in disk and origin in disk:
-            left, right = checkpoint.tensors[disk[target]], checkpoint.tensors[disk[origin]]
-            if not equal_bytes(left, right):
-                notes.append(f"{disk[target]} and {disk[origin]} differ on disk, so they are not tied")
+        one, other = (structure.memory.first_on_disk(name) for name in (target, origin))
+        if one is not None and other is not None:
+            if not equal_bytes(checkpoint.tensors[one], checkpoint.tensors[other]):
+                notes.append(f"{one} and {other} differ on disk, so they are not tied")
                 continue
-            notes.append(f"{disk[target]} and {disk[origin]} are stored twice with equal bytes: tied, and kept so")
+            notes.append(f"{one} and {other} are stored twice with equal bytes: tied, and kept so")
         groups[find(target)] = find(origin)
     return {name: find(name) for name in groups}, notes
 

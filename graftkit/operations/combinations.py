@@ -52,7 +52,7 @@ def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequenc
     result = outcomes[-1].checkpoint
     zeros = [name for name in dict.fromkeys(_zeroed(specs, source, outcomes)) if _holds_zeros(result.tensors[name])]
     skeleton = build_skeleton(result.config)
-    memory = {name for name, converted in skeleton.memory_names(zeros).values() if not converted}
+    memory = {found.name for found in skeleton.memory_names(zeros).values() if not found.converted}
     stuck = never_learning(skeleton, memory)
     if stuck:
         raise RecipeError(

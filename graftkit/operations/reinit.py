@@ -83,8 +83,7 @@ def _candidates(checkpoint: Checkpoint, structure: Structure) -> Iterator[tuple[
     for disk, (name, converted) in structure.memory.items():
         if name in structure.skeleton.shapes:
             yield disk, (name, converted, structure.skeleton)
-        elif structure.others.get(disk, "").startswith("belongs to "):
-            architecture = structure.others[disk].removeprefix("belongs to ")
+        elif (architecture := structure.others[disk].architecture) is not None:
             if architecture not in siblings:
                 siblings[architecture] = sk.build_skeleton(checkpoint.config, architecture)
             sibling = siblings[architecture]
@@ -149,12 +148,12 @@ def _is_told(checkpoint: Checkpoint, target: Target) -> bool:
 
 def _check_ties(checkpoint: Checkpoint, structure: Structure, targets: list[Target]) -> None:
     """A tensor that is stored twice would be untied by new values on one side."""
-    on_disk = {name: disk for disk, (name, _) in structure.memory.items()}
     partners = [*structure.skeleton.tied.items(), *((b, a) for a, b in structure.skeleton.tied.items())]
     chosen = {target.name: target.disk for target in targets}
     for name, other in partners:
-        if name in chosen and other in on_disk:
-            here, there = chosen[name], on_disk[other]
+        there = structure.memory.first_on_disk(other)
+        if name in chosen and there is not None:
+            here = chosen[name]
             if equal_bytes(checkpoint.tensors[here], checkpoint.tensors[there]):
                 raise InputRejected(
                     f"tensor {printable(here)!r} is tied to {printable(there)!r}, and both are stored;"

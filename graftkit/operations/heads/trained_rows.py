@@ -26,7 +26,8 @@ def rows_beside(
         RecipeError: there is none.
     """
     skeleton = structure.skeleton
-    old = {name: checkpoint.tensors[disk] for disk, (name, converted) in structure.memory.items() if not converted}
+    names = structure.memory
+    old = {name: checkpoint.tensors[disk] for name in names.disk if (disk := names.stored_as(name)) is not None}
     outputs = sorted(skeleton.weight_names(OUTPUT))
     tables = [old.get(name) for output in outputs for name in (output, skeleton.tied.get(output, output))]
     schemes = {"projection": spec.init, "inner": spec.inner_init}

@@ -146,8 +146,8 @@ class WordRows:
                 f"{WHERE}: {self._names()}: before its rows the language model applies {theirs}; the head has {ours},"
                 " which cannot hold that"
             )
-        memory = model.memory_names(list(self.checkpoint.tensors))
-        return {name: disk for disk, (name, _) in memory.items() if name in before}
+        names = model.memory_names(self.checkpoint.tensors)
+        return {name: disk for name in before for disk in names.on_disk(name)[:1]}
 
 
 def word_ids(words: Mapping[str, Sequence[str]], checkpoint: Checkpoint) -> tuple[tuple[int, ...], ...]:

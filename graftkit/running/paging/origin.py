@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graftkit.architecture.names import Conversion, tensor_names
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import Stored
 from graftkit.errors import InputRejected, printable
@@ -54,44 +55,22 @@ def apart() -> Iterator[None]:
 def origins(model: Any, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
     """Name in memory -> origin, for every tensor that transformers' loader would fill.
 
-    ``model`` is on the meta device, loaded there from tensors of these names. The rules are transformers' own
-    (``core_model_loading.convert_and_load_state_dict_in_model``).
+    ``model`` is on the meta device, loaded there from tensors of these names.
     """
-    state = model.state_dict()
+    state, names = model.state_dict(), tensor_names(model, tensors)
     found: dict[str, Origin] = {}
-    for name, (converter, parts) in _groups(model, tensors, state).items():
+    for name, disks in names.disk.items():
+        first = names[disks[0]]
+        if name not in state or first.name != name:
+            continue
         dtype = state[name].dtype
-        if converter is None:
-            stored = next(iter(parts.values()))[1]
+        if not first.converted:
+            stored = tensors[disks[0]]
             found.setdefault(name, Origin(_plain(name, stored, dtype), dtype, stored))
             continue
-        convert = _Conversion(model, name, converter, parts, dtype)
+        convert = _Conversion(model, name, names.conversions[name], tensors, dtype)
         for target in convert(meta=True):
             found[target] = Origin(convert, dtype, None)
-    return found
-
-
-Parts = dict[str, tuple[str, Stored]]
-
-
-def _groups(model: Any, tensors: Mapping[str, Stored], state: Mapping[str, Any]) -> dict[str, tuple[Any, Parts]]:
-    """First name in memory -> ``(converter, {name on disk: (pattern, tensor)})``, in the loader's order."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix = model.base_model_prefix
-    found: dict[str, tuple[Any, Parts]] = {}
-    for disk in sorted(tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(disk, renamings, converters, prefix, state)
-        if name not in state and disk in state:
-            name, pattern = rename_source_key(disk, [], [], base_model_prefix=prefix, meta_state_dict=state)
-        if name in state:
-            _, parts = found.setdefault(name, (None if pattern is None else by_pattern[pattern], {}))
-            parts[disk] = (pattern or disk, tensors[disk])
     return found
 
 
@@ -103,14 +82,14 @@ def _plain(name: str, stored: Stored, dtype: Any) -> Callable[[], Mapping[str, A
 class _Conversion:
     model: Any
     name: str
-    converter: Any
-    parts: Parts
+    conversion: Conversion
+    tensors: Mapping[str, Stored]
     dtype: Any
 
     def __call__(self, *, meta: bool = False) -> dict[str, Any]:
-        converter = copy.deepcopy(self.converter)
-        for disk, (pattern, stored) in self.parts.items():
-            converter.add_tensor(self.name, disk, pattern, self._reader(stored, meta=meta))
+        converter = copy.deepcopy(self.conversion.converter)
+        for disk, pattern in self.conversion.patterns.items():
+            converter.add_tensor(self.name, disk, pattern, self._reader(self.tensors[disk], meta=meta))
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         return dict(_named(made))
 
