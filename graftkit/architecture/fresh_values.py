@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 #: torch's global generator is shared, and a class's own initialisation knows no other.
 _SAMPLING = threading.Lock()
 
 
-def own_values(skeleton: Skeleton, name: str, seed: int) -> Any:
+def own_values(skeleton: Skeleton, name: str, seed: int) -> Tensor | None:
     """What a freshly made model holds in the parameter ``name`` (in memory), sampled from ``seed``.
 
     The class's own initialisation runs for the module that owns the parameter and then for the modules around it, which may
@@ -37,27 +41,31 @@ def own_values(skeleton: Skeleton, name: str, seed: int) -> Any:
                 fresh = _around(around[depth - 1], steps[depth - 1], fresh) if depth else fresh
         except RuntimeError:  # torch refuses copies of parametrised modules
             return None
-    values = {**owner._buffers, **owner._parameters}[leaf].data  # noqa: SLF001
+    found: dict[str, Tensor | None] = {**owner._buffers, **owner._parameters}  # noqa: SLF001
+    stored = found[leaf]
+    if stored is None:
+        return None
+    values = stored.data
     if bool(values.isfinite().all()):
         return values
     return torch.zeros_like(values) if leaf == "bias" else None
 
 
-def _around(outer: Any, name: str, inner: Any) -> Any:
+def _around(outer: nn.Module, name: str, inner: nn.Module) -> nn.Module:
     """A copy of ``outer`` in which the child ``name`` is ``inner``."""
     fresh = copy.copy(outer)
     fresh._modules = {**outer._modules, name: inner}  # noqa: SLF001 - as in _emptied
     return fresh
 
 
-def _model_of(around: list[Any]) -> Any:
+def _model_of(around: list[nn.Module]) -> PreTrainedModel:
     """The innermost model of a path of modules: its class knows them."""
     from transformers import PreTrainedModel
 
     return next(module for module in reversed(around) if isinstance(module, PreTrainedModel))
 
 
-def _emptied(module: Any) -> Any:
+def _emptied(module: nn.Module) -> nn.Module:
     """A copy of one module whose own floating parameters and buffers are NaN on the CPU; its children are the same."""
     import torch
 

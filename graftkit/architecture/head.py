@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure
@@ -17,6 +17,9 @@ from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.names import MemoryName
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Where transformers lists the classes of each task.
 MAPPINGS = {
@@ -161,7 +164,7 @@ def backbone_names(structure: Structure) -> frozenset[str]:
     return frozenset(d for d, (key, _) in structure.memory.items() if key in shapes and key.startswith(inside))
 
 
-def _inside(model: Any) -> str:
+def _inside(model: PreTrainedModel) -> str:
     """What the names of the base model's tensors begin with; empty where a class is its own base model."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 

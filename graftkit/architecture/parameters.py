@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def module_of(skeleton: Skeleton, name: str) -> Any:
+
+def module_of(skeleton: Skeleton, name: str) -> nn.Module:
     """The module that owns the parameter ``name`` (in memory)."""
-    return skeleton.model.get_submodule(name.rpartition(".")[0])
+    module: nn.Module = skeleton.model.get_submodule(name.rpartition(".")[0])
+    return module
 
 
 def layout_of(skeleton: Skeleton, name: str) -> Layout | None:
@@ -65,7 +69,7 @@ def text_value(skeleton: Skeleton, *names: str) -> Any:
     return None
 
 
-def _experts_layout(skeleton: Skeleton, module: Any, leaf: str, shape: tuple[int, ...]) -> Layout | None:
+def _experts_layout(skeleton: Skeleton, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout | None:
     """By what the class says of itself; older classes are read off the hidden size, unless both axes have it."""
     widens = "down" not in leaf and leaf not in ("w2", "output_linear")
     transposed = getattr(module, "is_transposed", None)

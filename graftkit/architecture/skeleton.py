@@ -15,6 +15,9 @@ from graftkit.architecture.names import TensorNames, tensor_names
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from graftkit.architecture.embeddings import Table
     from graftkit.checkpoint.tensors import LazyTensor
 
 Path = tuple[str, ...]
@@ -41,7 +44,7 @@ class Skeleton:
     """
 
     architecture: str
-    model: Any
+    model: PreTrainedModel
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
     _names: dict[tuple[str, ...], TensorNames] = field(default_factory=dict, repr=False, compare=False)
@@ -58,7 +61,7 @@ class Skeleton:
         named = self.model.named_modules(remove_duplicate=False)
         return frozenset(f"{name}.weight" for name, value in named if value is module)
 
-    def embedding(self, getter: str) -> Any:
+    def embedding(self, getter: str) -> Table | None:
         """The module of the input or output embedding; None where there is none with a table."""
         return embedding_of(self.model, getter)
 

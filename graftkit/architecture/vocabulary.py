@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
@@ -20,6 +20,9 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Role = Literal["input", "further_input", "output", "output_bias", "sibling"]
 
@@ -67,7 +70,7 @@ def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) ->
     return find_vocabulary(checkpoint, structure) if takes_ids(structure.skeleton.model) else NO_VOCABULARY
 
 
-def takes_ids(model: Any) -> bool:
+def takes_ids(model: PreTrainedModel) -> bool:
     """Whether the forward of ``model`` takes token ids."""
     parameters = inspect.signature(model.forward).parameters
     return model.main_input_name == "input_ids" or not {"input_ids", "decoder_input_ids"}.isdisjoint(parameters)

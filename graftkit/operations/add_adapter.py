@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import expand_names
 from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
@@ -36,6 +36,9 @@ from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 #: Kinds that group a weight's rows by their values and make a tensor for each group.
 SHAPED_BY_WEIGHTS = ("ADAMSS",)
 
@@ -64,7 +67,7 @@ class _Maker:
     def made(self) -> Tuned:
         """What peft makes with the values of every weight that it computes with."""
         made = self.unread
-        weights: dict[str, Any] = {}
+        weights: dict[str, Tensor] = {}
         while made.read:
             for name in made.read:
                 weights[name] = read_tensor(self._stored(name)).to(torch_dtype(TAGS[self.base.dtype]))
@@ -93,7 +96,7 @@ class _Maker:
     def _stored(self, name: str) -> LazyTensor:
         return base_tensor("add_adapter", self.checkpoint, self.disk, name)
 
-    def _tune(self, weights: Mapping[str, Any]) -> Tuned:
+    def _tune(self, weights: Mapping[str, Tensor]) -> Tuned:
         return tune(self.base(), self.spec.peft_type, self.fields, weights, self.seed)
 
 

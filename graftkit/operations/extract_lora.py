@@ -109,7 +109,9 @@ def _changes(
     return Changes(dict(sorted(linears.items())), saved, tuple(sorted(others)))
 
 
-def _whole(owner: str, structure: Structure, tuned: Checkpoint, theirs: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _whole(
+    owner: str, structure: Structure, tuned: Checkpoint, theirs: Mapping[str, str]
+) -> Iterator[tuple[str, LazyTensor]]:
     tied = structure.skeleton.tied
     for name in structure.skeleton.shapes:
         if name.startswith(f"{owner}."):

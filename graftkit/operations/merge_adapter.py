@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
@@ -159,7 +158,7 @@ def _promise(origin: Origin, *, accepted: bool) -> Promise:
     )
 
 
-def _notes(edits: tuple[Edit, ...], copied: Mapping[str, Any]) -> Iterator[str]:
+def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str]) -> Iterator[str]:
     factors = [edit for edit in edits if isinstance(edit, Factors)]
     if factors:
         ranks = sorted({edit.rank for edit in factors})

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
 from graftkit.architecture.peft.injection import NAME
@@ -19,6 +19,10 @@ from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from peft.tuners.lora.layer import LoraLayer
+    from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 
 #: Variants of LoRA that merge as plain LoRA does, and DoRA.
 PLAIN = ("NoneType", "MiCALinearVariant", "MiCAEmbeddingVariant")
@@ -102,7 +106,7 @@ def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
             yield Replaced(name.replace(".base_layer.", "."), placement.behind(value, name), shared=True)
 
 
-def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
+def _of_layer(path: str, module: LoraLayer, placement: Placement) -> Iterator[Edit]:
     from peft.tuners.lora.layer import Embedding, Linear, ParamWrapper
 
     kind = type(module)
@@ -138,7 +142,7 @@ def _of_layer(path: str, module: Any, placement: Placement) -> Iterator[Edit]:
         yield BiasShift(f"{base}.bias", at(f"lora_B.{NAME}.bias"), scaling)
 
 
-def _token_rows(path: str, layer: Any, placement: Placement) -> TokenRows:
+def _token_rows(path: str, layer: TrainableTokensLayer, placement: Placement) -> TokenRows:
     rows = tuple(int(row) for row in layer.token_indices[NAME])
     if len(set(rows)) != len(rows):
         raise InputRejected("adapter_config.json: trainable_token_indices names an id twice")

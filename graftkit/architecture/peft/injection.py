@@ -9,11 +9,15 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture.peft.one_of_each import one_of_each
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: What every name of a module in a peft model begins with.
 PREFIX = "base_model.model."
@@ -121,7 +125,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     )
 
 
-def _owners(model: Any) -> Iterator[tuple[str, Owner]]:
+def _owners(model: PreTrainedModel) -> Iterator[tuple[str, Owner]]:
     """Name of each module of the peft model that stores tensors -> what it is."""
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
     from peft.utils.other import TrainableTokensWrapper
@@ -167,7 +171,7 @@ def _with_others(
     )
 
 
-def _check_bias(name: str, table: Any) -> None:
+def _check_bias(name: str, table: Tensor) -> None:
     """Refuse an output table with a bias: peft's wrapper of an output table computes the logits from the weight alone."""
     if getattr(table, "bias", None) is not None:
         raise RecipeError(
@@ -177,7 +181,7 @@ def _check_bias(name: str, table: Any) -> None:
         )
 
 
-def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
+def _entry(key: str, tensor: Tensor, owners: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     for suffix, role in SUFFIXES.items():
         owner = owners.get(key.removesuffix(f".{suffix}")) if key.endswith(f".{suffix}") else None
@@ -192,7 +196,7 @@ def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str
     return Entry("copy", shape, dtype, weight=weight)
 
 
-def saved_config(model: Any) -> dict[str, Any]:
+def saved_config(model: PreTrainedModel) -> dict[str, Any]:
     """adapter_config.json as `save_pretrained` writes it, lists in a fixed order."""
     config = model.peft_config[NAME]
     values = config.to_dict() | {"inference_mode": True}

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import ends_with, expand_names, is_glob, names_matching, no_match
 from graftkit.architecture.peft.injection import Injection, inject
 from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ALL_LINEAR = "all-linear"
 
@@ -137,7 +140,7 @@ def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list
     return entries if covered == set(kept) else list(kept)
 
 
-def _fits(module: Any) -> bool:
+def _fits(module: nn.Module) -> bool:
     """Whether it is of a kind that peft can adapt; a glob that also matches a norm does not mean it."""
     import torch
     from transformers.pytorch_utils import Conv1D

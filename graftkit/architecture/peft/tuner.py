@@ -12,11 +12,16 @@ import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.injection import NAME, PREFIX, saved_config
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Operations that take long on a large matrix, by torch's names.
 DECOMPOSITIONS = ("_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_eig")
@@ -32,7 +37,7 @@ class Tuned:
     """
 
     config: Mapping[str, Any]
-    tensors: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
     modules: tuple[str, ...]
     trained: frozenset[str]
     read: frozenset[str]
@@ -46,7 +51,9 @@ def config_fields(peft_type: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(known[peft_type])) if peft_type in known else ()
 
 
-def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights: Mapping[str, Any], seed: int) -> Tuned:
+def tune(
+    skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights: Mapping[str, Tensor], seed: int
+) -> Tuned:
     """Let peft make an adapter for ``skeleton``, which is used up; ``weights`` hold values by name in memory.
 
     Raises:
@@ -82,7 +89,7 @@ def silent() -> Iterator[None]:
         yield
 
 
-def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
+def stand_in(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int, str]:
     """Replace what lies on the meta device by values of ``weights`` or stand-ins; storage of each stand-in -> name."""
     import torch
 
@@ -109,7 +116,7 @@ def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
     return standing
 
 
-def _like(tensor: Any, generator: Any) -> Any:
+def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random values in which neighbours along every axis share their memory: element (i, j) is number i + j."""
     import torch
 
@@ -119,7 +126,7 @@ def _like(tensor: Any, generator: Any) -> Any:
     return values.as_strided(shape, (1,) * len(shape))
 
 
-def _storage(tensor: Any) -> int:
+def _storage(tensor: Tensor) -> int:
     cdata: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - the only identity of a storage that holds no data
     return cdata
 
@@ -150,7 +157,7 @@ def _reads(standing: Mapping[int, str]) -> Any:
     return Reads()
 
 
-def _trained(model: Any, modules: Collection[str]) -> Iterator[str]:
+def _trained(model: PreTrainedModel, modules: Collection[str]) -> Iterator[str]:
     from peft.utils.other import ModulesToSaveWrapper
 
     yield from (f"{module}.weight" for module in modules)

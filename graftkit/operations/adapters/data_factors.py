@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.injection import NAME
 from graftkit.architecture.peft.tuner import silent
@@ -24,6 +24,9 @@ from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
 from graftkit.operations.heads.model import loaded
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
 from graftkit.running.texts import write_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The part of LoraConfig that factors depend on.
 FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -114,7 +117,7 @@ class DataFactors:
             self._found = {module: _factors(adapted, module) for module in self.modules}
         step(1.0)
 
-    def _texts(self, model: Any, folder: str) -> Texts:
+    def _texts(self, model: PreTrainedModel, folder: str) -> Texts:
         """The texts as the model takes them, by the tokenizer in ``folder``.
 
         Raises:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -20,6 +20,9 @@ from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import base_tensor
 from graftkit.operations.adapters.data_factors import DataFactors
 from graftkit.operations.adapters.merge import folded
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
@@ -141,7 +144,7 @@ class AdapterMaker:
             return Zeros(dtype, entry.shape)
         return computed(dtype, entry.shape, lambda: self._values(key, entry))
 
-    def _values(self, key: str, entry: Entry) -> Any:
+    def _values(self, key: str, entry: Entry) -> Tensor:
         if entry.role == "tokens":
             return read_ids(self.base_tensor(entry.weight), entry.rows)
         if entry.role == "magnitude":
@@ -150,7 +153,7 @@ class AdapterMaker:
             return self._sampled(key, entry)
         return self.factors(_target(entry))[0 if entry.role == "A" else 1]
 
-    def _sampled(self, key: str, entry: Entry) -> Any:
+    def _sampled(self, key: str, entry: Entry) -> Tensor:
         seed = seed_of(*self.seed, key)
         if entry.role == "embedding_B":
             return low_rank.gaussian(entry.shape, seed, 1.0)
@@ -158,14 +161,14 @@ class AdapterMaker:
             return low_rank.gaussian(entry.shape, seed, 1 / _target(entry).rank)
         return low_rank.kaiming(entry.shape, seed)
 
-    def _magnitude(self, entry: Entry) -> Any:
+    def _magnitude(self, entry: Entry) -> Tensor:
         """The norms of the weight's rows, in the arithmetic in which peft's forward divides by them: so 1 comes out."""
         import torch
 
         target = _target(entry)
         weight = read_tensor(self.base_tensor(target.weight)).to(torch_dtype(TAGS[entry.dtype]))
         weight = weight.T if target.transposed or target.module in embeddings(self.injection) else weight
-        norms = torch.linalg.norm(weight.flatten(1), dim=1)
+        norms: Tensor = torch.linalg.norm(weight.flatten(1), dim=1)
         zero = (norms == 0).nonzero().flatten().tolist()
         if zero:
             raise InputRejected(

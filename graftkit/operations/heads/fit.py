@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.head import Head
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -22,6 +22,11 @@ from graftkit.recipe.head_schemes import FromExamples
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import longest, outputs_of_texts
 from graftkit.verification.heads.held_out import score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftkit.initializers.classifiers import Pieces
 
 #: Folds of the cross-validation, and rows of features that are computed with at a time.
 FOLDS, ROWS = 5, 4096
@@ -97,7 +102,7 @@ class ExampleFit:
             del model
             labels = torch.tensor(self.labels)
 
-            def pieces() -> Iterator[tuple[Any, Any, Any]]:
+            def pieces() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
                 for start in range(0, len(labels), ROWS):
                     part = slice(start, start + ROWS)
                     yield torch.from_numpy(features[part].copy()), labels[part], self.folds[part]
@@ -126,14 +131,14 @@ class ExampleFit:
         return made
 
 
-def _held_out_logits(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any) -> Iterator[tuple[int, Any]]:
+def _held_out_logits(pieces: Pieces, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
     for features, labels, folds in pieces():
         out = folds < 0
         logits = features[out].double() @ weight.T + bias
         yield from zip(labels[out].tolist(), logits, strict=True)
 
 
-def _loss_rounding(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any) -> float:
+def _loss_rounding(pieces: Pieces, weight: Tensor, bias: Tensor) -> float:
     """How far rounding of the logits may move the mean loss on what was held out.
 
     A logit is a sum in float32, rounded to the dtype of the weight; a loss moves by twice the largest error of its logits.

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.head import Head
 from graftkit.architecture.skeleton import Skeleton
@@ -15,6 +15,9 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
 from graftkit.running.forward import undisturbed
 from graftkit.running.texts import write_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
@@ -48,7 +51,7 @@ def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -
 def loaded(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
     """Yield the skeleton's class with real tensors, in eval mode and ``dtype``, under which nothing else is disturbed."""
     with undisturbed():
-        model: Any = type(skeleton.model).from_pretrained(
+        model: PreTrainedModel = type(skeleton.model).from_pretrained(
             None, config=skeleton.model.config, state_dict=state, dtype=torch_dtype(dtype)
         )
         yield model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.head import Head, HeadTensor
@@ -20,6 +20,10 @@ from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
 from graftkit.recipe.weight_schemes import Matched, WeightNormal
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 @dataclass
 class HeadMaker:
@@ -34,7 +38,7 @@ class HeadMaker:
     head: Head
     dtype: str
     seed: tuple[int, int]
-    fitted: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Tensor] = field(default_factory=dict)
     feature_norm: float | None = None
     beside: Mapping[str, LazyTensor] = field(default_factory=dict)
 
@@ -42,7 +46,7 @@ class HeadMaker:
         """The lazy tensor of one part of the head."""
         return TensorGroup(lambda: (self.value(tensor),)).tensor(0, dtype, tensor.shape)
 
-    def value(self, tensor: HeadTensor) -> Any:
+    def value(self, tensor: HeadTensor) -> Tensor:
         """The tensor in its dtype. *Shape:* ``tensor.shape``."""
         dtype = torch_dtype(self.dtype)
         if tensor.name in self.fitted:
@@ -57,12 +61,12 @@ class HeadMaker:
         own = self._own(tensor)
         return own.to(dtype) if own.is_floating_point() else own
 
-    def _values(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, facts: ModelFacts) -> Any:
+    def _values(self, scheme: Any, tensor: HeadTensor, dtype: torch.dtype, layout: Layout, facts: ModelFacts) -> Tensor:
         if isinstance(scheme, Matched):
             facts = replace(facts, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
         return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), facts)
 
-    def _own(self, tensor: HeadTensor) -> Any:
+    def _own(self, tensor: HeadTensor) -> Tensor:
         """What is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
 
         Where the class says nothing, a matrix is normal, and a vector 1 if it is a weight or a variance, else 0.
@@ -86,7 +90,7 @@ class HeadMaker:
         facts = ModelFacts(layers=layers, width=width, readout=readout)
         return facts if std is None else ModelFacts(float(std), layers, width, readout=readout)
 
-    def _projection(self, tensor: HeadTensor, dtype: Any) -> Any:
+    def _projection(self, tensor: HeadTensor, dtype: torch.dtype) -> Tensor:
         import torch
 
         scheme: Any = self.spec.init
@@ -100,7 +104,7 @@ class HeadMaker:
         layout = layout_of(self.head.skeleton, tensor.name) or LINEAR
         return self._values(scheme, tensor, dtype, layout, self._facts(readout=True))
 
-    def _bias(self, tensor: HeadTensor) -> Any:
+    def _bias(self, tensor: HeadTensor) -> Tensor:
         """The bias in float64: zero, or with a prior what makes the first logits say just that."""
         import torch
 

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import OUTPUT
@@ -23,6 +23,9 @@ from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import Verbalizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import known_inputs, longest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Texts on which the new logits are compared with the language model's, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:8], 48
@@ -195,7 +198,7 @@ def find_language_model(checkpoint: Checkpoint, structure: Structure) -> Skeleto
     )
 
 
-def fold(made: list[Any], told: list[Any]) -> tuple[float, str, float]:
+def fold(made: list[Tensor], told: list[Tensor]) -> tuple[float, str, float]:
     """``(scale, position, relative difference)`` that fit best: ``told ≈ scale · made`` at one position of each text.
 
     *Shapes:* made ``(labels,)``, or ``(tokens, labels)`` of a head that does not pool; told ``(tokens, labels)``.

@@ -9,7 +9,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,6 +17,10 @@ from graftkit.architecture.names import Conversion, tensor_names
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import Stored
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Bytes from which on a tensor gets pages of its own.
 PAGES = 1 << 20
@@ -29,11 +33,11 @@ class Origin:
     ``stored`` is the tensor on disk whose values these are; None where the loader makes them of several or another shape.
     """
 
-    read: Callable[[], Mapping[str, Any]]
-    dtype: Any
+    read: Callable[[], Mapping[str, Tensor]]
+    dtype: torch.dtype
     stored: Stored | None
 
-    def rows(self, start: int, stop: int) -> Any:
+    def rows(self, start: int, stop: int) -> Tensor:
         """Rows of a stored matrix. *Shape:* ``(stop - start, width)``."""
         if self.stored is None:
             raise ValueError("rows of what no single stored tensor holds")
@@ -52,7 +56,7 @@ def apart() -> Iterator[None]:
         yield
 
 
-def origins(model: Any, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
+def origins(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
     """Name in memory -> origin, for every tensor that transformers' loader would fill.
 
     ``model`` is on the meta device, loaded there from tensors of these names.
@@ -74,43 +78,43 @@ def origins(model: Any, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
     return found
 
 
-def _plain(name: str, stored: Stored, dtype: Any) -> Callable[[], Mapping[str, Any]]:
+def _plain(name: str, stored: Stored, dtype: torch.dtype) -> Callable[[], Mapping[str, Tensor]]:
     return lambda: {name: _read(stored, stored.offset, stored.shape).to(dtype)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Conversion:
-    model: Any
+    model: PreTrainedModel
     name: str
     conversion: Conversion
     tensors: Mapping[str, Stored]
-    dtype: Any
+    dtype: torch.dtype
 
-    def __call__(self, *, meta: bool = False) -> dict[str, Any]:
+    def __call__(self, *, meta: bool = False) -> dict[str, Tensor]:
         converter = copy.deepcopy(self.conversion.converter)
         for disk, pattern in self.conversion.patterns.items():
             converter.add_tensor(self.name, disk, pattern, self._reader(self.tensors[disk], meta=meta))
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         return dict(_named(made))
 
-    def _reader(self, stored: Stored, *, meta: bool) -> Callable[[], Any]:
+    def _reader(self, stored: Stored, *, meta: bool) -> Callable[[], Tensor]:
         if meta:
             return lambda: torch.empty(stored.shape, dtype=self.dtype, device="meta")
         return lambda: _read(stored, stored.offset, stored.shape).to(self.dtype)
 
 
-def _named(made: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _named(made: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, value in made.items():
         tensor = value[0] if isinstance(value, list) else value
         yield name, tensor if tensor.device.type == "meta" else _aligned(tensor)
 
 
-def _aligned(tensor: Any) -> Any:
+def _aligned(tensor: Tensor) -> Tensor:
     """In memory of its own: of a view, what it is a view of need not be kept."""
     return tensor if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Any:
+def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Tensor:
     """Bytes from ``offset`` on in fresh aligned memory. *Shape:* as given."""
     found = _empty(shape, torch_dtype(stored.dtype))
     view = memoryview(found.view(-1).view(torch.uint8).numpy().data) if found.numel() else memoryview(b"")
@@ -126,7 +130,7 @@ def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Any:
     return found
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A large tensor gets pages of its own, which go back at once when it is let go and leave no holes in the heap."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < PAGES:
