@@ -14,18 +14,18 @@ from graftkit.errors import InputRejected, few, printable
 
 @dataclass(frozen=True, slots=True)
 class Unloaded:
-    """Why the class loads a tensor on disk into nothing: another ``architecture`` has it, or (None) its patterns ignore it."""
+    """Why the class does not load a tensor: another ``architecture`` holds it, or (None) the class ignores its name."""
 
     architecture: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the others by reason."""
+    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the unloaded ones with the reason."""
 
     skeleton: sk.Skeleton
     memory: TensorNames
-    others: Mapping[str, Unloaded]
+    unloaded: Mapping[str, Unloaded]
 
 
 def account(checkpoint: Checkpoint) -> Structure:
@@ -45,8 +45,8 @@ def account(checkpoint: Checkpoint) -> Structure:
         )
     memory = skeleton.memory_names(checkpoint.tensors)
     _check_kinds(checkpoint, skeleton, memory, where)
-    others = {name: Unloaded() for name, (key, _) in memory.items() if key not in skeleton.shapes}
-    unexpected = [name for name in others if memory[name].name in info.unexpected]
+    unloaded = {name: Unloaded() for name, (key, _) in memory.items() if key not in skeleton.shapes}
+    unexpected = [name for name in unloaded if memory[name].name in info.unexpected]
     if unexpected:
         known = _sibling_names(checkpoint, skeleton, unexpected)
         strangers = sorted(set(unexpected) - known.keys())
@@ -55,8 +55,8 @@ def account(checkpoint: Checkpoint) -> Structure:
                 f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {few(strangers)};"
                 " remove them from the checkpoint, or name their class in config.json's architectures"
             )
-        others |= known
-    return Structure(skeleton, memory, others)
+        unloaded |= known
+    return Structure(skeleton, memory, unloaded)
 
 
 def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:
@@ -76,7 +76,7 @@ def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInf
 
 
 def _check_kinds(checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: TensorNames, where: str) -> None:
-    """A header that says I32 of a float tensor has a legal shape, and loads as garbage: compare the kinds."""
+    """Compare kinds of dtypes: a header that says I32 of a float tensor has a legal shape, and loads as garbage."""
     if "quantization_config" in checkpoint.config:
         return
     state = skeleton.model.state_dict()

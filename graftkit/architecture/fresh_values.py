@@ -28,17 +28,17 @@ def own_values(skeleton: Skeleton, name: str, seed: int) -> Tensor | None:
     import torch
 
     *steps, leaf = name.split(".")
-    around = [skeleton.model]
+    path = [skeleton.model]
     for step in steps:
-        around.append(getattr(around[-1], step))
+        path.append(getattr(path[-1], step))
     with _SAMPLING, torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         try:
-            owner = fresh = _emptied(around[-1])
-            for depth in reversed(range(len(around))):
+            owner = fresh = _copy_without_values(path[-1])
+            for depth in reversed(range(len(path))):
                 with contextlib.suppress(Exception):  # a class may ask for anything here; then it has said nothing
-                    _model_of(around[: depth + 1])._init_weights(fresh)  # noqa: SLF001 - the only place where it is said
-                fresh = _around(around[depth - 1], steps[depth - 1], fresh) if depth else fresh
+                    _innermost_model(path[: depth + 1])._init_weights(fresh)  # noqa: SLF001 - the only place where it is said
+                fresh = _with_child(path[depth - 1], steps[depth - 1], fresh) if depth else fresh
         except RuntimeError:  # torch refuses copies of parametrised modules
             return None
     found: dict[str, Tensor | None] = {**owner._buffers, **owner._parameters}  # noqa: SLF001
@@ -51,25 +51,25 @@ def own_values(skeleton: Skeleton, name: str, seed: int) -> Tensor | None:
     return torch.zeros_like(values) if leaf == "bias" else None
 
 
-def _around(outer: nn.Module, name: str, inner: nn.Module) -> nn.Module:
+def _with_child(outer: nn.Module, name: str, inner: nn.Module) -> nn.Module:
     """A copy of ``outer`` in which the child ``name`` is ``inner``."""
     fresh = copy.copy(outer)
-    fresh._modules = {**outer._modules, name: inner}  # noqa: SLF001 - as in _emptied
+    fresh._modules = {**outer._modules, name: inner}  # noqa: SLF001 - as in _copy_without_values
     return fresh
 
 
-def _model_of(around: list[nn.Module]) -> PreTrainedModel:
+def _innermost_model(path: list[nn.Module]) -> PreTrainedModel:
     """The innermost model of a path of modules: its class knows them."""
     from transformers import PreTrainedModel
 
-    return next(module for module in reversed(around) if isinstance(module, PreTrainedModel))
+    return next(module for module in reversed(path) if isinstance(module, PreTrainedModel))
 
 
-def _emptied(module: nn.Module) -> nn.Module:
+def _copy_without_values(module: nn.Module) -> nn.Module:
     """A copy of one module whose own floating parameters and buffers are NaN on the CPU; its children are the same."""
     import torch
 
-    def emptied(value: Any) -> Any:
+    def without_values(value: Any) -> Any:
         if value is None or not value.is_floating_point():
             return value
         empty = torch.full(value.shape, float("nan"))
@@ -77,6 +77,6 @@ def _emptied(module: nn.Module) -> nn.Module:
 
     fresh = copy.copy(module)
     # nn.Module has no other way to copy one module without its children
-    fresh._parameters = {key: emptied(value) for key, value in module._parameters.items()}  # noqa: SLF001
-    fresh._buffers = {key: emptied(value) for key, value in module._buffers.items()}  # noqa: SLF001
+    fresh._parameters = {key: without_values(value) for key, value in module._parameters.items()}  # noqa: SLF001
+    fresh._buffers = {key: without_values(value) for key, value in module._buffers.items()}  # noqa: SLF001
     return fresh

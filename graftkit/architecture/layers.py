@@ -26,7 +26,7 @@ class LayerList:
 
 
 def layer_list(skeleton: Skeleton) -> LayerList:
-    """Find the layers that make the last hidden states: of two stacks, the decoder's.
+    """Find the layers that make the last hidden states: the decoder's where there are two stacks.
 
     It is the one outermost module list of the decoder whose length the config counts as layers.
 

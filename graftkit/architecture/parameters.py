@@ -22,7 +22,7 @@ def module_of(skeleton: Skeleton, name: str) -> nn.Module:
 def layout_of(skeleton: Skeleton, name: str) -> Layout | None:
     """Which axes of a parameter are outputs and inputs; None for whatever is no linear map, such as gains and biases.
 
-    Told by the module's class; of fused projections, the parts are told by the sizes that the config implies.
+    The module's class decides; the parts of fused projections follow from sizes in the config.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -70,7 +70,7 @@ def text_value(skeleton: Skeleton, *names: str) -> Any:
 
 
 def _experts_layout(skeleton: Skeleton, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout | None:
-    """By what the class says of itself; older classes are read off the hidden size, unless both axes have it."""
+    """The layout that the class declares, else the one that the hidden size implies; None where both axes have that size."""
     widens = "down" not in leaf and leaf not in ("w2", "output_linear")
     transposed = getattr(module, "is_transposed", None)
     if transposed is None:

@@ -73,7 +73,7 @@ class Skeleton:
         return self._names[given]
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
-        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, it is asked itself."""
+        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, the loader itself is asked."""
         return LoadingInfo() if self._fit_exactly(tensors) else self.ask_loader(tensors)
 
     def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
@@ -192,7 +192,7 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
 
 
 def _refuse_absurd_depth(config: Mapping[str, Any], place: str) -> None:
-    """A module is made for each layer, so that a number from a damaged config would keep the machine busy for hours."""
+    """Refuse more layers than any model has: each is a module, and a damaged config would keep the machine busy for hours."""
     for key, value in config.items():
         if isinstance(value, dict):
             _refuse_absurd_depth(value, f"{place}{key}.")

@@ -1,4 +1,4 @@
-"""Tied weights: which names share their values when a checkpoint is loaded, and how they come to stand on their own."""
+"""Tied weights: which names share their values when a checkpoint is loaded, and how they are separated."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
 def untie(
     checkpoint: Checkpoint, tied: Mapping[str, str], changed: Collection[str]
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag is put off wherever it stands.
+    """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag becomes false wherever it stands.
 
     Each side that is not stored gets a copy: the same bytes under its own name, in the shard of the other side. The identical
     checkpoint where there is nothing to undo; also returns the names of the copies, on disk as in memory.
@@ -60,7 +60,7 @@ def untie(
     names = after.memory_names(checkpoint.tensors)
     checkpoint = checkpoint.with_documents({"config.json": config})
     copied = []
-    for members in _parted(tied, after.tied):
+    for members in _separated_groups(tied, after.tied):
         stored = next(disk for member in sorted(members) for disk in names.on_disk(member)[:1])
         shard = next(shard for shard, held in checkpoint.shards.items() if stored in held)
         for member in sorted(members - names.disk.keys()):
@@ -70,8 +70,8 @@ def untie(
     return checkpoint, tuple(copied)
 
 
-def _parted(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set[str]]:
-    """Yield the names of each group of ``before`` that are on their own in ``after``, where there are any."""
+def _separated_groups(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set[str]]:
+    """Yield the names of each group of ``before`` that is tied no longer in ``after``."""
     groups: dict[str, set[str]] = {}
     for target, source in before.items():
         if target not in after:

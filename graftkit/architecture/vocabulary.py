@@ -61,7 +61,7 @@ NO_VOCABULARY = Vocabulary(0, (), (), tied=False, has_output=False, notes=())
 
 
 def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
-    """As :func:`find_vocabulary`, but :data:`NO_VOCABULARY` where images or sound are all that the class takes.
+    """The result of :func:`find_vocabulary`; :data:`NO_VOCABULARY` where the class takes images or sound alone.
 
     Raises:
         InputRejected: as there.
@@ -198,7 +198,7 @@ def _other_tensors(
 ) -> list[VocabularyTensor]:
     """Ignored and sibling tensors with one row for each id: copies of a known table share its role, others are means."""
     rows, governing = vocabulary
-    names = [name for name in structure.others if rows in checkpoint.tensors[name].shape]
+    names = [name for name in structure.unloaded if rows in checkpoint.tensors[name].shape]
     axes = _axes_by_siblings(checkpoint, structure, rows, governing, names) if names else {}
     found = []
     for name in names:

@@ -114,7 +114,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
             raise RecipeError(f"peft refuses: {one_line(error)}") from error
     owners = dict(_owners(model))
     entries = {key: _entry(key, tensor, owners, shapes) for key, tensor in state.items()}
-    owners, entries = _with_others(owners, entries, others, [name for name, _ in model.named_modules()])
+    owners, entries = _with_copies(owners, entries, others, [name for name, _ in model.named_modules()])
     tuner = model.base_model
     return Injection(
         saved_config(model),
@@ -145,19 +145,19 @@ def _owners(model: PreTrainedModel) -> Iterator[tuple[str, Owner]]:
             yield name, (f"{plain}.weight", tuple(module.token_adapter.token_indices[NAME]))
 
 
-def _with_others(
+def _with_copies(
     owners: Mapping[str, Owner], entries: Mapping[str, Entry], others: Mapping[str, list[str]], order: list[str]
 ) -> tuple[dict[str, Owner], dict[str, Entry]]:
-    """Owners and entries with those of the modules that are adapted like another, in the ``order`` of the model's modules."""
+    """Add the owners and entries of modules that are adapted like another one, in the ``order`` of the model's modules."""
     every, tensors = dict(owners), dict(entries)
     for key, entry in entries.items():
         target = entry.target
         if target is None:
             continue
         for module in others.get(target.module, ()):
-            alike = replace(target, module=module, weight=f"{module}.weight")
-            every[PREFIX + module] = alike
-            tensors[PREFIX + module + key.removeprefix(PREFIX + target.module)] = replace(entry, target=alike)
+            copied = replace(target, module=module, weight=f"{module}.weight")
+            every[PREFIX + module] = copied
+            tensors[PREFIX + module + key.removeprefix(PREFIX + target.module)] = replace(entry, target=copied)
     places = {name: place for place, name in enumerate(order)}
 
     def place(name: str) -> int:

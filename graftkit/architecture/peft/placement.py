@@ -39,7 +39,7 @@ class Placement:
     converted: frozenset[str]
     unused: set[str]
 
-    def behind(self, parameter: Tensor, path: str) -> LazyTensor:
+    def tensor_behind(self, parameter: Tensor, path: str) -> LazyTensor:
         """The tensor that was put into ``parameter``, whose name in the model is ``path``."""
         name = self.names.get(id(parameter))
         if name is not None:
@@ -119,7 +119,7 @@ def peft_config(adapter: Adapter) -> Any:
             raise InputRejected(f"adapter_config.json: peft refuses it: {one_line(error)}") from error
 
 
-def on_meta(model: PreTrainedModel, config: Any) -> Any:
+def wrap_on_meta(model: PreTrainedModel, config: Any) -> Any:
     """Wrap ``model``, which is on the meta device, by the class that `PeftModel.from_pretrained` would take."""
     import torch
     from peft import PeftModel

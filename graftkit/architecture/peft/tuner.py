@@ -64,8 +64,8 @@ def tune(
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
-    standing = stand_in(model, weights)
-    reads = _reads(standing)
+    standing = fill_with_stand_ins(model, weights)
+    reads = _note_reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -89,8 +89,8 @@ def silent() -> Iterator[None]:
         yield
 
 
-def stand_in(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int, str]:
-    """Replace what lies on the meta device by values of ``weights`` or stand-ins; storage of each stand-in -> name."""
+def fill_with_stand_ins(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int, str]:
+    """Fill what is on the meta device with values from ``weights``, else with stand-ins; returns storage of each stand-in -> name."""
     import torch
 
     made: dict[int, Any] = {}
@@ -105,7 +105,7 @@ def stand_in(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int,
                 if id(old) not in made:
                     value = weights.get(name)
                     if value is None:
-                        value = _like(old, generator)
+                        value = _stand_in_for(old, generator)
                         standing[_storage(value)] = name
                     keep = isinstance(old, torch.nn.Parameter)
                     made[id(old)] = (
@@ -116,7 +116,7 @@ def stand_in(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int,
     return standing
 
 
-def _like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+def _stand_in_for(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random values in which neighbours along every axis share their memory: element (i, j) is number i + j."""
     import torch
 
@@ -131,7 +131,7 @@ def _storage(tensor: Tensor) -> int:
     return cdata
 
 
-def _reads(standing: Mapping[int, str]) -> Any:
+def _note_reads(standing: Mapping[int, str]) -> Any:
     """A mode that notes in ``found`` the names of the stand-ins whose values an operation takes; views take none.
 
     Values that come after a stand-in was read are thrown away, so decompositions then give random ones of the right shapes.

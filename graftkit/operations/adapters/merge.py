@@ -49,7 +49,7 @@ def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None)
 
 
 def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Stored]:
-    """Whether rows can be folded into one by one: not where peft's own product of the whole is wanted to the last bit."""
+    """Whether rows can be folded one at a time; not where the result must equal peft's product of the whole to the last bit."""
     plain = edit.magnitude is None and edit.layout in {"linear", "transposed"}
     return plain and isinstance(base, Stored) and base.dtype in ("BF16", "F16")
 
@@ -113,10 +113,10 @@ def _apply(weight: Tensor, edit: Edit, part: Slice | None) -> Tensor:
         case TokenRows():
             return weight.index_copy(0, torch.tensor(edit.rows), read_tensor(edit.values).to(weight.dtype))
         case BiasShift():
-            weight += _wide(edit.values, weight) * edit.scaling
+            weight += _widened(edit.values, weight) * edit.scaling
             return weight
         case Factors(magnitude=None) if edit.layout in {"linear", "transposed"}:
-            return _fold(weight, _wide(edit.a, weight), _wide(edit.b, weight), edit)
+            return _fold(weight, _widened(edit.a, weight), _widened(edit.b, weight), edit)
         case Factors(magnitude=None):
             return _fold_experts(weight, edit, part)
         case Factors():
@@ -124,7 +124,7 @@ def _apply(weight: Tensor, edit: Edit, part: Slice | None) -> Tensor:
     raise TypeError(type(edit).__name__)
 
 
-def _wide(tensor: LazyTensor, weight: Tensor) -> Tensor:
+def _widened(tensor: LazyTensor, weight: Tensor) -> Tensor:
     """A factor in the dtype that the sum is formed in: float32, or float64 for a float64 weight."""
     import torch
 
@@ -156,7 +156,7 @@ def _fold(weight: Tensor, a: Tensor, b: Tensor, edit: Factors) -> Tensor:
 
 def _fold_experts(weight: Tensor, edit: Factors, part: Slice | None) -> Tensor:
     """All experts of ``weight`` ``(experts, ., .)``, or the slice of one expert that ``weight`` is."""
-    a, b = _wide(edit.a, weight), _wide(edit.b, weight)
+    a, b = _widened(edit.a, weight), _widened(edit.b, weight)
     a = a.reshape(edit.experts, -1, a.shape[-1])
     b = b.reshape(b.shape[0], -1, edit.experts)
     if part is None:
@@ -174,12 +174,12 @@ def _fold_dora(weight: Tensor, edit: Factors) -> Tensor:
     if edit.magnitude is None:
         raise ValueError("DoRA has a magnitude")
     transposed = edit.layout == "transposed"
-    delta = _product(_wide(edit.a, weight), _wide(edit.b, weight), transposed=transposed).mul_(edit.scaling)
+    delta = _product(_widened(edit.a, weight), _widened(edit.b, weight), transposed=transposed).mul_(edit.scaling)
     total = weight + delta
     norm = torch.linalg.norm(total.T if transposed else total, dim=1)
     if zero := int((norm == 0).sum()):
         raise InputRejected(
             f"merge_adapter: {printable(edit.weight)}: {zero} output(s) have norm zero; DoRA divides by it, and gives NaN in peft too"
         )
-    factor = _wide(edit.magnitude, weight) / norm
+    factor = _widened(edit.magnitude, weight) / norm
     return total.mul(factor.view(1, -1) if transposed else factor.view(-1, 1)).to(weight.dtype)

@@ -33,7 +33,7 @@ PIECEWISE = ("pissa_niter_", "olora")
 
 @dataclass
 class AdapterMaker:
-    """Makes each tensor of an adapter on demand, from one matrix of the base at a time: from two where that takes them piece by piece.
+    """Makes each tensor of an adapter on demand, holding at most two matrices of the base at a time.
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
     factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
@@ -100,7 +100,7 @@ class AdapterMaker:
 
     def _make(self, target: Target) -> low_rank.Factors:
         if self.data is not None:
-            made = self.data.of(target.module)
+            made = self.data.factors_of(target.module)
         elif self.init == "orthogonal":
             stored = self.base_tensor(target.weight)
             out, width = stored.shape[::-1] if target.transposed else stored.shape
@@ -189,14 +189,14 @@ def embeddings(injection: Injection) -> frozenset[str]:
 
 
 def unsuitable(
-    injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int, init: bool | str
+    injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, halves: int, init: bool | str
 ) -> Iterator[str]:
-    """Yield a sentence for each target that ``init`` cannot start from the weight of; ``rank_of`` ranks make up a target's."""
+    """Yield a sentence for each target whose weight ``init`` cannot start from; its own rank is the target's divided by ``halves``."""
     tables = embeddings(injection)
     vectors = 2 if init == "lora_ga" else 1  # singular vectors that one rank takes
     for target in injection.targets:
         name = disk.get(target.weight)
-        rank = target.rank // rank_of * vectors
+        rank = target.rank // halves * vectors
         stored = checkpoint.tensors[name] if name else None
         if target.experts:
             yield f"{target.weight} holds fused experts"

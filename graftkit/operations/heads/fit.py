@@ -52,7 +52,7 @@ class ExampleFit:
             RecipeError: the file is wrong, or the class has no place for what the scheme fits.
         """
         scheme, name = self.scheme, projection_of(self.head)
-        if scheme.scheme != "ridge" and not self.head.of("projection_bias"):
+        if scheme.scheme != "ridge" and not self.head.tensors_of("projection_bias"):
             raise RecipeError(
                 f"{scheme.scheme} needs a bias, and the label projection"
                 f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without",
@@ -92,7 +92,7 @@ class ExampleFit:
         import torch
 
         with tempfile.TemporaryFile() as file, feature_model(result, self.head) as (model, tokenizer):
-            width = self.head.of("projection")[0].shape[1]
+            width = self.head.tensors_of("projection")[0].shape[1]
             features = np.memmap(file, np.float32, "w+", shape=(len(self.labels), width))
             length = longest(model, tokenizer, self.scheme.max_length)
             items = ((index, example.text) for index, example in enumerate(self.file.read()))
@@ -107,14 +107,14 @@ class ExampleFit:
                     part = slice(start, start + ROWS)
                     yield torch.from_numpy(features[part].copy()), labels[part], self.folds[part]
 
-            bias = bool(self.head.of("projection_bias"))
+            bias = bool(self.head.tensors_of("projection_bias"))
             found = fit(self.scheme.scheme, pieces, self.classes, FOLDS, bias=bias)
             weight = found.weight.to(torch_dtype(dtype))
-            made = {self.head.of("projection")[0].name: weight}
+            made = {self.head.tensors_of("projection")[0].name: weight}
             intercept = torch.zeros(self.classes)
             if found.bias is not None:
                 intercept = found.bias.to(torch_dtype(dtype))
-                made[self.head.of("projection_bias")[0].name] = intercept
+                made[self.head.tensors_of("projection_bias")[0].name] = intercept
             scores = score(_held_out_logits(pieces, weight.double(), intercept.double()), self.classes)
             rounding = _loss_rounding(pieces, weight, intercept)
         self.figures = {

@@ -41,15 +41,15 @@ def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -
             for key, lazy in result.tensors.items()
         }
         stored = next(lazy.dtype for key, lazy in result.tensors.items() if key in projection)
-        with loaded(head.skeleton, state, dtype or stored) as model:
+        with loaded_model(head.skeleton, state, dtype or stored) as model:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
             yield model, AutoTokenizer.from_pretrained(folder)
 
 
 @contextlib.contextmanager
-def loaded(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
-    """Yield the skeleton's class with real tensors, in eval mode and ``dtype``, under which nothing else is disturbed."""
+def loaded_model(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
+    """Yield the skeleton's class with real tensors, in eval mode and ``dtype``; global state is restored afterwards."""
     with undisturbed():
         model: PreTrainedModel = type(skeleton.model).from_pretrained(
             None, config=skeleton.model.config, state_dict=state, dtype=torch_dtype(dtype)
@@ -65,7 +65,7 @@ def projection_of(head: Head) -> str:
     """
     import torch
 
-    names = {tensor.name.rpartition(".")[0] for tensor in head.of("projection")}
+    names = {tensor.name.rpartition(".")[0] for tensor in head.tensors_of("projection")}
     module = head.skeleton.model.get_submodule(min(names)) if len(names) == 1 else None
     if not isinstance(module, torch.nn.Linear):
         raise RecipeError(

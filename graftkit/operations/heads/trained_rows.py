@@ -1,4 +1,4 @@
-"""Trained rows that the rows of a new head stand beside: ``matched`` takes their norms."""
+"""The trained rows whose norms ``matched`` gives to the rows of a new head."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Matched
 
 
-def rows_beside(
+def find_trained_rows(
     spec: ReplaceHead, head: Head, checkpoint: Checkpoint, structure: Structure
 ) -> Mapping[str, LazyTensor]:
-    """For each new matrix that the recipe gives to ``matched``, by name in memory, the trained one beside it.
+    """The trained matrix for each new one that the recipe gives to ``matched``, by the new one's name in memory.
 
     That is the old head's of the same name and width; for a label projection also the output embedding, where its width fits.
 

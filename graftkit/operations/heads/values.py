@@ -31,7 +31,7 @@ class HeadMaker:
 
     ``seed`` is the recipe's seed and the operation's place: with the tensor's name it decides whatever is sampled.
     ``fitted`` holds tensors that were copied or computed from texts, and ``feature_norm`` what a target for the logits is over;
-    ``beside`` the trained tensors whose rows ``matched`` takes the norms of.
+    ``trained_rows`` the trained tensors from whose rows ``matched`` takes the norms.
     """
 
     spec: ReplaceHead
@@ -40,7 +40,7 @@ class HeadMaker:
     seed: tuple[int, int]
     fitted: dict[str, Tensor] = field(default_factory=dict)
     feature_norm: float | None = None
-    beside: Mapping[str, LazyTensor] = field(default_factory=dict)
+    trained_rows: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     def tensor(self, tensor: HeadTensor, dtype: str) -> LazyTensor:
         """The lazy tensor of one part of the head."""
@@ -58,16 +58,16 @@ class HeadMaker:
         layout = layout_of(self.head.skeleton, tensor.name)
         if layout is not None:
             return self._values(self.spec.inner_init, tensor, dtype, layout, self._facts())
-        own = self._own(tensor)
+        own = self._class_values(tensor)
         return own.to(dtype) if own.is_floating_point() else own
 
     def _values(self, scheme: Any, tensor: HeadTensor, dtype: torch.dtype, layout: Layout, facts: ModelFacts) -> Tensor:
         if isinstance(scheme, Matched):
-            facts = replace(facts, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
+            facts = replace(facts, norms=row_norms(read_tensor(self.trained_rows[tensor.name]), layout))
         return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), facts)
 
-    def _own(self, tensor: HeadTensor) -> Tensor:
-        """What is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
+    def _class_values(self, tensor: HeadTensor) -> Tensor:
+        """The values of what is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
 
         Where the class says nothing, a matrix is normal, and a vector 1 if it is a weight or a variance, else 0.
         """
@@ -105,7 +105,7 @@ class HeadMaker:
         return self._values(scheme, tensor, dtype, layout, self._facts(readout=True))
 
     def _bias(self, tensor: HeadTensor) -> Tensor:
-        """The bias in float64: zero, or with a prior what makes the first logits say just that."""
+        """The bias in float64: zero, or the one whose first logits give the class prior."""
         import torch
 
         scheme = self.spec.init

@@ -33,7 +33,7 @@ class Choice:
     pieces: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
+    def look_up(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
         """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token was added."""
         match scheme:
             case SubwordMean():
@@ -67,9 +67,9 @@ class NewRow:
     output: Choice
 
     @classmethod
-    def of(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
+    def resolve(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
         """Resolve both schemes against the old tokenizer."""
-        return cls(index, content, Choice.of(init, content, tokenizer), Choice.of(output, content, tokenizer))
+        return cls(index, content, Choice.look_up(init, content, tokenizer), Choice.look_up(output, content, tokenizer))
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Target:
     layout: Layout | None
 
     @classmethod
-    def of(cls, disk: str, name: str, skeleton: Skeleton, *, converted: bool) -> Target:
+    def find(cls, disk: str, name: str, skeleton: Skeleton, *, converted: bool) -> Target:
         """Find the layout; a converted tensor is one of the maps that are stacked in memory."""
         return cls(disk, name, skeleton, LINEAR if converted else layout_of(skeleton, name))
 
@@ -59,7 +59,7 @@ class FreshTensors:
         if target.layout is not None and is_zero(self.scheme):
             self._after[target.disk] = 0.0
             return Zeros(old.dtype, old.shape)
-        return computed(old.dtype, old.shape, lambda: self._noted(target, old, readout=readout))
+        return computed(old.dtype, old.shape, lambda: self._values_noted(target, old, readout=readout))
 
     def figures(self) -> Mapping[str, Any]:
         """Root mean square before and after, and the number of elements, by name on disk."""
@@ -68,7 +68,7 @@ class FreshTensors:
             for name, old in self._before.items()
         }
 
-    def _noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:
+    def _values_noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:
         values = self._values(target, old, readout=readout)
         self._after[target.disk] = _rms(values.double().square().sum(), values.numel())
         return values

@@ -43,12 +43,12 @@ class Origin:
             raise ValueError("rows of what no single stored tensor holds")
         width = self.stored.nbytes // self.stored.shape[0]
         shape = (stop - start, *self.stored.shape[1:])
-        with apart():
+        with outside_modes():
             return _read(self.stored, self.stored.offset + start * width, shape).to(self.dtype)
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def outside_modes() -> Iterator[None]:
     """Inside, no mode that the forward runs under rewrites, counts or marks what is read."""
     from torch.utils._python_dispatch import _disable_current_modes
 

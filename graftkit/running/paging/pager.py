@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftkit.running.paging.origin import Origin, apart
+from graftkit.running.paging.origin import Origin, outside_modes
 from graftkit.running.paging.table import is_large, table_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Pager:
             self._kept.move_to_end(name)
             return self._kept[name]
         self._make_room(nbytes)
-        with apart():
+        with outside_modes():
             for other, tensor in self._origins[name].read().items():
                 self._keep(other, tensor)
         return self._kept[name]
@@ -71,7 +71,7 @@ class Paged(dict[str, Any]):
             return held
         found = self._pager(self._names[key], held.nbytes)
         if found.dtype != held.dtype:  # a forward that casts its own module, such as a router to float32
-            with apart():
+            with outside_modes():
                 return torch.nn.Parameter(found.to(held.dtype), requires_grad=False)
         return found
 
