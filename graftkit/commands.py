@@ -21,7 +21,9 @@ def _recipe(options: Namespace) -> Any:
 
 
 def _print_json(value: object) -> int:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    from graftkit.report.json_text import json_text
+
+    sys.stdout.write(f"{json_text(value)}\n")
     return 0
 
 

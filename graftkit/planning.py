@@ -21,7 +21,7 @@ from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
-from graftkit.operations.combinations import combined
+from graftkit.operations.combinations import check_combination
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
 from graftkit.running.paging import room
@@ -164,7 +164,7 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
             check_plain_weights(result, spec.op)
         try:
             outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
-            outcome = combined(recipe.operations[: place + 1], source, outcomes, outcome)
+            outcome = check_combination(recipe.operations[: place + 1], source, outcomes, outcome)
             _check_order(outcome, outcomes, changed=outcome.checkpoint is not result)
         except RecipeError as error:
             raise error.in_operation(place, spec.op) from error

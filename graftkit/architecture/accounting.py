@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graftkit.architecture import skeleton as sk
+from graftkit.architecture.names import TensorNames
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, few, printable
 
 
 @dataclass(frozen=True, slots=True)
+class Unloaded:
+    """Why the class does not load a tensor: another ``architecture`` holds it, or (None) the class ignores its name."""
+
+    architecture: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
-    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the others by reason."""
+    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the unloaded ones with the reason."""
 
     skeleton: sk.Skeleton
-    memory: Mapping[str, tuple[str, bool]]
-    others: Mapping[str, str]
+    memory: TensorNames
+    unloaded: Mapping[str, Unloaded]
 
 
 def account(checkpoint: Checkpoint) -> Structure:
@@ -35,10 +43,10 @@ def account(checkpoint: Checkpoint) -> Structure:
             f"{where}: {len(info.missing)} tensor(s) are missing and would be random at every load: "
             f"{few(info.missing)}; save the checkpoint once from the class that you want to use"
         )
-    memory = skeleton.memory_names(list(checkpoint.tensors))
+    memory = skeleton.memory_names(checkpoint.tensors)
     _check_kinds(checkpoint, skeleton, memory, where)
-    others = {name: "ignored by the class" for name, (key, _) in memory.items() if key not in skeleton.shapes}
-    unexpected = [name for name in others if memory[name][0] in info.unexpected]
+    unloaded = {name: Unloaded() for name, (key, _) in memory.items() if key not in skeleton.shapes}
+    unexpected = [name for name in unloaded if memory[name].name in info.unexpected]
     if unexpected:
         known = _sibling_names(checkpoint, skeleton, unexpected)
         strangers = sorted(set(unexpected) - known.keys())
@@ -47,8 +55,8 @@ def account(checkpoint: Checkpoint) -> Structure:
                 f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {few(strangers)};"
                 " remove them from the checkpoint, or name their class in config.json's architectures"
             )
-        others |= known
-    return Structure(skeleton, memory, others)
+        unloaded |= known
+    return Structure(skeleton, memory, unloaded)
 
 
 def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:
@@ -67,10 +75,8 @@ def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInf
     return info
 
 
-def _check_kinds(
-    checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: Mapping[str, tuple[str, bool]], where: str
-) -> None:
-    """A header that says I32 of a float tensor has a legal shape, and loads as garbage: compare the kinds."""
+def _check_kinds(checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: TensorNames, where: str) -> None:
+    """Compare kinds of dtypes: a header that says I32 of a float tensor has a legal shape, and loads as garbage."""
     if "quantization_config" in checkpoint.config:
         return
     state = skeleton.model.state_dict()
@@ -82,9 +88,9 @@ def _check_kinds(
             raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}")
 
 
-def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, str]:
+def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, Unloaded]:
     """Which of ``names`` stand in the state dict of another class with the same config, and in which."""
-    found: dict[str, str] = {}
+    found: dict[str, Unloaded] = {}
     for architecture in sk.sibling_architectures(checkpoint.config, skeleton.architecture):
         if len(found) == len(names):
             break
@@ -94,5 +100,5 @@ def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[st
             continue
         for disk, (key, _) in sibling.memory_names(names).items():
             if sibling.shapes.get(key) == checkpoint.tensors[disk].shape:
-                found.setdefault(disk, f"belongs to {architecture}")
+                found.setdefault(disk, Unloaded(architecture))
     return found

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Names under which forwards return what they keep for the next token, and take it back.
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -18,7 +21,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-def declares_cache(model: Any) -> bool:
+def declares_cache(model: PreTrainedModel) -> bool:
     """Whether the forward has a parameter for a cache."""
     return any(takes(model.forward, name) for name in CACHES)
 

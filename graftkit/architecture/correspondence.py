@@ -28,12 +28,12 @@ class IndexMap:
 
     @classmethod
     def identity(cls, size: int) -> IndexMap:
-        """Every index is its own."""
+        """Every index corresponds to itself."""
         return cls(size, size, ((0, 0, size),))
 
     @classmethod
     def grown(cls, source: int, result: int, fresh: Iterable[int]) -> IndexMap:
-        """Every index below ``source`` is its own but those in ``fresh``, which were made anew."""
+        """Every index below ``source`` corresponds to itself, except those in ``fresh``, whose values are new."""
         cuts = [-1, *sorted(index for index in set(fresh) if index < source), source]
         pairs = itertools.pairwise(cuts)
         runs = tuple((left + 1, left + 1, right - left - 1) for left, right in pairs if right - left > 1)
@@ -41,7 +41,7 @@ class IndexMap:
 
     @classmethod
     def of_kept(cls, source: int, kept: Iterable[int]) -> IndexMap:
-        """The indices ``kept`` of the source, in their order, one after the other."""
+        """The result has the source's indices ``kept``, in this order, and no others."""
         runs: list[Run] = []
         count = 0
         for count, index in enumerate(kept, 1):
@@ -64,12 +64,12 @@ class IndexMap:
 
     @property
     def fresh(self) -> tuple[int, ...]:
-        """Indices of the result that are none of the source."""
+        """Indices of the result that correspond to none of the source."""
         return tuple(_gaps(sorted((place, length) for place, _, length in self.runs), self.result))
 
     @property
     def dropped(self) -> tuple[int, ...]:
-        """Indices of the source that the result has not."""
+        """Indices of the source that the result does not have."""
         return tuple(_gaps(sorted((start, length) for _, start, length in self.runs), self.source))
 
     @property
@@ -92,7 +92,7 @@ class IndexMap:
         return next(found, None)
 
     def then(self, later: IndexMap) -> IndexMap:
-        """One map that stands for both, the source of ``later`` being this one's result.
+        """The composition of this map and ``later``, whose source is this one's result.
 
         Raises:
             ValueError: the two do not fit.
@@ -157,7 +157,7 @@ class Correspondence:
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
-        """Of tables with ``source`` and ``result`` rows: every id is its own but the ``fresh`` ones."""
+        """For tables with ``source`` and ``result`` rows: every id keeps its row, except the ``fresh`` ones."""
         return cls(IndexMap.grown(source, result, fresh), live)
 
     @classmethod
@@ -171,7 +171,7 @@ class Correspondence:
         return cls(**{**found, **maps})
 
     def then(self, later: Correspondence) -> Correspondence:
-        """One correspondence that stands for both, ``later`` coming behind."""
+        """The composition of this correspondence and ``later``, which comes after it."""
         live = self.live if self.ids is not None else later.live
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    #: A module with a matrix of one row for each id, mostly of one of these classes.
+    Table = nn.Embedding | nn.Linear
 
 INPUT, OUTPUT = "get_input_embeddings", "get_output_embeddings"
 
 
-def embedding_of(model: Any, getter: str) -> Any:
+def embedding_of(model: PreTrainedModel, getter: str) -> Table | None:
     """The module that ``getter`` (:data:`INPUT` or :data:`OUTPUT`) of ``model`` returns if it has a table, else None.
 
     Where the model's own getter names no table, its sub-models are asked: for the input, every one whose config gives the
@@ -21,7 +28,7 @@ def embedding_of(model: Any, getter: str) -> Any:
     return found[0] if found and all(item is found[0] for item in found) else None
 
 
-def call_getter(model: Any, getter: str) -> Any:
+def call_getter(model: PreTrainedModel, getter: str) -> Any:
     """Whatever ``getter`` returns, None where it is not implemented."""
     try:
         return getattr(model, getter)()
@@ -29,12 +36,12 @@ def call_getter(model: Any, getter: str) -> Any:
         return None
 
 
-def _table(module: Any) -> Any:
+def _table(module: Any) -> Table | None:
     weight = getattr(module, "weight", None)
     return module if weight is not None and weight.ndim == 2 else None
 
 
-def _of_sub_models(model: Any, getter: str) -> Iterator[Any]:
+def _of_sub_models(model: PreTrainedModel, getter: str) -> Iterator[Table]:
     from transformers import PreTrainedModel
 
     shared = embedding_of(model, INPUT) if getter == OUTPUT else None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graftkit.architecture.skeleton import Skeleton
+from graftkit.architecture.names import TensorNames
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 
@@ -19,38 +19,28 @@ class Slice:
     start: int
 
 
-def slices(
-    skeleton: Skeleton, weight: str, stored: Iterable[str], tensors: Mapping[str, LazyTensor]
-) -> dict[str, Slice]:
-    """Name on disk -> its part of ``weight``, as the loader's own conversion puts them together.
+def slices(names: TensorNames, weight: str, tensors: Mapping[str, LazyTensor]) -> dict[str, Slice]:
+    """Name on disk -> its part of ``weight`` (in memory), as the loader's own conversion puts them together.
 
     Raises:
         InputRejected: the conversion is another than stacking experts and joining their matrices.
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(skeleton.model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    state, prefix = skeleton.model.state_dict(), skeleton.model.base_model_prefix
-    by_pattern: dict[str, list[str]] = {}
-    for name in sorted(stored, key=dot_natural_key):
-        _, pattern = rename_source_key(name, renamings, converters, prefix, state)
-        by_pattern.setdefault(pattern, []).append(name)
-    converter = next((c for c in converters if set(by_pattern) <= set(c.source_patterns)), None)
-    axis = _joined_axis(converter.operations) if converter else None
-    if converter is None or axis is None:
+    conversion = names.conversions.get(weight)
+    axis = _joined_axis(conversion.converter.operations) if conversion else None
+    if conversion is None or axis is None:
         raise InputRejected(
-            f"{printable(weight)}: is put together from {len(tensors)} stored tensors in a way that cannot be undone"
-            " for one of them; save the base once with transformers' save_original_format=False"
+            f"{printable(weight)}: is put together from {len(names.on_disk(weight))} stored tensors in a way that cannot be"
+            " undone for one of them; save the base once with transformers' save_original_format=False"
         )
+    by_pattern: dict[str, list[str]] = {}
+    for disk, pattern in conversion.patterns.items():
+        by_pattern.setdefault(pattern, []).append(disk)
     found: dict[str, Slice] = {}
     start = 0
-    for pattern in converter.source_patterns:
-        names = by_pattern.get(pattern, [])
-        found |= {name: Slice(expert, axis, start) for expert, name in enumerate(names)}
-        start += tensors[names[0]].shape[axis] if names else 0
+    for pattern in conversion.converter.source_patterns:
+        stored = by_pattern.get(pattern, [])
+        found |= {disk: Slice(expert, axis, start) for expert, disk in enumerate(stored)}
+        start += tensors[stored[0]].shape[axis] if stored else 0
     return found
 
 

@@ -35,13 +35,13 @@ def find_governing(config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int) 
     table = skeleton.weight_names(INPUT)
     needed = table | skeleton.weight_names(OUTPUT)
     values = _integers(config, skeleton)
-    candidates = sorted((path for path, value in values.items() if value == rows), key=_vocabulary_first)
+    candidates = sorted((path for path, value in values.items() if value == rows), key=_sort_key)
     effects: dict[sk.Path, dict[str, int]] = {}
     for path in candidates:
         moved = effect(config, skeleton, (path,), rows)
         if moved is not None:
             effects[path] = moved
-            if needed <= moved.keys() and _vocabulary_first(path)[0] == 0:
+            if needed <= moved.keys() and _sort_key(path)[0] == 0:
                 break
     chosen = [path for path, moved in effects.items() if table & moved.keys()][:1]
     covered = set().union(*(effects[path].keys() for path in chosen))
@@ -100,7 +100,7 @@ def _integers(config: Mapping[str, Any], skeleton: sk.Skeleton) -> dict[sk.Path,
     return dict(sk.integer_paths(skeleton.model.config.to_dict())) | dict(sk.integer_paths(dict(config)))
 
 
-def _vocabulary_first(path: sk.Path) -> tuple[int, int, sk.Path]:
+def _sort_key(path: sk.Path) -> tuple[int, int, sk.Path]:
     return (0 if "vocab" in path[-1] else 1, len(path), path)
 
 
@@ -134,9 +134,9 @@ def _doubtful(
 def _why_not_governed(
     config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int, values: Mapping[sk.Path, int]
 ) -> str:
-    """Most often the table has rows behind those of the vocabulary: for images, for audio, for prompts."""
+    """The reason in words; most often the table has rows behind the vocabulary's, for images, audio or prompts."""
     found = {}
-    for path, value in sorted(values.items(), key=lambda item: _vocabulary_first(item[0])):
+    for path, value in sorted(values.items(), key=lambda item: _sort_key(item[0])):
         moved = effect(config, skeleton, (path,), value) if "vocab" in path[-1] and value < rows else None
         if moved and skeleton.weight_names(INPUT) & moved.keys():
             found[path] = len(skeleton.weight_names(OUTPUT) & moved.keys())

@@ -9,13 +9,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import INPUT, OUTPUT
+from graftkit.architecture.names import MemoryName
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: Where transformers lists the classes of each task.
 MAPPINGS = {
@@ -68,7 +72,7 @@ class Head:
     pools_at_pad: bool
     pools_at_eos: bool
 
-    def of(self, part: Part) -> tuple[HeadTensor, ...]:
+    def tensors_of(self, part: Part) -> tuple[HeadTensor, ...]:
         """The new tensors of one part."""
         return tuple(tensor for tensor in self.tensors if tensor.part == part)
 
@@ -92,7 +96,7 @@ class Head:
 
 
 def task_architecture(config: Mapping[str, Any], task: str) -> str:
-    """The class of transformers for ``task`` on this model type; of several, the first.
+    """The class of transformers for ``task`` on this model type, the first where there are several.
 
     Raises:
         InputRejected: transformers has no such class; the message names the tasks that it has classes for.
@@ -113,7 +117,7 @@ def task_architecture(config: Mapping[str, Any], task: str) -> str:
 def find_head(checkpoint: Checkpoint, structure: Structure, config: Mapping[str, Any], *, language: bool) -> Head:
     """Find what the class in ``config`` (labels included) needs beside the checkpoint's backbone.
 
-    Of the head of a ``language`` model, tensors that the checkpoint has are kept; any other head is new in whole.
+    The head of a ``language`` model keeps the tensors that the checkpoint has; any other head is entirely new.
 
     Raises:
         InputRejected: the class cannot be built, or the checkpoint lacks more of its backbone than a pooler.
@@ -126,7 +130,7 @@ def find_head(checkpoint: Checkpoint, structure: Structure, config: Mapping[str,
     memory = {disk: found[renamed.get(disk, disk)] for disk in checkpoint.tensors}
     moved = _moved_by_labels(config, skeleton)
     lost = set(info.missing) | {name for name, *_ in info.mismatched}
-    new = lost if language else lost | moved | _outside(skeleton, backbone_names(structure), memory)
+    new = lost if language else lost | moved | _outside_backbone(skeleton, backbone_names(structure), memory)
     new = {name for name in new if skeleton.tied.get(name) not in skeleton.shapes}
     _check_backbone(checkpoint, skeleton, lost, {name for name, *_ in info.mismatched} - moved)
     _check_names(skeleton, sorted(new))
@@ -155,34 +159,36 @@ def _moved_by_labels(config: Mapping[str, Any], skeleton: sk.Skeleton) -> frozen
 
 def backbone_names(structure: Structure) -> frozenset[str]:
     """Names on disk of the checkpoint's own base model: all but its head."""
-    inside = _inside(structure.skeleton.model)
+    prefix = _backbone_prefix(structure.skeleton.model)
     shapes = structure.skeleton.shapes
-    return frozenset(d for d, (key, _) in structure.memory.items() if key in shapes and key.startswith(inside))
+    return frozenset(d for d, (key, _) in structure.memory.items() if key in shapes and key.startswith(prefix))
 
 
-def _inside(model: Any) -> str:
+def _backbone_prefix(model: PreTrainedModel) -> str:
     """What the names of the base model's tensors begin with; empty where a class is its own base model."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
-def _outside(skeleton: sk.Skeleton, backbone: frozenset[str], memory: Mapping[str, tuple[str, bool]]) -> frozenset[str]:
+def _outside_backbone(
+    skeleton: sk.Skeleton, backbone: frozenset[str], memory: Mapping[str, MemoryName]
+) -> frozenset[str]:
     """Names in memory of the class's tensors outside its base model that the checkpoint's base model does not give."""
-    inside = _inside(skeleton.model)
-    if not inside:
+    prefix = _backbone_prefix(skeleton.model)
+    if not prefix:
         return frozenset()
     given = {key for disk, (key, _) in memory.items() if disk in backbone}
-    return frozenset(name for name in skeleton.shapes if not name.startswith(inside) and name not in given)
+    return frozenset(name for name in skeleton.shapes if not name.startswith(prefix) and name not in given)
 
 
 def _check_backbone(checkpoint: Checkpoint, skeleton: sk.Skeleton, lost: set[str], misfits: set[str]) -> None:
-    """A pooler may be new; blocks of the backbone may not, nor what has another shape, since they would be random."""
-    inside = _inside(skeleton.model)
+    """Refuse a class whose backbone has blocks or shapes that the checkpoint lacks: they would be random. A pooler may be new."""
+    prefix = _backbone_prefix(skeleton.model)
     table = skeleton.weight_names(INPUT)
     blocks = sorted(
         name
         for name in lost
         if name in table
-        or (inside and name.startswith(inside) and (name in misfits or any(map(str.isdigit, name.split(".")))))
+        or (prefix and name.startswith(prefix) and (name in misfits or any(map(str.isdigit, name.split(".")))))
     )
     if blocks:
         raise InputRejected(
@@ -192,7 +198,7 @@ def _check_backbone(checkpoint: Checkpoint, skeleton: sk.Skeleton, lost: set[str
 
 
 def _part(name: str, shape: tuple[int, ...], moved: frozenset[str], outputs: frozenset[str], rows: int) -> Part:
-    """What makes the logits: the output table and its bias, what the labels move, or else a matrix with few outputs."""
+    """Whether a tensor makes the logits: an output table or its bias, one that the labels resize, or else one with few outputs."""
     if rows:
         makes_logits = name in outputs or shape == (rows,)
     elif moved:
@@ -205,11 +211,11 @@ def _part(name: str, shape: tuple[int, ...], moved: frozenset[str], outputs: fro
 
 
 def _check_names(skeleton: sk.Skeleton, names: list[str]) -> None:
-    """A new tensor is written under its name in memory, so the loader must not take that for another."""
+    """Refuse a new tensor that the loader would take for another: it is written under its name in memory."""
     for disk, found in skeleton.memory_names(names).items():
         if found != (disk, False):
             raise InputRejected(
-                f"{skeleton.architecture}: transformers would load a new tensor {printable(disk)!r} as {printable(found[0])!r}"
+                f"{skeleton.architecture}: transformers would load a new tensor {printable(disk)!r} as {printable(found.name)!r}"
             )
 
 
@@ -219,13 +225,13 @@ def _canonical_names(skeleton: sk.Skeleton, structure: Structure) -> dict[str, s
     A checkpoint of a base model has no prefix; some classes (LlamaForQuestionAnswering) have one of their own, which
     transformers' loader does not look through.
     """
-    ours, old = _inside(skeleton.model), f"{structure.skeleton.model.base_model_prefix}."
+    ours, old = _backbone_prefix(skeleton.model), f"{structure.skeleton.model.base_model_prefix}."
     backbone = backbone_names(structure)
     wanted = {disk: f"{ours}{disk.removeprefix(old)}" for disk in structure.memory if disk in backbone}
-    plain, moved = skeleton.memory_names(list(structure.memory)), skeleton.memory_names(list(wanted.values()))
+    plain, moved = skeleton.memory_names(structure.memory), skeleton.memory_names(wanted.values())
     return {
         disk: name
         for disk, name in wanted.items()
-        if name != disk and name not in structure.memory and moved[name][0] in skeleton.shapes
-        and (plain[disk] == moved[name] or plain[disk][0] not in skeleton.shapes)
+        if name != disk and name not in structure.memory and moved[name].name in skeleton.shapes
+        and (plain[disk] == moved[name] or plain[disk].name not in skeleton.shapes)
     }  # fmt: skip

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import InputRejected
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +26,7 @@ class LayerList:
 
 
 def layer_list(skeleton: Skeleton) -> LayerList:
-    """Find the layers that make the last hidden states: of two stacks, the decoder's.
+    """Find the layers that make the last hidden states: the decoder's where there are two stacks.
 
     It is the one outermost module list of the decoder whose length the config counts as layers.
 
@@ -42,7 +46,7 @@ def layer_list(skeleton: Skeleton) -> LayerList:
     raise InputRejected(f"{skeleton.architecture}: has {what}; leave out 'layers' and name the parameters")
 
 
-def _decoder(model: Any) -> Any:
+def _decoder(model: PreTrainedModel) -> Any:
     try:
         decoder = model.get_decoder()
     except (AttributeError, NotImplementedError):
@@ -60,7 +64,7 @@ def _layer_counts(config: Any) -> set[int]:
     return {value for name in names if isinstance(value := getattr(config, name, None), int)}
 
 
-def _is_list(module: Any) -> bool:
+def _is_list(module: nn.Module) -> bool:
     import torch
 
     return isinstance(module, torch.nn.ModuleList) and any(True for _ in module.parameters())

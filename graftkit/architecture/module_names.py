@@ -23,7 +23,7 @@ def ends_with(name: str, entry: str) -> bool:
 
 
 def names_matching(names: Iterable[str], glob: str) -> list[str]:
-    """The names that ``glob`` fits, whole or from a dot on."""
+    """The names that ``glob`` matches, as a whole or from one of their dots on."""
     return [name for name in names if fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(name, f"*.{glob}")]
 
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.initializers.fans import CONV1D, EMBEDDING, LINEAR, Layout, conv, experts
 
+if TYPE_CHECKING:
+    from torch import nn
 
-def module_of(skeleton: Skeleton, name: str) -> Any:
+
+def module_of(skeleton: Skeleton, name: str) -> nn.Module:
     """The module that owns the parameter ``name`` (in memory)."""
-    return skeleton.model.get_submodule(name.rpartition(".")[0])
+    module: nn.Module = skeleton.model.get_submodule(name.rpartition(".")[0])
+    return module
 
 
 def layout_of(skeleton: Skeleton, name: str) -> Layout | None:
     """Which axes of a parameter are outputs and inputs; None for whatever is no linear map, such as gains and biases.
 
-    Told by the module's class; of fused projections, the parts are told by the sizes that the config implies.
+    The module's class decides; the parts of fused projections follow from sizes in the config.
     """
     import torch
     from transformers.pytorch_utils import Conv1D
@@ -65,8 +69,8 @@ def text_value(skeleton: Skeleton, *names: str) -> Any:
     return None
 
 
-def _experts_layout(skeleton: Skeleton, module: Any, leaf: str, shape: tuple[int, ...]) -> Layout | None:
-    """By what the class says of itself; older classes are read off the hidden size, unless both axes have it."""
+def _experts_layout(skeleton: Skeleton, module: nn.Module, leaf: str, shape: tuple[int, ...]) -> Layout | None:
+    """The layout that the class declares, else the one that the hidden size implies; None where both axes have that size."""
     widens = "down" not in leaf and leaf not in ("w2", "output_linear")
     transposed = getattr(module, "is_transposed", None)
     if transposed is None:

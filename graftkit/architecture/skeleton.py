@@ -6,14 +6,18 @@ import contextlib
 import copy
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.embeddings import embedding_of
+from graftkit.architecture.names import TensorNames, tensor_names
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from graftkit.architecture.embeddings import Table
     from graftkit.checkpoint.tensors import LazyTensor
 
 Path = tuple[str, ...]
@@ -40,12 +44,10 @@ class Skeleton:
     """
 
     architecture: str
-    model: Any
+    model: PreTrainedModel
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
-    _named: dict[tuple[str, ...], Mapping[str, tuple[str, bool]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _names: dict[tuple[str, ...], TensorNames] = field(default_factory=dict, repr=False, compare=False)
 
     def weight_names(self, getter: str) -> frozenset[str]:
         """Names in memory of the table of the module that ``getter`` returns; empty where there is no such table.
@@ -59,45 +61,26 @@ class Skeleton:
         named = self.model.named_modules(remove_duplicate=False)
         return frozenset(f"{name}.weight" for name, value in named if value is module)
 
-    def embedding(self, getter: str) -> Any:
+    def embedding(self, getter: str) -> Table | None:
         """The module of the input or output embedding; None where there is none with a table."""
         return embedding_of(self.model, getter)
 
-    def memory_names(self, disk_names: list[str]) -> Mapping[str, tuple[str, bool]]:
-        """Map each name on disk to its name in memory, and whether a conversion (not only a renaming) is applied.
-
-        The rules are transformers' own (``core_model_loading.convert_and_load_state_dict_in_model``).
-        """
-        asked = tuple(disk_names)
-        if asked not in self._named:
-            self._named[asked] = self._name(asked)
-        return self._named[asked]
-
-    def _name(self, disk_names: tuple[str, ...]) -> Mapping[str, tuple[str, bool]]:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-        mapping = get_model_conversion_mapping(self.model)
-        renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-        state, prefix = self.model.state_dict(), self.model.base_model_prefix
-        names = {}
-        for disk in disk_names:
-            name, pattern = rename_source_key(disk, renamings, converters, prefix, state)
-            if name not in state and disk in state:
-                name, pattern = rename_source_key(disk, [], [], base_model_prefix=prefix, meta_state_dict=state)
-            names[disk] = (name, pattern is not None)
-        return names
+    def memory_names(self, disk_names: Iterable[str]) -> TensorNames:
+        """The names in memory of these names on disk, with the way back."""
+        given = tuple(disk_names)
+        if given not in self._names:
+            self._names[given] = tensor_names(self.model, given)
+        return self._names[given]
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
-        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, it is asked itself."""
+        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, the loader itself is asked."""
         return LoadingInfo() if self._fit_exactly(tensors) else self.ask_loader(tensors)
 
     def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
         """Whether each tensor is taken over as it is, and each name in memory gets one: its own, or one it is tied to."""
         if getattr(self.model.config, "quantization_config", None) is not None:
             return False
-        names = self.memory_names(list(tensors))
+        names = self.memory_names(tensors)
         shapes = {name: tensors[disk].shape for disk, (name, converted) in names.items() if not converted}
         return (
             len(shapes) == len(tensors)
@@ -209,7 +192,7 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
 
 
 def _refuse_absurd_depth(config: Mapping[str, Any], place: str) -> None:
-    """A module is made for each layer, so that a number from a damaged config would keep the machine busy for hours."""
+    """Refuse more layers than any model has: each is a module, and a damaged config would keep the machine busy for hours."""
     for key, value in config.items():
         if isinstance(value, dict):
             _refuse_absurd_depth(value, f"{place}{key}.")

@@ -1,4 +1,4 @@
-"""Tied weights: which names share their values when a checkpoint is loaded, and how they come to stand on their own."""
+"""Tied weights: which names share their values when a checkpoint is loaded, and how they are separated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
 
     Two weights that are both stored are tied only where their bytes are equal.
     """
-    disk = {key: stored for stored, (key, _) in structure.memory.items()}
     group, waiting = {name}, [name]
     while waiting:
         here = waiting.pop()
@@ -26,8 +25,8 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
             other = source if target == here else target if source == here else here
             if other in group:
                 continue
-            both = here in disk and other in disk
-            if not both or equal_bytes(checkpoint.tensors[disk[here]], checkpoint.tensors[disk[other]]):
+            both = [checkpoint.tensors[disk] for one in (here, other) for disk in structure.memory.on_disk(one)[:1]]
+            if len(both) < 2 or equal_bytes(*both):
                 group.add(other)
                 waiting.append(other)
     return frozenset(group)
@@ -36,7 +35,7 @@ def tied_group(name: str, checkpoint: Checkpoint, structure: Structure) -> froze
 def untie(
     checkpoint: Checkpoint, tied: Mapping[str, str], changed: Collection[str]
 ) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag is put off wherever it stands.
+    """Undo the ties of which ``changed`` (names in memory) touches a side: the config's flag becomes false wherever it stands.
 
     Each side that is not stored gets a copy: the same bytes under its own name, in the shard of the other side. The identical
     checkpoint where there is nothing to undo; also returns the names of the copies, on disk as in memory.
@@ -58,21 +57,21 @@ def untie(
             f"{after.architecture}: the adapter changes only one side of tied weights, and the class ties"
             f" {printable(min(still))!r} whatever config.json says"
         )
-    disk = {memory: stored for stored, (memory, _) in after.memory_names(list(checkpoint.tensors)).items()}
+    names = after.memory_names(checkpoint.tensors)
     checkpoint = checkpoint.with_documents({"config.json": config})
     copied = []
-    for members in _parted(tied, after.tied):
-        stored = next(disk[member] for member in sorted(members) if member in disk)
-        shard = next(shard for shard, names in checkpoint.shards.items() if stored in names)
-        for member in sorted(members - disk.keys()):
+    for members in _separated_groups(tied, after.tied):
+        stored = next(disk for member in sorted(members) for disk in names.on_disk(member)[:1])
+        shard = next(shard for shard, held in checkpoint.shards.items() if stored in held)
+        for member in sorted(members - names.disk.keys()):
             _check_name(after, member)
             checkpoint = checkpoint.with_tensors({member: checkpoint.tensors[stored]}, shard=shard)
             copied.append(member)
     return checkpoint, tuple(copied)
 
 
-def _parted(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set[str]]:
-    """Yield the names of each group of ``before`` that are on their own in ``after``, where there are any."""
+def _separated_groups(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set[str]]:
+    """Yield the names of each group of ``before`` that is tied no longer in ``after``."""
     groups: dict[str, set[str]] = {}
     for target, source in before.items():
         if target not in after:
@@ -81,7 +80,7 @@ def _parted(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[set
 
 
 def _check_name(skeleton: Skeleton, name: str) -> None:
-    if skeleton.memory_names([name])[name][0] != name:
+    if skeleton.memory_names([name])[name].name != name:
         raise InputRejected(
             f"the adapter changes only one side of tied weights, and {printable(name)!r} is stored under another name;"
             " save the base once with a current transformers"

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
@@ -20,6 +20,9 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Role = Literal["input", "further_input", "output", "output_bias", "sibling"]
 
@@ -58,7 +61,7 @@ NO_VOCABULARY = Vocabulary(0, (), (), tied=False, has_output=False, notes=())
 
 
 def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) -> Vocabulary:
-    """As :func:`find_vocabulary`, but :data:`NO_VOCABULARY` where images or sound are all that the class takes.
+    """The result of :func:`find_vocabulary`; :data:`NO_VOCABULARY` where the class takes images or sound alone.
 
     Raises:
         InputRejected: as there.
@@ -67,7 +70,7 @@ def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) ->
     return find_vocabulary(checkpoint, structure) if takes_ids(structure.skeleton.model) else NO_VOCABULARY
 
 
-def takes_ids(model: Any) -> bool:
+def takes_ids(model: PreTrainedModel) -> bool:
     """Whether the forward of ``model`` takes token ids."""
     parameters = inspect.signature(model.forward).parameters
     return model.main_input_name == "input_ids" or not {"input_ids", "decoder_input_ids"}.isdisjoint(parameters)
@@ -124,7 +127,6 @@ def _tied_groups(
     """
     groups = {name: name for name in moved}
     notes: list[str] = []
-    disk = {key: name for name, (key, _) in structure.memory.items()}
 
     def find(name: str) -> str:
         while groups[name] != name:
@@ -134,12 +136,12 @@ def _tied_groups(
     for target, origin in structure.skeleton.tied.items():
         if target not in groups or origin not in groups:
             continue
-        if target in disk and origin in disk:
-            left, right = checkpoint.tensors[disk[target]], checkpoint.tensors[disk[origin]]
-            if not equal_bytes(left, right):
-                notes.append(f"{disk[target]} and {disk[origin]} differ on disk, so they are not tied")
+        one, other = (structure.memory.first_on_disk(name) for name in (target, origin))
+        if one is not None and other is not None:
+            if not equal_bytes(checkpoint.tensors[one], checkpoint.tensors[other]):
+                notes.append(f"{one} and {other} differ on disk, so they are not tied")
                 continue
-            notes.append(f"{disk[target]} and {disk[origin]} are stored twice with equal bytes: tied, and kept so")
+            notes.append(f"{one} and {other} are stored twice with equal bytes: tied, and kept so")
         groups[find(target)] = find(origin)
     return {name: find(name) for name in groups}, notes
 
@@ -196,7 +198,7 @@ def _other_tensors(
 ) -> list[VocabularyTensor]:
     """Ignored and sibling tensors with one row for each id: copies of a known table share its role, others are means."""
     rows, governing = vocabulary
-    names = [name for name in structure.others if rows in checkpoint.tensors[name].shape]
+    names = [name for name in structure.unloaded if rows in checkpoint.tensors[name].shape]
     axes = _axes_by_siblings(checkpoint, structure, rows, governing, names) if names else {}
     found = []
     for name in names:

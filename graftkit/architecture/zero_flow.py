@@ -8,12 +8,16 @@ and what is not found may still be there.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from graftkit.architecture.skeleton import Skeleton, quiet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Tokens of the one sequence, and how many steps of an optimiser are followed.
 TOKENS, STEPS = 4, 3
@@ -72,7 +76,7 @@ def never_learning(skeleton: Skeleton, zeros: Collection[str]) -> tuple[str, ...
     return tuple(name for name in parameters if name in zero)
 
 
-def _with_gradient(model: Any, parameters: Mapping[str, Any], zeros: Collection[str]) -> Iterator[str]:
+def _with_gradient(model: PreTrainedModel, parameters: Mapping[str, Tensor], zeros: Collection[str]) -> Iterator[str]:
     """Yield the names of the parameters whose gradient is not certain to be zero."""
     import torch
 
@@ -94,11 +98,11 @@ def _differentiable(value: Any) -> bool:
 class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Knows which memory holds nothing but zeros: views share it, and what it knows is kept alive, so that no address returns."""
 
-    def __init__(self, tensors: Iterator[Any]) -> None:
+    def __init__(self, tensors: Iterator[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: dict[int, Any] = {_memory(tensor): tensor for tensor in tensors}
+        self._known: dict[int, Tensor] = {_memory(tensor): tensor for tensor in tensors}
 
-    def holds(self, tensor: Any) -> bool:
+    def holds(self, tensor: Tensor) -> bool:
         return _memory(tensor) in self._known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -137,6 +141,6 @@ def _is_tensor(value: Any) -> bool:
     return hasattr(value, "untyped_storage")
 
 
-def _memory(tensor: Any) -> int:
+def _memory(tensor: Tensor) -> int:
     address: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - a tensor without data has no other identity
     return address

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import Computed
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def as_bytes(values: Any, dtype: str | None = None) -> memoryview:
+
+def as_bytes(values: Tensor, dtype: str | None = None) -> memoryview:
     """The bytes of a torch tensor, cast to ``dtype`` (a safetensors tag) where one is given."""
     import torch
 
     cast = values if dtype is None else values.to(torch_dtype(dtype))
-    return memoryview(cast.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return memoryview(cast.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
-def computed(dtype: str, shape: tuple[int, ...], make: Callable[[], Any]) -> Computed:
+def computed(dtype: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Computed:
     """A lazy tensor of what ``make`` returns, a torch tensor of that shape, cast to ``dtype``; made anew each time it is read."""
     return Computed(dtype, shape, lambda: as_bytes(make(), dtype))
 

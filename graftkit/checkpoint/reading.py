@@ -12,6 +12,8 @@ from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
+    from torch import Tensor
 
 #: How much of a tensor is held at a time. Large enough for sequential speed, small enough to stay in the caches' reach.
 CHUNK = 8 << 20
@@ -26,11 +28,12 @@ DTYPES = {
 TAGS = {name: tag for tag, name in DTYPES.items()}
 
 
-def torch_dtype(tag: str) -> Any:
+def torch_dtype(tag: str) -> torch.dtype:
     """The torch dtype of a safetensors tag; opaque dtypes become uint8, since only their shape is asked for."""
     import torch
 
-    return getattr(torch, DTYPES.get(tag, "uint8"))
+    found: torch.dtype = getattr(torch, DTYPES.get(tag, "uint8"))
+    return found
 
 
 def read_range(
@@ -85,14 +88,14 @@ def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
     return all(a == b for a, b in zip(chunks(left), chunks(right), strict=True))
 
 
-def read_tensor(tensor: LazyTensor) -> Any:
+def read_tensor(tensor: LazyTensor) -> Tensor:
     """A whole tensor in fresh memory, whatever its segments are: a torch tensor of its shape and dtype."""
     import numpy as np
 
     return _read_tensor(tensor, np.empty(tensor.nbytes, np.uint8))
 
 
-def _read_tensor(tensor: LazyTensor, raw: np.ndarray[Any, Any]) -> Any:
+def _read_tensor(tensor: LazyTensor, raw: np.ndarray[Any, Any]) -> Tensor:
     import numpy as np
     import torch
 
@@ -114,7 +117,7 @@ class Scratch(threading.local):
 
         self._memory = np.empty(0, np.uint8)
 
-    def read(self, tensor: LazyTensor) -> Any:
+    def read(self, tensor: LazyTensor) -> Tensor:
         """What :func:`read_tensor` gives, until this thread reads the next."""
         import numpy as np
 
@@ -123,7 +126,7 @@ class Scratch(threading.local):
         return _read_tensor(tensor, self._memory[: tensor.nbytes])
 
 
-def read_rows(tensor: LazyTensor, axis: int, start: int, stop: int) -> Any:
+def read_rows(tensor: LazyTensor, axis: int, start: int, stop: int) -> Tensor:
     """Rows ``start..stop`` of a tensor along ``axis`` (all dimensions before it are 1); no other row of a stored one is read.
 
     *Shape:* ``(stop - start, product of the dimensions behind axis)``, a torch tensor of its dtype.
@@ -131,7 +134,7 @@ def read_rows(tensor: LazyTensor, axis: int, start: int, stop: int) -> Any:
     return _rows(tensor, Cutter(tensor.segments()), axis, start, stop)
 
 
-def _rows(tensor: LazyTensor, cutter: Cutter, axis: int, start: int, stop: int) -> Any:
+def _rows(tensor: LazyTensor, cutter: Cutter, axis: int, start: int, stop: int) -> Tensor:
     import numpy as np
     import torch
 
@@ -147,7 +150,7 @@ def _rows(tensor: LazyTensor, cutter: Cutter, axis: int, start: int, stop: int) 
     return torch.from_numpy(raw).view(torch_dtype(tensor.dtype)).view(stop - start, -1)
 
 
-def row_chunks(tensor: LazyTensor, axis: int, rows: int, nbytes: int = CHUNK // 2) -> Iterator[tuple[int, Any]]:
+def row_chunks(tensor: LazyTensor, axis: int, rows: int, nbytes: int = CHUNK // 2) -> Iterator[tuple[int, Tensor]]:
     """Yield ``(first row, rows)`` over the first ``rows`` rows, about ``nbytes`` at a time; what is computed is computed once."""
     width = max(tensor.nbytes // max(tensor.shape[axis], 1), 1)
     step = max(nbytes // width, 1)
@@ -156,7 +159,7 @@ def row_chunks(tensor: LazyTensor, axis: int, rows: int, nbytes: int = CHUNK // 
         yield start, _rows(tensor, cutter, axis, start, min(start + step, rows))
 
 
-def read_ids(tensor: LazyTensor, ids: Sequence[int]) -> Any:
+def read_ids(tensor: LazyTensor, ids: Sequence[int]) -> Tensor:
     """Rows ``ids`` of a table, old or new. *Shape:* ``(len(ids), d)``; no other stored row is read."""
     import torch
 

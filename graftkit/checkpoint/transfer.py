@@ -57,9 +57,9 @@ def take_file(
         raise InputRejected(f"{printable(source)}: is not a regular file; replace it by one")
     if link:
         _link(real, target)
-        _tell(progress, target.stat().st_size)
+        _report(progress, target.stat().st_size)
         return "link"
-    with real.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new, _naming(real, target):
+    with real.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new, _paths_in_errors(real, target):
         size = os.fstat(old.fileno()).st_size
         try:
             fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
@@ -67,7 +67,7 @@ def take_file(
             reserve(new.fileno(), size)
             copy_range(old.fileno(), 0, size, new.fileno(), progress)
             return "copy"
-    _tell(progress, size)
+    _report(progress, size)
     return "reflink"
 
 
@@ -89,11 +89,11 @@ def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progre
             if isinstance(segment, FileRange):
                 if isinstance(follower, Produced) and not follower.blank and follower.nbytes <= AHEAD:
                     made = ahead.submit(follower.produce)
-                with _naming(segment.path, _name_of(target_fd)):
+                with _paths_in_errors(segment.path, _name_of(target_fd)):
                     copy_range(sources.open(segment.path), segment.offset, segment.nbytes, target_fd, progress)
             elif segment.blank:
                 os.lseek(target_fd, segment.nbytes, os.SEEK_CUR)
-                _tell(progress, segment.nbytes)
+                _report(progress, segment.nbytes)
             else:
                 _write_produced(target_fd, segment, made.result() if made else segment.produce(), progress)
                 made = None
@@ -113,7 +113,7 @@ def copy_range(source_fd: int, offset: int, nbytes: int, target_fd: int, progres
                 break  # not offered here, or the end of the source: the last way knows
             offset, nbytes = offset + done, nbytes - done
             _start_writeback(target_fd, done)
-            _tell(progress, done)
+            _report(progress, done)
     if nbytes > 0:
         raise StorageFault(
             f"{_name_of(source_fd)}: ends at byte {offset:,}, {nbytes:,} bytes early: it was changed meanwhile; run again"
@@ -187,7 +187,7 @@ def _write_produced(fd: int, segment: Produced, produced: memoryview, progress: 
         raise ValueError(f"a produced segment has {data.nbytes} bytes, planned were {segment.nbytes}")
     if data.nbytes > 0:
         _write_all(fd, data.cast("B"))
-    _tell(progress, segment.nbytes)
+    _report(progress, segment.nbytes)
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
@@ -243,8 +243,8 @@ def _link(real: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _naming(source: Path, target: Path | str) -> Iterator[None]:
-    """Give an error of a system call on file descriptors the two paths."""
+def _paths_in_errors(source: Path, target: Path | str) -> Iterator[None]:
+    """Add both paths to an error of a system call that works on file descriptors."""
     try:
         yield
     except OSError as error:
@@ -260,6 +260,6 @@ def _name_of(fd: int) -> str:
         return f"file descriptor {fd}"
 
 
-def _tell(progress: Progress | None, nbytes: int) -> None:
+def _report(progress: Progress | None, nbytes: int) -> None:
     if progress is not None:
         progress(nbytes)

@@ -44,7 +44,7 @@ def write_checkpoint(
     progress: Progress | None = None,
     written: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write ``result`` into the empty directory ``target``; ``written`` is told of each finished weight file.
+    """Write ``result`` into the empty directory ``target``; ``written`` is called with each finished weight file.
 
     Raises:
         OSError: writing failed; the caller discards the directory.
@@ -123,12 +123,12 @@ def write_tensors(
             write_segments(file.fileno(), (segment for tensor in members for segment in tensor.segments()), progress)
 
     with ThreadPoolExecutor(max_workers=writers) as pool:
-        for _ in pool.map(job, parts_of(list(tensors.values()), writers)):
+        for _ in pool.map(job, split_evenly(list(tensors.values()), writers)):
             pass  # an error is raised here
 
 
-def parts_of(tensors: list[LazyTensor], count: int) -> list[tuple[int, list[LazyTensor]]]:
-    """At most ``count`` runs of tensors of about as many bytes, each with the offset of its first byte."""
+def split_evenly(tensors: list[LazyTensor], count: int) -> list[tuple[int, list[LazyTensor]]]:
+    """Split tensors into at most ``count`` runs of about equal bytes, each with the offset of its first byte."""
     share = sum(tensor.nbytes for tensor in tensors) / count
     parts: list[tuple[int, list[LazyTensor]]] = []
     offset = 0

@@ -13,15 +13,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 Method = Literal["ridge", "lda", "prototype"]
 
 #: ``(features, labels, folds)`` of a piece of the examples; called anew for each pass.
-Pieces = Callable[[], Iterator[tuple[Any, Any, Any]]]
+Pieces = Callable[[], Iterator[tuple["Tensor", "Tensor", "Tensor"]]]
 
 #: Strengths that are tried: of ridge relative to the mean eigenvalue, of LDA the share of the scaled identity.
 STRENGTHS: Mapping[str, tuple[float, ...]] = {

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.initializers.statistics import RowSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: So many new rows are looked at one by one; of the others only the norms count.
 SHOWN = 64
@@ -17,7 +20,7 @@ BARS = 40
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
-def compare_rows(old: RowSource, size: int, new: Any, ids: list[int]) -> dict[str, Any]:
+def compare_rows(old: RowSource, size: int, new: Tensor, ids: list[int]) -> dict[str, Any]:
     """Compare ``new`` rows, of the ids ``ids``, with the first ``size`` rows of their table, in one streamed pass.
 
     Norms are Euclidean. ``rank`` is the share of old rows with a smaller norm, ``neighbours`` are the old rows of the largest
@@ -65,12 +68,12 @@ def compare_rows(old: RowSource, size: int, new: Any, ids: list[int]) -> dict[st
     }
 
 
-def _units(rows: Any, norms: Any) -> Any:
+def _units(rows: Tensor, norms: Tensor) -> Tensor:
     """Rows of length 1; a zero row stays zero."""
     return rows / norms.clamp(min=1e-30)[:, None]
 
 
-def _twins(units: Any) -> list[float]:
+def _twins(units: Tensor) -> list[float]:
     if len(units) < 2:
         return []
     cosines = units @ units.T
@@ -79,7 +82,7 @@ def _twins(units: Any) -> list[float]:
     return found
 
 
-def _spread(norms: Any, low: float, high: float) -> dict[str, Any]:
+def _spread(norms: Tensor, low: float, high: float) -> dict[str, Any]:
     """Quantiles, and a histogram of equal bars from ``low`` to ``high``, of what is finite."""
     import torch
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 #: A, B
-Factors = tuple[Any, Any]
+Factors = tuple["Tensor", "Tensor"]
 
 #: Elements that are widened at a time: they stay in the caches.
 WIDENED = 1 << 18
 
 
-def kaiming(shape: tuple[int, ...], seed: int) -> Any:
+def kaiming(shape: tuple[int, ...], seed: int) -> Tensor:
     """A by peft's default, uniform within ±1/sqrt(fan_in) (He 2015 with a = sqrt(5), as torch's own linears)."""
     import torch
 
@@ -24,7 +28,7 @@ def kaiming(shape: tuple[int, ...], seed: int) -> Any:
     return torch.nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5), generator=generator)
 
 
-def gaussian(shape: tuple[int, ...], seed: int, std: float) -> Any:
+def gaussian(shape: tuple[int, ...], seed: int, std: float) -> Tensor:
     """Normal with ``std``: 1/r for A, 1 for the B of an embedding."""
     import torch
 
@@ -32,7 +36,7 @@ def gaussian(shape: tuple[int, ...], seed: int, std: float) -> Any:
     return torch.nn.init.normal_(torch.empty(shape), std=std, generator=generator)
 
 
-def pissa(weight: Any, rank: int, scaling: float) -> Factors:
+def pissa(weight: Tensor, rank: int, scaling: float) -> Factors:
     """The principal singular triples of the weight (Meng 2024, arXiv 2404.02948), so that scaling·B·A is their sum.
 
     They come from the eigenvectors of the smaller of the weight's two products with itself. In float64 that is closer to the exact
@@ -53,7 +57,7 @@ def pissa(weight: Any, rank: int, scaling: float) -> Factors:
     return _split(left, s / scaling, right)
 
 
-def pissa_niter(weight: Any, rank: int, scaling: float, iterations: int, seed: int) -> Factors:
+def pissa_niter(weight: Tensor, rank: int, scaling: float, iterations: int, seed: int) -> Factors:
     """PiSSA from a randomised SVD with subspace iterations (Halko 2009), as ``torch.svd_lowrank`` does it.
 
     The weight may have any floating dtype; it is widened some rows at a time. Each iteration goes over it once, for both of its
@@ -75,7 +79,7 @@ def pissa_niter(weight: Any, rank: int, scaling: float, iterations: int, seed: i
     return _split(left @ uh.T, s / scaling, v.T)
 
 
-def _widened(weight: Any, dtype: Any) -> Iterator[tuple[slice, Any]]:
+def _widened(weight: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Yield the weight's rows in a wider ``dtype``, some at a time; what was yielded before is overwritten."""
     import torch
 
@@ -87,12 +91,12 @@ def _widened(weight: Any, dtype: Any) -> Iterator[tuple[slice, Any]]:
         yield rows, buffer[: len(part)].copy_(part)
 
 
-def _split(u: Any, s: Any, vh: Any) -> Factors:
+def _split(u: Tensor, s: Tensor, vh: Tensor) -> Factors:
     root = s.sqrt()
     return (root[:, None] * vh).float().contiguous(), (u * root).float().contiguous()
 
 
-def olora(weight: Any, rank: int) -> Factors:
+def olora(weight: Tensor, rank: int) -> Factors:
     """The leading part of the weight's QR decomposition (Büyükakyüz 2024, arXiv 2406.01775), which its leading columns decide."""
     import torch
 
@@ -114,7 +118,7 @@ def orthogonal(out_features: int, in_features: int, rank: int, seed: int) -> Fac
     return a.contiguous(), b.contiguous()
 
 
-def mica(weight: Any, rank: int) -> Factors:
+def mica(weight: Tensor, rank: int) -> Factors:
     """B from the left singular vectors of the smallest singular values, A zero (arXiv 2604.01694)."""
     import torch
 
@@ -134,7 +138,7 @@ def offset(factors: Factors) -> Factors:
 
 
 #: Kinds that are a function of weight, rank and scaling alone.
-FROM_WEIGHT: dict[str, Callable[[Any, int, float], Factors]] = {
+FROM_WEIGHT: dict[str, Callable[[Tensor, int, float], Factors]] = {
     "pissa": pissa,
     "olora": lambda weight, rank, _: olora(weight, rank),
     "mica": lambda weight, rank, _: mica(weight, rank),

@@ -13,6 +13,7 @@ from graftkit.initializers.seeding import generator_for
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     Batch = torch.Tensor | Mapping[str, Any]
 
@@ -80,12 +81,13 @@ def layers_of(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, kinds))
 
 
-def _layout(layer: Any) -> Layout:
+def _layout(layer: nn.Module) -> Layout:
     import torch
 
     if isinstance(layer, torch.nn.Linear):
         return LINEAR
-    return conv(layer.groups) if hasattr(layer, "groups") else CONV1D
+    groups: Any = getattr(layer, "groups", None)
+    return CONV1D if groups is None else conv(groups)
 
 
 @contextmanager
@@ -117,7 +119,7 @@ def _order_of_calls(layers: Mapping[str, Any], run: Callable[[], object]) -> lis
     return list(called)
 
 
-def _scale(name: str, layer: Any, run: Callable[[], object], tolerance: float, most: int) -> Scaled:
+def _scale(name: str, layer: nn.Linear, run: Callable[[], object], tolerance: float, most: int) -> Scaled:
     first = None
     for forwards in range(1, most + 1):
         variance = _output_variance(layer, run)
@@ -132,7 +134,7 @@ def _scale(name: str, layer: Any, run: Callable[[], object], tolerance: float, m
     raise ValueError(f"the outputs of {name} still have variance {variance:g} after {most} forwards")
 
 
-def _output_variance(layer: Any, run: Callable[[], object]) -> float:
+def _output_variance(layer: nn.Module, run: Callable[[], object]) -> float:
     import torch
 
     kept: list[torch.Tensor] = []

@@ -6,10 +6,12 @@ name (:mod:`graftkit.initializers.seeding`), so that a row's bits never depend o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from torch import Tensor
 
     from graftkit.initializers.statistics import RowSource, TableStatistics
 
@@ -17,23 +19,23 @@ if TYPE_CHECKING:
 COEFFICIENT_BYTES = 128 << 20
 
 
-def _gaussian(seed: int, size: int) -> Any:
+def _gaussian(seed: int, size: int) -> Tensor:
     import torch
 
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def mean(statistics: TableStatistics, count: int) -> Any:
+def mean(statistics: TableStatistics, count: int) -> Tensor:
     """The mean of the live rows, ``count`` times (Hewitt 2021)."""
     return statistics.mean.expand(count, -1)
 
 
-def zeros(statistics: TableStatistics, count: int) -> Any:
+def zeros(statistics: TableStatistics, count: int) -> Tensor:
     """Rows of zeros."""
     return statistics.mean.new_zeros(count, statistics.mean.numel())
 
 
-def normal(statistics: TableStatistics, seeds: Sequence[int], std: float | None) -> Any:
+def normal(statistics: TableStatistics, seeds: Sequence[int], std: float | None) -> Tensor:
     """Normal rows around zero with ``std``, or around the live rows' mean with their own spread when it is None."""
     import torch
 
@@ -41,7 +43,7 @@ def normal(statistics: TableStatistics, seeds: Sequence[int], std: float | None)
     return noise * std if std is not None else statistics.mean + noise * statistics.std
 
 
-def mean_cov(rows: RowSource, statistics: TableStatistics, seeds: Sequence[int], eps: float) -> Any:
+def mean_cov(rows: RowSource, statistics: TableStatistics, seeds: Sequence[int], eps: float) -> Tensor:
     """Normal rows with the live rows' mean and ``eps`` times their covariance (Hewitt 2021).
 
     Without the d×d matrix: mu + sqrt(eps/m) · Σ g_i (e_i - mu) over the m live rows, streamed.
@@ -52,7 +54,7 @@ def mean_cov(rows: RowSource, statistics: TableStatistics, seeds: Sequence[int],
     made = []
     for first in range(0, len(seeds), batch):
         gaussians = torch.stack([_gaussian(seed, statistics.size) for seed in seeds[first : first + batch]])
-        total: Any = torch.zeros(len(gaussians), statistics.mean.numel(), dtype=torch.float64)
+        total = torch.zeros(len(gaussians), statistics.mean.numel(), dtype=torch.float64)
         for start, chunk in rows():
             keep = statistics.live[start : start + len(chunk)]
             centred = chunk[keep].double() - statistics.mean

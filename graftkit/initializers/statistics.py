@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.initializers.one_thread import OneThread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: A row whose norm is below this share of the median norm was never trained.
 NEVER_TRAINED = 1e-3
@@ -21,7 +24,7 @@ WIDE_BYTES = 1 << 20
 SAMPLED = 64
 
 #: ``(first row, rows of shape (n, d))`` over all rows of interest, in order; may be called more than once.
-RowSource = Callable[[], Iterator[tuple[int, Any]]]
+RowSource = Callable[[], Iterator[tuple[int, "Tensor"]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,8 @@ class TableStatistics:
     """
 
     size: int
-    live: Any
-    mean: Any
+    live: Tensor
+    mean: Tensor
     std: float
     zero: int
     small: int
@@ -58,8 +61,7 @@ def _statistics(rows: RowSource, size: int) -> TableStatistics:
     import torch
 
     norms, hashes = torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.int64)
-    total: Any = 0.0
-    squares: Any = 0.0
+    total, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     buffer = torch.empty(0)
     for start, chunk in rows():
         stop = start + len(chunk)
@@ -67,7 +69,7 @@ def _statistics(rows: RowSource, size: int) -> TableStatistics:
         if not len(buffer):
             buffer = torch.empty(max(WIDE_BYTES // (4 * chunk.shape[1]) // BLOCK, 1) * BLOCK, chunk.shape[1])
         place = start
-        for part in chunk.split(len(buffer)):
+        for part in torch.split(chunk, len(buffer)):
             wide = part if part.element_size() > 2 else buffer[: len(part)].copy_(part)
             norms[place : place + len(part)] = torch.linalg.vector_norm(wide, dim=1)
             total = total + _sum_rows(part, wide)
@@ -88,7 +90,7 @@ def _statistics(rows: RowSource, size: int) -> TableStatistics:
     return TableStatistics(size, live, mean, std, zero, small, duplicates, all_used)
 
 
-def _sum_rows(chunk: Any, wide: Any) -> Any:
+def _sum_rows(chunk: Tensor, wide: Tensor) -> Tensor:
     """The sum of the rows in float64.
 
     Rows of 16-bit floats are first added in float32, BLOCK at a time: 8 or 11 bits of significand and 5 of the count leave
@@ -103,7 +105,7 @@ def _sum_rows(chunk: Any, wide: Any) -> Any:
     return blocks.sum((0, 1), dtype=torch.float64) + wide[whole:].sum(0, dtype=torch.float64)
 
 
-def row_hashes(chunk: Any) -> Any:
+def row_hashes(chunk: Tensor) -> Tensor:
     """A 64-bit hash of the bytes of each row: equal rows have equal hashes, others almost never.
 
     *Shape:* ``(n, d)`` to int64 ``(n,)``.
@@ -122,7 +124,7 @@ def row_hashes(chunk: Any) -> Any:
     return (words.to(torch.int64) * weights).sum(1)
 
 
-def _live(rows: RowSource, norms: Any, hashes: Any) -> tuple[Any, int, int, int]:
+def _live(rows: RowSource, norms: Tensor, hashes: Tensor) -> tuple[Tensor, int, int, int]:
     import torch
 
     median = float(norms.median())
@@ -134,7 +136,7 @@ def _live(rows: RowSource, norms: Any, hashes: Any) -> tuple[Any, int, int, int]
     return live, int(zero.sum()), int(small.sum()), len(torch.unique(copies))
 
 
-def _copies(rows: RowSource, hashes: Any, live: Any) -> Any:
+def _copies(rows: RowSource, hashes: Tensor, live: Tensor) -> Tensor:
     """Indices of live rows that equal an earlier live row, byte for byte."""
     import torch
 
@@ -155,7 +157,7 @@ def _copies(rows: RowSource, hashes: Any, live: Any) -> Any:
     return torch.tensor(sorted(copies), dtype=torch.int64)
 
 
-def _pick(rows: RowSource, wanted: Any) -> Iterator[tuple[Any, Any]]:
+def _pick(rows: RowSource, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield ``(indices, rows)`` of the ascending ``wanted`` indices, streamed."""
     import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import expand_names
 from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
@@ -36,6 +36,9 @@ from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
 from graftkit.verification.adapter import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 #: Kinds that group a weight's rows by their values and make a tensor for each group.
 SHAPED_BY_WEIGHTS = ("ADAMSS",)
 
@@ -58,18 +61,18 @@ class _Maker:
     @property
     def planned(self) -> Tuned:
         """What names, shapes and dtypes are taken from."""
-        return self.made if self.spec.peft_type in SHAPED_BY_WEIGHTS else self.unread
+        return self.initialised if self.spec.peft_type in SHAPED_BY_WEIGHTS else self.unread
 
     @functools.cached_property
-    def made(self) -> Tuned:
+    def initialised(self) -> Tuned:
         """What peft makes with the values of every weight that it computes with."""
-        made = self.unread
-        weights: dict[str, Any] = {}
-        while made.read:
-            for name in made.read:
+        tuned = self.unread
+        weights: dict[str, Tensor] = {}
+        while tuned.read:
+            for name in tuned.read:
                 weights[name] = read_tensor(self._stored(name)).to(torch_dtype(TAGS[self.base.dtype]))
-            made = self._tune(weights)
-        return made
+            tuned = self._tune(weights)
+        return tuned
 
     @functools.cached_property
     def disk(self) -> Mapping[str, str]:
@@ -84,7 +87,7 @@ class _Maker:
         """
         for name in sorted(self.unread.read):
             self._stored(name)
-        group = TensorGroup(lambda: self.made.tensors)
+        group = TensorGroup(lambda: self.initialised.tensors)
         return {
             name: group.tensor(name, TAGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape))
             for name, tensor in self.planned.tensors.items()
@@ -93,7 +96,7 @@ class _Maker:
     def _stored(self, name: str) -> LazyTensor:
         return base_tensor("add_adapter", self.checkpoint, self.disk, name)
 
-    def _tune(self, weights: Mapping[str, Any]) -> Tuned:
+    def _tune(self, weights: Mapping[str, Tensor]) -> Tuned:
         return tune(self.base(), self.spec.peft_type, self.fields, weights, self.seed)
 
 
@@ -161,13 +164,13 @@ def _check_patterns(fields: Mapping[str, Any], modules: tuple[str, ...]) -> None
     """Refuse layers and names of patterns that fit none of the adapted modules, where peft tells which these are."""
     if not modules:
         return
-    check_layers(_several(fields.get("layers_to_transform")), fields.get("layers_pattern"), modules)
+    check_layers(_as_list(fields.get("layers_to_transform")), fields.get("layers_pattern"), modules)
     for name, value in fields.items():
         if name.endswith("_pattern") and isinstance(value, dict):
             check_pattern(name, value, modules)
 
 
-def _several(layers: Any) -> Any:
+def _as_list(layers: Any) -> Any:
     return [layers] if isinstance(layers, int) else layers
 
 

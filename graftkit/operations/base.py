@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operation may know beside its spec: the recipe's seed, its place in it, and what came before.
+    """What an operation may know besides its spec: the recipe's seed, its place in it, and what came before.
 
     Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
     directory that the recipe names.

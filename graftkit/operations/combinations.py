@@ -22,8 +22,10 @@ from graftkit.recipe.weight_schemes import is_zero
 SOUND = "a zero head in front of a LoRA whose B is zero is sound: the head has a gradient at step 0, B at step 1, A at step 2"
 
 
-def combined(specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcome], outcome: Outcome) -> Outcome:
-    """The outcome of the last of ``specs`` behind the ``earlier`` ones, with a note where their combination needs one.
+def check_combination(
+    specs: Sequence[Spec], source: Checkpoint, earlier: Sequence[Outcome], outcome: Outcome
+) -> Outcome:
+    """Check the last of ``specs`` together with the ``earlier`` ones; returns its outcome, with a note where the combination needs one.
 
     Raises:
         RecipeError: tensors made zero would never learn, or DoRA divides by the norms of weights made zero.
@@ -52,7 +54,7 @@ def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequenc
     result = outcomes[-1].checkpoint
     zeros = [name for name in dict.fromkeys(_zeroed(specs, source, outcomes)) if _holds_zeros(result.tensors[name])]
     skeleton = build_skeleton(result.config)
-    memory = {name for name, converted in skeleton.memory_names(zeros).values() if not converted}
+    memory = {found.name for found in skeleton.memory_names(zeros).values() if not found.converted}
     stuck = never_learning(skeleton, memory)
     if stuck:
         raise RecipeError(
@@ -73,9 +75,9 @@ def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
     Raises:
         RecipeError: both are zero.
     """
-    inner = [tensor.name for tensor in head.of("inner") if len(tensor.shape) > 1]
+    inner = [tensor.name for tensor in head.tensors_of("inner") if len(tensor.shape) > 1]
     if inner and is_zero(spec.init) and is_zero(spec.inner_init):
-        projection = head.of("projection")[0].name
+        projection = head.tensors_of("projection")[0].name
         raise RecipeError(
             f"{printable(inner[0])!r} and {printable(projection)!r} would both be zero,"
             " and neither would ever have a gradient; leave inner_init out",

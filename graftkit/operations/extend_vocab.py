@@ -152,9 +152,9 @@ def _new_rows(spec: ExtendVocab, ids: Mapping[str, int], padding: range, tokeniz
         token = specs.get(content)
         scheme = (token.init if token else None) or spec.init
         output = (token.output_init if token else None) or spec.output_init
-        yield NewRow.of(index, content, scheme, output or Mean(), tokenizer)
+        yield NewRow.resolve(index, content, scheme, output or Mean(), tokenizer)
     for index in padding:
-        yield NewRow.of(index, None, Mean(), Mean(), tokenizer)
+        yield NewRow.resolve(index, None, Mean(), Mean(), tokenizer)
 
 
 def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:

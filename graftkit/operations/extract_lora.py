@@ -87,9 +87,9 @@ def _changes(
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    base = {structure.memory[name][0]: name for name in checkpoint.tensors}
-    fused = {structure.memory[name][0] for name in checkpoint.tensors if structure.memory[name][1]}
-    theirs = {other.memory[name][0]: name for name in tuned.tensors}
+    base = {structure.memory[name].name: name for name in checkpoint.tensors}
+    fused = {found.name for found in structure.memory.values() if found.converted}
+    theirs = {other.memory[name].name: name for name in tuned.tensors}
     linears: dict[str, WeightDifference] = {}
     saved: dict[str, LazyTensor] = {}
     others = sorted(base.keys() ^ theirs.keys())
@@ -109,7 +109,9 @@ def _changes(
     return Changes(dict(sorted(linears.items())), saved, tuple(sorted(others)))
 
 
-def _whole(owner: str, structure: Structure, tuned: Checkpoint, theirs: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _whole(
+    owner: str, structure: Structure, tuned: Checkpoint, theirs: Mapping[str, str]
+) -> Iterator[tuple[str, LazyTensor]]:
     tied = structure.skeleton.tied
     for name in structure.skeleton.shapes:
         if name.startswith(f"{owner}."):
@@ -121,8 +123,7 @@ def _whole(owner: str, structure: Structure, tuned: Checkpoint, theirs: Mapping[
 
 
 def _fused_differ(name: str, checkpoint: Checkpoint, structure: Structure, tuned: Checkpoint, other: Structure) -> bool:
-    old = sorted(stored for stored, (key, _) in structure.memory.items() if key == name)
-    new = sorted(stored for stored, (key, _) in other.memory.items() if key == name)
+    old, new = structure.memory.on_disk(name), other.memory.on_disk(name)
     return old != new or not all(equal_bytes(checkpoint.tensors[one], tuned.tensors[one]) for one in old)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
@@ -122,28 +121,19 @@ def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     return checkpoint.with_documents(documents).with_tensors(tensors)
 
 
-def _disk_names(structure: Structure) -> dict[str, list[str]]:
-    names: dict[str, list[str]] = {}
-    for stored, (name, _) in structure.memory.items():
-        if stored not in structure.others:
-            names.setdefault(name, []).append(stored)
-    return names
-
-
 def _merged(
     checkpoint: Checkpoint, structure: Structure, by_weight: Edits, copied: Mapping[str, str]
 ) -> Iterator[tuple[str, LazyTensor]]:
-    disk = _disk_names(structure) | {name: [stored] for name, stored in copied.items()}
     for name, edits in by_weight.items():
         if not edits:
             continue
-        stored = disk.get(name, [])
-        fused = any(structure.memory[n][1] for n in stored if n in structure.memory)
+        stored = (copied[name],) if name in copied else structure.memory.on_disk(name)
+        fused = any(structure.memory[one].converted for one in stored if one in structure.memory)
         if fused and not all(isinstance(edit, Factors) for edit in edits):
             raise InputRejected(
                 f"{printable(name)}: is fused on loading, and the adapter replaces it; merge it with peft"
             )
-        parts = slices(structure.skeleton, name, stored, checkpoint.tensors) if fused else {}
+        parts = slices(structure.memory, name, checkpoint.tensors) if fused else {}
         for one in stored:
             base = checkpoint.tensors[one]
             if base.dtype not in FLOATING:
@@ -168,7 +158,7 @@ def _promise(origin: Origin, *, accepted: bool) -> Promise:
     )
 
 
-def _notes(edits: tuple[Edit, ...], copied: Mapping[str, Any]) -> Iterator[str]:
+def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str]) -> Iterator[str]:
     factors = [edit for edit in edits if isinstance(edit, Factors)]
     if factors:
         ranks = sorted({edit.rank for edit in factors})

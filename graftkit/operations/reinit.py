@@ -64,9 +64,9 @@ def _targets(spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers:
     names = {disk: (disk, name) for disk, (name, _, _) in candidates.items()}
     chosen = _matching(spec.parameters, names)
     found = [_target(checkpoint, disk, *candidates[disk]) for disk in chosen]
-    targets = [target for target in found if target.layout is not None or _is_told(checkpoint, target)]
-    told = {target.disk for target in targets}
-    unknown = [t for t in found if t.disk not in told and is_parameter(t.skeleton, t.name)]
+    targets = [target for target in found if target.layout is not None or _has_class_values(checkpoint, target)]
+    known = {target.disk for target in targets}
+    unknown = [t for t in found if t.disk not in known and is_parameter(t.skeleton, t.name)]
     if unknown:
         leaves = dict.fromkeys(f"!*.{printable(target.disk.rpartition('.')[2])}" for target in unknown)
         remedy = ", ".join(f'"{pattern}"' for pattern in [*(spec.parameters or ["*"]), *leaves])
@@ -83,8 +83,7 @@ def _candidates(checkpoint: Checkpoint, structure: Structure) -> Iterator[tuple[
     for disk, (name, converted) in structure.memory.items():
         if name in structure.skeleton.shapes:
             yield disk, (name, converted, structure.skeleton)
-        elif structure.others.get(disk, "").startswith("belongs to "):
-            architecture = structure.others[disk].removeprefix("belongs to ")
+        elif (architecture := structure.unloaded[disk].architecture) is not None:
             if architecture not in siblings:
                 siblings[architecture] = sk.build_skeleton(checkpoint.config, architecture)
             sibling = siblings[architecture]
@@ -110,7 +109,7 @@ def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]]) -> 
     wrong = [(index, pattern) for index, (pattern, found) in enumerate(hits.items()) if not found]
     if wrong:
         fields = [f"parameters.{index}" for index, _ in wrong]
-        raise RecipeError([_unmatched(pattern, names) for _, pattern in wrong], field=fields)
+        raise RecipeError([_no_match(pattern, names) for _, pattern in wrong], field=fields)
     taken = [found for pattern, found in hits.items() if not pattern.startswith("!")]
     left_out = set().union(*(found for pattern, found in hits.items() if pattern.startswith("!")))
     chosen = set().union(*taken) if taken else set(names)
@@ -120,7 +119,7 @@ def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]]) -> 
     return found
 
 
-def _unmatched(pattern: str, names: Mapping[str, tuple[str, ...]]) -> str:
+def _no_match(pattern: str, names: Mapping[str, tuple[str, ...]]) -> str:
     known = {step for both in names.values() for name in both for step in name.split(".")}
     steps = pattern.removeprefix("!").split(".")
     mended = [step if "*" in step or step in known else did_you_mean(step, known) or step for step in steps]
@@ -138,10 +137,10 @@ def _target(checkpoint: Checkpoint, disk: str, name: str, converted: bool, skele
         raise InputRejected(f"tensor {quoted} is stored in a converted form that reinit does not understand")
     if tensor.dtype not in FLOATING and is_parameter(skeleton, name):
         raise InputRejected(f"tensor {quoted} is of dtype {tensor.dtype}, not floating point")
-    return Target.of(disk, name, skeleton, converted=converted)
+    return Target.find(disk, name, skeleton, converted=converted)
 
 
-def _is_told(checkpoint: Checkpoint, target: Target) -> bool:
+def _has_class_values(checkpoint: Checkpoint, target: Target) -> bool:
     """Whether the class says what a new model holds there; a buffer of which it says nothing is no weight and stays."""
     floating = checkpoint.tensors[target.disk].dtype in FLOATING
     return floating and own_values(target.skeleton, target.name, 0) is not None
@@ -149,12 +148,12 @@ def _is_told(checkpoint: Checkpoint, target: Target) -> bool:
 
 def _check_ties(checkpoint: Checkpoint, structure: Structure, targets: list[Target]) -> None:
     """A tensor that is stored twice would be untied by new values on one side."""
-    on_disk = {name: disk for disk, (name, _) in structure.memory.items()}
     partners = [*structure.skeleton.tied.items(), *((b, a) for a, b in structure.skeleton.tied.items())]
     chosen = {target.name: target.disk for target in targets}
     for name, other in partners:
-        if name in chosen and other in on_disk:
-            here, there = chosen[name], on_disk[other]
+        there = structure.memory.first_on_disk(other)
+        if name in chosen and there is not None:
+            here = chosen[name]
             if equal_bytes(checkpoint.tensors[here], checkpoint.tensors[there]):
                 raise InputRejected(
                     f"tensor {printable(here)!r} is tied to {printable(there)!r}, and both are stored;"

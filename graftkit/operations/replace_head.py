@@ -18,7 +18,7 @@ from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
 from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
 from graftkit.operations.heads.lsuv import UnitVariance
-from graftkit.operations.heads.trained_rows import rows_beside
+from graftkit.operations.heads.trained_rows import find_trained_rows
 from graftkit.operations.heads.values import HeadMaker
 from graftkit.operations.heads.words import WordRows
 from graftkit.operations.weights.learning_rates import head_multipliers, with_multipliers
@@ -52,8 +52,8 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
     result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
     result = with_multipliers(result, head_multipliers(spec, head))
-    beside = rows_beside(spec, head, checkpoint, structure)
-    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place), beside=beside)
+    beside = find_trained_rows(spec, head, checkpoint, structure)
+    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place), trained_rows=beside)
     dropped = tuple(name for name in head.dropped if name not in kept)
     integers = head.skeleton.model.state_dict()
     new = {
@@ -106,7 +106,7 @@ def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:
     """
     sides: tuple[Side, ...] = ("right", "left") if _finds_last_token(spec, head) else ("right",)
     return HeadPromise(
-        projection=tuple(tensor.name for tensor in head.of("projection")),
+        projection=tuple(tensor.name for tensor in head.tensors_of("projection")),
         sides=() if spec.task == "image_classification" else sides,
         pools_at_eos=head.pools_at_eos,
         choices=spec.task == "multiple_choice",
@@ -147,12 +147,12 @@ def _check_head(spec: ReplaceHead, head: Head, checkpoint: Checkpoint) -> None:
         raise RecipeError(f"the checkpoint is {name} already, with every tensor of its head")
     if head.reads_last_position:
         check_padding_side(checkpoint, name)
-    if spec.task in LABELLED and not head.of("projection"):
+    if spec.task in LABELLED and not head.tensors_of("projection"):
         raise InputRejected(f"{name}: no tensor of its head depends on the number of labels")
     check_zero_factors(spec, head)
     prior = isinstance(spec.init, HeadZeros) and spec.init.class_prior
-    if prior and not head.of("projection_bias"):
-        shown = printable(head.of("projection")[0].name)
+    if prior and not head.tensors_of("projection_bias"):
+        shown = printable(head.tensors_of("projection")[0].name)
         raise RecipeError(
             f"a class_prior is written into the bias, and the label projection {shown!r} of {name} has none",
             field="init",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import Factors
@@ -25,6 +25,11 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.resized import ResizeCheck
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftkit.architecture.peft.edits import Edit
 
 
 def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -84,7 +89,7 @@ class Resizer:
         both = TensorGroup(lambda: self._make(pair))
         return both.tensor(0, pair.a.dtype, a), both.tensor(1, pair.b.dtype, b)
 
-    def _make(self, pair: Factors) -> tuple[Any, Any]:
+    def _make(self, pair: Factors) -> tuple[Tensor, Tensor]:
         """*Shapes:* ``a`` ``(experts·r, in)``, ``b`` ``(out, r·experts)``, as peft stores them.
 
         Raises:
@@ -132,7 +137,7 @@ def _alpha(scaling: float, divisor: float) -> float:
     return next((value for value in near if value / divisor == scaling), alpha)
 
 
-def _check_scaling(before: list[Factors], edits: tuple[Any, ...], shown: str) -> None:
+def _check_scaling(before: list[Factors], edits: tuple[Edit, ...], shown: str) -> None:
     after = {edit.weight: edit.scaling for edit in edits if isinstance(edit, Factors)}
     for pair in before:
         if not math.isclose(after[pair.weight], pair.scaling, rel_tol=1e-15):

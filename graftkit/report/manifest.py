@@ -21,6 +21,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.write import INDEX
 from graftkit.errors import InputRejected, few, printable
+from graftkit.report.json_text import json_text
 from graftkit.report.page import PAGE, REPORT, render_page
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.digests import tensor_digests
@@ -62,12 +63,12 @@ def _digest(path: Path, nbytes: int | None = None) -> str:
 def write_manifest(report: Mapping[str, Any], directory: Path) -> None:
     """Write the report with the digests of all files that lie in ``directory``, its page, and its own digest last."""
     shards = {str(entry["shard"]) for entry in report["ledger"]}
-    plain = json.loads(json.dumps({**report, "files": file_digests(directory, shards)}, default=str))
+    plain = json.loads(json_text({**report, "files": file_digests(directory, shards)}))
     page = render_page(plain).encode()
     plain["files"].append(
         {"name": PAGE, "covers": "file", "bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()}
     )
-    text = json.dumps({**plain, SEAL: _UNSEALED}, indent=2, ensure_ascii=False) + "\n"
+    text = json_text({**plain, SEAL: _UNSEALED}) + "\n"
     digest = hashlib.sha256(text.encode()).hexdigest()
     start = len(text) - len(_UNSEALED) - len(_END)
     (directory / REPORT).write_bytes((text[:start] + digest + _END).encode())

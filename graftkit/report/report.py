@@ -106,7 +106,7 @@ class Report:
             return adapter_snippets(base, written, architecture_of(self.plan.result.config), adapter.config, labels)
         structure = account(self.plan.result)
         grown = [
-            structure.memory[change.name][0]
+            structure.memory[change.name].name
             for change in self.plan.tensors
             if change.kind == "patched" and len(change.new_shape or ()) == 2
         ]

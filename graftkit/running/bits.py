@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def equal(old: Any, new: Any) -> bool:
+def equal(old: Tensor, new: Tensor) -> bool:
     """What ``old.equal(new)`` says: NaN equals nothing, 0.0 equals -0.0. False where shapes or dtypes differ.
 
     Equal bits are equal values but for NaN, and no sum hides one: NaN plus anything is NaN. Whatever that
@@ -16,7 +19,7 @@ def equal(old: Any, new: Any) -> bool:
     return (same_bits(old, new) and not bool(old.sum().isnan())) or bool(old.equal(new))
 
 
-def same_bits(old: Any, new: Any) -> bool:
+def same_bits(old: Tensor, new: Tensor) -> bool:
     """Whether both hold the same bits in the same shape and dtype: so does NaN beside itself, and 0.0 beside -0.0 does not."""
     import torch
 
@@ -28,7 +31,7 @@ def same_bits(old: Any, new: Any) -> bool:
     return same_width is not None and torch.equal(old.view(same_width), new.view(same_width))
 
 
-def _in_words(tensor: Any) -> bool:
+def _in_words(tensor: Tensor) -> bool:
     """Whether its memory is one run of eight bytes after another."""
     start = tensor.storage_offset() * tensor.element_size()
     return bool(tensor.is_contiguous() and start % 8 == 0 == tensor.nbytes % 8)

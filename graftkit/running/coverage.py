@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.forward import generates
 from graftkit.running.probes import Probe, covered_ids
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HIDDEN, LOGITS, CACHED, EVERY_ID = "hidden states", "logits", "cached decoding", "every old id"
 RIGHT, LEFT, LONG = "right padding", "left padding", "long positions"
@@ -21,7 +24,7 @@ class Coverage:
     lost: tuple[str, ...]
 
 
-def applying(model: Any, *, backbone: bool) -> tuple[str, ...]:
+def applying(model: PreTrainedModel, *, backbone: bool) -> tuple[str, ...]:
     """What applies to a model: logits where it has an output table, cached decoding where it generates."""
     head = () if backbone or embedding_of(model, OUTPUT) is None else (LOGITS,)
     decoding = (CACHED,) if not backbone and generates(model) else ()

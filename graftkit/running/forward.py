@@ -17,6 +17,9 @@ from graftkit.running.inputs import feed
 from graftkit.running.probes import Probe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
     from graftkit.running.paging.pager import Pager
 
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
@@ -37,7 +40,7 @@ class NoCache(LookupError):
 class Loaded:
     """A model in eval mode, and the loader's words about it: names in memory. ``pager`` reads its parameters, if they are paged in."""
 
-    model: Any
+    model: PreTrainedModel
     missing: frozenset[str]
     unexpected: frozenset[str]
     mismatched: frozenset[str]
@@ -119,7 +122,7 @@ def keep_freed_memory(loaded: Loaded) -> None:
         torch.empty(FREED_BLOCK, dtype=torch.uint8)
 
 
-def release(model: Any) -> None:
+def release(model: PreTrainedModel) -> None:
     """Let the parameters and buffers of a model go at once, without waiting for Python's collector of cycles."""
     for module in model.modules():
         module._parameters, module._buffers = {}, {}  # noqa: SLF001 - whatever they are, paged or in memory
@@ -138,7 +141,7 @@ def _names(entries: Collection[Any]) -> frozenset[str]:
     return frozenset(str(entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
 
 
-def largest_position(model: Any) -> int | None:
+def largest_position(model: PreTrainedModel) -> int | None:
     """The number of positions that the config names, less a few that some models keep for offsets."""
     names = (
         "max_position_embeddings",
@@ -155,7 +158,7 @@ def largest_position(model: Any) -> int | None:
     return None
 
 
-def run(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+def run(model: PreTrainedModel, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
     """One forward, or cached decoding. Returns each floating output by name, such as ``logits`` or ``hidden_states.3``.
 
     ``made`` names the inputs beside token ids. A forward that draws random numbers draws the same each time.
@@ -166,7 +169,7 @@ def run(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[st
         return outputs_of(model, probe, made)
 
 
-def outputs_of(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+def outputs_of(model: PreTrainedModel, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """As :func:`run`, in whichever grad mode the caller is."""
     import torch
 
@@ -175,12 +178,12 @@ def outputs_of(model: Any, probe: Probe, made: frozenset[str] = frozenset()) -> 
         return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
 
 
-def generates(model: Any) -> bool:
+def generates(model: PreTrainedModel) -> bool:
     """Whether the class generates, so that it is decoded with a cache."""
     return bool(model.can_generate())
 
 
-def can_cache(model: Any, made: Collection[str]) -> str | None:
+def can_cache(model: PreTrainedModel, made: Collection[str]) -> str | None:
     """None when cached decoding can be probed, else the reason why not. A forward that declares no cache is tried."""
     if not generates(model):
         return "the class does not generate"
@@ -203,7 +206,7 @@ def refusal(error: Exception) -> str:
     return str(error) if isinstance(error, NoCache) else one_line(error)
 
 
-def _decode(model: Any, probe: Probe) -> dict[str, Any]:
+def _decode(model: PreTrainedModel, probe: Probe) -> dict[str, Tensor]:
     """Feed all but the last ids at once, then those one at a time with the cache; to the decoder where there is one.
 
     Raises:
@@ -233,17 +236,17 @@ def _decode(model: Any, probe: Probe) -> dict[str, Any]:
     return found
 
 
-def _refuse_equal(cached: Mapping[str, Any], alone: Mapping[str, Any]) -> None:
+def _refuse_equal(cached: Mapping[str, Tensor], alone: Mapping[str, Tensor]) -> None:
     """Raise where a forward that declares no cache ignored the one that it was given."""
     if all(name in alone and value.equal(alone[name]) for name, value in cached.items()):
         raise NoCache("the forward does not take its cache back")
 
 
-def flatten(output: Mapping[str, Any]) -> dict[str, Any]:
+def flatten(output: Mapping[str, Any]) -> dict[str, Tensor]:
     """Every floating tensor of a model's output by name; tuples are numbered; caches and attentions are left out."""
     import torch
 
-    found: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
     for name, value in output.items():
         if name.endswith(STATE) or name in CACHES:
             continue

@@ -9,11 +9,15 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import VerificationFailed
 from graftkit.running.probes import Probe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Tokens that are fed to the decoder of an encoder-decoder.
 DECODER_TOKENS = 16
@@ -33,7 +37,7 @@ ONE_END = "one end-of-text token a row"
 SIDE = 64
 
 
-def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
+def feed(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
     parameters = inspect.signature(model.forward).parameters
     ids, mask = probe.ids, probe.mask
@@ -56,13 +60,13 @@ def feed(model: Any, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     return found | {name: True for name in ("output_hidden_states", "return_dict") if open_ended or name in parameters}
 
 
-def takes_images(model: Any) -> bool:
+def takes_images(model: PreTrainedModel) -> bool:
     """Whether images are all that the model is fed."""
     return model.main_input_name == "pixel_values" and "input_ids" not in inspect.signature(model.forward).parameters
 
 
 def find_inputs(
-    model: Any, attempt: Callable[[frozenset[str]], dict[str, Any]]
+    model: PreTrainedModel, attempt: Callable[[frozenset[str]], dict[str, Any]]
 ) -> tuple[frozenset[str], dict[str, Any]]:
     """Names of the inputs with which ``attempt`` succeeds, and what it returns. Token ids alone are tried first.
 
@@ -87,7 +91,7 @@ def find_inputs(
     )
 
 
-def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[str]]:
+def _next(model: PreTrainedModel, made: frozenset[str], message: str) -> Iterator[frozenset[str]]:
     """What to try after a refusal: the inputs that its message names; at first also every input that can be made."""
     parameters = inspect.signature(model.forward).parameters
     words = {word.lower() for word in re.findall(r"\w+", message)}
@@ -108,7 +112,7 @@ def _next(model: Any, made: frozenset[str], message: str) -> Iterator[frozenset[
         yield made | {FRAMES}
 
 
-def _makeable(name: str, model: Any) -> bool:
+def _makeable(name: str, model: PreTrainedModel) -> bool:
     if name == "pixel_values":
         return _vision(model) is not None or takes_images(model)
     if name == "encoder_inputs_embeds":
@@ -118,7 +122,7 @@ def _makeable(name: str, model: Any) -> bool:
     )
 
 
-def _with_one_end(model: Any, ids: Any, mask: Any) -> Any:
+def _with_one_end(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
     """``ids`` with the end-of-text token at the last unmasked place of each row and nowhere else."""
     end = model.config.eos_token_id
     found = ids.masked_fill(ids == end, end - 1 if end else 1)
@@ -127,19 +131,19 @@ def _with_one_end(model: Any, ids: Any, mask: Any) -> Any:
     return found
 
 
-def _boxes(model: Any, ids: Any) -> Any:
+def _boxes(model: PreTrainedModel, ids: Tensor) -> Tensor:
     del model
     return ids.new_zeros(*ids.shape, 4)
 
 
-def _vision(model: Any) -> Any:
+def _vision(model: PreTrainedModel) -> Any:
     """The first config, its own or a sub-config's, that gives an image size."""
     configs = [model.config, *(getattr(model.config, name) for name in model.config.sub_configs)]
     sized = (config for config in configs if isinstance(getattr(config, "image_size", None), int | list | tuple))
     return next(sized, None)
 
 
-def _pixels(model: Any, ids: Any) -> Any:
+def _pixels(model: PreTrainedModel, ids: Tensor) -> Tensor:
     import torch
 
     vision = _vision(model)
@@ -154,7 +158,7 @@ def _pixels(model: Any, ids: Any) -> Any:
     return values.to(model.dtype).expand(len(ids), *shape)
 
 
-def _image(number: int, shape: tuple[int, ...]) -> Any:
+def _image(number: int, shape: tuple[int, ...]) -> Tensor:
     """Noise, another for each number and the same each time, also under a mode that widens what torch makes."""
     import numpy as np
     import torch
@@ -162,7 +166,7 @@ def _image(number: int, shape: tuple[int, ...]) -> Any:
     return torch.from_numpy(np.random.default_rng(number).standard_normal(shape, dtype=np.float32))
 
 
-def patches_of(model: Any) -> int:
+def patches_of(model: PreTrainedModel) -> int:
     """Into how many patches an image is cut, where the config says; else as for patches of 16."""
     vision = _vision(model) or model.config
     size, patch = (
@@ -172,7 +176,7 @@ def patches_of(model: Any) -> int:
     return max(int(height) // int(tall), 1) * max(int(width) // int(wide), 1)
 
 
-def _patches(model: Any, ids: Any) -> Any:
+def _patches(model: PreTrainedModel, ids: Tensor) -> Tensor:
     import torch
 
     width = model.config.vision_config.patch_embed_hidden_size
@@ -182,22 +186,22 @@ def _patches(model: Any, ids: Any) -> Any:
     return torch.cat((places, values), 1).to(model.dtype).expand(len(ids), 16, width + 2)
 
 
-def _image_mask(model: Any, ids: Any) -> Any:
+def _image_mask(model: PreTrainedModel, ids: Tensor) -> Tensor:
     del model
     return ids.new_ones(*ids.shape, 1)
 
 
-def _no_image(model: Any, ids: Any) -> Any:
-    table = model.get_input_embeddings().weight
+def _no_image(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    table: Tensor = model.get_input_embeddings().weight
     return table.new_zeros(len(ids), 0, table.shape[1])
 
 
-def _nowhere(model: Any, ids: Any) -> Any:
+def _nowhere(model: PreTrainedModel, ids: Tensor) -> Tensor:
     del model
     return ids.new_zeros(ids.shape)
 
 
-def _sound(model: Any, ids: Any) -> Any:
+def _sound(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """As many frames as the tokens that they are added to ask for."""
     import torch
 
@@ -206,13 +210,13 @@ def _sound(model: Any, ids: Any) -> Any:
     return values.to(model.dtype).expand(len(ids), frames, width)
 
 
-def _same_ids(model: Any, ids: Any) -> Any:
+def _same_ids(model: PreTrainedModel, ids: Tensor) -> Tensor:
     del model
     return ids
 
 
 #: Input -> ``maker(model, ids)``; *shapes:* ``ids`` ``(batch, length)``, what is made leads with the batch.
-MAKERS: dict[str, Callable[[Any, Any], Any]] = {
+MAKERS: dict[str, Callable[[PreTrainedModel, Tensor], Tensor]] = {
     "bbox": _boxes,
     "pixel_values": _pixels,
     "flattened_patches": _patches,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.tuner import silent
@@ -14,6 +14,9 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import VerificationFailed, few
 from graftkit.running.forward import Loaded, load
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The tensor of learnt vectors.
 PROMPT = "prompt_embeddings"
@@ -37,7 +40,7 @@ def merged_by_peft(source: Path, folder: Path, base: Checkpoint | None = None) -
     return adapt(loaded.model, folder).merge_and_unload().eval()
 
 
-def adapt(model: Any, folder: Path) -> Any:
+def adapt(model: PreTrainedModel, folder: Path) -> Any:
     """The peft model of ``model`` and the adapter of ``folder``.
 
     Raises:
@@ -61,7 +64,7 @@ def assembled(base: Checkpoint) -> Loaded:
     return Loaded(model.eval(), frozenset(), frozenset(), frozenset())
 
 
-def with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
+def with_peft(model: PreTrainedModel, adapter: Path) -> tuple[Any, tuple[str, ...]]:
     """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
     from peft import PeftConfig, PeftModel
 
@@ -77,7 +80,7 @@ def with_peft(model: Any, adapter: Path) -> tuple[Any, tuple[str, ...]]:
     return loaded, (*other, *(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names))
 
 
-def _other_prompt(model: Any, adapter: Path) -> tuple[str, ...]:
+def _other_prompt(model: PreTrainedModel, adapter: Path) -> tuple[str, ...]:
     """A sentence where the learnt vectors are not those of the file."""
     from safetensors.torch import load_file
 
@@ -86,7 +89,7 @@ def _other_prompt(model: Any, adapter: Path) -> tuple[str, ...]:
     return () if equal else (f"adapter: the vectors that peft loads are not those of {WEIGHTS}",)
 
 
-def _lost(model: Any, missing: list[str]) -> list[str]:
+def _lost(model: PreTrainedModel, missing: list[str]) -> list[str]:
     """The ``missing`` names less those of a parameter that was loaded under another of its names."""
     everywhere = list(model.named_parameters(remove_duplicate=False))
     loaded = {id(parameter) for name, parameter in everywhere if name not in missing}

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.running.probe_texts import PROBE_TEXTS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 #: Floating point operations that one pass over all probes may cost: some seconds on two cores.
 OPERATIONS = 7e11
@@ -43,8 +47,8 @@ class Probe:
     """
 
     name: str
-    ids: Any
-    mask: Any
+    ids: Tensor
+    mask: Tensor
     steps: int = 0
     hidden_only: bool = False
     unit: str = "tokens"
@@ -106,7 +110,9 @@ def make_image_probes(count: int) -> list[Probe]:
     return [replace(probe, unit="images") for probe in found]
 
 
-def _compact(texts: list[list[int]], live: int, positions: int, tokens: int, generator: Any, pad: int) -> list[Probe]:
+def _compact(
+    texts: list[list[int]], live: int, positions: int, tokens: int, generator: torch.Generator, pad: int
+) -> list[Probe]:
     """Three forwards of a big model: texts and random ids with both paddings, cached decoding, and one longer row."""
     import torch
 
@@ -119,7 +125,7 @@ def _compact(texts: list[list[int]], live: int, positions: int, tokens: int, gen
     return [batch, replace(cached, steps=2), _full("random ids to the longest position", longest)]
 
 
-def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: Any) -> Iterator[Probe]:
+def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: torch.Generator) -> Iterator[Probe]:
     """Every old id once, with hidden states alone where the logits would not fit; else a sample, without replacement."""
     import torch
 
@@ -176,7 +182,7 @@ def _batch(name: str, rows: list[tuple[list[int], bool]], pad: int) -> Probe:
     return Probe(name, ids, mask)
 
 
-def _full(name: str, ids: Any) -> Probe:
+def _full(name: str, ids: Tensor) -> Probe:
     import torch
 
     return Probe(name, ids, torch.ones_like(ids))

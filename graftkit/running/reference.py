@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
@@ -38,6 +38,10 @@ from graftkit.running.probes import (
     split,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
 Step = Callable[[float], None]
 
 
@@ -53,7 +57,7 @@ class Reference:
     parts: list[Probe]
     made: frozenset[str]
     names: dict[str, frozenset[str]]
-    kept: dict[str, dict[str, Any]]
+    kept: dict[str, dict[str, Tensor]]
     not_kept: int
     skipped: dict[str, str]
     cached: str
@@ -133,7 +137,7 @@ def run_loaded(
 
 
 def plan_probes(
-    model: Any, source: Path, live: int | None, seed: int, tokens: int | None
+    model: PreTrainedModel, source: Path, live: int | None, seed: int, tokens: int | None
 ) -> tuple[list[Probe], Budget, int, int]:
     """The probes of a model, their budget, how many old ids there are, and the rows of its table.
 
@@ -150,7 +154,7 @@ def plan_probes(
     return make_probes(source, live, positions, budget, seed, pad), budget, live, rows
 
 
-def _plan_images(model: Any, tokens: int | None) -> tuple[list[Probe], Budget, int, int]:
+def _plan_images(model: PreTrainedModel, tokens: int | None) -> tuple[list[Probe], Budget, int, int]:
     """As :func:`plan_probes`; a token of an image is a patch of it."""
     rows = max(int(getattr(model.config, "num_labels", 1)), 1)
     patches = patches_of(model)
@@ -160,7 +164,7 @@ def _plan_images(model: Any, tokens: int | None) -> tuple[list[Probe], Budget, i
     return make_image_probes(count), budget, count, rows
 
 
-def _table(model: Any) -> tuple[int, int, int]:
+def _table(model: PreTrainedModel) -> tuple[int, int, int]:
     """Rows and columns of the input embedding, and bytes of one element of the model's outputs."""
     table = embedding_of(model, INPUT)
     if table is None:
@@ -172,7 +176,7 @@ def _table(model: Any) -> tuple[int, int, int]:
     return rows, width, model.dtype.itemsize
 
 
-def _budget(model: Any, rows: int, width: int, item_bytes: int, tokens: int | None) -> Budget:
+def _budget(model: PreTrainedModel, rows: int, width: int, item_bytes: int, tokens: int | None) -> Budget:
     text = model.config.get_text_config()
     layers = getattr(text, "num_hidden_layers", None) or 12
     layers = sum(layers.values()) if isinstance(layers, dict) else layers  # LXMERT: by kind of input
@@ -216,7 +220,7 @@ def _collect(
     )  # fmt: skip
 
 
-def _keep(outputs: dict[str, Any], part: Probe, rows: int, room: int) -> tuple[dict[str, Any], int, int]:
+def _keep(outputs: dict[str, Tensor], part: Probe, rows: int, room: int) -> tuple[dict[str, Tensor], int, int]:
     """What is kept of a probe's outputs within ``room`` bytes, the room left, and how many outputs did not fit.
 
     Logits first, then hidden states from the last layer down: a difference in an early layer shows in the later ones.

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
 from graftkit.running.forward import largest_position
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 Item = TypeVar("Item")
 
@@ -27,15 +31,15 @@ def write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
         (directory / name).symlink_to(checkpoint.path_of(name))
 
 
-def longest(model: Any, tokenizer: Any, asked: int | None) -> int:
+def longest(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
     """Tokens after which a text is cut: what was asked for, within what tokenizer and model take."""
     limits = (asked, tokenizer.model_max_length, largest_position(model))
     return min(limit for limit in limits if limit is not None)
 
 
 def outputs_of_texts(
-    model: Any, tokenizer: Any, items: Iterable[tuple[Item, str]], max_length: int
-) -> Iterator[tuple[Item, Any]]:
+    model: PreTrainedModel, tokenizer: Any, items: Iterable[tuple[Item, str]], max_length: int
+) -> Iterator[tuple[Item, Tensor]]:
     """Yield each item with the logits of its text, float64 ``(labels,)``; the order within a window is by length.
 
     A text is padded as the tokenizer pads; without a pad token each goes alone.
@@ -68,7 +72,7 @@ def _batches(order: list[int], encoded: list[list[int]], *, alone: bool) -> Iter
         yield batch
 
 
-def known_inputs(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def known_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a tokenizer's ``inputs`` that the model's forward takes."""
     import inspect
 

@@ -13,8 +13,9 @@ from graftkit.verification.comparison import Difference, measure, unmasked
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from graftkit.architecture.embeddings import Table
     from graftkit.running.probes import Probe
 
 #: Input and output of the output embedding, ``(n, d)`` and ``(n, rows)``.
@@ -62,7 +63,7 @@ class Differences:
     """
 
     correspondence: Correspondence
-    module: nn.Linear | None = None
+    module: Table | None = None
     measured: bool = False
     tallies: dict[str, Tally] = field(default_factory=dict)
     masses: list[tuple[float, float, int]] = field(default_factory=list)

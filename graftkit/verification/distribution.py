@@ -18,6 +18,9 @@ from graftkit.verification.kl_promise import KLPromise
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+    from graftkit.architecture.embeddings import Table
 
 #: Bytes of float64 logits at all captured positions together.
 POSITION_BYTES = 16 << 20
@@ -66,7 +69,7 @@ class Distribution:
 class Capture:
     """Keeps inputs and outputs of the output embedding while the model runs. Use as a context manager."""
 
-    def __init__(self, module: nn.Linear | None) -> None:
+    def __init__(self, module: Table | None) -> None:
         self.calls: list[tuple[Tensor, Tensor]] = []
         self._module = module
         self._hook: RemovableHandle | None = None
@@ -93,7 +96,7 @@ class Capture:
         return (hidden, raw) if getattr(raw, "shape", None) == logits.shape else None
 
 
-def output_table(model: nn.Module, rows: int) -> nn.Linear | None:
+def output_table(model: PreTrainedModel, rows: int) -> Table | None:
     """The output embedding where it is a module with a table of ``rows`` rows, else None."""
     module = embedding_of(model, OUTPUT)
     return module if module is not None and module.weight.shape[0] == rows else None
@@ -105,7 +108,7 @@ def positions_for(rows: int) -> int:
 
 
 def measure(
-    module: nn.Linear | None, hidden: Tensor | None, raw: Tensor | None, logits: Tensor, correspondence: Correspondence,
+    module: Table | None, hidden: Tensor | None, raw: Tensor | None, logits: Tensor, correspondence: Correspondence,
     promise: KLPromise | None,
 ) -> Distribution:  # fmt: skip
     """Measure at the given positions.
@@ -221,7 +224,7 @@ def _slope(a: Tensor, b: Tensor) -> float | None:
 
 
 def _exact_logits(
-    module: nn.Linear, hidden: Tensor, fit: tuple[float, Tensor | float, float], fresh: Tensor
+    module: Table, hidden: Tensor, fit: tuple[float, Tensor | float, float], fresh: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits in float64 ``(n, new_rows)``, and ``(n,)`` how far rounding can have moved those of the fresh rows."""
     scale, offset, error = fit
@@ -237,14 +240,14 @@ def _exact_logits(
     return z, slack
 
 
-def _row_rounding(module: nn.Linear, hidden: Tensor, fresh: Tensor) -> Tensor:
+def _row_rounding(module: Table, hidden: Tensor, fresh: Tensor) -> Tensor:
     """``(n,)`` the largest |h|·|row| over fresh rows times the unit roundoff: what storing a row can move its logit by."""
     weight = module.weight
     unit = UNIT_ROUNDOFF[str(weight.dtype)] * (1 + 2.0**-7)  # relative to the stored value, not to the exact one
     return unit * (hidden.abs() @ weight[fresh].double().abs().T).max(1).values
 
 
-def _old_rounding(module: nn.Linear, hidden: Tensor, kept: Tensor) -> Tensor:
+def _old_rounding(module: Table, hidden: Tensor, kept: Tensor) -> Tensor:
     """``(n,)`` |h| times the norm of the longest old row times the unit roundoff: no combination of old rows is longer."""
     import torch
 

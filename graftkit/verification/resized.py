@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftkit.architecture.peft.tuner import stand_in
+from graftkit.architecture.peft.tuner import fill_with_stand_ins
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, undisturbed
@@ -175,5 +175,5 @@ def _adapted(base: Path, folder: Path, *, hollow: bool) -> Loaded:
 
 def _stand_ins(base: Path) -> Loaded:
     skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
-    stand_in(skeleton.model, {})
+    fill_with_stand_ins(skeleton.model, {})
     return Loaded(skeleton.model, frozenset(), frozenset(), frozenset())

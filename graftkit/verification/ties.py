@@ -20,7 +20,7 @@ def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
         return
     before, after = account(old), account(new)
     for target, origin in before.skeleton.tied.items():
-        pair = _stored(new, after, target, origin)
+        pair = _stored(after, target, origin)
         if pair is None or not _is_tied(old, before, target, origin) or _is_tied(new, after, target, origin):
             continue
         if equal_bytes(*(new.tensors[name] for name in pair)):
@@ -31,15 +31,15 @@ def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
             )
 
 
-def _stored(checkpoint: Checkpoint, structure: Structure, target: str, origin: str) -> tuple[str, str] | None:
+def _stored(structure: Structure, target: str, origin: str) -> tuple[str, str] | None:
     """The names on disk of both sides, None where one is not stored."""
-    disk = {key: name for name, (key, _) in structure.memory.items() if name in checkpoint.tensors}
-    return (disk[target], disk[origin]) if target in disk and origin in disk else None
+    one, other = (structure.memory.first_on_disk(name) for name in (target, origin))
+    return None if one is None or other is None else (one, other)
 
 
 def _is_tied(checkpoint: Checkpoint, structure: Structure, target: str, origin: str) -> bool:
     """Whether the loader ties them: the class does, and where both are stored their bytes are equal."""
     if target not in structure.skeleton.tied:
         return False
-    pair = _stored(checkpoint, structure, target, origin)
+    pair = _stored(structure, target, origin)
     return pair is None or equal_bytes(*(checkpoint.tensors[name] for name in pair))

@@ -4,7 +4,7 @@ import pytest
 
 from graftkit.checkpoint.safetensors_header import encode_header
 from graftkit.checkpoint.tensors import Computed, Stored, Zeros
-from graftkit.checkpoint.write import parts_of, write_tensors
+from graftkit.checkpoint.write import split_evenly, write_tensors
 
 
 def computed(index, size):
@@ -46,7 +46,7 @@ def test_every_part_lands_in_its_place(tmp_path, writers):
 )  # fmt: skip
 def test_parts_follow_one_another_and_are_about_as_large(sizes, count, starts):
     tensors = [computed(0, size) for size in sizes]
-    parts = parts_of(tensors, count)
+    parts = split_evenly(tensors, count)
     assert [offset for offset, _ in parts] == starts
     assert [tensor for _, members in parts for tensor in members] == tensors
 

@@ -8,7 +8,7 @@ import transformers
 from support.families import build, write_tokenizer
 
 import graftkit
-from graftkit.operations.heads.words import fold
+from graftkit.operations.heads.words import fit_scale
 
 WORDS = {"cold": ["e", "t"], "warm": "th"}
 SMALL = {
@@ -162,8 +162,8 @@ def test_wrong_words_are_a_mistake_of_the_recipe(words, fields, reason, tmp_path
 def test_the_measurement_finds_a_scale_and_notices_what_is_no_scale():
     generator = torch.Generator().manual_seed(0)
     told = [torch.randn(5, 3, generator=generator, dtype=torch.float64) for _ in range(4)]
-    assert fold([one[-1] * 8 for one in told], told)[:2] == (0.125, "last")
-    assert fold([one[0] / 3 for one in told], told)[:2] == (pytest.approx(3), "first")
-    assert fold([one[-1].flip(0) for one in told], told)[2] > 0.1
-    assert fold([10 * torch.tanh(one[-1] / 10) for one in told], told)[2] > 1e-3
-    assert fold(told, told) == (1.0, "every", 0.0)
+    assert fit_scale([one[-1] * 8 for one in told], told)[:2] == (0.125, "last")
+    assert fit_scale([one[0] / 3 for one in told], told)[:2] == (pytest.approx(3), "first")
+    assert fit_scale([one[-1].flip(0) for one in told], told)[2] > 0.1
+    assert fit_scale([10 * torch.tanh(one[-1] / 10) for one in told], told)[2] > 1e-3
+    assert fit_scale(told, told) == (1.0, "every", 0.0)

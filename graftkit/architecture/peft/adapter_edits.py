@@ -14,7 +14,7 @@ from typing import Any
 
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
 from graftkit.architecture.peft.parts import NAME, LoraPart, SavedPart, TokensPart, adapter_parts
-from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, on_meta, peft_config
+from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, peft_config, wrap_on_meta
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.tensors import LazyTensor
@@ -33,7 +33,7 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
             does cannot be folded into weights; the module or field is named.
     """
     with _refusals(skeleton, shown):
-        model = on_meta(skeleton.model, peft_config(adapter))
+        model = wrap_on_meta(skeleton.model, peft_config(adapter))
         placement = fill(model, adapter)
         edits = tuple(_edits(model.base_model.model, placement))
     if placement.unused:
@@ -45,7 +45,7 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
 def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:
     """Let peft put a LoRA adapter on the class of ``skeleton``, from shapes alone.
 
-    One that peft takes out of the base's weights when it loads it, or for which it repeats layers, is let through unseen.
+    Adapters whose loading changes the base's weights or repeats layers are let through unchecked.
 
     Raises:
         InputRejected: peft cannot, or a tensor is missing or has no place.
@@ -56,12 +56,12 @@ def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:
     if config["peft_type"] != "LORA" or reads_weights or config.get("layer_replication"):
         return
     with _refusals(skeleton, shown):
-        fill(on_meta(skeleton.model, peft_config(adapter)), adapter)
+        fill(wrap_on_meta(skeleton.model, peft_config(adapter)), adapter)
 
 
 @contextlib.contextmanager
 def _refusals(skeleton: Skeleton, shown: str) -> Iterator[None]:
-    """Whatever peft runs into is one sentence about the adapter ``shown``."""
+    """Turn whatever peft raises into one sentence about the adapter ``shown``."""
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -73,7 +73,7 @@ def _refusals(skeleton: Skeleton, shown: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """One line; of torch's list of sizes that do not fit, the first, and of a KeyError what is missing."""
+    """The error in one line: the first of torch's sizes that do not fit, or the key that is missing."""
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
     if lines:
         return printable(lines[0])
@@ -90,13 +90,13 @@ def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
             yield from _of_layer(part, placement)
         elif isinstance(part, SavedPart):
             for name, value in part.module.state_dict(keep_vars=True).items():
-                tensor = placement.behind(value, f"{part.path}.modules_to_save.{NAME}.{name}")
+                tensor = placement.tensor_behind(value, f"{part.path}.modules_to_save.{NAME}.{name}")
                 yield Replaced(f"{part.path}.{name}", tensor, shared=False)
         else:
             yield _token_rows(part, placement)
     for name, value in list(root.named_parameters(remove_duplicate=False)):
         if placement.names.get(id(value)) in placement.unused:
-            yield Replaced(name.replace(".base_layer.", "."), placement.behind(value, name), shared=True)
+            yield Replaced(name.replace(".base_layer.", "."), placement.tensor_behind(value, name), shared=True)
 
 
 def _of_layer(part: LoraPart, placement: Placement) -> Iterator[Edit]:
@@ -111,7 +111,7 @@ def _of_layer(part: LoraPart, placement: Placement) -> Iterator[Edit]:
         )
 
     def at(name: str) -> LazyTensor:
-        return placement.behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
+        return placement.tensor_behind(functools.reduce(getattr, name.split("."), module), f"{path}.{name}")
 
     layout: Layout = "transposed" if part.transposed else "linear"
     if part.on_parameter and module.get_param().ndim == 3:
@@ -139,5 +139,7 @@ def _token_rows(part: TokensPart, placement: Placement) -> TokenRows:
             f"trainable_token_indices: peft leaves out the bias of {printable(path)!r} while the adapter is active, so"
             " that no merged weight can equal it"
         )
-    values = placement.behind(layer.trainable_tokens_delta[NAME], f"{path}.token_adapter.trainable_tokens_delta.{NAME}")
+    values = placement.tensor_behind(
+        layer.trainable_tokens_delta[NAME], f"{path}.token_adapter.trainable_tokens_delta.{NAME}"
+    )
     return TokenRows(f"{path}.weight", rows, values)

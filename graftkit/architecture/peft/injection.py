@@ -9,12 +9,16 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture.peft.one_of_each import one_of_each
 from graftkit.architecture.peft.parts import NAME, PREFIX, LoraPart, TokensPart, adapter_parts
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 Role = Literal["A", "B", "embedding_A", "embedding_B", "bias", "magnitude", "tokens", "copy"]
 
@@ -105,7 +109,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
             raise RecipeError(f"peft refuses: {one_line(error)}") from error
     owners = dict(_owners(model))
     entries = {key: _entry(key, tensor, owners, shapes) for key, tensor in state.items()}
-    owners, entries = _with_others(owners, entries, others, [name for name, _ in model.named_modules()])
+    owners, entries = _with_copies(owners, entries, others, [name for name, _ in model.named_modules()])
     tuner = model.base_model
     return Injection(
         saved_config(model),
@@ -116,7 +120,7 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     )
 
 
-def _owners(model: Any) -> Iterator[tuple[str, Owner]]:
+def _owners(model: PreTrainedModel) -> Iterator[tuple[str, Owner]]:
     """Name of each module of the peft model that stores tensors -> what it is."""
     for part in adapter_parts(model):
         plain = part.path.removeprefix(PREFIX).replace(".base_layer", "")
@@ -130,19 +134,19 @@ def _owners(model: Any) -> Iterator[tuple[str, Owner]]:
                 yield part.path, (f"{plain}.weight", tuple(part.layer.token_indices[NAME]))
 
 
-def _with_others(
+def _with_copies(
     owners: Mapping[str, Owner], entries: Mapping[str, Entry], others: Mapping[str, list[str]], order: list[str]
 ) -> tuple[dict[str, Owner], dict[str, Entry]]:
-    """Owners and entries with those of the modules that are adapted like another, in the ``order`` of the model's modules."""
+    """Add the owners and entries of modules that are adapted like another one, in the ``order`` of the model's modules."""
     every, tensors = dict(owners), dict(entries)
     for key, entry in entries.items():
         target = entry.target
         if target is None:
             continue
         for module in others.get(target.module, ()):
-            alike = replace(target, module=module, weight=f"{module}.weight")
-            every[PREFIX + module] = alike
-            tensors[PREFIX + module + key.removeprefix(PREFIX + target.module)] = replace(entry, target=alike)
+            copied = replace(target, module=module, weight=f"{module}.weight")
+            every[PREFIX + module] = copied
+            tensors[PREFIX + module + key.removeprefix(PREFIX + target.module)] = replace(entry, target=copied)
     places = {name: place for place, name in enumerate(order)}
 
     def place(name: str) -> int:
@@ -156,7 +160,7 @@ def _with_others(
     )
 
 
-def _check_bias(name: str, table: Any) -> None:
+def _check_bias(name: str, table: nn.Module) -> None:
     """Refuse an output table with a bias: peft's wrapper of an output table computes the logits from the weight alone."""
     if getattr(table, "bias", None) is not None:
         raise RecipeError(
@@ -166,7 +170,7 @@ def _check_bias(name: str, table: Any) -> None:
         )
 
 
-def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
+def _entry(key: str, tensor: Tensor, owners: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
     shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
     for suffix, role in SUFFIXES.items():
         owner = owners.get(key.removesuffix(f".{suffix}")) if key.endswith(f".{suffix}") else None
@@ -181,7 +185,7 @@ def _entry(key: str, tensor: Any, owners: Mapping[str, Any], shapes: Mapping[str
     return Entry("copy", shape, dtype, weight=weight)
 
 
-def saved_config(model: Any) -> dict[str, Any]:
+def saved_config(model: PreTrainedModel) -> dict[str, Any]:
     """adapter_config.json as `save_pretrained` writes it, lists in a fixed order."""
     config = model.peft_config[NAME]
     values = config.to_dict() | {"inference_mode": True}

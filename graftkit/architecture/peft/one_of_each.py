@@ -1,4 +1,4 @@
-"""peft's LoRA on one module of each kind: the others would be adapted alike, and making them is most of the time.
+"""peft's LoRA on one module of each kind: the others would get the same, and making them takes most of the time.
 
 Which modules are targets is still decided by peft, for each of them.
 """
@@ -43,7 +43,7 @@ def one_of_each() -> Iterator[Mapping[str, list[str]]]:
 
 
 def _by_name(config: Any) -> bool:
-    """Whether a module's name says how it is adapted, or a tensor beside its factors goes into the file."""
+    """Whether the config treats modules by their names, or saves tensors besides the factors."""
     return bool(config.rank_pattern or config.alpha_pattern or config.ensure_weight_tying or config.bias != "none")
 
 

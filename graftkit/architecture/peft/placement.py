@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME, PREFIX
 from graftkit.architecture.skeleton import one_line, quiet
@@ -17,6 +17,10 @@ from graftkit.checkpoint.computed import computed
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 #: Inits at which peft changes the base's weights whenever it loads the adapter.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -31,11 +35,11 @@ class Placement:
 
     names: Mapping[int, str]
     tensors: Mapping[str, LazyTensor]
-    convert: Callable[[], Mapping[str, Any]]
+    convert: Callable[[], Mapping[str, Tensor]]
     converted: frozenset[str]
     unused: set[str]
 
-    def behind(self, parameter: Any, path: str) -> LazyTensor:
+    def tensor_behind(self, parameter: Tensor, path: str) -> LazyTensor:
         """The tensor that was put into ``parameter``, whose name in the model is ``path``."""
         name = self.names.get(id(parameter))
         if name is not None:
@@ -47,13 +51,13 @@ class Placement:
         return computed("F32", tuple(parameter.shape), lambda: self.convert()[key])
 
 
-def fill(model: Any, adapter: Adapter) -> Placement:
+def fill(model: PreTrainedModel, adapter: Adapter) -> Placement:
     """Let peft load tensors without data, and note by identity where each went."""
     import torch
     from peft import set_peft_model_state_dict
     from peft.utils.transformers_weight_conversion import convert_peft_adapter_state_dict_for_transformers
 
-    def empty(tensor: LazyTensor) -> Any:
+    def empty(tensor: LazyTensor) -> nn.Parameter:
         data = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device="meta")
         return torch.nn.Parameter(data, requires_grad=False)
 
@@ -75,7 +79,7 @@ def fill(model: Any, adapter: Adapter) -> Placement:
     return Placement(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
 
 
-def _converted(convert: Callable[[dict[str, Any]], dict[str, Any]], adapter: Adapter) -> dict[str, Any]:
+def _converted(convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], adapter: Adapter) -> dict[str, Tensor]:
     with quiet():
         return convert({name: read_tensor(tensor) for name, tensor in adapter.tensors.items()})
 
@@ -115,7 +119,7 @@ def peft_config(adapter: Adapter) -> Any:
             raise InputRejected(f"adapter_config.json: peft refuses it: {one_line(error)}") from error
 
 
-def on_meta(model: Any, config: Any) -> Any:
+def wrap_on_meta(model: PreTrainedModel, config: Any) -> Any:
     """Wrap ``model``, which is on the meta device, by the class that `PeftModel.from_pretrained` would take."""
     import torch
     from peft import PeftModel

@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import ends_with, expand_names, is_glob, names_matching, no_match
 from graftkit.architecture.peft.injection import Injection, inject
 from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ALL_LINEAR = "all-linear"
 
@@ -49,7 +52,7 @@ def resolve(
     tower_names, routers = towers(skeleton), find_routers(skeleton.model)
     found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
     check_layers(layers, pattern, (*found.modules, *found.parameters))
-    kept, notes = _kept(found.modules, wanted, tower_names, routers if every else ())
+    kept, notes = _leave_out_towers(found.modules, wanted, tower_names, routers if every else ())
     parameters = tuple(name for name in found.parameters if not (every and name.rpartition(".")[0] in routers))
     if every and layers is not None:
         kept = tuple(name for name in kept if _layer_of(name, pattern) in layers)
@@ -58,8 +61,8 @@ def resolve(
         notes += (f"routers are left out: {few(routers)}; name one to train it",)
     if (kept, parameters) != (found.modules, found.parameters):
         final = {
-            "target_modules": _entries(found.config["target_modules"], kept, found.modules),
-            "target_parameters": _entries(found.config["target_parameters"], parameters, found.parameters),
+            "target_modules": _short_entries(found.config["target_modules"], kept, found.modules),
+            "target_parameters": _short_entries(found.config["target_parameters"], parameters, found.parameters),
             "layers_to_transform": None,
             "layers_pattern": None,
         }
@@ -98,14 +101,14 @@ def resolve_names(build: Build, wanted: Any) -> tuple[Any, tuple[str, ...]]:
             raise no_match("target_modules", entry, names)
         entries += fits if glob else [entry]
     found_names = tuple(name for name in names if any(ends_with(name, entry) for entry in entries))
-    kept, notes = _kept(found_names, wanted, towers(skeleton), ())
+    kept, notes = _leave_out_towers(found_names, wanted, towers(skeleton), ())
     return list(dict.fromkeys(entries)) if kept == found_names else list(kept), notes
 
 
 def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> list[str]:
     """The entries with globs replaced by the full names that they match; each entry must match something."""
     names = [name for name, _ in skeleton.model.named_modules() if name]
-    fit = {name for name in names if _fits(skeleton.model.get_submodule(name))}
+    fit = {name for name in names if _is_adaptable(skeleton.model.get_submodule(name))}
     parameters = [name for name, _ in skeleton.model.named_parameters()]
     entries: list[str] = []
     for entry in values["target_modules"]:
@@ -127,8 +130,8 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
     return list(dict.fromkeys(entries))
 
 
-def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
-    """The entries of peft that match kept names alone, where they cover them; else the full names."""
+def _short_entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
+    """Peft's own entries where they match all kept names and no others; else the full names."""
     others = set(found) - set(kept)
     entries = (
         [e for e in before or () if not any(ends_with(name, e) for name in others)] if isinstance(before, list) else []
@@ -137,8 +140,8 @@ def _entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list
     return entries if covered == set(kept) else list(kept)
 
 
-def _fits(module: Any) -> bool:
-    """Whether it is of a kind that peft can adapt; a glob that also matches a norm does not mean it."""
+def _is_adaptable(module: nn.Module) -> bool:
+    """Whether peft can adapt a module of this kind; others that a glob matches, such as norms, are not meant."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -155,10 +158,10 @@ def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:
     return bool(found.modules or found.parameters)
 
 
-def _kept(
+def _leave_out_towers(
     found: tuple[str, ...], wanted: Any, tower_names: tuple[str, ...], routers: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The modules without routers and without towers that no entry names; a regular expression names what it matches."""
+    """Leave out routers, and towers that no entry names; a regular expression names what it matches."""
     regex = isinstance(wanted, str) and wanted.lower() != ALL_LINEAR
     entries = [] if isinstance(wanted, str) else wanted
     words = {word for entry in entries for word in re.split(r"[.*?\[\]]+", entry)}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 #: peft's task type -> transformers' mapping of the classes that it stands for.
 TASKS = {
@@ -34,7 +38,7 @@ def head_modules(skeleton: Skeleton) -> tuple[str, ...]:
     """
     from graftkit.architecture.embeddings import OUTPUT
 
-    model: Any = skeleton.model
+    model: PreTrainedModel = skeleton.model
     inner = getattr(model, model.base_model_prefix, None)
     if inner is None or skeleton.embedding(OUTPUT) is not None:
         return ()
@@ -63,7 +67,7 @@ def towers(skeleton: Skeleton) -> tuple[str, ...]:
     return tuple(found)
 
 
-def find_routers(model: Any) -> tuple[str, ...]:
+def find_routers(model: PreTrainedModel) -> tuple[str, ...]:
     """Names of the modules that have one output for each expert beside them."""
     found = []
     for path, owner in model.named_modules():
@@ -78,10 +82,10 @@ def find_routers(model: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _experts(module: Any) -> set[int]:
+def _experts(module: nn.Module) -> set[int]:
     """How many experts a module may hold: stacked in a parameter, or listed."""
     import torch
 
     stacked = {value.shape[0] for value in module.parameters(recurse=False) if value.ndim == 3}
-    listed = isinstance(module, torch.nn.ModuleList) and len(module) > 1
-    return stacked | ({len(module)} if listed else set())
+    listed = len(module) if isinstance(module, torch.nn.ModuleList) else 0
+    return stacked | ({listed} if listed > 1 else set())

@@ -12,12 +12,17 @@ import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.injection import saved_config
 from graftkit.architecture.peft.parts import NAME, PREFIX, SavedPart, adapter_parts
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Operations that take long on a large matrix, by torch's names.
 DECOMPOSITIONS = ("_linalg_svd", "linalg_qr", "_linalg_eigh", "linalg_eig")
@@ -33,7 +38,7 @@ class Tuned:
     """
 
     config: Mapping[str, Any]
-    tensors: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
     modules: tuple[str, ...]
     trained: frozenset[str]
     read: frozenset[str]
@@ -47,7 +52,9 @@ def config_fields(peft_type: str) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(known[peft_type])) if peft_type in known else ()
 
 
-def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights: Mapping[str, Any], seed: int) -> Tuned:
+def tune(
+    skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights: Mapping[str, Tensor], seed: int
+) -> Tuned:
     """Let peft make an adapter for ``skeleton``, which is used up; ``weights`` hold values by name in memory.
 
     Raises:
@@ -58,8 +65,8 @@ def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
-    standing = stand_in(model, weights)
-    reads = _reads(standing)
+    standing = fill_with_stand_ins(model, weights)
+    reads = _note_reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -83,8 +90,8 @@ def silent() -> Iterator[None]:
         yield
 
 
-def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
-    """Replace what lies on the meta device by values of ``weights`` or stand-ins; storage of each stand-in -> name."""
+def fill_with_stand_ins(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> dict[int, str]:
+    """Fill what is on the meta device with values from ``weights``, else with stand-ins; returns storage of each stand-in -> name."""
     import torch
 
     made: dict[int, Any] = {}
@@ -99,7 +106,7 @@ def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
                 if id(old) not in made:
                     value = weights.get(name)
                     if value is None:
-                        value = _like(old, generator)
+                        value = _stand_in_for(old, generator)
                         standing[_storage(value)] = name
                     keep = isinstance(old, torch.nn.Parameter)
                     made[id(old)] = (
@@ -110,7 +117,7 @@ def stand_in(model: Any, weights: Mapping[str, Any]) -> dict[int, str]:
     return standing
 
 
-def _like(tensor: Any, generator: Any) -> Any:
+def _stand_in_for(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Random values in which neighbours along every axis share their memory: element (i, j) is number i + j."""
     import torch
 
@@ -120,12 +127,12 @@ def _like(tensor: Any, generator: Any) -> Any:
     return values.as_strided(shape, (1,) * len(shape))
 
 
-def _storage(tensor: Any) -> int:
+def _storage(tensor: Tensor) -> int:
     cdata: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - the only identity of a storage that holds no data
     return cdata
 
 
-def _reads(standing: Mapping[int, str]) -> Any:
+def _note_reads(standing: Mapping[int, str]) -> Any:
     """A mode that notes in ``found`` the names of the stand-ins whose values an operation takes; views take none.
 
     Values that come after a stand-in was read are thrown away, so decompositions then give random ones of the right shapes.
@@ -151,7 +158,7 @@ def _reads(standing: Mapping[int, str]) -> Any:
     return Reads()
 
 
-def _trained(model: Any, modules: Collection[str]) -> Iterator[str]:
+def _trained(model: PreTrainedModel, modules: Collection[str]) -> Iterator[str]:
     yield from (f"{module}.weight" for module in modules)
     for part in adapter_parts(model):
         if isinstance(part, SavedPart):

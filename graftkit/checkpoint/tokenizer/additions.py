@@ -14,7 +14,7 @@ from graftkit.checkpoint.tokenizer.roles import (
     with_padding,
     with_role_ids,
 )
-from graftkit.checkpoint.tokenizer.special import listed, with_listed, with_roles
+from graftkit.checkpoint.tokenizer.special import further_tokens, with_further_tokens, with_roles
 from graftkit.checkpoint.tokenizer.trial import Trial
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, object_of
 
@@ -54,7 +54,7 @@ def add_tokens(
     """
     files = read_tokenizer(documents)
     check_additions(documents, files, [token.content for token in new])
-    trial = Trial.of(files.document)
+    trial = Trial.build(files.document)
     entries = [_entry(token, files.size + place, trial) for place, token in enumerate(new)]
     check_not_one_piece(files, [token.content for token in new if not token.special and token.normalized is not False])
     trial.check(files.added, entries)
@@ -122,22 +122,22 @@ def _tokenizer_config(
 ) -> dict[str, Any]:
     config = object_of(documents, "tokenizer_config.json")
     special_map = object_of(documents, "special_tokens_map.json")
-    further = _further(files, registered, holders)
+    further = _unnamed_special(files, registered, holders)
     result = {}
     if "tokenizer_config.json" in documents or "special_tokens_map.json" not in documents:
-        changed = with_listed(config, further, inherited=listed(config, special_map))
+        changed = with_further_tokens(config, further, inherited=further_tokens(config, special_map))
         if isinstance(config.get("added_tokens_decoder"), dict):
             decoder = {**config["added_tokens_decoder"], **{str(e.index): e.for_config() for e in registered}}
             changed["added_tokens_decoder"] = decoder
         result["tokenizer_config.json"] = with_roles(changed, holders)
     if "special_tokens_map.json" in documents:
         alone = "tokenizer_config.json" not in documents
-        changed = with_listed(special_map, further, inherited=[] if alone else None)
+        changed = with_further_tokens(special_map, further, inherited=[] if alone else None)
         result["special_tokens_map.json"] = with_roles(changed, holders)
     return {name: value for name, value in result.items() if value or name in documents}
 
 
-def _further(
+def _unnamed_special(
     files: TokenizerFiles, registered: Iterable[AddedEntry], holders: Mapping[str, AddedEntry]
 ) -> list[AddedEntry]:
     """Return the special tokens that no role names: the new ones, and those that a role displaces."""

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.tokenizer.roles import FRAME_ROLES
-from graftkit.checkpoint.tokenizer.special import listed
+from graftkit.checkpoint.tokenizer.special import further_tokens
 from graftkit.checkpoint.tokenizer.vocabulary import object_of
 from graftkit.errors import InputRejected, printable
 
@@ -112,7 +112,7 @@ def _implied(documents: Mapping[str, Any], files: TokenizerFiles) -> Iterator[st
                 f" tokenizer.json it is {printable(holder)!r}"
             )
         decoded[int(index)] = content
-    further = listed(config, object_of(documents, "special_tokens_map.json"))
+    further = further_tokens(config, object_of(documents, "special_tokens_map.json"))
     for content in (*(decoded[index] for index in sorted(decoded)), *files.special.values(), *further):
         if content not in files.ids:
             yield content

@@ -27,29 +27,29 @@ def with_role_ids(config: Mapping[str, Any], ids: Mapping[str, int], old: Mappin
         before = {_first(value) for value in (config.get(key), old.get(role)) if value is not None}
         result = _set_below(result, key, index, before)
         if role in CONFIG_ROLES or key in config:
-            result[key] = replaced(config.get(key), index)
+            result[key] = replace_id(config.get(key), index)
         text = result.get("text_config")
         if isinstance(text, dict) and (role in CONFIG_ROLES or key in text):
             given = config["text_config"].get(key)
-            result["text_config"] = {**text, key: replaced(given, index)}
+            result["text_config"] = {**text, key: replace_id(given, index)}
     return result
 
 
 def with_generation_ids(generation: Mapping[str, Any], ids: Mapping[str, int]) -> dict[str, Any]:
-    """Return generation_config.json with the ids of pad, bos and eos set; other ids of a list stay behind the new."""
+    """Return generation_config.json with the ids of pad, bos and eos set; a list keeps its other ids behind the new ones."""
     set_to = {f"{role}_id": index for role, index in ids.items() if role in CONFIG_ROLES}
-    return {**generation, **{key: replaced(generation.get(key), index) for key, index in set_to.items()}}
+    return {**generation, **{key: replace_id(generation.get(key), index) for key, index in set_to.items()}}
 
 
-def replaced(value: Json, index: int) -> Json:
-    """Return ``index`` in the form of ``value``: of a list of ids, the others stay behind the new one."""
+def replace_id(value: Json, index: int) -> Json:
+    """Return ``index`` in the form of ``value``: a list keeps its other ids behind the new one."""
     if isinstance(value, list):
         return [index, *(other for other in value if other != index)]
     return index
 
 
 def renamed_frame(old: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
-    """Return which token of a post-processor is to become which, when roles change from ``old`` to ``new``.
+    """Return which token of a post-processor replaces which, when roles change from ``old`` to ``new``.
 
     A template names tokens, not roles. A token is renamed only if every role of :data:`FRAME_ROLES` that it played
     is now played by the same other token; RoBERTa's ``</s>``, for one, is eos and sep at once.
@@ -103,7 +103,7 @@ def _set_below(config: dict[str, Any], key: str, index: int, before: set[Any]) -
         if isinstance(inner, dict):
             changed = _set_below(inner, key, index, before)
             if inner.get(key) is not None and _first(inner[key]) in before:
-                changed[key] = replaced(inner[key], index)
+                changed[key] = replace_id(inner[key], index)
             result[name] = changed if changed != inner else inner
     return result
 

@@ -36,8 +36,8 @@ def named_roles(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> di
     return roles
 
 
-def listed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> list[str]:
-    """Return the further special tokens, as transformers 5 reads the two files: the first list that is not empty."""
+def further_tokens(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> list[str]:
+    """Return the special tokens without a role, as transformers 5 reads the two files: the first list that is not empty."""
     documents = (config,) if "added_tokens_decoder" in config else (config, special_map)
     for document in documents:
         for name in LISTS:
@@ -47,7 +47,7 @@ def listed(config: Mapping[str, Any], special_map: Mapping[str, Any]) -> list[st
     return []
 
 
-def with_listed(
+def with_further_tokens(
     document: Mapping[str, Any], entries: Iterable[AddedEntry], *, inherited: list[str] | None = None
 ) -> dict[str, Any]:
     """Return ``document`` with ``entries`` appended to every list of special tokens that it has.
@@ -65,7 +65,7 @@ def with_listed(
         result[names[0]] = list(inherited)
     for name in names:
         known = {content_of(item) for item in result[name]}
-        result[name] = [*result[name], *(_as(result[name], e) for e in wanted if e.content not in known)]
+        result[name] = [*result[name], *(_in_form_of_others(result[name], e) for e in wanted if e.content not in known)]
     return result
 
 
@@ -75,19 +75,21 @@ def with_roles(document: Mapping[str, Any], roles: Mapping[str, AddedEntry]) -> 
     for role, entry in roles.items():
         extra = result.get("extra_special_tokens")
         if isinstance(extra, dict) and role in extra:
-            result["extra_special_tokens"] = {**extra, role: _like(extra[role], entry)}
+            result["extra_special_tokens"] = {**extra, role: _in_form_of(extra[role], entry)}
         else:
             others = [value for key, value in document.items() if key.endswith("_token")]
-            result[role] = _like(result[role], entry) if result.get(role) is not None else _as(others, entry)
+            result[role] = (
+                _in_form_of(result[role], entry) if result.get(role) is not None else _in_form_of_others(others, entry)
+            )
     return result
 
 
-def _as(neighbours: Iterable[Json], entry: AddedEntry) -> Json:
+def _in_form_of_others(neighbours: Iterable[Json], entry: AddedEntry) -> Json:
     model = next((item for item in neighbours if isinstance(item, dict) and "content" in item), None)
-    return _like(model, entry)
+    return _in_form_of(model, entry)
 
 
-def _like(model: Json, entry: AddedEntry) -> Json:
+def _in_form_of(model: Json, entry: AddedEntry) -> Json:
     if not isinstance(model, dict):
         return entry.content
     values = {"__type": model.get("__type"), **entry.for_role(), "special": entry.special}

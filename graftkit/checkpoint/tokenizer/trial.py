@@ -26,7 +26,7 @@ class Trial:
     backend: Tokenizer
 
     @classmethod
-    def of(cls, document: Mapping[str, Any]) -> Trial:
+    def build(cls, document: Mapping[str, Any]) -> Trial:
         """Make the stand-in of a tokenizer.json.
 
         Raises:

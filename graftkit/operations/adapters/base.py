@@ -63,8 +63,8 @@ def check_base(skeleton: Skeleton, checkpoint: Checkpoint) -> None:
 
 def disk_names(skeleton: Skeleton, checkpoint: Checkpoint) -> dict[str, str]:
     """Name in memory -> name on disk, through ties; tensors that are stored in a converted form are left out."""
-    names = skeleton.memory_names(list(checkpoint.tensors))
-    disk = {memory: name for name, (memory, converted) in names.items() if not converted}
+    names = skeleton.memory_names(checkpoint.tensors)
+    disk = {name: stored for name in names.disk if (stored := names.stored_as(name)) is not None}
     for name, origin in skeleton.tied.items():
         if name not in disk and origin in disk:
             disk[name] = disk[origin]

@@ -5,10 +5,14 @@ On each new or empty direction exactly one of the two factors is zero: the produ
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
-def pad(a: Any, b: Any, rank: int, generator: Any) -> tuple[Any, Any]:
+def pad(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """More directions: rows of ``a`` as peft initialises them, uniform within ±1/sqrt(in), and zero columns of ``b``."""
     import torch
 
@@ -18,7 +22,7 @@ def pad(a: Any, b: Any, rank: int, generator: Any) -> tuple[Any, Any]:
     return torch.cat((a, fresh)), torch.cat((b, b.new_zeros(b.shape[0], more)), 1)
 
 
-def truncate(a: Any, b: Any, rank: int) -> tuple[Any, Any, float]:
+def truncate(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The factors of rank ``rank`` whose product is nearest to ``b @ a`` (Eckart and Young, 1936), and the share of energy lost.
 
     By QR of both factors, so that no matrix larger than they are is made. Each factor takes the root of the singular values.
@@ -40,7 +44,7 @@ def truncate(a: Any, b: Any, rank: int) -> tuple[Any, Any, float]:
     )
 
 
-def singular_factors(a: Any, b: Any) -> tuple[Any, Any, Any]:
+def singular_factors(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``(left, right, values)`` with ``b @ a = left · diag(values) · right``; *shapes* ``(out, k)``, ``(k, in)``, ``(k,)``."""
     import torch
 

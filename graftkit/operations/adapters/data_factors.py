@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.tuner import silent
@@ -21,9 +21,12 @@ from graftkit.initializers.low_rank import Factors
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import Base
 from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
-from graftkit.operations.heads.model import loaded
+from graftkit.operations.heads.model import loaded_model
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
 from graftkit.running.texts import write_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 #: The part of LoraConfig that factors depend on.
 FIELDS = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
@@ -82,7 +85,7 @@ class DataFactors:
         given: Any = self.spec.config.get(DATA_CONFIGS[self.kind]) or {}
         return {"rho": 1.0, **given} if self.kind == "eva" else dict(given)
 
-    def of(self, module: str) -> Factors:
+    def factors_of(self, module: str) -> Factors:
         """A and B of ``module``, in float32."""
         if not self._found:
             self.run(lambda _: None)
@@ -100,7 +103,7 @@ class DataFactors:
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="graftkit-"))
             write_tokenizer(self.checkpoint, Path(folder))
-            model = stack.enter_context(loaded(self.base(), state, TAGS[self.base.dtype]))
+            model = stack.enter_context(loaded_model(self.base(), state, TAGS[self.base.dtype]))
             stack.enter_context(silent())
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             torch.manual_seed(seed_of(*self.seed, self.kind))
@@ -114,7 +117,7 @@ class DataFactors:
             self._found = {module: _factors(adapted, module) for module in self.modules}
         step(1.0)
 
-    def _texts(self, model: Any, folder: str) -> Texts:
+    def _texts(self, model: PreTrainedModel, folder: str) -> Texts:
         """The texts as the model takes them, by the tokenizer in ``folder``.
 
         Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 from graftkit.architecture.fused import Slice
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
@@ -18,6 +18,9 @@ from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers.one_thread import OneThread
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: How many weights are computed at a time: the threads that write and check would otherwise hold one each.
 AT_ONCE = threading.BoundedSemaphore(2)
@@ -46,12 +49,12 @@ def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None)
 
 
 def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Stored]:
-    """Whether rows can be folded into one by one: not where peft's own product of the whole is wanted to the last bit."""
+    """Whether rows can be folded one at a time; not where the result must equal peft's product of the whole to the last bit."""
     plain = edit.magnitude is None and edit.layout in {"linear", "transposed"}
     return plain and isinstance(base, Stored) and base.dtype in ("BF16", "F16")
 
 
-def folded(base: Stored, factors: Callable[[], tuple[Any, Any]], scaling: float, *, transposed: bool) -> Streamed:
+def folded(base: Stored, factors: Callable[[], tuple[Tensor, Tensor]], scaling: float, *, transposed: bool) -> Streamed:
     """``base + scaling·B·A``, some rows at a time; ``factors`` gives A and B in float32.
 
     The sum is formed in float32 for half precision, else in float64, and rounded once.
@@ -60,7 +63,7 @@ def folded(base: Stored, factors: Callable[[], tuple[Any, Any]], scaling: float,
     return Streamed(base.dtype, base.shape, count, lambda: _folding(base, factors(), scaling, transposed=transposed))
 
 
-def _folding(base: Stored, factors: tuple[Any, Any], scaling: float, *, transposed: bool) -> Rows:
+def _folding(base: Stored, factors: tuple[Tensor, Tensor], scaling: float, *, transposed: bool) -> Rows:
     """What reads rows of ``base`` and folds the factors into them."""
     import torch
 
@@ -73,7 +76,7 @@ def _folding(base: Stored, factors: tuple[Any, Any], scaling: float, *, transpos
     def rows(start: int, stop: int) -> memoryview:
         with OneThread(), torch.inference_mode():
             block = read_rows(base, 0, start, stop)
-            for part, factor in zip(block.split(step), left[start:stop].split(step), strict=True):
+            for part, factor in zip(torch.split(block, step), torch.split(left[start:stop], step), strict=True):
                 held = buffer[: len(part)].copy_(part)
                 part.copy_(torch.addmm(held, factor, right, alpha=scaling, out=held))
             return as_bytes(block)
@@ -94,27 +97,26 @@ def _produce(base: LazyTensor, edits: Iterable[Edit], part: Slice | None) -> mem
     import torch
 
     with AT_ONCE, torch.inference_mode():
-        weight = None
+        weight: Tensor | None = None
         for edit in edits:
             if isinstance(edit, Replaced):
                 weight = read_tensor(edit.values).to(torch_dtype(base.dtype))
-                continue
-            weight = read_tensor(base) if weight is None else weight
-            weight = _apply(weight, edit, part)
-        return as_bytes(weight)
+            else:
+                weight = _apply(read_tensor(base) if weight is None else weight, edit, part)
+        return as_bytes(read_tensor(base) if weight is None else weight)
 
 
-def _apply(weight: Any, edit: Edit, part: Slice | None) -> Any:
+def _apply(weight: Tensor, edit: Edit, part: Slice | None) -> Tensor:
     import torch
 
     match edit:
         case TokenRows():
             return weight.index_copy(0, torch.tensor(edit.rows), read_tensor(edit.values).to(weight.dtype))
         case BiasShift():
-            weight += _wide(edit.values, weight) * edit.scaling
+            weight += _widened(edit.values, weight) * edit.scaling
             return weight
         case Factors(magnitude=None) if edit.layout in {"linear", "transposed"}:
-            return _fold(weight, _wide(edit.a, weight), _wide(edit.b, weight), edit)
+            return _fold(weight, _widened(edit.a, weight), _widened(edit.b, weight), edit)
         case Factors(magnitude=None):
             return _fold_experts(weight, edit, part)
         case Factors():
@@ -122,19 +124,19 @@ def _apply(weight: Any, edit: Edit, part: Slice | None) -> Any:
     raise TypeError(type(edit).__name__)
 
 
-def _wide(tensor: LazyTensor, weight: Any) -> Any:
+def _widened(tensor: LazyTensor, weight: Tensor) -> Tensor:
     """A factor in the dtype that the sum is formed in: float32, or float64 for a float64 weight."""
     import torch
 
     return read_tensor(tensor).to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
 
 
-def _product(a: Any, b: Any, *, transposed: bool) -> Any:
+def _product(a: Tensor, b: Tensor, *, transposed: bool) -> Tensor:
     product = b @ a
     return product.T if transposed else product
 
 
-def _fold(weight: Any, a: Any, b: Any, edit: Factors) -> Any:
+def _fold(weight: Tensor, a: Tensor, b: Tensor, edit: Factors) -> Tensor:
     """``weight`` ``(out, in)``, or ``(in, out)`` where transposed, plus ``scaling·b·a``, in place."""
     transposed = edit.layout.endswith("transposed")
     if weight.dtype == a.dtype:
@@ -152,9 +154,9 @@ def _fold(weight: Any, a: Any, b: Any, edit: Factors) -> Any:
     return weight
 
 
-def _fold_experts(weight: Any, edit: Factors, part: Slice | None) -> Any:
+def _fold_experts(weight: Tensor, edit: Factors, part: Slice | None) -> Tensor:
     """All experts of ``weight`` ``(experts, ., .)``, or the slice of one expert that ``weight`` is."""
-    a, b = _wide(edit.a, weight), _wide(edit.b, weight)
+    a, b = _widened(edit.a, weight), _widened(edit.b, weight)
     a = a.reshape(edit.experts, -1, a.shape[-1])
     b = b.reshape(b.shape[0], -1, edit.experts)
     if part is None:
@@ -166,18 +168,18 @@ def _fold_experts(weight: Any, edit: Factors, part: Slice | None) -> Any:
     return weight
 
 
-def _fold_dora(weight: Any, edit: Factors) -> Any:
+def _fold_dora(weight: Tensor, edit: Factors) -> Tensor:
     import torch
 
     if edit.magnitude is None:
         raise ValueError("DoRA has a magnitude")
     transposed = edit.layout == "transposed"
-    delta = _product(_wide(edit.a, weight), _wide(edit.b, weight), transposed=transposed).mul_(edit.scaling)
+    delta = _product(_widened(edit.a, weight), _widened(edit.b, weight), transposed=transposed).mul_(edit.scaling)
     total = weight + delta
     norm = torch.linalg.norm(total.T if transposed else total, dim=1)
     if zero := int((norm == 0).sum()):
         raise InputRejected(
             f"merge_adapter: {printable(edit.weight)}: {zero} output(s) have norm zero; DoRA divides by it, and gives NaN in peft too"
         )
-    factor = _wide(edit.magnitude, weight) / norm
-    return (factor.view(1, -1) if transposed else factor.view(-1, 1)).mul(total).to(weight.dtype)
+    factor = _widened(edit.magnitude, weight) / norm
+    return total.mul(factor.view(1, -1) if transposed else factor.view(-1, 1)).to(weight.dtype)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -21,6 +21,9 @@ from graftkit.operations.adapters.base import base_tensor
 from graftkit.operations.adapters.data_factors import DataFactors
 from graftkit.operations.adapters.merge import folded
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
 
@@ -30,7 +33,7 @@ PIECEWISE = ("pissa_niter_", "olora")
 
 @dataclass
 class AdapterMaker:
-    """Makes each tensor of an adapter on demand, from one matrix of the base at a time: from two where that takes them piece by piece.
+    """Makes each tensor of an adapter on demand, holding at most two matrices of the base at a time.
 
     ``disk`` maps names in memory to names on disk, without those that are stored in a converted form; ``offset`` asks for the
     factors twice with opposite signs, in which case the targets' ranks are already doubled. ``data`` makes the factors that start
@@ -97,7 +100,7 @@ class AdapterMaker:
 
     def _make(self, target: Target) -> low_rank.Factors:
         if self.data is not None:
-            made = self.data.of(target.module)
+            made = self.data.factors_of(target.module)
         elif self.init == "orthogonal":
             stored = self.base_tensor(target.weight)
             out, width = stored.shape[::-1] if target.transposed else stored.shape
@@ -141,7 +144,7 @@ class AdapterMaker:
             return Zeros(dtype, entry.shape)
         return computed(dtype, entry.shape, lambda: self._values(key, entry))
 
-    def _values(self, key: str, entry: Entry) -> Any:
+    def _values(self, key: str, entry: Entry) -> Tensor:
         if entry.role == "tokens":
             return read_ids(self.base_tensor(entry.weight), entry.rows)
         if entry.role == "magnitude":
@@ -150,7 +153,7 @@ class AdapterMaker:
             return self._sampled(key, entry)
         return self.factors(_target(entry))[0 if entry.role == "A" else 1]
 
-    def _sampled(self, key: str, entry: Entry) -> Any:
+    def _sampled(self, key: str, entry: Entry) -> Tensor:
         seed = seed_of(*self.seed, key)
         if entry.role == "embedding_B":
             return low_rank.gaussian(entry.shape, seed, 1.0)
@@ -158,14 +161,14 @@ class AdapterMaker:
             return low_rank.gaussian(entry.shape, seed, 1 / _target(entry).rank)
         return low_rank.kaiming(entry.shape, seed)
 
-    def _magnitude(self, entry: Entry) -> Any:
+    def _magnitude(self, entry: Entry) -> Tensor:
         """The norms of the weight's rows, in the arithmetic in which peft's forward divides by them: so 1 comes out."""
         import torch
 
         target = _target(entry)
         weight = read_tensor(self.base_tensor(target.weight)).to(torch_dtype(TAGS[entry.dtype]))
         weight = weight.T if target.transposed or target.module in embeddings(self.injection) else weight
-        norms = torch.linalg.norm(weight.flatten(1), dim=1)
+        norms: Tensor = torch.linalg.norm(weight.flatten(1), dim=1)
         zero = (norms == 0).nonzero().flatten().tolist()
         if zero:
             raise InputRejected(
@@ -186,14 +189,14 @@ def embeddings(injection: Injection) -> frozenset[str]:
 
 
 def unsuitable(
-    injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, rank_of: int, init: bool | str
+    injection: Injection, disk: Mapping[str, str], checkpoint: Checkpoint, halves: int, init: bool | str
 ) -> Iterator[str]:
-    """Yield a sentence for each target that ``init`` cannot start from the weight of; ``rank_of`` ranks make up a target's."""
+    """Yield a sentence for each target whose weight ``init`` cannot start from; its own rank is the target's divided by ``halves``."""
     tables = embeddings(injection)
     vectors = 2 if init == "lora_ga" else 1  # singular vectors that one rank takes
     for target in injection.targets:
         name = disk.get(target.weight)
-        rank = target.rank // rank_of * vectors
+        rank = target.rank // halves * vectors
         stored = checkpoint.tensors[name] if name else None
         if target.experts:
             yield f"{target.weight} holds fused experts"

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME
 from graftkit.checkpoint.examples import read_texts
 from graftkit.errors import RecipeError, printable
 from graftkit.running.texts import longest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 #: How often EVA may go through the examples before it counts as one that does not converge.
 PASSES = 100
@@ -21,7 +25,7 @@ class Texts:
     """The texts as ids, streamed from the file; each is one batch, or several make one of ``least`` tokens or more."""
 
     path: Path
-    model: Any
+    model: PreTrainedModel
     tokenizer: Any
     least: int = 0
 
@@ -34,8 +38,8 @@ class Texts:
         Raises:
             RecipeError: all texts together have fewer tokens than a batch needs.
         """
-        held: list[Any] = []
-        ready: list[Any] = []
+        held: list[Tensor] = []
+        ready: list[Tensor] = []
         for ids in self.ids():
             held.append(ids)
             if sum(map(len, held)) >= self.least:
@@ -49,7 +53,7 @@ class Texts:
             )
         yield self._batch([*ready, *held])
 
-    def ids(self) -> Iterator[Any]:
+    def ids(self) -> Iterator[Tensor]:
         """The ids of each text, cut to what the model takes, ``(length,)``."""
         length = longest(self.model, self.tokenizer, None)
         for text in read_texts(self.path):
@@ -68,7 +72,7 @@ class Texts:
         }
 
 
-def unfit(model: Any, modules: Sequence[str], ids: Any) -> str:
+def unfit(model: PreTrainedModel, modules: Sequence[str], ids: Tensor | None) -> str:
     """Why texts give a module nothing to start from, found on one text ``(length,)``; empty where they do for all."""
     import torch
 
@@ -93,7 +97,7 @@ def unfit(model: Any, modules: Sequence[str], ids: Any) -> str:
     return ""
 
 
-def _eva(model: Any, config: Any, texts: Texts) -> Any:
+def _eva(model: PreTrainedModel, config: Any, texts: Texts) -> Any:
     """A from the principal components of each layer's input (Paischer 2024, arXiv 2410.07170); B is zero."""
     from peft import get_peft_model, initialize_lora_eva_weights
 
@@ -102,7 +106,7 @@ def _eva(model: Any, config: Any, texts: Texts) -> Any:
     count = sum(1 for _ in texts)
     passes = 0
 
-    def forward(module: Any, inputs: dict[str, Any]) -> None:
+    def forward(module: nn.Module, inputs: dict[str, Any]) -> None:
         nonlocal passes
         passes += 1
         if passes > PASSES * count:
@@ -113,7 +117,7 @@ def _eva(model: Any, config: Any, texts: Texts) -> Any:
     return adapted
 
 
-def _corda(model: Any, config: Any, texts: Texts) -> Any:
+def _corda(model: PreTrainedModel, config: Any, texts: Texts) -> Any:
     """Both factors from the weight times the covariance of its input (Yang 2024, arXiv 2406.05223)."""
     import torch
     from peft import get_peft_model
@@ -128,7 +132,7 @@ def _corda(model: Any, config: Any, texts: Texts) -> Any:
     return get_peft_model(model, config, adapter_name=NAME)
 
 
-def _lora_ga(model: Any, config: Any, texts: Texts) -> Any:
+def _lora_ga(model: PreTrainedModel, config: Any, texts: Texts) -> Any:
     """Both factors from the singular vectors of the loss's gradient (Wang 2024, arXiv 2407.05000)."""
     from peft import get_peft_model
     from peft.tuners.lora.loraga import preprocess_loraga

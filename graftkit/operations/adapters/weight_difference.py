@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_tensor
@@ -11,6 +11,9 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.change_rank import pad
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -54,7 +57,7 @@ class WeightDifference:
         both = TensorGroup(lambda: self._make(rank))
         return both.tensor(0, "F32", (rank, wide)), both.tensor(1, "F32", (out, rank))
 
-    def _difference(self) -> Any:
+    def _difference(self) -> Tensor:
         """``(out, in)`` in float64.
 
         Raises:
@@ -68,7 +71,7 @@ class WeightDifference:
             )
         return difference.T if self.transposed else difference
 
-    def _make(self, rank: int) -> tuple[Any, Any]:
+    def _make(self, rank: int) -> tuple[Tensor, Tensor]:
         """The nearest product of that rank (Eckart and Young, 1936), from the eigenvectors of the smaller Gram matrix."""
         import torch
 
@@ -89,5 +92,5 @@ class WeightDifference:
         return a.contiguous(), b.contiguous()
 
 
-def _gram(difference: Any) -> Any:
+def _gram(difference: Tensor) -> Tensor:
     return difference @ difference.T if difference.shape[0] <= difference.shape[1] else difference.T @ difference

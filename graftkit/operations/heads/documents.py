@@ -50,7 +50,7 @@ def with_pad_token(spec: ReplaceHead, checkpoint: Checkpoint, *, needed: bool) -
 
 
 def check_padding_side(checkpoint: Checkpoint, architecture: str) -> None:
-    """Of a head that reads the last position of a batch, the tokenizer has to pad on the left.
+    """Refuse padding on the right: heads that read a batch's last position need left padding.
 
     Raises:
         InputRejected: it pads on the right.

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.head import Head
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -22,6 +22,11 @@ from graftkit.recipe.head_schemes import FromExamples
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import longest, outputs_of_texts
 from graftkit.verification.heads.held_out import score
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftkit.initializers.classifiers import Pieces
 
 #: Folds of the cross-validation, and rows of features that are computed with at a time.
 FOLDS, ROWS = 5, 4096
@@ -47,7 +52,7 @@ class ExampleFit:
             RecipeError: the file is wrong, or the class has no place for what the scheme fits.
         """
         scheme, name = self.scheme, projection_of(self.head)
-        if scheme.scheme != "ridge" and not self.head.of("projection_bias"):
+        if scheme.scheme != "ridge" and not self.head.tensors_of("projection_bias"):
             raise RecipeError(
                 f"{scheme.scheme} needs a bias, and the label projection"
                 f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without",
@@ -87,7 +92,7 @@ class ExampleFit:
         import torch
 
         with tempfile.TemporaryFile() as file, feature_model(result, self.head) as (model, tokenizer):
-            width = self.head.of("projection")[0].shape[1]
+            width = self.head.tensors_of("projection")[0].shape[1]
             features = np.memmap(file, np.float32, "w+", shape=(len(self.labels), width))
             length = longest(model, tokenizer, self.scheme.max_length)
             items = ((index, example.text) for index, example in enumerate(self.file.read()))
@@ -97,19 +102,19 @@ class ExampleFit:
             del model
             labels = torch.tensor(self.labels)
 
-            def pieces() -> Iterator[tuple[Any, Any, Any]]:
+            def pieces() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
                 for start in range(0, len(labels), ROWS):
                     part = slice(start, start + ROWS)
                     yield torch.from_numpy(features[part].copy()), labels[part], self.folds[part]
 
-            bias = bool(self.head.of("projection_bias"))
+            bias = bool(self.head.tensors_of("projection_bias"))
             found = fit(self.scheme.scheme, pieces, self.classes, FOLDS, bias=bias)
             weight = found.weight.to(torch_dtype(dtype))
-            made = {self.head.of("projection")[0].name: weight}
+            made = {self.head.tensors_of("projection")[0].name: weight}
             intercept = torch.zeros(self.classes)
             if found.bias is not None:
                 intercept = found.bias.to(torch_dtype(dtype))
-                made[self.head.of("projection_bias")[0].name] = intercept
+                made[self.head.tensors_of("projection_bias")[0].name] = intercept
             scores = score(_held_out_logits(pieces, weight.double(), intercept.double()), self.classes)
             rounding = _loss_rounding(pieces, weight, intercept)
         self.figures = {
@@ -126,14 +131,14 @@ class ExampleFit:
         return made
 
 
-def _held_out_logits(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any) -> Iterator[tuple[int, Any]]:
+def _held_out_logits(pieces: Pieces, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
     for features, labels, folds in pieces():
         out = folds < 0
         logits = features[out].double() @ weight.T + bias
         yield from zip(labels[out].tolist(), logits, strict=True)
 
 
-def _loss_rounding(pieces: Callable[[], Iterator[Any]], weight: Any, bias: Any) -> float:
+def _loss_rounding(pieces: Pieces, weight: Tensor, bias: Tensor) -> float:
     """How far rounding of the logits may move the mean loss on what was held out.
 
     A logit is a sum in float32, rounded to the dtype of the weight; a loss moves by twice the largest error of its logits.

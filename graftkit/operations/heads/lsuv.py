@@ -15,7 +15,7 @@ from graftkit.errors import RecipeError
 from graftkit.initializers.lsuv import layers_of, lsuv
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.heads.fit import Step
-from graftkit.operations.heads.model import loaded
+from graftkit.operations.heads.model import loaded_model
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Lsuv
 from graftkit.running.probe_texts import PROBE_TEXTS
@@ -68,7 +68,7 @@ class UnitVariance:
         }
         with (
             tempfile.TemporaryDirectory(prefix="graftkit-") as folder,
-            loaded(self.head.skeleton, state, "F32") as model,
+            loaded_model(self.head.skeleton, state, "F32") as model,
         ):
             write_tokenizer(result, Path(folder))
             tokenizer = AutoTokenizer.from_pretrained(folder)

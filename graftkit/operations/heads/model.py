@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.head import Head
 from graftkit.architecture.skeleton import Skeleton
@@ -15,6 +15,9 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
 from graftkit.running.forward import undisturbed
 from graftkit.running.texts import write_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @contextlib.contextmanager
@@ -38,17 +41,17 @@ def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -
             for key, lazy in result.tensors.items()
         }
         stored = next(lazy.dtype for key, lazy in result.tensors.items() if key in projection)
-        with loaded(head.skeleton, state, dtype or stored) as model:
+        with loaded_model(head.skeleton, state, dtype or stored) as model:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
             yield model, AutoTokenizer.from_pretrained(folder)
 
 
 @contextlib.contextmanager
-def loaded(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
-    """Yield the skeleton's class with real tensors, in eval mode and ``dtype``, under which nothing else is disturbed."""
+def loaded_model(skeleton: Skeleton, state: dict[str, Any], dtype: str) -> Iterator[Any]:
+    """Yield the skeleton's class with real tensors, in eval mode and ``dtype``; global state is restored afterwards."""
     with undisturbed():
-        model: Any = type(skeleton.model).from_pretrained(
+        model: PreTrainedModel = type(skeleton.model).from_pretrained(
             None, config=skeleton.model.config, state_dict=state, dtype=torch_dtype(dtype)
         )
         yield model.eval()
@@ -62,7 +65,7 @@ def projection_of(head: Head) -> str:
     """
     import torch
 
-    names = {tensor.name.rpartition(".")[0] for tensor in head.of("projection")}
+    names = {tensor.name.rpartition(".")[0] for tensor in head.tensors_of("projection")}
     module = head.skeleton.model.get_submodule(min(names)) if len(names) == 1 else None
     if not isinstance(module, torch.nn.Linear):
         raise RecipeError(

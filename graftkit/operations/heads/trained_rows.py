@@ -1,4 +1,4 @@
-"""Trained rows that the rows of a new head stand beside: ``matched`` takes their norms."""
+"""The trained rows whose norms ``matched`` gives to the rows of a new head."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Matched
 
 
-def rows_beside(
+def find_trained_rows(
     spec: ReplaceHead, head: Head, checkpoint: Checkpoint, structure: Structure
 ) -> Mapping[str, LazyTensor]:
-    """For each new matrix that the recipe gives to ``matched``, by name in memory, the trained one beside it.
+    """The trained matrix for each new one that the recipe gives to ``matched``, by the new one's name in memory.
 
     That is the old head's of the same name and width; for a label projection also the output embedding, where its width fits.
 
@@ -26,7 +26,8 @@ def rows_beside(
         RecipeError: there is none.
     """
     skeleton = structure.skeleton
-    old = {name: checkpoint.tensors[disk] for disk, (name, converted) in structure.memory.items() if not converted}
+    names = structure.memory
+    old = {name: checkpoint.tensors[disk] for name in names.disk if (disk := names.stored_as(name)) is not None}
     outputs = sorted(skeleton.weight_names(OUTPUT))
     tables = [old.get(name) for output in outputs for name in (output, skeleton.tied.get(output, output))]
     schemes = {"projection": spec.init, "inner": spec.inner_init}

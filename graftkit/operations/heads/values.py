@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.fresh_values import own_values
 from graftkit.architecture.head import Head, HeadTensor
@@ -20,6 +20,10 @@ from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros
 from graftkit.recipe.weight_schemes import Matched, WeightNormal
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 @dataclass
 class HeadMaker:
@@ -27,22 +31,22 @@ class HeadMaker:
 
     ``seed`` is the recipe's seed and the operation's place: with the tensor's name it decides whatever is sampled.
     ``fitted`` holds tensors that were copied or computed from texts, and ``feature_norm`` what a target for the logits is over;
-    ``beside`` the trained tensors whose rows ``matched`` takes the norms of.
+    ``trained_rows`` the trained tensors from whose rows ``matched`` takes the norms.
     """
 
     spec: ReplaceHead
     head: Head
     dtype: str
     seed: tuple[int, int]
-    fitted: dict[str, Any] = field(default_factory=dict)
+    fitted: dict[str, Tensor] = field(default_factory=dict)
     feature_norm: float | None = None
-    beside: Mapping[str, LazyTensor] = field(default_factory=dict)
+    trained_rows: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     def tensor(self, tensor: HeadTensor, dtype: str) -> LazyTensor:
         """The lazy tensor of one part of the head."""
         return TensorGroup(lambda: (self.value(tensor),)).tensor(0, dtype, tensor.shape)
 
-    def value(self, tensor: HeadTensor) -> Any:
+    def value(self, tensor: HeadTensor) -> Tensor:
         """The tensor in its dtype. *Shape:* ``tensor.shape``."""
         dtype = torch_dtype(self.dtype)
         if tensor.name in self.fitted:
@@ -54,16 +58,16 @@ class HeadMaker:
         layout = layout_of(self.head.skeleton, tensor.name)
         if layout is not None:
             return self._values(self.spec.inner_init, tensor, dtype, layout, self._facts())
-        own = self._own(tensor)
+        own = self._class_values(tensor)
         return own.to(dtype) if own.is_floating_point() else own
 
-    def _values(self, scheme: Any, tensor: HeadTensor, dtype: Any, layout: Layout, facts: ModelFacts) -> Any:
+    def _values(self, scheme: Any, tensor: HeadTensor, dtype: torch.dtype, layout: Layout, facts: ModelFacts) -> Tensor:
         if isinstance(scheme, Matched):
-            facts = replace(facts, norms=row_norms(read_tensor(self.beside[tensor.name]), layout))
+            facts = replace(facts, norms=row_norms(read_tensor(self.trained_rows[tensor.name]), layout))
         return make(scheme, tensor.shape, dtype, layout, generator_for(*self.seed, tensor.name), facts)
 
-    def _own(self, tensor: HeadTensor) -> Any:
-        """What is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
+    def _class_values(self, tensor: HeadTensor) -> Tensor:
+        """The values of what is no linear map: 0 for biases and counters, else what the class gives a new model, such as 1 for norms.
 
         Where the class says nothing, a matrix is normal, and a vector 1 if it is a weight or a variance, else 0.
         """
@@ -86,7 +90,7 @@ class HeadMaker:
         facts = ModelFacts(layers=layers, width=width, readout=readout)
         return facts if std is None else ModelFacts(float(std), layers, width, readout=readout)
 
-    def _projection(self, tensor: HeadTensor, dtype: Any) -> Any:
+    def _projection(self, tensor: HeadTensor, dtype: torch.dtype) -> Tensor:
         import torch
 
         scheme: Any = self.spec.init
@@ -100,8 +104,8 @@ class HeadMaker:
         layout = layout_of(self.head.skeleton, tensor.name) or LINEAR
         return self._values(scheme, tensor, dtype, layout, self._facts(readout=True))
 
-    def _bias(self, tensor: HeadTensor) -> Any:
-        """The bias in float64: zero, or with a prior what makes the first logits say just that."""
+    def _bias(self, tensor: HeadTensor) -> Tensor:
+        """The bias in float64: zero, or the one whose first logits give the class prior."""
         import torch
 
         scheme = self.spec.init

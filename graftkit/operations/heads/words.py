@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.accounting import Structure
 from graftkit.architecture.embeddings import OUTPUT
@@ -18,11 +18,14 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.heads.fit import Step
-from graftkit.operations.heads.model import feature_model, loaded, projection_of
+from graftkit.operations.heads.model import feature_model, loaded_model, projection_of
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import Verbalizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import known_inputs, longest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Texts on which the new logits are compared with the language model's, and tokens of each.
 TEXTS, LENGTH = PROBE_TEXTS[:8], 48
@@ -91,7 +94,7 @@ class WordRows:
                 features = [model(**known_inputs(model, one)).logits[0].double() for one in inputs]
         step(0.5)
         state = {name: read_tensor(lazy) for name, lazy in self.checkpoint.tensors.items()}
-        with loaded(self.language_model, state, "F32") as model, torch.inference_mode():
+        with loaded_model(self.language_model, state, "F32") as model, torch.inference_mode():
             words = [torch.tensor(ids) for ids in self.ids]
             output = model.get_output_embeddings()
             rows = torch.stack([output.weight[ids].double().mean(0) for ids in words])
@@ -99,10 +102,10 @@ class WordRows:
             if getattr(output, "bias", None) is not None:
                 bias = torch.stack([output.bias[ids].double().mean() for ids in words])
             logits = (model(**known_inputs(model, one)).logits[0].double() for one in inputs)
-            told = [torch.stack([one[:, ids].mean(-1) for ids in words], -1) for one in logits]
+            theirs = [torch.stack([one[:, ids].mean(-1) for ids in words], -1) for one in logits]
         step(1.0)
-        made = [one @ rows.T + bias for one in features]
-        scale, place, difference = fold(made, told)
+        ours = [one @ rows.T + bias for one in features]
+        scale, place, difference = fit_scale(ours, theirs)
         if difference > SLACK:
             raise InputRejected(
                 f"{WHERE}: {self._names()}: on probe texts the logits differ by {difference:.1g} of their size from the"
@@ -117,7 +120,7 @@ class WordRows:
             "position": place,
             "relative_difference": difference,
         }
-        weight, intercept = self.head.of("projection"), self.head.of("projection_bias")
+        weight, intercept = self.head.tensors_of("projection"), self.head.tensors_of("projection_bias")
         if not intercept and bool(bias.any()):
             raise InputRejected(
                 f"{WHERE}: {self._names()}: the words have a bias in the language-model head, and the label projection"
@@ -139,15 +142,15 @@ class WordRows:
             for name, shape in model.shapes.items()
             if not name.startswith(inside) and name not in outputs and shape != bias
         }
-        inner = {tensor.name: tensor.shape for tensor in self.head.of("inner")}
+        inner = {tensor.name: tensor.shape for tensor in self.head.tensors_of("inner")}
         if inner != before:
             theirs, ours = (", ".join(sorted(map(printable, names))) or "nothing" for names in (before, inner))
             raise InputRejected(
                 f"{WHERE}: {self._names()}: before its rows the language model applies {theirs}; the head has {ours},"
                 " which cannot hold that"
             )
-        memory = model.memory_names(list(self.checkpoint.tensors))
-        return {name: disk for disk, (name, _) in memory.items() if name in before}
+        names = model.memory_names(self.checkpoint.tensors)
+        return {name: disk for name in before for disk in names.on_disk(name)[:1]}
 
 
 def word_ids(words: Mapping[str, Sequence[str]], checkpoint: Checkpoint) -> tuple[tuple[int, ...], ...]:
@@ -195,17 +198,17 @@ def find_language_model(checkpoint: Checkpoint, structure: Structure) -> Skeleto
     )
 
 
-def fold(made: list[Any], told: list[Any]) -> tuple[float, str, float]:
-    """``(scale, position, relative difference)`` that fit best: ``told ≈ scale · made`` at one position of each text.
+def fit_scale(ours: list[Tensor], theirs: list[Tensor]) -> tuple[float, str, float]:
+    """``(scale, position, relative difference)`` that fit best: ``theirs ≈ scale · ours`` at one position of each text.
 
-    *Shapes:* made ``(labels,)``, or ``(tokens, labels)`` of a head that does not pool; told ``(tokens, labels)``.
+    *Shapes:* ours ``(labels,)``, or ``(tokens, labels)`` of a head that does not pool; theirs ``(tokens, labels)``.
     """
     import torch
 
-    ways = {"last": [one[-1] for one in told], "first": [one[0] for one in told]}
+    ways = {"last": [one[-1] for one in theirs], "first": [one[0] for one in theirs]}
     found = []
-    for place, wanted in ({"every": told} if made[0].ndim > 1 else ways).items():
-        x, y = (torch.cat([one.flatten() for one in values]) for values in (made, wanted))
+    for place, wanted in ({"every": theirs} if ours[0].ndim > 1 else ways).items():
+        x, y = (torch.cat([one.flatten() for one in values]) for values in (ours, wanted))
         scale = _power_of_two(float(x @ y / x.square().sum().clamp(min=1e-300)))
         found.append((scale, place, float((y - scale * x).norm() / y.norm().clamp(min=1e-300))))
     return min(found, key=lambda item: item[2])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -19,6 +19,9 @@ from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.verification.kl_promise import KLPromise
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CONVEX = (Mean, SubwordMean, Describe, Copy)
 
 
@@ -30,7 +33,7 @@ class Choice:
     pieces: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
+    def look_up(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
         """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token was added."""
         match scheme:
             case SubwordMean():
@@ -64,9 +67,9 @@ class NewRow:
     output: Choice
 
     @classmethod
-    def of(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
+    def resolve(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
         """Resolve both schemes against the old tokenizer."""
-        return cls(index, content, Choice.of(init, content, tokenizer), Choice.of(output, content, tokenizer))
+        return cls(index, content, Choice.look_up(init, content, tokenizer), Choice.look_up(output, content, tokenizer))
 
 
 @dataclass
@@ -89,9 +92,10 @@ class RowMaker:
         """The ids whose rows are new, ascending."""
         return tuple(row.index for row in self.rows)
 
-    def values(self, item: VocabularyTensor) -> Any:
+    def values(self, item: VocabularyTensor) -> Tensor:
         """The new rows of ``item`` as they are stored, computed once. *Shape:* ``(len(rows), d)``."""
-        return self._groups.setdefault(item.name, TensorGroup(lambda: (self._make(item),)))()[0]
+        found: Tensor = self._groups.setdefault(item.name, TensorGroup(lambda: (self._make(item),)))()[0]
+        return found
 
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
@@ -144,7 +148,7 @@ class RowMaker:
         tied = self.vocabulary.tied or not self.vocabulary.has_output
         return row.input if item.role in ("input", "further_input") or tied else row.output
 
-    def _make(self, item: VocabularyTensor) -> Any:
+    def _make(self, item: VocabularyTensor) -> Tensor:
         """Rows in float64, cast once to the stored dtype. *Shape:* ``(len(rows), d)``."""
         import torch
 
@@ -159,7 +163,7 @@ class RowMaker:
             made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
         return made.to(torch_dtype(stored.dtype))
 
-    def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Any:
+    def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
         import torch
 
         source = _source(self.table(item), item.axis, self.live_ids)
@@ -177,10 +181,10 @@ class RowMaker:
             case _:
                 return schemes.mean(self.statistics(item), len(rows))
 
-    def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Any:
+    def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Tensor:
         stored = self.table(item)
-        total = sum(read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces)
-        return total / len(pieces)
+        rows = [read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces]
+        return sum(rows, rows[0].new_zeros(rows[0].shape)) / len(rows)
 
 
 def _item_bytes(stored: LazyTensor) -> int:
@@ -189,11 +193,11 @@ def _item_bytes(stored: LazyTensor) -> int:
     return stored.nbytes // math.prod(stored.shape)
 
 
-def _source(stored: LazyTensor, axis: int, size: int) -> Callable[[], Iterator[tuple[int, Any]]]:
+def _source(stored: LazyTensor, axis: int, size: int) -> Callable[[], Iterator[tuple[int, Tensor]]]:
     return lambda: row_chunks(stored, axis, size)
 
 
-def _bias_statistics(source: Callable[[], Iterator[tuple[int, Any]]], table: TableStatistics) -> TableStatistics:
+def _bias_statistics(source: Callable[[], Iterator[tuple[int, Tensor]]], table: TableStatistics) -> TableStatistics:
     import torch
 
     values = torch.cat([chunk for _, chunk in source()]).double()[table.live]

@@ -20,6 +20,8 @@ from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.recipe.weight_schemes import is_zero
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graftkit.recipe import WeightScheme
 
 
@@ -36,7 +38,7 @@ class Target:
     layout: Layout | None
 
     @classmethod
-    def of(cls, disk: str, name: str, skeleton: Skeleton, *, converted: bool) -> Target:
+    def find(cls, disk: str, name: str, skeleton: Skeleton, *, converted: bool) -> Target:
         """Find the layout; a converted tensor is one of the maps that are stacked in memory."""
         return cls(disk, name, skeleton, LINEAR if converted else layout_of(skeleton, name))
 
@@ -57,7 +59,7 @@ class FreshTensors:
         if target.layout is not None and is_zero(self.scheme):
             self._after[target.disk] = 0.0
             return Zeros(old.dtype, old.shape)
-        return computed(old.dtype, old.shape, lambda: self._noted(target, old, readout=readout))
+        return computed(old.dtype, old.shape, lambda: self._values_noted(target, old, readout=readout))
 
     def figures(self) -> Mapping[str, Any]:
         """Root mean square before and after, and the number of elements, by name on disk."""
@@ -66,15 +68,17 @@ class FreshTensors:
             for name, old in self._before.items()
         }
 
-    def _noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Any:
+    def _values_noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:
         values = self._values(target, old, readout=readout)
         self._after[target.disk] = _rms(values.double().square().sum(), values.numel())
         return values
 
-    def _values(self, target: Target, old: LazyTensor, *, readout: bool) -> Any:
+    def _values(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:
         dtype = torch_dtype(old.dtype)
         if target.layout is None:
-            return own_values(target.skeleton, target.name, seed_of(*self.seed, target.disk)).to(dtype)
+            values = own_values(target.skeleton, target.name, seed_of(*self.seed, target.disk))
+            assert values is not None  # noqa: S101 - by construction: such targets are chosen by what their class says
+            return values.to(dtype)
         norms = row_norms(read_tensor(old), target.layout) if self.scheme.scheme == "matched" else None
         facts = replace(self.facts, readout=readout, norms=norms)
         generator = generator_for(*self.seed, target.disk)
@@ -90,5 +94,5 @@ def rms(tensor: LazyTensor) -> float:
     return _rms(sum(piece.square().sum() for piece in pieces), math.prod(tensor.shape))
 
 
-def _rms(squares: Any, count: int) -> float:
+def _rms(squares: Tensor | float, count: int) -> float:
     return math.sqrt(float(squares) / max(count, 1))

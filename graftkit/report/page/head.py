@@ -90,7 +90,7 @@ def figures(report: Mapping[str, Any]) -> Iterator[Markup]:
         return
     yield _figure(count(sum(outputs["probes"].values())), "probe tokens")
     if outputs.get("comparisons"):
-        yield _figure(number(max(item["largest"] for item in outputs["comparisons"])), "largest |Δ| of outputs")
+        yield _figure(number(max(float(item["largest"]) for item in outputs["comparisons"])), "largest |Δ| of outputs")
     if outputs.get("distribution"):
         yield _figure(number(outputs["distribution"]["kl_max"]), "worst KL, nats")
 

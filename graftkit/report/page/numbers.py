@@ -7,19 +7,22 @@ import math
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """A measured number with ``digits`` significant digits; very large and very small ones as powers of ten."""
+def number(value: float | str | None, digits: int = 3) -> str:
+    """A measured number with ``digits`` significant digits; very large and very small ones as powers of ten.
+
+    A report holds what is not finite as a string.
+    """
     if value is None:
         return "–"
-    if isinstance(value, bool) or not math.isfinite(value):
+    if isinstance(value, bool | str) or not math.isfinite(value):
         return str(value)
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
+    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
+    exponent = int(power)
     if -4 < exponent < 6:
         return f"{value:,.{max(digits - 1 - exponent, 0)}f}".replace("-", "−")
-    mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
-    return f"{mantissa} × 10{str(int(power)).translate(_SUPERSCRIPT)}".replace("-", "−", 1 if value < 0 else 0)
+    return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPT)}".replace("-", "−", 1 if value < 0 else 0)
 
 
 def power(exponent: int) -> str:

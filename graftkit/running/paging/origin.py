@@ -9,13 +9,18 @@ import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from graftkit.architecture.names import Conversion, tensor_names
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import Stored
 from graftkit.errors import InputRejected, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 #: Bytes from which on a tensor gets pages of its own.
 PAGES = 1 << 20
@@ -28,22 +33,22 @@ class Origin:
     ``stored`` is the tensor on disk whose values these are; None where the loader makes them of several or another shape.
     """
 
-    read: Callable[[], Mapping[str, Any]]
-    dtype: Any
+    read: Callable[[], Mapping[str, Tensor]]
+    dtype: torch.dtype
     stored: Stored | None
 
-    def rows(self, start: int, stop: int) -> Any:
+    def rows(self, start: int, stop: int) -> Tensor:
         """Rows of a stored matrix. *Shape:* ``(stop - start, width)``."""
         if self.stored is None:
             raise ValueError("rows of what no single stored tensor holds")
         width = self.stored.nbytes // self.stored.shape[0]
         shape = (stop - start, *self.stored.shape[1:])
-        with apart():
+        with outside_modes():
             return _read(self.stored, self.stored.offset + start * width, shape).to(self.dtype)
 
 
 @contextlib.contextmanager
-def apart() -> Iterator[None]:
+def outside_modes() -> Iterator[None]:
     """Inside, no mode that the forward runs under rewrites, counts or marks what is read."""
     from torch.utils._python_dispatch import _disable_current_modes
 
@@ -51,87 +56,65 @@ def apart() -> Iterator[None]:
         yield
 
 
-def origins(model: Any, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
+def origins(model: PreTrainedModel, tensors: Mapping[str, Stored]) -> dict[str, Origin]:
     """Name in memory -> origin, for every tensor that transformers' loader would fill.
 
-    ``model`` is on the meta device, loaded there from tensors of these names. The rules are transformers' own
-    (``core_model_loading.convert_and_load_state_dict_in_model``).
+    ``model`` is on the meta device, loaded there from tensors of these names.
     """
-    state = model.state_dict()
+    state, names = model.state_dict(), tensor_names(model, tensors)
     found: dict[str, Origin] = {}
-    for name, (converter, parts) in _groups(model, tensors, state).items():
+    for name, disks in names.disk.items():
+        first = names[disks[0]]
+        if name not in state or first.name != name:
+            continue
         dtype = state[name].dtype
-        if converter is None:
-            stored = next(iter(parts.values()))[1]
+        if not first.converted:
+            stored = tensors[disks[0]]
             found.setdefault(name, Origin(_plain(name, stored, dtype), dtype, stored))
             continue
-        convert = _Conversion(model, name, converter, parts, dtype)
+        convert = _Conversion(model, name, names.conversions[name], tensors, dtype)
         for target in convert(meta=True):
             found[target] = Origin(convert, dtype, None)
     return found
 
 
-Parts = dict[str, tuple[str, Stored]]
-
-
-def _groups(model: Any, tensors: Mapping[str, Stored], state: Mapping[str, Any]) -> dict[str, tuple[Any, Parts]]:
-    """First name in memory -> ``(converter, {name on disk: (pattern, tensor)})``, in the loader's order."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
-
-    mapping = get_model_conversion_mapping(model)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
-    prefix = model.base_model_prefix
-    found: dict[str, tuple[Any, Parts]] = {}
-    for disk in sorted(tensors, key=dot_natural_key):
-        name, pattern = rename_source_key(disk, renamings, converters, prefix, state)
-        if name not in state and disk in state:
-            name, pattern = rename_source_key(disk, [], [], base_model_prefix=prefix, meta_state_dict=state)
-        if name in state:
-            _, parts = found.setdefault(name, (None if pattern is None else by_pattern[pattern], {}))
-            parts[disk] = (pattern or disk, tensors[disk])
-    return found
-
-
-def _plain(name: str, stored: Stored, dtype: Any) -> Callable[[], Mapping[str, Any]]:
+def _plain(name: str, stored: Stored, dtype: torch.dtype) -> Callable[[], Mapping[str, Tensor]]:
     return lambda: {name: _read(stored, stored.offset, stored.shape).to(dtype)}
 
 
 @dataclass(frozen=True, slots=True)
 class _Conversion:
-    model: Any
+    model: PreTrainedModel
     name: str
-    converter: Any
-    parts: Parts
-    dtype: Any
+    conversion: Conversion
+    tensors: Mapping[str, Stored]
+    dtype: torch.dtype
 
-    def __call__(self, *, meta: bool = False) -> dict[str, Any]:
-        converter = copy.deepcopy(self.converter)
-        for disk, (pattern, stored) in self.parts.items():
-            converter.add_tensor(self.name, disk, pattern, self._reader(stored, meta=meta))
+    def __call__(self, *, meta: bool = False) -> dict[str, Tensor]:
+        converter = copy.deepcopy(self.conversion.converter)
+        for disk, pattern in self.conversion.patterns.items():
+            converter.add_tensor(self.name, disk, pattern, self._reader(self.tensors[disk], meta=meta))
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         return dict(_named(made))
 
-    def _reader(self, stored: Stored, *, meta: bool) -> Callable[[], Any]:
+    def _reader(self, stored: Stored, *, meta: bool) -> Callable[[], Tensor]:
         if meta:
             return lambda: torch.empty(stored.shape, dtype=self.dtype, device="meta")
         return lambda: _read(stored, stored.offset, stored.shape).to(self.dtype)
 
 
-def _named(made: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _named(made: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     for name, value in made.items():
         tensor = value[0] if isinstance(value, list) else value
         yield name, tensor if tensor.device.type == "meta" else _aligned(tensor)
 
 
-def _aligned(tensor: Any) -> Any:
+def _aligned(tensor: Tensor) -> Tensor:
     """In memory of its own: of a view, what it is a view of need not be kept."""
     return tensor if tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Any:
+def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Tensor:
     """Bytes from ``offset`` on in fresh aligned memory. *Shape:* as given."""
     found = _empty(shape, torch_dtype(stored.dtype))
     view = memoryview(found.view(-1).view(torch.uint8).numpy().data) if found.numel() else memoryview(b"")
@@ -147,7 +130,7 @@ def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Any:
     return found
 
 
-def _empty(shape: tuple[int, ...], dtype: Any) -> Any:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A large tensor gets pages of its own, which go back at once when it is let go and leave no holes in the heap."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < PAGES:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graftkit.running.paging.origin import Origin, apart
+from graftkit.running.paging.origin import Origin, outside_modes
 from graftkit.running.paging.table import is_large, table_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class Pager:
@@ -22,21 +26,21 @@ class Pager:
         self.read: Callable[[int], None] | None = None
         self.nbytes = 0
         self._origins, self._room = origins, room
-        self._kept: OrderedDict[str, Any] = OrderedDict()
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._held = 0
 
-    def __call__(self, name: str, nbytes: int) -> Any:
+    def __call__(self, name: str, nbytes: int) -> Tensor:
         """The parameter of that name and size."""
         if name in self._kept:
             self._kept.move_to_end(name)
             return self._kept[name]
         self._make_room(nbytes)
-        with apart():
+        with outside_modes():
             for other, tensor in self._origins[name].read().items():
                 self._keep(other, tensor)
         return self._kept[name]
 
-    def _keep(self, name: str, tensor: Any) -> None:
+    def _keep(self, name: str, tensor: Tensor) -> None:
         if name in self._kept:
             return
         self._make_room(tensor.nbytes)
@@ -57,7 +61,7 @@ class Paged(dict[str, Any]):
     Placeholders are one NaN as often as the shape asks for, so that what is computed from one by mistake shows.
     """
 
-    def __init__(self, placeholders: Mapping[str, Any], names: Mapping[str, str], pager: Pager) -> None:
+    def __init__(self, placeholders: Mapping[str, Tensor], names: Mapping[str, str], pager: Pager) -> None:
         super().__init__(placeholders)
         self._names, self._pager = names, pager
 
@@ -67,12 +71,12 @@ class Paged(dict[str, Any]):
             return held
         found = self._pager(self._names[key], held.nbytes)
         if found.dtype != held.dtype:  # a forward that casts its own module, such as a router to float32
-            with apart():
+            with outside_modes():
                 return torch.nn.Parameter(found.to(held.dtype), requires_grad=False)
         return found
 
 
-def page(model: Any, origins: Mapping[str, Origin], tables: frozenset[int]) -> Pager:
+def page(model: PreTrainedModel, origins: Mapping[str, Origin], tables: frozenset[int]) -> Pager:
     """Let every parameter of ``model`` that is on the meta device be paged in; ``tables`` are the ids of vocabulary tables.
 
     Parameters that several modules share are shared afterwards. What lies in memory stays there.
@@ -82,7 +86,7 @@ def page(model: Any, origins: Mapping[str, Origin], tables: frozenset[int]) -> P
         if parameter.is_meta and name in origins:
             names.setdefault(id(parameter), name)
     pager = Pager(origins, _largest_block(model))
-    placeholders: dict[int, Any] = {}
+    placeholders: dict[int, Tensor] = {}
     read: dict[str, int] = {}
     for module in model.modules():
         held = {key: value for key, value in module._parameters.items() if value is not None and value.is_meta}  # noqa: SLF001
@@ -108,7 +112,7 @@ def _placeholder(value: Any, origin: Origin | None, *, table: bool) -> Any:
     return torch.nn.Parameter(empty, requires_grad=False)
 
 
-def _largest_block(model: Any) -> int:
+def _largest_block(model: PreTrainedModel) -> int:
     """Bytes of the largest entry of any list of modules, or of the largest parameter where there is none."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     inside = {id(inner) for module in lists for block in module for inner in block.modules()}

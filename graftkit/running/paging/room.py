@@ -16,10 +16,10 @@ from graftkit.running import memory
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def paged(directories: tuple[Path, ...], beside: int, *, wanted: bool | None) -> bool:
+def paged(directories: tuple[Path, ...], extra_nbytes: int, *, wanted: bool | None) -> bool:
     """Whether models that must be in memory together are to be paged in: as ``wanted``, else where they do not fit.
 
-    ``beside`` is what else is needed, in bytes.
+    ``extra_nbytes`` is what else must fit beside them.
 
     Raises:
         RecipeError: it is wanted for a quantized model, whose layers the loader makes of its tensors itself.
@@ -33,7 +33,7 @@ def paged(directories: tuple[Path, ...], beside: int, *, wanted: bool | None) ->
         return False
     if wanted is not None:
         return wanted
-    return sum(map(loaded_nbytes, directories)) + beside > memory.available()
+    return sum(map(loaded_nbytes, directories)) + extra_nbytes > memory.available()
 
 
 def loaded_nbytes(directory: Path) -> int:

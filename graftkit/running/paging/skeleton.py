@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,10 @@ from graftkit.checkpoint.weights import read_weights
 from graftkit.running.paging.origin import Origin, origins
 from graftkit.running.paging.pager import Pager, page
 from graftkit.running.paging.table import is_large, table_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, dict[str, Any], Pager]:
@@ -41,10 +45,10 @@ def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, 
     return model, info, page(model, found, vocabulary_tables(model))
 
 
-def in_pieces(model: Any) -> None:
+def in_pieces(model: PreTrainedModel) -> None:
     """Let the large vocabulary tables of a model in memory be multiplied in the pieces of one that is paged in."""
     wanted = vocabulary_tables(model)
-    tables: dict[int, Any] = {}
+    tables: dict[int, Tensor] = {}
     for module in model.modules():
         held = module._parameters  # noqa: SLF001
         for key, value in held.items():
@@ -52,14 +56,14 @@ def in_pieces(model: Any) -> None:
                 held[key] = tables.setdefault(id(value), table_of(value.detach()))
 
 
-def vocabulary_tables(model: Any) -> frozenset[int]:
+def vocabulary_tables(model: PreTrainedModel) -> frozenset[int]:
     """Ids of the parameters that embeddings and the output embedding look up and multiply."""
-    modules = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    modules: list[torch.nn.Module] = [part for part in model.modules() if isinstance(part, torch.nn.Embedding)]
     modules += [module for getter in (INPUT, OUTPUT) if (module := embedding_of(model, getter)) is not None]
     return frozenset(id(module._parameters.get("weight")) for module in modules)  # noqa: SLF001 - without reading it
 
 
-def _tie(model: Any, found: dict[str, Origin]) -> None:
+def _tie(model: PreTrainedModel, found: dict[str, Origin]) -> None:
     """Tie what is stored twice where the bytes are equal: on the meta device the loader cannot compare them."""
     for target, source in list(model.all_tied_weights_keys.items()):
         one, two = found.get(target), found.get(source)
@@ -72,10 +76,10 @@ def _tie(model: Any, found: dict[str, Origin]) -> None:
         setattr(model.get_submodule(parent), name, model.get_parameter(source))
 
 
-def _fill(model: Any, found: dict[str, Origin]) -> None:
+def _fill(model: PreTrainedModel, found: dict[str, Origin]) -> None:
     """Give buffers their stored values, and what no file holds the values that the class itself gives it."""
     filled = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in found}
-    made: dict[int, Any] = {}
+    made: dict[int, Tensor] = {}
     for module_name, module in model.named_modules():
         for held in (module._buffers, module._parameters):  # noqa: SLF001
             for key, value in held.items():

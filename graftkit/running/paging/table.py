@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Elements of a table that are multiplied at a time; a table of no more is no large one.
 PIECE = 16 << 20
@@ -31,7 +34,7 @@ METHODS = frozenset(
 class Table(torch.Tensor):
     """*Shape:* ``(rows, width)``. ``read(start, stop)`` returns rows of it in fresh memory; None where its values are its own."""
 
-    read: Callable[[int, int], Any] | None
+    read: Callable[[int, int], Tensor] | None
 
     @classmethod
     def __torch_function__(
@@ -47,23 +50,23 @@ class Table(torch.Tensor):
             if name == "linear" and len(args) > 1 and isinstance(args[1], Table):
                 return linear(*args, **kwargs)
             if name == "embedding" and isinstance(args[1], Table) and args[1].read and kwargs.get("max_norm") is None:
-                return gather(args[1], args[0])
+                return gather(args[1], args[1].read, args[0])
             if name == "__getitem__" and isinstance(args[0], Table) and args[0].read:
-                found = _some_rows(args[0], args[1])
+                found = _some_rows(args[0], args[0].read, args[1])
                 if found is not None:
                     return found
             return func(*(_values(a) for a in args), **{key: _values(value) for key, value in kwargs.items()})
 
 
-def table_of(values: Any, read: Callable[[int, int], Any] | None = None) -> Any:
+def table_of(values: Tensor, read: Callable[[int, int], Tensor] | None = None) -> Table:
     """``values`` as a table. With ``read``, they only tell shape and dtype."""
-    made = torch.Tensor._make_subclass(Table, values.detach(), False)  # noqa: SLF001, FBT003 - how Parameter makes itself
+    made: Table = torch.Tensor._make_subclass(Table, values.detach(), False)  # noqa: SLF001, FBT003 - how Parameter makes itself
     made.read = read
     made._is_param = True  # noqa: SLF001 - what isinstance(tensor, Parameter) asks for
     return made
 
 
-def is_large(values: Any) -> bool:
+def is_large(values: Tensor) -> bool:
     """Whether these are the shape and size of a large table."""
     return bool(values.ndim == 2 and values.numel() > PIECE and values.is_floating_point())
 
@@ -73,7 +76,7 @@ def rows_of_piece(width: int) -> int:
     return max(PIECE // width // ROWS, 1) * ROWS
 
 
-def linear(inputs: Any, table: Any, bias: Any = None) -> Any:
+def linear(inputs: Tensor, table: Table, bias: Tensor | None = None) -> Tensor:
     """``inputs · tableᵀ + bias``, a piece at a time. *Shapes:* ``(..., width)`` to ``(..., rows)``."""
     rows, width = table.shape
     step = rows_of_piece(width)
@@ -85,8 +88,8 @@ def linear(inputs: Any, table: Any, bias: Any = None) -> Any:
     return found
 
 
-def gather(table: Any, ids: Any) -> Any:
-    """The rows of ``ids``, each read once. *Shapes:* ``ids`` any, result ``(*ids.shape, width)``.
+def gather(table: Table, read: Callable[[int, int], Tensor], ids: Tensor) -> Tensor:
+    """The rows of ``ids``, each read once by ``read``. *Shapes:* ``ids`` any, result ``(*ids.shape, width)``.
 
     Raises:
         IndexError: an id is none of the table.
@@ -99,19 +102,19 @@ def gather(table: Any, ids: Any) -> Any:
     found = torch.empty(len(numbers), table.shape[1], dtype=table.dtype)
     for first, last in pairwise(breaks):
         if last > first:
-            found[first:last] = table.read(numbers[first], numbers[last - 1] + 1)
+            found[first:last] = read(numbers[first], numbers[last - 1] + 1)
     return found[places]
 
 
-def _some_rows(table: Any, key: Any) -> Any:
+def _some_rows(table: Table, read: Callable[[int, int], Tensor], key: Any) -> Tensor | None:
     """Rows named by a slice or by ids along the first axis; None for any other key."""
     if isinstance(key, slice) and key.step in (None, 1):
         start, stop, _ = key.indices(table.shape[0])
-        return table.read(start, max(stop, start))
+        return read(start, max(stop, start))
     if isinstance(key, list):
         key = torch.tensor(key)
     if isinstance(key, torch.Tensor) and key.dtype == torch.int64 and key.ndim:
-        return gather(table, torch.where(key < 0, key + table.shape[0], key))
+        return gather(table, read, torch.where(key < 0, key + table.shape[0], key))
     return None
 
 

@@ -94,10 +94,9 @@ def other_logits(model: nn.Module, more: int) -> Iterator[bool]:
         bias = None if bias is None else torch.cat([bias, bias[:more]])
         return torch.nn.functional.linear(args[0], larger, bias)[..., : output.shape[-1]]
 
-    plain = type(head) is torch.nn.Linear
-    hook = head.register_forward_hook(again) if plain else None
+    hook = head.register_forward_hook(again) if type(head) is torch.nn.Linear else None
     try:
-        yield plain
+        yield hook is not None
     finally:
         if hook is not None:
             hook.remove()

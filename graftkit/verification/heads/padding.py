@@ -124,7 +124,7 @@ def _padded(
         return Padding(side, 0.0, 0.0, threshold, one_line(error))
     apart: float = 0.0
     backbone: float | None = 0.0
-    lengths = batch.mask[0].sum(), batch.ids.shape[1]
+    lengths = int(batch.mask[0].sum()), batch.ids.shape[1]
     by_token = {n for n, v in single[0][0].items() if (v.shape[1], together[n].shape[1]) == lengths}
     for index, (outputs, states) in enumerate(single):
         real = batch.mask[index].bool()

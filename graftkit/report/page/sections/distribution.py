@@ -32,12 +32,12 @@ def _lead(found: Mapping[str, Any]) -> str:
     held = f", under the promised {number(bound)}" if bound is not None else "; no bound was promised"
     return (
         f"At the worst of {plural(found['positions'], 'position')} KL(old ‖ new) is {number(found['kl_max'])} nats{held}."
-        f" All new ids together take at most {number(100 * found['mass_max'])} % of the probability."
+        f" All new ids together take at most {number(100 * float(found['mass_max']))} % of the probability."
     )
 
 
 def _kl(found: Mapping[str, Any]) -> Any:
-    values = [v for v in found["kl"] if v > 0 and math.isfinite(v)]
+    values = [v for v in map(float, found["kl"]) if v > 0 and math.isfinite(v)]
     if not values:
         return tag("p", "The KL is zero at every position.")
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
@@ -45,7 +45,7 @@ def _kl(found: Mapping[str, Any]) -> Any:
     counts = [0] * bars
     for value in values:
         counts[min(int((math.log10(value) - low) / max(high - low, 1) * bars), bars - 1)] += 1
-    mean, bound = found["kl_mean"], found.get("bound")
+    mean, bound = float(found["kl_mean"]), found.get("bound")
     marks = [Mark(mean, f"mean: {number(mean)} nats", "after", "mean")]
     if bound is not None:
         marks.append(Mark(bound, f"promised bound {found['bound_kind']}: {number(bound)} nats", "bound", "bound"))
@@ -61,9 +61,11 @@ def _kl(found: Mapping[str, Any]) -> Any:
 
 def _shares(report: Mapping[str, Any], shares: Sequence[tuple[int, float, float]]) -> Any:
     tokens = {index: token for token, index in report.get("new_tokens", {}).items()}
-    largest = max(mean for _, mean, _ in shares) or 1.0
+    means = [float(mean) for _, mean, _ in shares]
+    largest = max(means) or 1.0
     rows = [
-        (_token(i, tokens), joined(meter(mean / largest)), number(mean), number(worst)) for i, mean, worst in shares
+        (_token(i, tokens), joined(meter(mean / largest)), number(mean), number(worst))
+        for (i, _, worst), mean in zip(shares, means, strict=True)
     ]
     columns = [("new token", ""), ("", ""), ("mean mass", "n"), ("largest", "n")]
     return tag("div", tag("h3", "Probability mass of each new id"), table(columns, rows), class_="beside")

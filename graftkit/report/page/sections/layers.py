@@ -36,7 +36,7 @@ def _stacks(comparisons: Any) -> dict[str, dict[int, tuple[float, bool, int]]]:
             continue
         layer, stack = int(match[2]), stacks.setdefault(match[1] or "", {})
         largest, bitwise, places = stack.get(layer, (0.0, True, 0))
-        stack[layer] = (max(largest, item["largest"]), bitwise and item["bitwise"], places + item["places"])
+        stack[layer] = (max(largest, float(item["largest"])), bitwise and item["bitwise"], places + item["places"])
     return {name: dict(sorted(found.items())) for name, found in stacks.items()}
 
 
@@ -70,8 +70,8 @@ def _others(items: list[Mapping[str, Any]]) -> Any:
 
 
 def _row(name: str, found: list[Mapping[str, Any]]) -> tuple[object, ...]:
-    largest = max(item["largest"] for item in found)
-    allowed = max(item["allowed"] for item in found)
+    largest = max(float(item["largest"]) for item in found)
+    allowed = max(float(item["allowed"]) for item in found)
     bitwise = all(item["bitwise"] for item in found)
     places = short_count(sum(item["places"] for item in found))
     return (name, places, number(largest), "bitwise" if bitwise else f"≤ {number(allowed)}" if allowed else "measured")

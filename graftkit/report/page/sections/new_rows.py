@@ -37,7 +37,7 @@ def _lead(tables: Mapping[str, Mapping[str, Any]]) -> str | list[object]:
     for name, found in tables.items():
         rows = found["rows"]
         outside = sum(row["rank"] in (0.0, 1.0) for row in rows)
-        same = sum(row["twin"] is not None and row["twin"] > _SAME for row in rows)
+        same = sum(row["twin"] is not None and float(row["twin"]) > _SAME for row in rows)
         odd = []
         if outside:
             odd.append(f"{outside} of {len(rows)} have a norm below or above that of every trained row")
@@ -50,7 +50,7 @@ def _lead(tables: Mapping[str, Mapping[str, Any]]) -> str | list[object]:
 
 def _table(name: str, found: Mapping[str, Any]) -> Markup:
     old, rows = found["old_norms"], found["rows"]
-    bars = Bars("old rows", BEFORE, old["low"], old["high"], old["counts"])
+    bars = Bars("old rows", BEFORE, float(old["low"]), float(old["high"]), old["counts"])
     picture = histogram(bars, list(_marks(rows)), name="Euclidean norm of a row")
     role = "input and output, tied" if found.get("tied") else found["role"]
     caption = f"{role} embedding; {count(old['count'])} old rows, each blue line a new one."
@@ -72,11 +72,11 @@ def _marks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mark]:
     """One mark for all rows of the same norm."""
     by_norm: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        by_norm.setdefault(f"{row['norm']:.4g}", []).append(row)
+        by_norm.setdefault(f"{float(row['norm']):.4g}", []).append(row)
     for same in by_norm.values():
         names = [_name(row) for row in same[:4]]
         more = f" and {len(same) - 4} more" if len(same) > 4 else ""
-        yield Mark(same[0]["norm"], f"{', '.join(names)}{more}: {number(same[0]['norm'])}")
+        yield Mark(float(same[0]["norm"]), f"{', '.join(names)}{more}: {number(same[0]['norm'])}")
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -86,7 +86,7 @@ def _name(row: Mapping[str, Any]) -> str:
 def _row(row: Mapping[str, Any]) -> tuple[object, ...]:
     token = chip(row["token"]) if row["token"] is not None else f"padding row {row['id']}"
     near = [
-        tag("span", chip(_name(n)), tag("span", f"{n['cosine']:.2f}", class_="cosine"), class_="near")
+        tag("span", chip(_name(n)), tag("span", f"{float(n['cosine']):.2f}", class_="cosine"), class_="near")
         for n in row["neighbours"]
     ]
-    return token, number(row["norm"]), f"{100 * row['rank']:.0f} %", joined(*near)
+    return token, number(row["norm"]), f"{100 * float(row['rank']):.0f} %", joined(*near)

@@ -1,0 +1,12 @@
+"""The JSON of every `--json` and of graft_report.json: any reader accepts it, since a number that is not finite is a string."""
+
+from __future__ import annotations
+
+import json
+
+from graftkit.verification.checks import finite
+
+
+def json_text(value: object) -> str:
+    """``value`` as indented JSON; JSON has no NaN and no infinity, so they are ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
