@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 CACHES = ("cache", "past_key_values", "cache_params", "state")
 
 
+def parameters_of(model: PreTrainedModel) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the model's forward by name."""
+    return inspect.signature(model.forward).parameters
+
+
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether a function has a parameter of this name; what it collects in ``**kwargs`` does not count."""
     return name in inspect.signature(function).parameters

@@ -6,7 +6,6 @@ getters of transformers only name their roles. No table of architectures is invo
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.capabilities import parameters_of
 from graftkit.architecture.embeddings import INPUT, OUTPUT, call_getter
 from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ def vocabulary_of(checkpoint: Checkpoint, structure: Structure | None = None) ->
 
 def takes_ids(model: PreTrainedModel) -> bool:
     """Whether the forward of ``model`` takes token ids."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = parameters_of(model)
     return model.main_input_name == "input_ids" or not {"input_ids", "decoder_input_ids"}.isdisjoint(parameters)
 
 

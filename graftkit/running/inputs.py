@@ -5,12 +5,12 @@ No architecture is named here. A forward that refuses token ids alone says what 
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.capabilities import parameters_of, takes
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import VerificationFailed
 from graftkit.running.probes import Probe
@@ -39,7 +39,7 @@ SIDE = 64
 
 def feed(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
     """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = parameters_of(model)
     ids, mask = probe.ids, probe.mask
     if ONE_END in made:
         ids = _with_one_end(model, ids, mask)
@@ -62,7 +62,7 @@ def feed(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> dict[str
 
 def takes_images(model: PreTrainedModel) -> bool:
     """Whether images are all that the model is fed."""
-    return model.main_input_name == "pixel_values" and "input_ids" not in inspect.signature(model.forward).parameters
+    return model.main_input_name == "pixel_values" and not takes(model.forward, "input_ids")
 
 
 def find_inputs(
@@ -93,7 +93,7 @@ def find_inputs(
 
 def _next(model: PreTrainedModel, made: frozenset[str], message: str) -> Iterator[frozenset[str]]:
     """What to try after a refusal: the inputs that its message names; at first also every input that can be made."""
-    parameters = inspect.signature(model.forward).parameters
+    parameters = parameters_of(model)
     words = {word.lower() for word in re.findall(r"\w+", message)}
     can = frozenset(name for name in MAKERS if name in parameters and _makeable(name, model))
     named = can & words - made
@@ -152,7 +152,7 @@ def _pixels(model: PreTrainedModel, ids: Tensor) -> Tensor:
     shape: tuple[int, ...] = (getattr(vision or model.config, "num_channels", 3), height, width)
     if takes_images(model):
         return torch.stack([_image(int(row[0]), shape) for row in ids]).to(model.dtype)
-    if "image_attention_mask" in inspect.signature(model.forward).parameters:
+    if takes(model.forward, "image_attention_mask"):
         shape = (1, *shape)  # a sequence of images for each row
     values = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float32).view(1, *shape)
     return values.to(model.dtype).expand(len(ids), *shape)

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from graftkit.architecture.capabilities import parameters_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
 from graftkit.running.forward import largest_position
@@ -74,7 +75,5 @@ def _batches(order: list[int], encoded: list[list[int]], *, alone: bool) -> Iter
 
 def known_inputs(model: PreTrainedModel, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a tokenizer's ``inputs`` that the model's forward takes."""
-    import inspect
-
-    parameters = inspect.signature(model.forward).parameters
+    parameters = parameters_of(model)
     return {name: value for name, value in inputs.items() if name in parameters}

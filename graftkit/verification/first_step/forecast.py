@@ -9,12 +9,12 @@ What rounding alone does is measured beside it: every parameter is moved to one 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from graftkit.architecture.capabilities import takes
 from graftkit.running.inputs import feed
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def old_outputs(
     inputs: dict[str, Any] = feed(model, batch, made)
     if "output_hidden_states" in inputs and seen.name != "hidden_states":
         inputs["output_hidden_states"] = False
-    if model.can_generate() or "use_cache" in inspect.signature(model.forward).parameters:
+    if model.can_generate() or takes(model.forward, "use_cache"):
         inputs["use_cache"] = False
 
     def run(parameters: Mapping[str, Tensor]) -> Tensor:

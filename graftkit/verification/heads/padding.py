@@ -7,12 +7,12 @@ padding), the head cannot be judged beyond them, and that is said.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftkit.architecture.capabilities import takes
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import flatten
 from graftkit.running.inputs import feed, find_inputs
@@ -168,7 +168,7 @@ def _inputs(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Itera
     """What the forward is fed: no decoder ids, which a head makes itself, and positions that count real tokens."""
     fed: Mapping[str, Any] = feed(model, probe, made)
     yield from ((k, v) for k, v in fed.items() if not k.startswith("decoder_") and k != "output_hidden_states")
-    if "position_ids" in inspect.signature(model.forward).parameters and probe.mask[:, 0].min() == 0:
+    if takes(model.forward, "position_ids") and probe.mask[:, 0].min() == 0:
         yield "position_ids", (probe.mask.cumsum(-1) - 1).clamp(min=0)
 
 
