@@ -55,8 +55,8 @@ class Report:
     derived: ClassVar[tuple[str, ...]] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything that was measured as JSON values."""
-        found: dict[str, Any] = json_of(self)
+        """Everything that was measured as JSON values; what is not finite is a string."""
+        found: dict[str, Any] = finite(json_of(self))
         return found
 
 

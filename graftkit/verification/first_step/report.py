@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from graftkit.errors import few
-from graftkit.verification.checks import finite, json_of
+from graftkit.verification.checks import Report
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
 from graftkit.verification.first_step.noise import GradientGap
 
@@ -16,7 +15,7 @@ KINDS = ("lora_", "trainable_tokens_delta", "modules_to_save")
 
 
 @dataclass(frozen=True, slots=True)
-class FirstStepReport:
+class FirstStepReport(Report):
     """Gradients, reach and forecast, in float32 on copies of the models.
 
     Attributes:
@@ -81,11 +80,6 @@ class FirstStepReport:
             return "old gradients", "bitwise", f"the source's own noise is up to {most:.2g}"
         text = f"relative error {gap.error:.2g} at {gap.parameter}, the source's own noise there {gap.floor:.2g}"
         return "old gradients", "differ" if gap.differs else "equal to the noise", text
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        plain: dict[str, Any] = finite(json_of(self))
-        return plain
 
 
 def _when(moves: Mapping[str, int | None]) -> Iterator[str]:

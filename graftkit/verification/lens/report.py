@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from graftkit.verification.checks import finite, json_of
+from graftkit.verification.checks import Report
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -39,7 +39,7 @@ class FirstDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class LensReport:
+class LensReport(Report):
     """Everything that the lens measured. ``failures`` is empty when source and result are equal where that is promised.
 
     ``probes`` gives unmasked tokens (or another ``unit``) by probe.
@@ -74,11 +74,6 @@ class LensReport:
     def largest(self) -> float:
         """The largest relative difference of any output in float64."""
         return max(self.outputs.values(), default=0.0)
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values; what is not finite is a string."""
-        plain: dict[str, Any] = finite(json_of(self))
-        return plain
 
     def rows(self) -> Iterator[tuple[str, str, str]]:
         """``(check, result, figure)`` for a terminal."""
