@@ -207,3 +207,35 @@ def test_a_merge_is_compared_with_its_adapter_also_where_blocks_came_behind_it(s
     failures = compare_with_adapted(source, broken, tmp_path / "adapter", later=later).failures
     assert "weights: 'model.layers.1.mlp.down_proj.weight' is not base plus adapter" in failures[0]
     assert not any("model.layers.2" in failure for failure in failures)
+
+
+def test_as_many_blocks_as_before_are_not_taken_for_the_same_blocks(source, tmp_path):
+    order = (~0, 0, 2)
+    result, change = with_blocks(source, tmp_path / "result", order), correspondence(3, order)
+    signal = compare_signal(source, result, correspondence=change)
+    assert signal.new_blocks == ("model.layers.0",)
+    rms, whole = (
+        next(figure for figure in found.figures if figure.key == "rms")
+        for found in (signal, compare_signal(source, source))
+    )
+    assert rms.before == (None, whole.after[0], whole.after[2])
+    assert rms.after[1] == whole.after[0]
+    bitwise = {
+        item.name: item.bitwise
+        for item in compare_outputs(source, result, correspondence=change, scope=Scope.MEASURE).comparisons
+    }
+    assert bitwise["hidden_states.1"]
+    assert not bitwise["logits"]
+
+
+def test_a_block_is_the_source_s_also_where_a_fault_has_changed_it(source, tmp_path):
+    def change_first_rows(state):
+        for name, value in state.items():
+            if name.startswith("model.layers.2.") and value.ndim == 2:
+                value[0] *= 2
+
+    result = with_blocks(source, tmp_path / "result", MIDDLE, change=change_first_rows)
+    signal = compare_signal(source, result, correspondence=correspondence(3, MIDDLE))
+    assert signal.new_blocks == ("model.layers.1",)
+    rms = next(figure for figure in signal.figures if figure.key == "rms")
+    assert [a == b for a, b in zip(rms.before, rms.after, strict=True)] == [True, False, False, False]
