@@ -17,11 +17,24 @@ def _recipe(options: Namespace) -> Any:
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")
-    return load_recipe(options.recipe, overrides)
+    return load_recipe(_path(options.recipe), overrides)
+
+
+def _path(given: str) -> str:
+    """A path of the command line, with ``~`` expanded as in a recipe, whatever the shell did."""
+    from graftkit.recipe.paths import expand_home
+
+    try:
+        return expand_home(given)
+    except ValueError as error:
+        raise RecipeError(f"{printable(given)}: {printable(error)}") from error
 
 
 def _print_json(value: object) -> int:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    plain = (sys.stdout.encoding or "utf-8").lower().replace(
+        "-", ""
+    ) != "utf8"  # what it lacks is escaped as JSON escapes
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=plain, default=str) + "\n")
     return 0
 
 
@@ -84,8 +97,9 @@ def apply(options: Namespace) -> int:
         terminal.print_plan(planned, verbose=options.verbose)
     with terminal.progress(silent=silent) as progress:
         written = engine.execute(
-            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress
-        )
+            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
+            committed=options.committed,
+        )  # fmt: skip
     if options.json:
         return _print_json(written.to_json())
     if not silent:
@@ -152,7 +166,7 @@ def verify(options: Namespace) -> int:
 
         from graftkit.report.comparison import write_comparison
 
-        write_comparison(options.a, options.b, found, Path(options.report))
+        write_comparison(options.a, options.b, found, Path(_path(options.report)))
     if options.json:
         looks = {check.name: check.to_json() for check in found.checks}
         plain = dataclasses.asdict(dataclasses.replace(found, lens=None, signal=None))
@@ -168,7 +182,7 @@ def report(options: Namespace) -> int:
 
     from graftkit.report.page import write_page
 
-    page = str(write_page(Path(options.dir)))
+    page = str(write_page(Path(_path(options.dir))))
     if options.json:
         return _print_json({"page": page})
     sys.stdout.write(f"{printable(page)}\n")
@@ -199,7 +213,7 @@ def _verify_adapter(options: Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    found = verify_adapter(options.adapter, options.a, outputs=not options.no_outputs)
+    found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
     if options.json:
         _print_json(found.to_json())
     else:

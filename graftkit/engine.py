@@ -57,8 +57,9 @@ def execute(
     link: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
+    committed: Callable[[Path], None] | None = None,
 ) -> Report:
-    """Write exactly ``planned``; see :func:`apply`."""
+    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears."""
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
         raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
@@ -75,7 +76,7 @@ def execute(
         findings = tuple(_verify(planned, staging.path, device, progress))
         report = Report(planned, ledger, findings, _figures(planned))
         write_report(report, planned, staging.path)
-        staging.commit()
+        staging.commit(committed)
     return report
 
 
