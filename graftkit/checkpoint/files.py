@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from graftkit.errors import InputRejected, StorageFault, printable
+from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
 
 
 def is_plain_relative(path: str) -> bool:
@@ -71,6 +71,20 @@ def open_regular(path: Path, shown: str) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputRejected(f"{shown}: is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def open_given(path: Path) -> BinaryIO:
+    """Open a file that a recipe names, through any link, if it is regular: no pipe and no device, which may have no end.
+
+    Raises:
+        RecipeError: it is not regular.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecipeError(f"{printable(path)}: is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.documents import encode_document
+from graftkit.checkpoint.documents import encode_document, read_document
+from graftkit.checkpoint.tokenizer.bounds import check_bounds, tokenizers_faults
+from graftkit.checkpoint.tokenizer.vocabulary import object_of
+from graftkit.errors import InputRejected, printable
 from graftkit.running.forward import largest_position
 
 Item = TypeVar("Item")
@@ -25,6 +28,29 @@ def write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     for name in checkpoint.carried:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).symlink_to(checkpoint.path_of(name))
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """What ``AutoTokenizer.from_pretrained(directory)`` gives, without code of the checkpoint, and within bounds.
+
+    Raises:
+        InputRejected: transformers or the tokenizers library cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    path = directory / "tokenizer.json"
+    cannot = f"{printable(directory)}: AutoTokenizer cannot load the tokenizer"
+    try:
+        if path.is_file():
+            check_bounds(object_of({path.name: read_document(directory, path.name)}, path.name))
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except InputRejected as error:
+        raise InputRejected(f"{cannot}: {error}") from error
+    except BaseException as error:  # transformers raises all kinds, and a panic of tokenizers is no Exception
+        reason = printable(str(error).strip().partition("\n")[0][:300])
+        raise InputRejected(f"{cannot}: {type(error).__name__}: {reason}") from error
 
 
 def longest(model: Any, tokenizer: Any, asked: int | None) -> int:
@@ -45,7 +71,8 @@ def outputs_of_texts(
     stream = iter(items)
     while window := list(islice(stream, WINDOW)):
         texts = [text for _, text in window]
-        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        with tokenizers_faults("tokenizer files"):
+            encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         order = sorted(range(len(window)), key=lambda index: len(encoded[index]))
         for batch in _batches(order, encoded, alone=tokenizer.pad_token is None):
             inputs = tokenizer(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.peft.injection import NAME, PREFIX, saved_config
+from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -57,6 +58,8 @@ def tune(skeleton: Skeleton, peft_type: str, fields: Mapping[str, Any], weights:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
+    if endless := endless_pattern(fields, model):
+        raise RecipeError(endless)
     standing = stand_in(model, weights)
     reads = _reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):
