@@ -9,6 +9,7 @@ from argparse import Namespace
 from typing import Any
 
 from graftkit.errors import RecipeError, printable
+from graftkit.process import require_threads
 
 
 def _recipe(options: Namespace) -> Any:
@@ -57,6 +58,7 @@ def schema(_: Namespace) -> int:
 
 def _quiet_libraries() -> None:
     """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
+    require_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -87,6 +87,9 @@ _SYSTEM = frozenset(
     }
 )  # fmt: skip
 
+#: How Python and torch say that no thread could be started.
+_NO_THREADS = ("can't start new thread", "Invalid thread pool")
+
 #: How libraries in Rust and torch spell the number of such an answer.
 _NUMBER = re.compile(r"\(os error (\d+)\)|Error code (\d+) \(")
 
@@ -99,7 +102,7 @@ def system_fault(error: BaseException) -> str | None:
     for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "not enough memory"
-        if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
+        if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_THREADS):
             return "no thread could be started; allow more processes (ulimit -u)"
         number = cause.errno if isinstance(cause, OSError) else None
         if number is None and (found := _NUMBER.search(str(cause)[:10_000])):

@@ -48,6 +48,25 @@ class _Pipe(io.FileIO):
         return len(data)
 
 
+def require_threads() -> None:
+    """Start as many threads as libraries will, and end them: OpenMP ends the whole process, without a word, where it cannot.
+
+    Raises:
+        RuntimeError: one could not be started.
+    """
+    done = threading.Event()
+    threads = []
+    try:
+        for _ in range(os.cpu_count() or 1):
+            thread = threading.Thread(target=done.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
 class Process:
     """What is set up once, before a command runs. With ``debug`` libraries may print, and tracebacks show."""
 

@@ -109,6 +109,8 @@ def read_bounded(directory: Path, relative: str, limit: int) -> bytes:
 def _read_fault(error: OSError, shown: str) -> InputRejected | StorageFault:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return InputRejected(f"{shown}: is missing, or a link to nothing")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputRejected(f"{shown}: is too long for the name of a file")
     if error.errno == errno.ELOOP:
         return InputRejected(f"{shown}: is a symbolic link that cannot be followed")
     if error.errno == errno.ENXIO:
