@@ -7,10 +7,16 @@ import sys
 
 def main() -> None:
     """Run the command line and exit with its code."""
-    from graftkit.cli import run
+    try:
+        from graftkit.cli import main as command_line
 
-    sys.exit(run(sys.argv[1:]))
+        code = command_line(sys.argv[1:])
+    except KeyboardInterrupt:  # while importing
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":
+    # `python -m` puts the working directory first, and what lies in a checkpoint's folder must not be imported.
+    sys.path[:] = [entry for entry in sys.path[not sys.flags.safe_path :] if entry]
     main()

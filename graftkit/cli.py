@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from graftkit import commands
-from graftkit.errors import GraftkitError, RecipeError, printable
+from graftkit.errors import (
+    CommittedWithWarning,
+    GraftkitError,
+    RecipeError,
+    StorageFault,
+    VerificationFailed,
+    printable,
+    shortened,
+    system_fault,
+)
+from graftkit.process import Interrupted, Process
 
 Command = Callable[[argparse.Namespace], int]
+
+#: Exit code of what should not have happened, that of a software error in sysexits.h.
+FAULT = 70
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,34 +35,82 @@ class _Parser(argparse.ArgumentParser):
         raise RecipeError(f"{command}{': ' * bool(command)}{printable(said)}; see {self.prog} --help")
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; every expected error is one line on standard error."""
+def main(arguments: Sequence[str]) -> int:
+    """Set up this process, run one command in it and return its exit code, which nothing changes any more."""
+    process = Process(debug="--debug" in arguments)
+    committed: list[Path] = []
+    code = 0
+    try:
+        code = run(arguments, committed)
+        lost = process.lost_output()
+        if lost is not None and code in (0, VerificationFailed.exit_code):
+            code = _after(committed, code, f"standard output: {lost.strerror}")
+        process.finish()
+    except Interrupted as stop:  # raised once, and `run` lets it through
+        process.finish()
+        process.drop_output()
+        code = _after(committed, 128 + stop.number, "interrupted")
+    return code
+
+
+def _after(committed: Sequence[Path], code: int, message: str) -> int:
+    """Say what got in the way, and what stands; return the exit code: 7 behind a commit."""
+    if committed:
+        _complain(f"{printable(committed[0])}: in place and whole; {message}")
+        return CommittedWithWarning.exit_code
+    _complain(f"{message}; nothing was written")
+    return code or StorageFault.exit_code
+
+
+def run(arguments: Sequence[str], committed: list[Path] | None = None) -> int:
+    """Run one command and return its exit code; every error is one line on standard error.
+
+    ``committed`` gets the output as soon as it is in place: whatever goes wrong behind that says so, and is 7.
+    """
     debug = "--debug" in arguments
+    committed = [] if committed is None else committed
     try:
         options = _parse(arguments)
+        options.committed = committed.append
         command: Command = options.command
         return command(options)
-    except GraftkitError as error:
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except Interrupted:
+        raise
+    except BaseException as error:  # noqa: BLE001 - panics of tokenizers are no Exception
         if debug:
             traceback.print_exc()
-        _complain(str(error))
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if debug:
-            traceback.print_exc()
-        _complain(f"{printable(error.filename or 'I/O')}: {error.strerror or error}")
-        return 5
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing was written")
-        return 130
+        message, code = _judge(error)
+        if committed and code != CommittedWithWarning.exit_code:
+            return _after(committed, code, message)
+        _complain(message)
+        return code
+
+
+def _judge(error: BaseException) -> tuple[str, int]:
+    """What an error says in a line, and its exit code; where the system failed underneath, that is to blame."""
+    if isinstance(error, StorageFault | CommittedWithWarning):
+        return str(error), error.exit_code
+    if fault := system_fault(error):
+        return f"{fault}; nothing was written", StorageFault.exit_code
+    if isinstance(error, GraftkitError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing was written", 130
+    if isinstance(error, OSError):
+        return f"{printable(error.filename or 'I/O')}: {printable(error.strerror or error)}", StorageFault.exit_code
+    what = printable(f"{type(error).__name__}: {error}".split("\n", 1)[0])
+    return (
+        f"{shortened(what, 300)}: this is a fault of graftkit itself, and nothing was written; run again with --debug for"
+        " the traceback, and report it with that to the project's issue tracker"
+    ), FAULT
 
 
 def _complain(message: str) -> None:
     for line in message.splitlines():
-        sys.stderr.write(f"graftkit: {printable(line)}\n")
+        sys.stderr.write(f"graftkit: {shortened(printable(line))}\n")
+    sys.stderr.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from argparse import Namespace
 from typing import Any
 
 from graftkit.errors import RecipeError, printable
+from graftkit.process import require_threads
 
 
 def _recipe(options: Namespace) -> Any:
@@ -17,13 +18,24 @@ def _recipe(options: Namespace) -> Any:
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")
-    return load_recipe(options.recipe, overrides)
+    return load_recipe(_path(options.recipe), overrides)
+
+
+def _path(given: str) -> str:
+    """A path of the command line, with ``~`` expanded as in a recipe, whatever the shell did."""
+    from graftkit.recipe.paths import expand_home
+
+    try:
+        return expand_home(given)
+    except ValueError as error:
+        raise RecipeError(f"{printable(given)}: {printable(error)}") from error
 
 
 def _print_json(value: object) -> int:
     from graftkit.report.json_text import json_text
 
-    sys.stdout.write(f"{json_text(value)}\n")
+    utf8 = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    sys.stdout.write(f"{json_text(value, escape=not utf8)}\n")
     return 0
 
 
@@ -46,6 +58,7 @@ def schema(_: Namespace) -> int:
 
 def _quiet_libraries() -> None:
     """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
+    require_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -86,8 +99,9 @@ def apply(options: Namespace) -> int:
         terminal.print_plan(planned, verbose=options.verbose)
     with terminal.progress(silent=silent) as progress:
         written = engine.execute(
-            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress
-        )
+            planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
+            committed=options.committed,
+        )  # fmt: skip
     if options.json:
         return _print_json(written.to_json())
     if not silent:
@@ -152,7 +166,7 @@ def verify(options: Namespace) -> int:
 
         from graftkit.report.comparison import write_comparison
 
-        write_comparison(options.a, options.b, found, Path(options.report))
+        write_comparison(options.a, options.b, found, Path(_path(options.report)))
     if options.json:
         _print_json(found.to_json())
     else:
@@ -166,7 +180,7 @@ def report(options: Namespace) -> int:
 
     from graftkit.report.page import write_page
 
-    page = str(write_page(Path(options.dir)))
+    page = str(write_page(Path(_path(options.dir))))
     if options.json:
         return _print_json({"page": page})
     sys.stdout.write(f"{printable(page)}\n")
@@ -197,7 +211,7 @@ def _verify_adapter(options: Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    found = verify_adapter(options.adapter, options.a, outputs=not options.no_outputs)
+    found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
     if options.json:
         _print_json(found.to_json())
     else:

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import FOLDER, write_adapter
+from graftkit.checkpoint.adapter import FOLDER, open_adapter, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.write import write_checkpoint
-from graftkit.errors import RecipeError, VerificationFailed
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
@@ -21,7 +21,7 @@ from graftkit.report.report import Report, write_report
 from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
-from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
+from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
 from graftkit.verification.subject import NewTokens, Subject
 from graftkit.verification.ties import lost_ties
 
@@ -57,8 +57,9 @@ def execute(
     link: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
+    committed: Callable[[Path], None] | None = None,
 ) -> Report:
-    """Write exactly ``planned``; see :func:`apply`."""
+    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears."""
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
         raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
@@ -71,12 +72,36 @@ def execute(
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
         _prepare(planned, progress)
-        ledger = _write(planned, staging, link=link, progress=progress)
-        findings = tuple(_verify(planned, staging.path, device, progress))
+        try:
+            ledger = _write(planned, staging, link=link, progress=progress)
+            findings = tuple(_verify(planned, staging.path, device, progress))
+        except VerificationFailed as error:
+            _blame_inputs(planned, error)
+            raise
         report = Report(planned, ledger, findings, _figures(planned))
         write_report(report, planned, staging.path)
-        staging.commit()
+        staging.commit(committed)
     return report
+
+
+def _blame_inputs(planned: Plan, error: VerificationFailed) -> None:
+    """Where what went in holds NaN or infinity, nothing that comes out can verify, and that is not the result's fault.
+
+    Raises:
+        InputRejected: a tensor of the base or of an adapter is not finite.
+    """
+    if planned.recipe.allow_nonfinite:
+        return
+    inputs = {planned.source.name: planned.source.tensors}
+    for spec in planned.recipe.operations:
+        if adapter := getattr(spec, "adapter", None):
+            inputs[adapter] = open_adapter(adapter).tensors
+    for where, tensors in inputs.items():
+        if bad := next(not_finite(tensors), None):
+            raise InputRejected(
+                f"{printable(where)}: tensor {printable(bad)!r} holds NaN or infinity, so that nothing that is made of it"
+                " can be verified; repair it, or set allow_nonfinite: true"
+            ) from error
 
 
 def _prepare(planned: Plan, progress: Progress | None) -> None:

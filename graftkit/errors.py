@@ -8,7 +8,9 @@
     ├── VerificationFailed     4   the result does not keep its promise; nothing was committed
     ├── StorageFault           5   reading or writing failed; nothing was committed
     ├── Locked                 6   another run holds the output
-    └── CommittedWithWarning   7   the output is in place, but its durability or the clean-up failed
+    └── CommittedWithWarning   7   the output is in place, but something behind that failed: durability, clean-up, printing
+
+A command that fails in any other way ends with 70, and says that this is graftkit's own fault.
 
 A message is one line: the file, the place in it, what was found, what to do. Whatever comes from a file is escaped by
 :func:`printable` before it reaches a terminal.
@@ -16,7 +18,10 @@ A message is one line: the file, the place in it, what was found, what to do. Wh
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import errno
+import os
+import re
+from collections.abc import Collection, Iterator
 
 
 class GraftkitError(Exception):
@@ -72,6 +77,62 @@ class CommittedWithWarning(GraftkitError):
     """The output is in place and whole, but making it durable or cleaning up behind it failed."""
 
     exit_code = 7
+
+
+#: What the operating system answers where neither the recipe nor the input is to blame, whoever was told so.
+_SYSTEM = frozenset(
+    {
+        errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT, errno.ENOBUFS,
+        errno.ESTALE, errno.ETIMEDOUT, errno.EBUSY, errno.EINTR,
+    }
+)  # fmt: skip
+
+#: How Python and torch say that no thread could be started.
+_NO_THREADS = ("can't start new thread", "Invalid thread pool")
+
+#: How libraries in Rust and torch spell the number of such an answer.
+_NUMBER = re.compile(r"\(os error (\d+)\)|Error code (\d+) \(")
+
+
+def system_fault(error: BaseException) -> str | None:
+    """Return in a line how the system failed underneath ``error``: memory, threads, disk, open files; None where it did not.
+
+    Libraries wrap such failures in exceptions that blame the file that they were reading.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, MemoryError):
+            return "not enough memory"
+        if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_THREADS):
+            return "no thread could be started; allow more processes (ulimit -u)"
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number is None and (found := _NUMBER.search(str(cause)[:10_000])):
+            number = int(found[1] or found[2])
+        if number in _SYSTEM:
+            name = getattr(cause, "filename", None)
+            what = f"{printable(name)}: {os.strerror(number)}" if name else os.strerror(number)
+            return what if cause is error or name else f"{what}, seen as: {printable(error)}"
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and everything that it was raised from or while handling."""
+    waiting, seen = [error], set()
+    while waiting:
+        found = waiting.pop(0)
+        if id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            waiting += [cause for cause in (found.__cause__, found.__context__) if cause is not None]
+
+
+#: The longest line that is printed of anything, in characters.
+LINE = 2000
+
+
+def shortened(text: str, length: int = LINE) -> str:
+    """``text`` in at most ``length`` characters: what is too long loses its middle."""
+    half = (length - 1) // 2
+    return text if len(text) <= length else f"{text[:half]}…{text[-half:]}"
 
 
 def printable(text: object) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from graftkit.architecture.accounting import account
 from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import CHUNK, read_range, row_chunks
+from graftkit.checkpoint.reading import row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.initializers.statistics import TableStatistics, table_statistics
-from graftkit.verification.structural import EXPONENTS
+from graftkit.verification.structural import not_finite
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -93,7 +93,7 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
         ),
         special=dict(tokenizer.special),
         findings=() if bare else tuple(special_token_findings(checkpoint.documents, tokenizer)),
-        nonfinite=tuple(_nonfinite(checkpoint)) if nonfinite else None,
+        nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
     )
 
@@ -144,15 +144,3 @@ def _id_places(documents: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping
         for key, inner in values.items():
             if key in ("text_config", "decoder", "encoder") and isinstance(inner, dict):
                 yield file, f"{key}.", inner
-
-
-def _nonfinite(checkpoint: Checkpoint) -> Iterator[str]:
-    for name, tensor in checkpoint.tensors.items():
-        if not isinstance(tensor, Stored) or tensor.dtype not in EXPONENTS:
-            continue
-        word, mask = EXPONENTS[tensor.dtype]
-        for start in range(0, tensor.nbytes, CHUNK):
-            values = read_range(tensor.path, tensor.offset + start, min(CHUNK, tensor.nbytes - start)).view(word)
-            if ((values & values.dtype.type(mask)) == mask).any():
-                yield name
-                break

@@ -22,7 +22,7 @@ LAYERS = [
     {"report"},
     {"engine", "compare", "inspection", "adapter_verification"},
     {"selftest"},
-    {"commands"},
+    {"commands", "process"},
     {"cli"},
 ]
 

@@ -187,6 +187,10 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
                 model = model_class(built)
         except Exception as error:  # model classes assert and raise freely
             raise InputRejected(f"{name}: cannot be built from config.json: {one_line(error)}") from error
+    if not hasattr(model, "all_tied_weights_keys"):  # set at the end of every model's own __init__
+        raise InputRejected(
+            f"config.json: architectures: {printable(name)!r} is a base class of transformers, not a model"
+        )
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     return Skeleton(name, model, shapes, dict(model.all_tied_weights_keys))
 

@@ -16,6 +16,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
 from graftkit.errors import InputRejected, printable
+from graftkit.recipe.paths import expand_home
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
 FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
@@ -58,7 +59,10 @@ def open_adapter(path: str) -> Adapter:
             of a LoRA is not floating point; the file is named.
         StorageFault: the file system failed.
     """
-    directory = Path(path).expanduser()
+    try:
+        directory = Path(expand_home(path))
+    except ValueError as error:
+        raise InputRejected(f"{printable(path)}: {printable(error)}") from error
     if not directory.is_dir():
         raise InputRejected(f"{printable(path)}: is not the folder of an adapter, which holds {CONFIG} and {WEIGHTS}")
     try:

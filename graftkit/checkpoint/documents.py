@@ -36,6 +36,8 @@ TOKENIZER = "tokenizer.json"
 #: Largest document that is read, in bytes. Tokenizers of 262,144 tokens have some 35 MB; nothing else comes near 8 MiB.
 MAX_DOCUMENT_BYTES = 8 * 2**20
 MAX_TOKENIZER_BYTES = 256 * 2**20
+#: A report holds a few hundred bytes for each tensor.
+MAX_REPORT_BYTES = 512 * 2**20
 
 _MAX_DEPTH = 64
 
@@ -65,15 +67,30 @@ class Documents(Mapping[str, Any]):
 
 
 def read_document(directory: Path, name: str) -> object:
-    """Return the document ``name`` of ``directory``: the parsed value of a JSON file, the text of any other.
+    """Return the document ``name`` of ``directory``: the object of a JSON file, the text of any other.
 
     Raises:
-        InputRejected: the file is too large, not UTF-8, not JSON, nested too deeply, or holds a key twice.
+        InputRejected: the file is too large, not UTF-8, no JSON object, nested too deeply, or holds a key twice.
         StorageFault: the file system failed.
     """
     limit = MAX_TOKENIZER_BYTES if name == TOKENIZER else MAX_DOCUMENT_BYTES
     raw = read_bounded(directory, name, limit)
-    return decode_json(raw, name) if name.endswith(".json") else _decode_text(raw, name)
+    if not name.endswith(".json"):
+        return _decode_text(raw, name)
+    value = decode_json(raw, name)
+    if not isinstance(value, dict):
+        raise InputRejected(f"{printable(name)}: is not a JSON object")
+    return value
+
+
+def read_report(directory: Path, name: str) -> object:
+    """Return the parsed value of a report of an earlier run.
+
+    Raises:
+        InputRejected: as :func:`read_document`, but for its size.
+        StorageFault: the file system failed.
+    """
+    return decode_json(read_bounded(directory, name, MAX_REPORT_BYTES), name)
 
 
 def decode_json(raw: bytes, name: str) -> object:

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 from graftkit.errors import StorageFault, printable
@@ -50,6 +51,32 @@ def sync_tree(root: Path) -> None:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file that is there whole or as it was before; what stands at ``path`` is replaced, a link too.
+
+    Raises:
+        OSError: writing it failed.
+    """
+    fd, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o666 & ~_umask())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def rename_to_new(old: Path, new: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.files import open_given
 from graftkit.errors import RecipeError, printable
 
 #: Fewest examples of a label: two to fit it by cross-validation, one to measure on.
@@ -17,6 +19,9 @@ FEWEST = 3
 
 #: Rows of a Parquet file that are held at a time.
 ROWS = 1024
+
+#: Characters of a line, at most: some thousand pages.
+LONGEST = 8 << 20
 
 Row = tuple[int, Mapping[str, Any]]
 
@@ -75,13 +80,13 @@ class ExampleFile:
 
     def _number(self, value: Any, numbers: Mapping[str, int], where: str) -> int:
         if numbers:
-            if value not in numbers:
+            if not isinstance(value, str) or value not in numbers:
                 raise RecipeError(
                     f"{where}: the label '{printable(value)}' is none of the recipe's: {', '.join(map(printable, numbers))}"
                 )
             return numbers[value]
         text = str(value).strip()
-        if isinstance(value, bool) or not text.isdecimal() or int(text) >= self.count:
+        if isinstance(value, bool) or not text.isdecimal() or len(text) > 18 or int(text) >= self.count:
             raise RecipeError(f"{where}: the label '{printable(value)}' is no number from 0 to {self.count - 1}")
         return int(text)
 
@@ -117,43 +122,57 @@ def _rows(path: Path, readers: Mapping[str, Callable[[Path], Iterator[Row]]]) ->
         raise RecipeError(f"{printable(path)}: is not UTF-8 text") from error
 
 
+def _bounded_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
+    """Yield each line of a regular file with its number.
+
+    Raises:
+        RecipeError: it is no regular file, or a line is longer than :data:`LONGEST` characters.
+    """
+    with open_given(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline=newline) as file:
+        number = 0
+        while text := file.readline(LONGEST + 1):
+            number += 1
+            if len(text) > LONGEST:
+                raise RecipeError(
+                    f"{printable(path)}:{number}: is longer than {LONGEST:,} characters, the most of a line"
+                )
+            yield number, text
+
+
 def _lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        yield from ((line, {"text": text.rstrip("\r\n")}) for line, text in enumerate(file, 1) if text.strip())
+    yield from ((line, {"text": text.rstrip("\r\n")}) for line, text in _bounded_lines(path) if text.strip())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig") as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise RecipeError(f"{printable(path)}:{line}: is not JSON: {printable(error)}") from error
-            if not isinstance(row, dict):
-                raise RecipeError(f"{printable(path)}:{line}: is no JSON object")
-            yield line, row
+    for line, text in _bounded_lines(path):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RecipeError(f"{printable(path)}:{line}: is not JSON: {printable(error)}") from error
+        if not isinstance(row, dict):
+            raise RecipeError(f"{printable(path)}:{line}: is no JSON object")
+        yield line, row
 
 
 def _comma_separated(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        names: Sequence[str] | None = None
-        while True:
-            line = reader.line_num + 1
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise RecipeError(f"{printable(path)}:{line}: is not CSV: {printable(error)}") from error
-            if names is None:
-                names = values
-            elif len(values) == len(names):
-                yield line, dict(zip(names, values, strict=True))
-            elif values:
-                raise RecipeError(f"{printable(path)}:{line}: has {len(values)} values for {len(names)} columns")
+    reader = csv.reader((text for _, text in _bounded_lines(path, newline="")), strict=True)
+    names: Sequence[str] | None = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise RecipeError(f"{printable(path)}:{line}: is not CSV: {printable(error)}") from error
+        if names is None:
+            names = values
+        elif len(values) == len(names):
+            yield line, dict(zip(names, values, strict=True))
+        elif values:
+            raise RecipeError(f"{printable(path)}:{line}: has {len(values)} values for {len(names)} columns")
 
 
 def _parquet(path: Path) -> Iterator[Row]:
@@ -164,7 +183,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             f"{printable(path)}: Parquet is read with pyarrow: pip install 'graftkit[parquet]', or give .jsonl or .csv"
         ) from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with open_given(path) as raw, parquet.ParquetFile(raw) as file:
             line = 0
             for batch in file.iter_batches(batch_size=ROWS):
                 for row in batch.to_pylist():

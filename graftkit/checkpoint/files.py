@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from graftkit.errors import InputRejected, StorageFault, printable
+from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
 
 
 def is_plain_relative(path: str) -> bool:
@@ -74,6 +74,20 @@ def open_regular(path: Path, shown: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def open_given(path: Path) -> BinaryIO:
+    """Open a file that a recipe names, through any link, if it is regular: no pipe and no device, which may have no end.
+
+    Raises:
+        RecipeError: it is not regular.
+        OSError: it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise RecipeError(f"{printable(path)}: is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
 def read_bounded(directory: Path, relative: str, limit: int) -> bytes:
     """Return the bytes of the file ``relative`` of the checkpoint in ``directory``.
 
@@ -95,6 +109,8 @@ def read_bounded(directory: Path, relative: str, limit: int) -> bytes:
 def _read_fault(error: OSError, shown: str) -> InputRejected | StorageFault:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return InputRejected(f"{shown}: is missing, or a link to nothing")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputRejected(f"{shown}: is too long for the name of a file")
     if error.errno == errno.ELOOP:
         return InputRejected(f"{shown}: is a symbolic link that cannot be followed")
     if error.errno == errno.ENXIO:

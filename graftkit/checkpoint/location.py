@@ -12,6 +12,7 @@ from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OTHER_FOLDERS, OTHER_FORMATS
 from graftkit.checkpoint.weights import INDEX, SINGLE
 from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
+from graftkit.recipe.paths import expand_home
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 #: What is not downloaded: weights in other formats, the second copies of Mistral's and of half-precision variants, and
@@ -49,7 +50,7 @@ def locate(base_model: str, revision: str | None = None) -> Location:
         InputRejected: there is neither such a folder nor such a repository, or access to it is refused.
         StorageFault: the hub could not be reached or the download failed.
     """
-    path = Path(os.path.expanduser(base_model))
+    path = _local(base_model)
     if base_model and path.is_dir():
         if revision is not None:
             raise RecipeError(
@@ -62,6 +63,13 @@ def locate(base_model: str, revision: str | None = None) -> Location:
         raise RecipeError(f"revision: '{printable(revision)}' is not the name of a branch, a tag or a commit")
     directory = _from_hub(base_model, revision)
     return Location(base_model, directory, directory.name)
+
+
+def _local(base_model: str) -> Path:
+    try:
+        return Path(expand_home(base_model))
+    except ValueError as error:
+        raise InputRejected(f"{printable(base_model)}: is neither a folder nor a hub id: {printable(error)}") from error
 
 
 def cached_folder(name: str, revision: str | None = None) -> Path | None:
@@ -171,7 +179,7 @@ def _missing(directory: Path, *wanted: str) -> str | None:
 
 def _nearest(base_model: str) -> str:
     """Return a question that names the local folder whose path is nearest to ``base_model``, if one is near."""
-    path = Path(os.path.expanduser(base_model))
+    path = _local(base_model)
     try:
         siblings = sorted(entry.name for entry in os.scandir(path.parent) if entry.is_dir())
     except (OSError, ValueError):

@@ -13,6 +13,7 @@ later run may delete it. Where directories cannot be locked, as on a network fil
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -20,6 +21,7 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,7 @@ from typing import Self
 
 from graftkit.checkpoint.durable import exchange, rename_to_new, sync, sync_tree
 from graftkit.checkpoint.output_place import absolute, nearest_existing, refuse_output, require_space
+from graftkit.checkpoint.signals import held_signals
 from graftkit.errors import CommittedWithWarning, Locked, StorageFault, printable
 
 __all__ = ["Staging", "refuse_output", "require_space", "staging_path"]
@@ -77,6 +80,7 @@ class Staging:
 
     def __enter__(self) -> Self:
         refuse_output(self.output, source=self._source, overwrite=self._overwrite)
+        atexit.register(self._discard)  # for a signal that comes between two lines of a clean-up
         try:
             self._acquire()
             refuse_output(self.output, source=self._source, overwrite=self._overwrite)  # a run may just have ended
@@ -95,11 +99,12 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        if self._committed:
-            self._release()
-            return
-        self._discard()
+        with held_signals():
+            self._pool.shutdown(cancel_futures=True)
+            if self._committed:
+                self._release()
+                return
+            self._discard()
         if isinstance(error, OSError):
             raise _fault(error, self.path) from error
 
@@ -107,20 +112,37 @@ class Staging:
         """Say that a file is finished: it is made durable in the background while the next one is written."""
         self._pending.append(self._pool.submit(sync, path))
 
-    def commit(self) -> None:
-        """Make everything durable, then let the output appear at once."""
+    def commit(self, committed: Callable[[Path], None] | None = None) -> None:
+        """Make everything durable, then let the output appear at once; ``committed`` is called with it as soon as it has.
+
+        The rename is the point of no return: signals are held across it, and whatever goes wrong behind it is a CommittedWithWarning.
+        """
         for pending in self._pending:
             pending.result()  # a write error is reported to one fsync only, and must not be lost
         sync_tree(self.path)
-        self._rename()
-        self._committed = True
+        try:
+            with held_signals():
+                self._rename()
+                self._committed = True
+                if committed is not None:
+                    committed(self.output)
+                self._finish()
+        except KeyboardInterrupt as error:  # one that came while signals were held
+            if not self._committed:
+                raise
+            raise CommittedWithWarning(
+                f"{printable(self.output)}: in place and whole; interrupted behind it"
+            ) from error
+
+    def _finish(self) -> None:
+        """Make the exchange itself durable, and only then remove the old output: until then, a crash may bring it back."""
         try:
             for parent in (self.output.parent, *(made.parent for made in self._made)):
                 sync(parent)
-            self._remove_trees()  # only now: until the exchange is durable, a crash may bring the old output back
+            self._remove_trees()
             self._remove_root()
-        except (OSError, KeyboardInterrupt) as error:
-            reason = _reason(error) if isinstance(error, OSError) else "interrupted"
+        except Exception as error:  # whatever it is, the output stands
+            reason = _reason(error) if isinstance(error, OSError) else f"{type(error).__name__} {printable(error)}"
             raise CommittedWithWarning(
                 f"{printable(self.output)}: in place and whole, but making it durable or cleaning up behind it failed: "
                 f"{reason}; delete {printable(self._root)} if it is still there"
@@ -207,16 +229,17 @@ class Staging:
 
     def _discard(self) -> None:
         """Remove whatever can be removed of an attempt that failed; what cannot be is taken over by the next run."""
-        with contextlib.suppress(OSError):
-            if self._lock >= 0:
-                self._remove_trees()
-                self._remove_root()
-            else:
-                self._root.rmdir()  # only where not even the mark could be made
-        for parent in reversed(self._made):
+        with held_signals():
             with contextlib.suppress(OSError):
-                parent.rmdir()
-        self._release()
+                if self._lock >= 0:
+                    self._remove_trees()
+                    self._remove_root()
+                else:
+                    self._root.rmdir()  # only where not even the mark could be made
+            for parent in reversed(self._made):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+            self._release()
 
     def _remove_trees(self) -> None:
         for tree in (self.path, self._root / TRIAL):
@@ -239,6 +262,7 @@ class Staging:
                 raise
 
     def _release(self) -> None:
+        atexit.unregister(self._discard)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import integer_paths, with_values
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import as_bytes
+from graftkit.checkpoint.documents import MAX_DOCUMENT_BYTES
+from graftkit.checkpoint.files import open_given
 from graftkit.checkpoint.tensors import LazyTensor, patch_rows
 from graftkit.checkpoint.tokenizer import (
     NewToken,
@@ -121,8 +125,11 @@ def _template_text(template: str | ChatTemplateFile) -> str:
     if isinstance(template, str):
         return template
     try:
-        with open(template.file, encoding="utf-8") as file:
-            return file.read()
+        with open_given(Path(template.file)) as file:
+            raw = file.read(MAX_DOCUMENT_BYTES + 1)
+        if len(raw) > MAX_DOCUMENT_BYTES:
+            raise RecipeError(f"chat_template: {printable(template.file)}: is larger than {MAX_DOCUMENT_BYTES} bytes")
+        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except OSError as error:
         raise RecipeError(
             f"chat_template: {printable(template.file)}: {error.strerror} (the path starts in the working directory)"

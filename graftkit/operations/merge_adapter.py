@@ -53,7 +53,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     result, copied = _untie(checkpoint, structure, by_weight)
     result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
-    folder = Path(spec.adapter).expanduser().resolve()
+    folder = Path(spec.adapter).resolve()
     base = None if checkpoint is context.source else checkpoint
     digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
     made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)

@@ -58,7 +58,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
     config = {**adapter.config, **_fields(pairs, spec.r, adapter.config), **base_fields(checkpoint, context)}
     resized = Adapter(config, tensors)
     _check_scaling(pairs, find_edits(build_skeleton(checkpoint.config), resized, shown), shown)
-    folder = Path(spec.adapter).expanduser().resolve()
+    folder = Path(spec.adapter).resolve()
     shrinks = max(ranks) > spec.r
     return Outcome(
         checkpoint,

@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from graftkit.recipe.paths import expand_home
 from graftkit.recipe.spec import problem
 
 Key = TypeVar("Key", bound=str)
@@ -49,6 +50,13 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def _expanded(path: str) -> str:
+    try:
+        return expand_home(path)
+    except ValueError as error:
+        raise problem(str(error)) from error
+
+
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -56,8 +64,8 @@ def _as_tuple(value: object) -> object:
 #: Text that says something and that a UTF-8 file can hold.
 Text = Annotated[str, AfterValidator(_checked_text), Field(json_schema_extra={"pattern": r"\S"})]
 
-#: Text that names a file, a folder or a hub id; library users may give a ``pathlib.Path``.
-PathText = Annotated[Text, BeforeValidator(_path_text)]
+#: Text that names a file, a folder or a hub id, with ``~`` expanded; library users may give a ``pathlib.Path``.
+PathText = Annotated[Text, BeforeValidator(_path_text), AfterValidator(_expanded)]
 
 #: A list of the recipe, kept as a tuple.
 ListOf = Annotated[tuple[Value, ...], BeforeValidator(_as_tuple)]

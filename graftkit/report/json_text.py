@@ -7,6 +7,9 @@ import json
 from graftkit.verification.checks import finite
 
 
-def json_text(value: object) -> str:
-    """``value`` as indented JSON; JSON has no NaN and no infinity, so they are ``"nan"``, ``"inf"`` and ``"-inf"``."""
-    return json.dumps(finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+def json_text(value: object, *, escape: bool = False) -> str:
+    """``value`` as indented JSON; JSON has no NaN and no infinity, so they are ``"nan"``, ``"inf"`` and ``"-inf"``.
+
+    ``escape`` writes what is not ASCII as JSON's escapes.
+    """
+    return json.dumps(finite(value), indent=2, ensure_ascii=escape, allow_nan=False, default=str)

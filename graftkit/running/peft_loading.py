@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME
+from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
-from graftkit.checkpoint.adapter import WEIGHTS
+from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
-from graftkit.errors import VerificationFailed, few
+from graftkit.errors import InputRejected, VerificationFailed, few
 from graftkit.running.forward import Loaded, load
 
 if TYPE_CHECKING:
@@ -48,12 +49,18 @@ def adapt(model: PreTrainedModel, folder: Path) -> Any:
     """
     from peft import PeftModel
 
+    _check_patterns(model, folder)
     try:
         return PeftModel.from_pretrained(model, str(folder), adapter_name=NAME)
     except Exception as error:  # peft raises whatever it runs into
         raise VerificationFailed(
             f"adapter: peft does not load it on {type(model).__name__}: {one_line(error)}"
         ) from error
+
+
+def _check_patterns(model: Any, folder: Path) -> None:
+    if endless := endless_pattern(open_adapter(str(folder)).config, model):
+        raise InputRejected(f"{CONFIG}: {endless}")
 
 
 def assembled(base: Checkpoint) -> Loaded:
@@ -68,6 +75,7 @@ def with_peft(model: PreTrainedModel, adapter: Path) -> tuple[Any, tuple[str, ..
     """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
     from peft import PeftConfig, PeftModel
 
+    _check_patterns(model, adapter)
     prompts = PeftConfig.from_pretrained(str(adapter)).is_prompt_learning  # peft loads these for inference alone
     with silent():
         loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=not prompts)

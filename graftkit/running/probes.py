@@ -7,6 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graftkit.checkpoint.documents import read_document
+from graftkit.checkpoint.tokenizer.bounds import tokenizers_faults
+from graftkit.checkpoint.tokenizer.files import backend_of
+from graftkit.checkpoint.tokenizer.vocabulary import object_of
 from graftkit.running.probe_texts import PROBE_TEXTS
 
 if TYPE_CHECKING:
@@ -156,16 +160,16 @@ def covered_ids(probes: list[Probe], live: int) -> int:
 
 def encoded_texts(directory: Path, live: int) -> list[list[int]]:
     """Ids of the probe texts as the tokenizer in ``directory`` splits them, those below ``live``; empty without one."""
-    from tokenizers import Tokenizer
-
-    path = directory / "tokenizer.json"
-    if not path.exists():
+    if not (directory / "tokenizer.json").exists():
         return []
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    encoded = [[i for i in tokenizer.encode(text).ids if i < live] for text in PROBE_TEXTS]
-    return [ids for ids in encoded if len(ids) >= 4]
+    document = object_of({"tokenizer.json": read_document(directory, "tokenizer.json")}, "tokenizer.json")
+    tokenizer = backend_of(document)
+    with tokenizers_faults():
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        encoded = [[i for i in tokenizer.encode(text).ids if i < live] for text in PROBE_TEXTS]
+    long = [ids for ids in encoded if len(ids) >= 4]
+    return long if len(long) > 1 else []  # a normalizer may leave nothing of texts
 
 
 def _batch(name: str, rows: list[tuple[list[int], bool]], pad: int) -> Probe:

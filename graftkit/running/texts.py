@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.architecture.capabilities import parameters_of
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.documents import encode_document
+from graftkit.checkpoint.documents import encode_document, read_document
+from graftkit.checkpoint.tokenizer.bounds import check_bounds, tokenizers_faults
+from graftkit.checkpoint.tokenizer.vocabulary import object_of
+from graftkit.errors import InputRejected, printable
 from graftkit.running.forward import largest_position
 
 if TYPE_CHECKING:
@@ -32,6 +35,29 @@ def write_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
         (directory / name).symlink_to(checkpoint.path_of(name))
 
 
+def load_tokenizer(directory: Path) -> Any:
+    """What ``AutoTokenizer.from_pretrained(directory)`` gives, without code of the checkpoint, and within bounds.
+
+    Raises:
+        InputRejected: transformers or the tokenizers library cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    path = directory / "tokenizer.json"
+    cannot = f"{printable(directory)}: AutoTokenizer cannot load the tokenizer"
+    try:
+        if path.is_file():
+            check_bounds(object_of({path.name: read_document(directory, path.name)}, path.name))
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except InputRejected as error:
+        raise InputRejected(f"{cannot}: {error}") from error
+    except BaseException as error:  # transformers raises all kinds, and a panic of tokenizers is no Exception
+        reason = printable(str(error).strip().partition("\n")[0][:300])
+        raise InputRejected(f"{cannot}: {type(error).__name__}: {reason}") from error
+
+
 def longest(model: PreTrainedModel, tokenizer: Any, asked: int | None) -> int:
     """Tokens after which a text is cut: what was asked for, within what tokenizer and model take."""
     limits = (asked, tokenizer.model_max_length, largest_position(model))
@@ -50,7 +76,8 @@ def outputs_of_texts(
     stream = iter(items)
     while window := list(islice(stream, WINDOW)):
         texts = [text for _, text in window]
-        encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        with tokenizers_faults("tokenizer files"):
+            encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         order = sorted(range(len(window)), key=lambda index: len(encoded[index]))
         for batch in _batches(order, encoded, alone=tokenizer.pad_token is None):
             inputs = tokenizer(

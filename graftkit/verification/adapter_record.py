@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import FOLDER, WEIGHTS
+from graftkit.checkpoint.documents import read_report
 from graftkit.errors import InputRejected, printable
 from graftkit.verification.adapter import Residual
 from graftkit.verification.digests import BaseDigests
@@ -41,7 +41,7 @@ def read_record(directory: Path) -> AdapterRecord | None:
     if path is None:
         return None
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report: Any = read_report(path.parent, path.name)
         found = report["checks"].get("adapter")
         if found is None:
             return None
@@ -55,7 +55,7 @@ def read_record(directory: Path) -> AdapterRecord | None:
             {str(entry["name"]): (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
             BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (InputRejected, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRejected(
             f"{printable(path)}: is damaged ({type(error).__name__}: {printable(error)}); move it away to verify the"
             " adapter without it"

@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.tokenizer import read_tokenizer
-from graftkit.errors import InputRejected, printable
+from graftkit.checkpoint.tokenizer.bounds import tokenizers_faults
+from graftkit.errors import printable
+from graftkit.running.texts import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,16 +35,7 @@ class LoadedTokenizer:
             InputRejected: transformers cannot load it.
 
         """
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # transformers and the tokenizers library raise all kinds
-            reason = printable(str(error).strip().partition("\n")[0])
-            raise InputRejected(
-                f"{printable(directory)}: AutoTokenizer cannot load the tokenizer: {type(error).__name__}: {reason}"
-            ) from error
-        return cls(directory, tokenizer)
+        return cls(directory, load_tokenizer(directory))
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -92,7 +85,8 @@ class LoadedTokenizer:
         """Split each text into ids, with the special tokens around it only if ``framed``."""
         if not texts:
             return []
-        found = self.tokenizer(list(texts), add_special_tokens=framed, verbose=False)["input_ids"]
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            found = self.tokenizer(list(texts), add_special_tokens=framed, verbose=False)["input_ids"]
         return [list(ids) for ids in found]
 
     def written_as(self, index: int) -> str:
@@ -105,7 +99,8 @@ class LoadedTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ``ids``, without the clean-up of spaces that some tokenizers do."""
-        text: str = self.tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
-        )
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            text: str = self.tokenizer.decode(
+                list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            )
         return text

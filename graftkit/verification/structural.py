@@ -198,6 +198,17 @@ def first_not_finite(dtype: str, raw: Any) -> int | None:
     return int(bad.argmax()) if bad.any() else None
 
 
+def not_finite(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
+    """Yield the name of each stored tensor that holds NaN or infinity; read in chunks."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Stored) and tensor.dtype in EXPONENTS:
+            for start in range(0, tensor.nbytes, CHUNK):
+                piece = read_range(tensor.path, tensor.offset + start, min(CHUNK, tensor.nbytes - start))
+                if first_not_finite(tensor.dtype, piece) is not None:
+                    yield name
+                    break
+
+
 def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, from_source: bool, allow: bool) -> None:
     found = first_not_finite(dtype, raw)
     if found is None:

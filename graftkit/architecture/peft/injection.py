@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture.peft.one_of_each import one_of_each
 from graftkit.architecture.peft.parts import NAME, PREFIX, LoraPart, TokensPart, adapter_parts
+from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -97,6 +98,8 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
+    if endless := endless_pattern(values, skeleton.model):
+        raise RecipeError(endless)
     shapes = dict(skeleton.shapes)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.injection import saved_config
 from graftkit.architecture.peft.parts import NAME, PREFIX, SavedPart, adapter_parts
+from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -65,6 +66,8 @@ def tune(
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
+    if endless := endless_pattern(fields, model):
+        raise RecipeError(endless)
     standing = fill_with_stand_ins(model, weights)
     reads = _note_reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):

@@ -66,6 +66,8 @@ def check_chat_template(text: str) -> None:
         environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
         raise RecipeError(f"chat_template: line {error.lineno}: {printable(error.message)}") from error
+    except (RecursionError, MemoryError, SyntaxError) as error:  # the last two are what Python's own parser says
+        raise RecipeError("chat_template: is nested too deeply for Jinja and Python to compile") from error
 
 
 def _in_place_of(old: Json, text: str) -> Json:

@@ -8,6 +8,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.tokenizer.bounds import check_bounds, tokenizers_faults
 from graftkit.checkpoint.tokenizer.special import named_roles
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, added_entries, object_of, vocabulary_of
 from graftkit.errors import InputRejected, printable
@@ -68,7 +69,9 @@ class TokenizerFiles:
             InputRejected: the tokenizers library cannot read tokenizer.json.
 
         """
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        backend = self._backend
+        with tokenizers_faults():
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
 
     @cached_property
@@ -101,6 +104,9 @@ def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = (
             "tokenizer_config.json: fast_tokenizer_files: names further tokenizer files, of which each version of"
             " transformers picks one; keep one tokenizer.json and remove the key"
         )
+    length = config.get("model_max_length")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float)):
+        raise InputRejected(f"tokenizer_config.json: model_max_length: {printable(length)!r} is not a number")
     tokens, ids = vocabulary_of(document)
     model_size = len(tokens)
     added = added_entries(document)
@@ -121,12 +127,9 @@ def backend_of(document: Mapping[str, Any]) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    try:
+    check_bounds(document)
+    with tokenizers_faults(cannot="read"):
         return Tokenizer.from_str(json.dumps(document))
-    except Exception as error:  # the library raises plain Exception
-        raise InputRejected(
-            f"tokenizer.json: the tokenizers library cannot read it: {printable(error)}; it may need another version"
-        ) from error
 
 
 def _enter(entry: AddedEntry, ids: dict[str, int], tokens: dict[int, str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.tokenizer.bounds import tokenizers_faults
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Trial:
     def normalize(self, text: str) -> str:
         """Return ``text`` as the normalizer leaves it."""
         normalizer = self.backend.normalizer
-        result: str = text if normalizer is None else normalizer.normalize_str(text)
+        with tokenizers_faults():
+            result: str = text if normalizer is None else normalizer.normalize_str(text)
         return result
 
     def finds_normalized(self, content: str) -> bool:
@@ -57,9 +59,12 @@ class Trial:
 
     def check(self, old: Iterable[AddedEntry], new: Iterable[AddedEntry]) -> None:
         """Raise InputRejected unless each new token is found in text as itself, hides no old one, and decodes to itself."""
+        with tokenizers_faults():
+            self._check(list(old), list(new))
+
+    def _check(self, old: list[AddedEntry], new: list[AddedEntry]) -> None:
         from tokenizers import AddedToken
 
-        old, new = list(old), list(new)
         self.backend.add_tokens([AddedToken(**entry.for_config()) for entry in (*old, *new)])
         for entry in new:
             problem = self._unread(entry) or _hidden(entry, old) or self._also_read(entry) or self._miswritten(entry)

@@ -16,14 +16,14 @@ from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.examples import read_texts
 from graftkit.checkpoint.reading import TAGS, read_tensor
-from graftkit.errors import RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.low_rank import Factors
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import Base
 from graftkit.operations.adapters.texts_to_factors import MAKERS, Texts, unfit
 from graftkit.operations.heads.model import loaded_model
 from graftkit.recipe.add_lora import DATA_CONFIGS, AddLora
-from graftkit.running.texts import write_tokenizer
+from graftkit.running.texts import load_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,12 +123,10 @@ class DataFactors:
         Raises:
             RecipeError: there is no tokenizer, or texts give a module nothing to start from.
         """
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
-            raise self._refused(f"the base has no tokenizer that loads: {one_line(error)}") from error
+            tokenizer = load_tokenizer(Path(folder))
+        except InputRejected as error:
+            raise self._refused(f"the base has no tokenizer that loads: {error}") from error
         texts = Texts(self.path, model, tokenizer)
         if odd := unfit(model, self.modules, next(iter(texts.ids()), None)):
             raise self._refused(odd)

@@ -19,7 +19,7 @@ from graftkit.operations.heads.model import loaded_model
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.weight_schemes import Lsuv
 from graftkit.running.probe_texts import PROBE_TEXTS
-from graftkit.running.texts import known_inputs, longest, write_tokenizer
+from graftkit.running.texts import known_inputs, load_tokenizer, longest, write_tokenizer
 from graftkit.verification.heads.media import takes_text
 
 #: Texts that the variance is measured on, and tokens of each.
@@ -59,7 +59,6 @@ class UnitVariance:
             RecipeError: the outputs of a layer do not vary, or do not settle.
         """
         import torch
-        from transformers import AutoTokenizer
 
         made = {tensor.name for tensor in self.head.tensors if tensor.part != "inner"} | set(self.names)
         state = {
@@ -71,7 +70,7 @@ class UnitVariance:
             loaded_model(self.head.skeleton, state, "F32") as model,
         ):
             write_tokenizer(result, Path(folder))
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = load_tokenizer(Path(folder))
             length = min(LENGTH, longest(model, tokenizer, None))
             encoded = [tokenizer(text, truncation=True, max_length=length, return_tensors="pt") for text in TEXTS]
             batches = [self._inputs(known_inputs(model, one)) for one in encoded]

@@ -14,7 +14,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.errors import RecipeError, printable
 from graftkit.running.forward import undisturbed
-from graftkit.running.texts import write_tokenizer
+from graftkit.running.texts import load_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,6 @@ def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -
         RecipeError: the class has more than one label projection, or one that is no linear layer.
     """
     import torch
-    from transformers import AutoTokenizer
 
     name = projection_of(head)
     projection = {tensor.name for tensor in head.tensors if tensor.part != "inner"}
@@ -44,7 +43,7 @@ def feature_model(result: Checkpoint, head: Head, *, dtype: str | None = None) -
         with loaded_model(head.skeleton, state, dtype or stored) as model:
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, torch.nn.Identity())
-            yield model, AutoTokenizer.from_pretrained(folder)
+            yield model, load_tokenizer(Path(folder))
 
 
 @contextlib.contextmanager

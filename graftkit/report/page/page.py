@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.documents import read_report
+from graftkit.checkpoint.durable import replace_file
 from graftkit.errors import InputRejected, printable
 from graftkit.report.page.comparison_head import comparison_head
 from graftkit.report.page.foot import not_checked, provenance
@@ -41,7 +42,7 @@ def render_page(report: Mapping[str, Any]) -> str:
         body = joined(_bar(), tag("main", top, _contents(parts), *(part.html() for part in parts)))
         name = str(report["source"]["name"]).rpartition("/")[2]
         title = f"{name}, compared" if "comparison" in report else f"{name}, grafted"
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise InputRejected(
             f"{REPORT}: is not a report of graftkit: {type(error).__name__} {printable(error)}"
         ) from error
@@ -54,16 +55,15 @@ def write_page(directory: Path) -> Path:
     Raises:
         InputRejected: there is no report, or it cannot be read as one.
     """
-    source = directory / REPORT
+    if not (directory / REPORT).exists():
+        raise InputRejected(f"{printable(directory)}: has no {REPORT}; graftkit apply writes one")
     try:
-        report = json.loads(source.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputRejected(f"{printable(directory)}: has no {REPORT}; graftkit apply writes one") from error
-    except (ValueError, RecursionError) as error:
-        raise InputRejected(f"{printable(source)}: is not JSON: {printable(error)}") from error
-    text = render_page(report)
+        report: Any = read_report(directory, REPORT)
+        text = render_page(report)
+    except InputRejected as error:
+        raise InputRejected(f"{printable(directory)}: {error}") from error
     page = directory / PAGE
-    page.write_text(text, encoding="utf-8")
+    replace_file(page, text.encode())
     return page
 
 

@@ -1,0 +1,152 @@
+"""What has no end, panics or has another type than it should ends with one line, soon: whatever the file, whichever the command."""
+
+import json
+import os
+import shutil
+
+import pytest
+from support.adapters import make_adapter
+from support.command import here
+from support.recipes import recipe
+
+TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
+LORA = {"op": "add_lora", "r": 4}
+
+
+def one_line(done, code, words):
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def model(demo, tmp_path):
+    return shutil.copytree(demo, tmp_path / "model")
+
+
+def write(path, *operations, source, **others):
+    path.write_text(json.dumps(recipe(source, path.parent / "out", *operations, **others)))
+    return path
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes}))
+
+
+def split(regex):
+    return {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}}
+
+
+def growing(times):
+    steps = [{"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"}] * times
+    return {"normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+UNUSABLE = {
+    "backtracks": (split("(.*)*(.*)*(.*)*x"), "tokenizer.json: pre_tokenizer: the tokenizers library cannot use it"),
+    "backtracks slowly": (split("(?:a?){24}a{24}b|(a|a)*c"), "tokenizer.json: pre_tokenizer: "),
+    "grows": (growing(12), "tokenizer.json: normalizer: "),
+    "a charsmap of nothing": ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}, "normalizer: "),
+    "no such type": ({"normalizer": {"type": "Replace \x1b[31m"}}, "the tokenizers library cannot read it"),
+    "no model": ({"model": {}}, "tokenizer.json"),
+    "a list": (None, "tokenizer.json: is not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("operation", [TOKENS, LORA], ids=lambda operation: operation["op"])
+@pytest.mark.parametrize(("damage", "words"), UNUSABLE.values(), ids=UNUSABLE)
+def test_tokenizers_that_cannot_be_used(model, tmp_path, operation, damage, words):
+    if damage is None:
+        (model / "tokenizer.json").write_text("[1]")
+    else:
+        edit(model / "tokenizer.json", **damage)
+    one_line(here("apply", write(tmp_path / "r.yaml", operation, source=model), "-q"), 3, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_panics_at_a_text(model, tmp_path):
+    odd = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}], "pair": [], "special_tokens": {}}  # fmt: skip
+    edit(model / "tokenizer.json", post_processor=odd)
+    one_line(here("apply", write(tmp_path / "r.yaml", LORA, source=model), "-q"), 3, "tokenizers library cannot use it")
+
+
+def test_a_normalizer_that_leaves_nothing_is_no_fault(model, tmp_path):
+    edit(model / "tokenizer.json", normalizer={"type": "Replace", "pattern": {"Regex": "."}, "content": ""})
+    assert here("apply", write(tmp_path / "r.yaml", LORA, source=model), "-q").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.json", "generation_config.json"]
+)
+def test_documents_of_another_type(model, tmp_path, name):
+    (model / name).write_text("[1]")
+    for operation in (TOKENS, LORA):
+        one_line(here("plan", write(tmp_path / "r.yaml", operation, source=model)), 3, f"{name}: is not a JSON object")
+
+
+@pytest.mark.parametrize("name", ["PreTrainedModel", "LlamaPreTrainedModel"])
+def test_base_classes_are_no_models(model, tmp_path, name):
+    edit(model / "config.json", architectures=[name])
+    one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, name)
+
+
+def test_expressions_that_an_adapter_brings_have_a_budget(tmp_path):
+    base, folder = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
+    edit(folder / "adapter_config.json", target_modules="(([a-z_.0-9]+)+)+!")
+    path = write(tmp_path / "r.yaml", {"op": "merge_adapter", "adapter": str(folder)}, source=base)
+    one_line(here("plan", path), 3, "takes more than 5 seconds")
+    done = here("verify", "--adapter", folder, base)
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "takes more than 5 seconds" in done.stdout
+    given = {**LORA, "target_modules": "(([a-z_.0-9]+)+)+!"}
+    one_line(here("plan", write(tmp_path / "r.yaml", given, source=base)), 2, "takes more than 5 seconds")
+
+
+def test_a_template_nested_without_end(demo, tmp_path):
+    deep = {"op": "extend_vocab", "chat_template": "{{" + "(" * 200 + "1" + ")" * 200 + "}}"}
+    one_line(here("plan", write(tmp_path / "r.yaml", deep, source=demo)), 2, "chat_template: is nested too deeply")
+
+
+def head(path):
+    init = {"scheme": "ridge", "examples": str(path)}
+    return {
+        "op": "replace_head",
+        "task": "sequence_classification",
+        "labels": ["no", "yes"],
+        "pad_token": "</s>",
+        "init": init,
+    }
+
+
+EXAMPLES = {
+    "a long line": ('{"text": "' + "a" * (9 << 20) + '", "label": "no"}', ":1: is longer than 8,388,608 characters"),
+    "a label that is no text": ('{"text": "a", "label": ["no"]}', ":1: the label '['no']' is none of the recipe's"),
+    "nested": ("[" * 100_000, ":1: is not JSON"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), EXAMPLES.values(), ids=EXAMPLES)
+def test_examples(demo, tmp_path, text, words):
+    (tmp_path / "a.jsonl").write_text(text)
+    one_line(here("plan", write(tmp_path / "r.yaml", head(tmp_path / "a.jsonl"), source=demo)), 2, f"a.jsonl{words}")
+
+
+def test_pipes_and_devices_are_not_waited_for(demo, tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    os.mkfifo(tmp_path / "a.jinja")
+    for operation, name in (
+        (head(tmp_path / "a.jsonl"), "a.jsonl"),
+        ({"op": "extend_vocab", "chat_template": {"file": str(tmp_path / "a.jinja")}}, "a.jinja"),
+        ({"op": "extend_vocab", "chat_template": {"file": "/dev/zero"}}, "/dev/zero"),
+        ({**LORA, "init_lora_weights": "eva", "examples": str(tmp_path / "a.jsonl")}, "a.jsonl"),
+    ):
+        done = here("plan", write(tmp_path / "r.yaml", operation, source=demo))
+        one_line(done, 2, f"{name}: is not a regular file")
+    os.mkfifo(tmp_path / "graft_report.json")
+    one_line(here("report", tmp_path), 3, "graft_report.json: is not a regular file")
+
+
+def test_a_report_nested_without_end(tmp_path):
+    (tmp_path / "graft_report.json").write_text('{"a":' * 2000 + "1" + "}" * 2000)
+    one_line(here("report", tmp_path), 3, "graft_report.json: is nested more than 64 levels deep")
