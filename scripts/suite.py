@@ -1,13 +1,14 @@
 """Run tests and the self test under one setting after another, and note what came of each in out/verdict.
 
-    scripts/suite.py --machines | --cross-section | --newest | --lowest [PYTEST ARGUMENTS]
+    scripts/suite.py --machines [VARIABLE=VALUE]... | --cross-section | --newest | --lowest [PYTEST ARGUMENTS]
 
-The versions are those of the environment that runs it; scripts/test makes the environments. Exit code 1 where a test failed, a
+--machines runs every setting, or those that are named. The versions are those of the environment that runs it; scripts/test makes the environments. Exit code 1 where a test failed, a
 fault was missed or a clean copy flagged under any setting.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -82,10 +83,12 @@ def of(name: str, value: str) -> Setting:
 
 def machines(capability: str) -> list[Setting]:
     """Every setting of a processor with this capability."""
-    has = CAPABILITIES[: CAPABILITIES.index(capability) + 1]
+    lesser = CAPABILITIES[: CAPABILITIES.index(capability)]
+    plain = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": "1"}  # what runs where nothing is set
     return [
-        *(of("ATEN_CPU_CAPABILITY", value) for value in has),
-        *(of("OMP_NUM_THREADS", value) for value in ("1", "2", "3")),
+        *(of("ATEN_CPU_CAPABILITY", value) for value in lesser),
+        Setting(" ".join(f"{name}={value}" for name, value in plain.items()), plain),
+        *(of("OMP_NUM_THREADS", value) for value in ("2", "3")),
         of("MKL_CBWR", "COMPATIBLE"),
         *(of("ONEDNN_MAX_CPU_ISA", value) for value in ("SSE41", "AVX2")),
     ]
@@ -113,7 +116,7 @@ def _environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 def run(kind: str, setting: Setting, arguments: list[str], best: str) -> Outcome:
-    """Run tests, then the self test, under one setting."""
+    """Run tests, and the self test beside them, under one setting."""
     environment, start = _environment(setting.variables), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
@@ -129,9 +132,11 @@ def run(kind: str, setting: Setting, arguments: list[str], best: str) -> Outcome
             "junit_family=xunit1",
             *arguments,
         ]
-        subprocess.run(command, cwd=ROOT, env=environment, check=False)
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            tested = None if kind == SECTION else beside.submit(self_test, environment)
+            subprocess.run(command, cwd=ROOT, env=environment, check=False)
+            planted, clean = tested.result() if tested else ([], [])
         passed, skipped, failures = counts(junit)
-    planted, clean = ([], []) if kind == SECTION else self_test(environment)
     return Outcome(
         kind, setting.name, passed, len(failures), skipped,
         len(planted), sum(planted), len(clean), sum(clean), round(time.monotonic() - start),
@@ -205,7 +210,9 @@ def main() -> None:
     else:
         settings = machines(best) if kind == "machines" else cross_section()
         marker = "numerical and not slow" if kind == "machines" else "cross_section"
-        arguments = ["-m", marker, *arguments]
+        named = {text for text in arguments if text.partition("=")[0] in VARIABLES}
+        settings = [setting for setting in settings if not named or named & set(setting.name.split())]
+        arguments = ["-m", marker, *(text for text in arguments if text not in named)]
     outcomes = []
     for setting in settings:
         print(f"== {setting.name}", flush=True)
