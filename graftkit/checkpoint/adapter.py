@@ -71,10 +71,20 @@ def open_adapter(path: str) -> Adapter:
         raise InputRejected(f"{printable(path)}: {error}") from error
 
 
-def _open(directory: Path) -> Adapter:
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    """The config of the adapter in a folder.
+
+    Raises:
+        InputRejected: it is missing, malformed or too large.
+    """
     config = decode_json(read_bounded(directory, CONFIG, _MAX_CONFIG_BYTES), CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise InputRejected(f"{CONFIG}: is not an object that names its peft_type")
+    return config
+
+
+def _open(directory: Path) -> Adapter:
+    config = read_adapter_config(directory)
     if not os.path.lexists(directory / WEIGHTS) and os.path.lexists(directory / PICKLE):
         raise InputRejected(
             f"{PICKLE}: is a pickle, which can run code when read; load the adapter with peft if you trust it, and"

@@ -10,7 +10,7 @@ from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
-from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, open_adapter
+from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, read_adapter_config
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import InputRejected, VerificationFailed, few
@@ -59,7 +59,7 @@ def adapt(model: PreTrainedModel, folder: Path) -> Any:
 
 
 def _check_patterns(model: Any, folder: Path) -> None:
-    if endless := endless_pattern(open_adapter(str(folder)).config, model):
+    if endless := endless_pattern(read_adapter_config(folder), model):
         raise InputRejected(f"{CONFIG}: {endless}")
 
 
