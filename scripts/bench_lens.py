@@ -66,19 +66,19 @@ def measure(source: Path, count: int, seed: int, tokens: int) -> dict:
     start = time.perf_counter()
     loaded = load(source)
     setting = prepare(source, loaded, loaded, IDENTITY, seed, tokens, backbone=False)
-    model, parts, made = loaded.model, setting.parts, setting.made
-    reach = Reach(model, parts, made, setting.floor.threshold)
-    native = [run(model, part, made) for part in parts]
+    model, parts, extra_inputs = loaded.model, setting.parts, setting.extra_inputs
+    reach = Reach(model, parts, extra_inputs, setting.floor.threshold)
+    native = [run(model, part, extra_inputs) for part in parts]
     noise = max(
         apart(part, old, null)
         for part, old in zip(parts, native, strict=True)
-        for name, null in null_runs(model, part, made)
+        for name, null in null_runs(model, part, extra_inputs)
     )
     flips, bytes_seen, bits_seen, beyond_noise = [], 0, 0, 0
     for name, place in random_places(model, count, torch.Generator().manual_seed(seed)):
         flips.append(reach.flip(name, place))
         bytes_seen += seen_by_bytes(source, name, place)
-        gap = native_gap(model, name, place, parts, made, native)
+        gap = native_gap(model, name, place, parts, extra_inputs, native)
         bits_seen += gap > 0
         beyond_noise += gap > noise
     seen = [flip for flip in flips if not flip.reason]
@@ -108,13 +108,13 @@ def apart(part: Probe, old: dict, new: dict) -> float:
 
 
 def native_gap(
-    model: Any, name: str, place: tuple[int, ...], parts: list[Probe], made: frozenset, native: list
+    model: Any, name: str, place: tuple[int, ...], parts: list[Probe], extra_inputs: frozenset, native: list
 ) -> float:
     """The largest difference of any logit that a flip makes in the checkpoint's own dtype."""
     parameter = model.get_parameter(name)
     bits = parameter.data.view(BITS[parameter.element_size()])
     bits[place] += 1
-    gap = max(apart(part, old, run(model, part, made)) for part, old in zip(parts, native, strict=True))
+    gap = max(apart(part, old, run(model, part, extra_inputs)) for part, old in zip(parts, native, strict=True))
     bits[place] -= 1
     return gap
 

@@ -51,12 +51,12 @@ def measure(model: Path, repeat: int) -> None:
     tokens = max(int(OPERATIONS / (2 * loaded.model.num_parameters())), 64)
     setting = prepare(model, loaded, loaded, IDENTITY, 0, tokens, backbone=False)
     probes, budget, _, _ = plan_probes(loaded.model, model, None, 0, None)
-    cached = can_cache(loaded.model, setting.made) is None
+    cached = can_cache(loaded.model, setting.extra_inputs) is None
     parts = [part for probe in probes if cached or not probe.steps for part in split(probe, budget.forward)]
 
     def forward(parts: list[Probe]) -> None:
         for part in parts:
-            run(loaded.model, part, setting.made)
+            run(loaded.model, part, setting.extra_inputs)
 
     def wide() -> None:
         with float64(loaded.model):

@@ -22,10 +22,10 @@ from graftkit.errors import InputRejected, few, printable
 from graftkit.operations.adapters.merge import edited
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import MergeAdapter
-from graftkit.verification.adapted import MergeCheck
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import read_record
 from graftkit.verification.digests import checkpoint_digests
+from graftkit.verification.merged_model import MergeCheck
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 Edits = dict[str, tuple[Edit, ...]]

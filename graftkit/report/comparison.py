@@ -11,18 +11,19 @@ from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.page import render_page
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
+from graftkit.verification.checks import Row
 from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     from graftkit.compare import Verification
 
 
-def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
+def comparison_rows(found: Verification) -> Iterator[Row]:
     """``(check, result, figure)`` for each check between two checkpoints, in order."""
     if "report" in found.found and found.accounted is not None:
-        yield "report", "failed" if found.found["report"] else "passed", found.accounted.figure
+        yield Row("report", "failed" if found.found["report"] else "passed", found.accounted.figure)
     else:
-        yield "report", "not compared", "none lies beside B"
+        yield Row("report", "not compared", "none lies beside B")
     more = len(found.difference.tensors)
     figures = {
         "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
@@ -34,9 +35,11 @@ def comparison_rows(found: Verification) -> Iterator[tuple[str, str, str]]:
         else "no token ids",
     }
     for check, figure in figures.items():
-        yield check, "not run" if check not in found.found else "failed" if found.found[check] else "passed", figure
+        yield Row(
+            check, "not run" if check not in found.found else "failed" if found.found[check] else "passed", figure
+        )
     if found.outputs is None:
-        yield "outputs", "not compared", _not_compared(found)
+        yield Row("outputs", "not compared", _not_compared(found))
     else:
         yield from found.outputs.rows()
     for check_report in found.checks:
@@ -81,7 +84,7 @@ def comparison_json(before: str, after: str, found: Verification) -> dict[str, A
         "outputs_not_compared": "" if found.outputs else _not_compared(found),
         "checks": {check.name: check.to_json() for check in found.checks},
         "not_covered": list(lost_by(found)),
-        "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in comparison_rows(found)],
+        "checked": [row._asdict() for row in comparison_rows(found)],
     }
     return {**report, "not_checked": [{"what": what, "why": why} for what, why in unchecked(report)]}
 

@@ -16,7 +16,7 @@ from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
-from graftkit.verification.checks import find_kind
+from graftkit.verification.checks import Row, find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tokenization import TokenizationReport
@@ -75,20 +75,20 @@ class Report:
             return "verify.outputs is off"
         return "the base is unchanged" if not self.plan.writes_base else "compared with base and adapter instead, below"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
+    def rows(self) -> Iterator[Row]:
         """Yield ``(check, result, figure)`` for everything that was checked, in order."""
         produced = sum(entry.produced_bytes for entry in self.ledger)
         kept = sum(entry.source_bytes for entry in self.ledger)
         finite = "" if self.plan.recipe.allow_nonfinite else ", all finite"
-        yield "bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}"
+        yield Row("bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}")
         for tokens in self.tokenization:
             yield from tokens.rows()
         if self.outputs is None:
-            yield "outputs", "not compared", self.not_compared
+            yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
         if (found := measured_class(self.outputs)) is not None:
-            yield "promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised"
+            yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
 
@@ -150,7 +150,7 @@ class Report:
             "checks": {check.name: check.to_json() for check in self.checks},
             "adapter": self._adapter_json(),
             "not_covered": list(self.lost),
-            "checked": [dict(zip(("check", "result", "figure"), row, strict=True)) for row in self.rows()],
+            "checked": [row._asdict() for row in self.rows()],
         }
         return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}
 

@@ -158,24 +158,24 @@ def largest_position(model: PreTrainedModel) -> int | None:
     return None
 
 
-def run(model: PreTrainedModel, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Any]:
+def run(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str] = frozenset()) -> dict[str, Any]:
     """One forward, or cached decoding. Returns each floating output by name, such as ``logits`` or ``hidden_states.3``.
 
-    ``made`` names the inputs beside token ids. A forward that draws random numbers draws the same each time.
+    ``extra_inputs`` names the inputs beside token ids. A forward that draws random numbers draws the same each time.
     """
     import torch
 
     with torch.inference_mode():
-        return outputs_of(model, probe, made)
+        return outputs_of(model, probe, extra_inputs)
 
 
-def outputs_of(model: PreTrainedModel, probe: Probe, made: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+def outputs_of(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str] = frozenset()) -> dict[str, Tensor]:
     """As :func:`run`, in whichever grad mode the caller is."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, made)))
+        return _decode(model, probe) if probe.steps else flatten(model(**feed(model, probe, extra_inputs)))
 
 
 def generates(model: PreTrainedModel) -> bool:
@@ -183,12 +183,12 @@ def generates(model: PreTrainedModel) -> bool:
     return bool(model.can_generate())
 
 
-def can_cache(model: PreTrainedModel, made: Collection[str]) -> str | None:
+def can_cache(model: PreTrainedModel, extra_inputs: Collection[str]) -> str | None:
     """None when cached decoding can be probed, else the reason why not. A forward that declares no cache is tried."""
     if not generates(model):
         return "the class does not generate"
-    if made:
-        return f"the forward needs {', '.join(sorted(made))}"
+    if extra_inputs:
+        return f"the forward needs {', '.join(sorted(extra_inputs))}"
     if declares_cache(model):
         return None
     import torch

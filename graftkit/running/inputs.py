@@ -37,24 +37,24 @@ ONE_END = "one end-of-text token a row"
 SIDE = 64
 
 
-def feed(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> dict[str, Any]:
-    """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``made``."""
+def feed(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> dict[str, Any]:
+    """The keyword arguments of one forward: ids and mask as far as the signature takes them, and the inputs of ``extra_inputs``."""
     parameters = parameters_of(model)
     ids, mask = probe.ids, probe.mask
-    if ONE_END in made:
+    if ONE_END in extra_inputs:
         ids = _with_one_end(model, ids, mask)
     wanted: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if "input_ids" not in parameters:  # then an attention_mask is that of the encoder's own input
         wanted = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
     elif "decoder_input_ids" in parameters:
-        wanted["decoder_input_ids"] = ids if WHOLE_DECODER in made else ids[:, :DECODER_TOKENS]
+        wanted["decoder_input_ids"] = ids if WHOLE_DECODER in extra_inputs else ids[:, :DECODER_TOKENS]
     found = {name: value for name, value in wanted.items() if name in parameters}
     if probe.hidden_only and "logits_to_keep" in parameters:
         found["logits_to_keep"] = 1
-    if NO_CACHE in made:
+    if NO_CACHE in extra_inputs:
         found["use_cache"] = False
-    found |= {name: MAKERS[name](model, ids).to(ids.device) for name in made if name in MAKERS}
-    if FRAMES in made and "pixel_values" in found:
+    found |= {name: MAKERS[name](model, ids).to(ids.device) for name in extra_inputs if name in MAKERS}
+    if FRAMES in extra_inputs and "pixel_values" in found:
         found["pixel_values"] = found["pixel_values"].unsqueeze(1)
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return found | {name: True for name in ("output_hidden_states", "return_dict") if open_ended or name in parameters}
@@ -76,40 +76,40 @@ def find_inputs(
     first: Exception | None = None
     waiting, tried = [frozenset[str]()], set()
     while waiting:
-        made = waiting.pop(0)
-        if made in tried:
+        extra_inputs = waiting.pop(0)
+        if extra_inputs in tried:
             continue
-        tried.add(made)
+        tried.add(extra_inputs)
         try:
-            return made, attempt(made)
+            return extra_inputs, attempt(extra_inputs)
         except Exception as error:  # noqa: BLE001 - a forward that lacks an input raises anything
             first = first or error
-            waiting += _next(model, made, str(error))
+            waiting += _next(model, extra_inputs, str(error))
     raise VerificationFailed(
         f"outputs: {type(model).__name__} needs other inputs than token ids ({one_line(first or ValueError())});"
         " verify: {outputs: false} leaves the forward out"
     )
 
 
-def _next(model: PreTrainedModel, made: frozenset[str], message: str) -> Iterator[frozenset[str]]:
+def _next(model: PreTrainedModel, extra_inputs: frozenset[str], message: str) -> Iterator[frozenset[str]]:
     """What to try after a refusal: the inputs that its message names; at first also every input that can be made."""
     parameters = parameters_of(model)
     words = {word.lower() for word in re.findall(r"\w+", message)}
     can = frozenset(name for name in MAKERS if name in parameters and _makeable(name, model))
-    named = can & words - made
+    named = can & words - extra_inputs
     if named:
-        yield made | named
-    if not made:
+        yield extra_inputs | named
+    if not extra_inputs:
         yield frozenset({NO_CACHE})
         yield can
         if "decoder_input_ids" in parameters and not model.can_generate():
             yield frozenset({WHOLE_DECODER})
             if isinstance(getattr(model.config, "eos_token_id", None), int):
                 yield frozenset({WHOLE_DECODER, ONE_END})
-    if "pixel_values" in made and "image_attention_mask" in can - made:
-        yield made | {"image_attention_mask"}
-    if "pixel_values" in made and "expected 5, got 4" in message:
-        yield made | {FRAMES}
+    if "pixel_values" in extra_inputs and "image_attention_mask" in can - extra_inputs:
+        yield extra_inputs | {"image_attention_mask"}
+    if "pixel_values" in extra_inputs and "expected 5, got 4" in message:
+        yield extra_inputs | {FRAMES}
 
 
 def _makeable(name: str, model: PreTrainedModel) -> bool:

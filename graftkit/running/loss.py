@@ -89,9 +89,9 @@ def old_ids(seen: Observed, outputs: Mapping[str, Any], correspondence: Correspo
     return int(outputs["logits"].shape[-1]) if correspondence.live is None else correspondence.live
 
 
-def loss_of(model: PreTrainedModel, batch: Probe, made: frozenset[str], ids: int | None = None) -> Tensor:
+def loss_of(model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], ids: int | None = None) -> Tensor:
     """The mean loss of a batch, by what the model gives. ``ids`` restricts the softmax to the ids below it."""
-    return loss_on(model(**feed(model, batch, made)), batch, generates=model.can_generate(), ids=ids)
+    return loss_on(model(**feed(model, batch, extra_inputs)), batch, generates=model.can_generate(), ids=ids)
 
 
 def loss_on(outputs: Mapping[str, Any], batch: Probe, *, generates: bool, ids: int | None = None) -> Tensor:

@@ -25,7 +25,7 @@ from graftkit.running.forward import (
 )
 from graftkit.running.inputs import find_inputs, patches_of, takes_images
 from graftkit.running.paging.share import part_of
-from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import (
     FEWEST_IMAGES,
     KEPT_BYTES,
@@ -47,7 +47,7 @@ Step = Callable[[float], None]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the source gave: its outputs by probe, what it was fed (``made``, beside ids), and what it would not do."""
+    """What the source gave: its outputs by probe, what it was fed (``extra_inputs``, beside ids), and what it would not do."""
 
     architecture: str
     dtype: str
@@ -55,7 +55,7 @@ class Reference:
     mismatched: frozenset[str]
     live: int
     parts: list[Probe]
-    made: frozenset[str]
+    extra_inputs: frozenset[str]
     names: dict[str, frozenset[str]]
     kept: dict[str, dict[str, Tensor]]
     not_kept: int
@@ -91,7 +91,7 @@ def run_source(
     """
     with timed(seconds, "load source"):
         old = load_source(source, backbone=backbone, paged=paged)
-        in_pieces(old.model)
+        split_large_tables(old.model)
         keep_freed_memory(old)
     try:
         return run_loaded(old, source, live, seed, tokens, seconds, step, backbone=backbone)
@@ -190,17 +190,17 @@ def _collect(
 ) -> Reference:
     """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
     first, *others = [part for probe in probes for part in split(probe, budget.forward)]
-    made, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
+    extra_inputs, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
     names, kept, skipped = {}, {}, {}
     room, not_kept = KEPT_BYTES, 0
     applies = applying(old.model, backbone=backbone)
-    reason = "a base model alone does not generate" if backbone else can_cache(old.model, made)
+    reason = "a base model alone does not generate" if backbone else can_cache(old.model, extra_inputs)
     parts = [first, *(part for part in others if not part.steps or reason is None)]
     for index, part in enumerate(parts):
         try:
             if index:
                 with part_of(step, index, len(parts), (old.pager, 1)):
-                    outputs = run(old.model, part, made)
+                    outputs = run(old.model, part, extra_inputs)
         except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
             if part.steps:
                 reason = refusal(error)
@@ -214,7 +214,7 @@ def _collect(
     ran = [part for part in parts if part.name in kept]
     word = "covered" if reason is None else "not covered" if CACHED in applies else "does not apply"
     return Reference(
-        type(old.model).__name__, old.dtype, old.unexpected, old.mismatched, live, ran, made, names, kept, not_kept, skipped,
+        type(old.model).__name__, old.dtype, old.unexpected, old.mismatched, live, ran, extra_inputs, names, kept, not_kept, skipped,
         f"{word}: {reason}" if reason else word,
         coverage(applies, ran, frozenset().union(*names.values()), live, not_kept),
     )  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.verification.checks import Row
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
 
@@ -27,9 +28,9 @@ class Accounted:
     values: frozenset[tuple[str, str]] = frozenset()
     name: str = "report"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a table."""
-        yield self.name, "failed" if self.failures else "passed", self.figure
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row(self.name, "failed" if self.failures else "passed", self.figure)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

@@ -22,7 +22,7 @@ from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
-from graftkit.verification.checks import Report
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.digests import BaseDigests, base_digests
 from graftkit.verification.liveness import Liveness, liveness
 from graftkit.verification.promises import PromiseClass
@@ -82,23 +82,25 @@ class AdapterReport(Report):
         """One sentence for each thing found wrong."""
         return tuple(sentence for sentences in self.found.values() for sentence in sentences)
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
-        yield "adapter", "read back", f"{self.tensors} tensors, {self.nbytes:,} bytes"
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row("adapter", "read back", f"{self.tensors} tensors, {self.nbytes:,} bytes")
         if self.not_compared:
-            yield "adapter with peft", "failed" if self.failures else "not run", self.not_compared
+            yield Row("adapter with peft", "failed" if self.failures else "not run", self.not_compared)
             return
-        yield "loaded with peft", "complete" if not self.failures else "failed", "nothing missing, nothing unexpected"
+        yield Row(
+            "loaded with peft", "complete" if not self.failures else "failed", "nothing missing, nothing unexpected"
+        )
         if self.gap is not None:
             result = "bitwise" if self.gap.bitwise else "trained" if self.trained else "measured"
             figure = f"max |Δ| {self.gap.largest:.3g}, relative {self.gap.relative:.3g}, {self.gap.values:,} values"
             if self.gap.noise is not None:
                 figure += f"; one more rounding of the adapted weights {self.gap.noise:.3g}"
-            yield "base with adapter", result, figure
+            yield Row("base with adapter", result, figure)
         if self.weights is not None:
-            yield "weights put together", self.weights.word, self.weights.figure
+            yield Row("weights put together", self.weights.word, self.weights.figure)
         if self.merged:
-            yield "after merging", self.merged, ""
+            yield Row("after merging", self.merged, "")
         if self.gradients is not None:
             yield from self.gradients.rows()
 
@@ -191,7 +193,7 @@ class AdapterCheck:
             weights: WeightGap | None = residual_gap(inner, original, residual.correspondence)
         else:
             weights = offset_gap(inner) if self.strength is PromiseClass.EXACT else None
-        alive = liveness(peft_model, reference.parts[0], reference.made, seed)
+        alive = liveness(peft_model, reference.parts[0], reference.extra_inputs, seed)
         found = {
             "peft": named,
             "weights": weights.failures if weights else (),
@@ -244,7 +246,7 @@ class AdapterCheck:
         model, reference, prompt = as_it_runs(peft_model, reference)
         gap = compare(model, reference, prompt=prompt)
         gap = self._with_noise(gap, peft_model, peft_model.get_base_model(), lambda: load(base).model, reference, seed)
-        alive = tuner_gradients(peft_model, model, reference.parts[0], reference.made, seed)
+        alive = tuner_gradients(peft_model, model, reference.parts[0], reference.extra_inputs, seed)
         gradients = alive.failures if self._says_of_gradients(gap) else ()
         found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": gradients}
         return dataclasses.replace(report, gap=gap, gradients=alive, found=found)
@@ -255,7 +257,7 @@ class AdapterCheck:
             return ""
         if weight_bytes(base) > memory.available() // 2:
             return "not run: too little memory"
-        return merged(peft_model, reference.parts[0], reference.made)
+        return merged(peft_model, reference.parts[0], reference.extra_inputs)
 
 
 def adapted_weights(model: Any) -> Iterator[str]:

@@ -65,7 +65,7 @@ def compare(
     for part in reference.parts:
         old = reference.kept[part.name]
         try:
-            outputs = run(model, part, reference.made)
+            outputs = run(model, part, reference.extra_inputs)
         except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
             stopped.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
             break
@@ -118,13 +118,13 @@ def move_by_one_rounding(model: nn.Module, names: Iterable[str], terms: int, see
             weight.copy_((weight.double() * (1 + step * signs)).to(weight.dtype))
 
 
-def merged(peft_model: Any, probe: Probe, made: frozenset[str]) -> str:
+def merged(peft_model: Any, probe: Probe, extra_inputs: frozenset[str]) -> str:
     """Merge, run one probe again, and say what came of it: bitwise, failed, or why peft cannot merge."""
-    before = run(peft_model.get_base_model(), probe, made)
+    before = run(peft_model.get_base_model(), probe, extra_inputs)
     try:
         alone = peft_model.merge_and_unload()
     except Exception as error:  # noqa: BLE001 - peft says in its own way that a kind of adapter does not merge
         return f"not possible: {one_line(error)}"
-    after = run(alone, probe, made)
+    after = run(alone, probe, extra_inputs)
     equal = before.keys() == after.keys() and all(before[name].equal(after[name]) for name in before)
     return "bitwise" if equal else "failed"

@@ -6,10 +6,18 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
+
+
+class Row(NamedTuple):
+    """One line of a table of what was checked: the check, its result in a word or two, and the figure behind it."""
+
+    check: str
+    result: str
+    figure: str
 
 
 class Finding(Protocol):
@@ -19,8 +27,8 @@ class Finding(Protocol):
     def name(self) -> str: ...
     @property
     def failures(self) -> tuple[str, ...]: ...
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """Yield ``(check, result, figure)`` for a table."""
+    def rows(self) -> Iterator[Row]:
+        """Yield the lines that a table shows of it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything that was measured as JSON values."""
@@ -77,9 +85,9 @@ class Sentences(Report):
     name: str
     failures: tuple[str, ...]
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a table."""
-        yield self.name, "failed" if self.failures else "passed", ""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row(self.name, "failed" if self.failures else "passed", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +99,10 @@ class LeftOut(Report):
     name: str = "left_out"
     failures: tuple[str, ...] = ()
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a table."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         for check in self.checks:
-            yield check, "not run", self.reason
+            yield Row(check, "not run", self.reason)
 
 
 Kind = TypeVar("Kind")

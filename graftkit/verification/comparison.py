@@ -132,7 +132,7 @@ def compare_runs(model: nn.Module, before: Reference, correspondence: Correspond
     """Run ``model`` on the probes of a reference and compare its outputs, all steps of cached decoding together."""
     found = Comparison(correspondence, join_steps=True)
     for part in before.parts:
-        found.add(part, before.kept[part.name], run(model, part, before.made))
+        found.add(part, before.kept[part.name], run(model, part, before.extra_inputs))
     return found
 
 

@@ -13,7 +13,7 @@ from graftkit.errors import printable
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import run_loaded
-from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import compare_runs
 from graftkit.verification.factor_rounding import WIDE, stored
 from graftkit.verification.subject import Subject
@@ -37,14 +37,14 @@ class ExtractedReport(Report):
     failures: tuple[str, ...]
     name: str = "extracted adapter against fine-tuned"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         verdict = "failed" if self.failures else "rounded"
         worst = max(self.lost, key=lambda name: self.lost[name], default="")
         figure = f"{len(self.lost)}, at most {self.lost.get(worst, 0):.2g} of the energy lost, {self.allowed.get(worst, 0):.2g} allowed"
-        yield "extracted differences", verdict, figure
+        yield Row("extracted differences", verdict, figure)
         figure = f"{self.tokens} tokens, {self.missed:.2g} off the fine-tuned model; the base is {self.effect:.2g} off"
-        yield "outputs with adapter", "measured", figure
+        yield Row("outputs with adapter", "measured", figure)
 
 
 @dataclass(frozen=True, slots=True)

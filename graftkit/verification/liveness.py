@@ -14,6 +14,7 @@ from graftkit.architecture.peft.parts import NAME, LoraPart, lora_parts
 from graftkit.errors import few
 from graftkit.running.forward import flatten
 from graftkit.running.inputs import feed
+from graftkit.verification.checks import Row
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,14 +39,14 @@ class Liveness:
     unrouted: dict[str, int]
     failures: tuple[str, ...]
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
-        yield "gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} targets"
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row("gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} targets")
         for what, names in (("not run by the probe", self.unreached), ("no gradient arrives", self.blocked)):
             if names:
-                yield "gradients", what, few(names)
+                yield Row("gradients", what, few(names))
         for name, count in list(self.unrouted.items())[:2]:
-            yield "gradients", "not routed to", f"{count} experts of {name}"
+            yield Row("gradients", "not routed to", f"{count} experts of {name}")
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class _Seen:
         self.arrived = self.arrived or bool((gradient != 0).any())
 
 
-def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liveness:
+def liveness(model: Any, probe: Probe, extra_inputs: frozenset[str], seed: int) -> Liveness:
     """One forward and backward pass of a peft model on ``probe``, with its new tokens' ids put into it.
 
     The model's gradients are cleared again.
@@ -74,7 +75,7 @@ def liveness(model: Any, probe: Probe, made: frozenset[str], seed: int) -> Liven
     seen = {name: _Seen() for name in layers}
     hooks = [part.module.register_forward_hook(seen[name].forward) for name, part in layers.items()]
     try:
-        backward(inner, with_trained_rows(inner, cut(probe)), made, seed)
+        backward(inner, with_trained_rows(inner, cut(probe)), extra_inputs, seed)
     finally:
         for hook in hooks:
             hook.remove()
@@ -115,13 +116,13 @@ def with_trained_rows(model: nn.Module, probe: Probe) -> Probe:
     return dataclasses.replace(probe, ids=changed)
 
 
-def backward(model: nn.Module, probe: Probe, made: frozenset[str], seed: int) -> None:
+def backward(model: nn.Module, probe: Probe, extra_inputs: frozenset[str], seed: int) -> None:
     """Differentiate Σ ⟨R, output⟩ over the last hidden states and whatever else comes out, R normal."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad():
-        outputs = flatten(model(**feed(model, probe, made)))
+        outputs = flatten(model(**feed(model, probe, extra_inputs)))
         last: dict[str, Tensor] = {}
         for name, value in outputs.items():
             stem, _, index = name.rpartition(".")

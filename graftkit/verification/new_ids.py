@@ -10,7 +10,7 @@ from graftkit.running.forward import run
 from graftkit.running.probes import Probe
 
 
-def run_new_ids(model: Any, part: Probe, made: frozenset[str], fresh: tuple[int, ...]) -> list[str]:
+def run_new_ids(model: Any, part: Probe, extra_inputs: frozenset[str], fresh: tuple[int, ...]) -> list[str]:
     """Run the first row of ``part`` with new ids, as many as there is room for, in every second place.
 
     Returns a sentence where the forward fails or gives NaN; what the outputs are nobody promised.
@@ -22,7 +22,7 @@ def run_new_ids(model: Any, part: Probe, made: frozenset[str], fresh: tuple[int,
     chosen = [fresh[index * len(fresh) // len(places)] for index in range(len(places))]
     ids[0, list(places)] = torch.tensor(chosen, dtype=ids.dtype)
     try:
-        outputs = run(model, replace(part, name="new ids", ids=ids, mask=torch.ones_like(ids)), made)
+        outputs = run(model, replace(part, name="new ids", ids=ids, mask=torch.ones_like(ids)), extra_inputs)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         return [f"outputs: the result's forward fails on the new ids: {one_line(error)}"]
     broken = sorted(name for name, value in outputs.items() if value.isnan().any())

@@ -15,10 +15,10 @@ from graftkit.running.coverage import Coverage
 from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
-from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
-from graftkit.verification.checks import Report
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
 from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
@@ -69,33 +69,33 @@ class OutputsReport(Report):
         """Whether no check failed."""
         return not self.failures
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         tokens = sum(self.probes.values())
         beside = f", with {', '.join(self.inputs)}" if self.inputs else ""
         how = ", parameters paged in from the files" if self.paged else ""
         covered = f", {self.ids_covered} of {self.ids} old ids" if self.unit == "tokens" else ""
-        yield "probes", "run", f"{tokens} {self.unit}{covered}, {self.dtype}{beside}{how}"
+        yield Row("probes", "run", f"{tokens} {self.unit}{covered}, {self.dtype}{beside}{how}")
         for name, reason in self.skipped.items():
-            yield f"probe {name!r}", "not run", f"the source refuses it: {reason}"
+            yield Row(f"probe {name!r}", "not run", f"the source refuses it: {reason}")
         if not self.cached_decoding.startswith("does not apply"):
             result, _, why = self.cached_decoding.partition(": ")
-            yield "cached decoding", result, why
+            yield Row("cached decoding", result, why)
         if self.new_ids:
-            yield "new ids", "run", f"{self.new_ids} of them, no NaN"
+            yield Row("new ids", "run", f"{self.new_ids} of them, no NaN")
         if self.not_kept:
-            yield "outputs left out", "not compared", f"{self.not_kept}, for want of memory"
+            yield Row("outputs left out", "not compared", f"{self.not_kept}, for want of memory")
         for group in ("hidden states", "logits", "other outputs"):
             items = [item for item in self.comparisons if _group(item.name) == group]
             if items:
-                yield group, _verdict(items, measured=self.measured), _figure(items)
+                yield Row(group, _verdict(items, measured=self.measured), _figure(items))
         if self.mass_max is not None:
-            yield "mass of new ids", "measured", f"mean {self.mass_mean:.3g}, max {self.mass_max:.3g}"
+            yield Row("mass of new ids", "measured", f"mean {self.mass_mean:.3g}, max {self.mass_max:.3g}")
         if self.distribution is not None:
             d = self.distribution
             bound = f" <= {d.bound:.3g} ({d.bound_kind})" if d.bound is not None else f" ({d.bound_kind})"
             result = "measured" if d.bound is None else "bounded" if d.excess <= ROUNDING else "failed"
-            yield "KL(old, new)", result, f"max {d.kl_max:.3g}{bound}, float64"
+            yield Row("KL(old, new)", result, f"max {d.kl_max:.3g}{bound}, float64")
 
 
 #: What float64 itself may add to a KL, in nats.
@@ -148,7 +148,7 @@ def compare_outputs(
         )  # fmt: skip
         with timed(seconds, "load result"):
             new = load(result, paged=from_files)
-            in_pieces(new.model)
+            split_large_tables(new.model)
         failures = _loading_failures(before, new, backbone=backbone)
         new = new.backbone() if backbone else new
         table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
@@ -165,7 +165,7 @@ def compare_outputs(
         dtype=before.dtype,
         probes=_tokens_by_probe(before.parts),
         skipped=before.skipped,
-        inputs=tuple(sorted(before.made)),
+        inputs=tuple(sorted(before.extra_inputs)),
         ids_covered=covered_ids(before.parts, before.live),
         ids=before.live,
         cached_decoding=before.cached,
@@ -224,7 +224,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             capture.calls.clear()
             try:
                 with part_of(step, index, len(before.parts), (new.pager, 1)):
-                    outputs = run(new.model, part, before.made)
+                    outputs = run(new.model, part, before.extra_inputs)
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
@@ -242,7 +242,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             del old, outputs  # before the next ones are made
             step((index + 1) / len(before.parts))
     if found.correspondence.fresh_ids:
-        broken = run_new_ids(new.model, before.parts[0], before.made, found.correspondence.fresh_ids)
+        broken = run_new_ids(new.model, before.parts[0], before.extra_inputs, found.correspondence.fresh_ids)
         if broken:
             return broken
     return [] if compared else ["outputs: source and result have no hidden state in common"]

@@ -25,7 +25,7 @@ def own_noise(model: nn.Module, before: Reference) -> dict[str, float]:
 
     runs: dict[str, Comparison] = defaultdict(lambda: Comparison(join_steps=True))
     for part in before.parts:
-        for name, outputs in null_runs(model, part, before.made):
+        for name, outputs in null_runs(model, part, before.extra_inputs):
             runs[name].add(part, before.kept[part.name], outputs)
     with reversed_directions(model):
         runs["directions"] = compare_runs(model, before)

@@ -15,7 +15,7 @@ from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.own_noise import own_noise
@@ -50,19 +50,21 @@ class ResizedReport(Report):
     noise: float | None = None
     name: str = "resized against old adapter"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         lost = max(product.lost for product in self.products)
         exact = all(product.exact for product in self.products)
         result = "failed" if self.failures else "bitwise" if exact else "rounded"
-        yield "adapter's products", result, f"{len(self.products)}, at most {lost:.2g} of the energy lost"
+        yield Row("adapter's products", result, f"{len(self.products)}, at most {lost:.2g} of the energy lost")
         if self.not_compared:
-            yield "outputs with adapter", "not run", self.not_compared
+            yield Row("outputs with adapter", "not run", self.not_compared)
             return
         bound = "" if self.allowed is None else f", {self.allowed:.2g} allowed"
         noise = "" if self.noise is None else f" (its own noise {self.noise:.2g})"
         figure = f"{self.tokens} tokens, relative change {self.changed:.2g}{bound}{noise}; the adapter's effect {self.effect:.2g}"
-        yield "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
+        yield Row(
+            "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.probe_texts import PROBE_TEXTS
-from graftkit.verification.checks import Report
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.loaded_tokenizer import LoadedTokenizer
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
@@ -64,9 +64,9 @@ class TokenizationReport(Report):
     seconds: float
     name: str = "tokenizer"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
-        yield "tokenizer", "passed" if self.passed else "failed", self.figure()
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row("tokenizer", "passed" if self.passed else "failed", self.figure())
 
     @property
     def passed(self) -> bool:

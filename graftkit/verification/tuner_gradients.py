@@ -13,6 +13,7 @@ from graftkit.architecture.peft.parts import NAME
 from graftkit.errors import few
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
+from graftkit.verification.checks import Row
 from graftkit.verification.liveness import backward, cut, with_trained_rows
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ class TunerGradients:
     without: tuple[str, ...]
     failures: tuple[str, ...]
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
-        yield "gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} parameters"
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row("gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} parameters")
         for what, names in (("only from step 1 on", self.waiting), ("none at steps 0 and 1", self.without)):
             if names:
-                yield "gradients", what, few(names)
+                yield Row("gradients", what, few(names))
 
 
 def as_it_runs(peft_model: Any, reference: Reference) -> tuple[Any, Reference, int]:
@@ -54,7 +55,9 @@ def as_it_runs(peft_model: Any, reference: Reference) -> tuple[Any, Reference, i
     return peft_model, dataclasses.replace(reference, parts=whole), config.num_virtual_tokens
 
 
-def tuner_gradients(peft_model: Any, model: nn.Module, probe: Probe, made: frozenset[str], seed: int) -> TunerGradients:
+def tuner_gradients(
+    peft_model: Any, model: nn.Module, probe: Probe, extra_inputs: frozenset[str], seed: int
+) -> TunerGradients:
     """Differentiate a random linear functional of the outputs of ``model``, move what has a gradient, and do it again.
 
     The adapter is no longer what it was afterwards.
@@ -66,14 +69,14 @@ def tuner_gradients(peft_model: Any, model: nn.Module, probe: Probe, made: froze
             parameter.requires_grad_(requires_grad=True)
     trained = {name: parameter for name, parameter in peft_model.named_parameters() if parameter.requires_grad}
     probe = with_trained_rows(model, cut(probe))
-    backward(model, probe, made, seed)
+    backward(model, probe, extra_inputs, seed)
     alive = _alive(trained)
     with torch.no_grad():
         for name in alive:
             parameter = trained[name]
             parameter -= STEP * parameter.grad / parameter.grad.abs().max()
     peft_model.zero_grad(set_to_none=True)
-    backward(model, probe, made, seed)
+    backward(model, probe, extra_inputs, seed)
     later = _alive(trained) | alive
     peft_model.zero_grad(set_to_none=True)
     failures = () if alive else ("gradients: no parameter of the adapter gets one at step 0: it would never learn",)

@@ -21,7 +21,7 @@ from graftkit.running import memory
 from graftkit.running.forward import can_cache, load, outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.paging import room, table
-from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import Probe
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.lens import compare_lens
@@ -48,7 +48,7 @@ def batch(rows):
 def both(directory):
     """The same checkpoint in memory and paged in."""
     memory, pages = load(directory), load(directory, paged=True)
-    in_pieces(memory.model)
+    split_large_tables(memory.model)
     return memory, pages
 
 
@@ -64,16 +64,16 @@ def test_same_bits_as_in_memory(family, dtype, tmp_path):
         assert all(isinstance(p, table.Table) or p.isnan().all() for p in two.parameters())
         assert all(torch.equal(a, b) for a, b in zip(one.buffers(), two.buffers(), strict=True))
         assert (memory.missing, memory.unexpected) == (pages.missing, pages.unexpected)
-        made, _ = find_inputs(one, lambda tried: run(one, batch(3), tried))
+        extra_inputs, _ = find_inputs(one, lambda tried: run(one, batch(3), tried))
         probes = [batch(3), batch(1)]
-        if can_cache(one, made) is None:
+        if can_cache(one, extra_inputs) is None:
             probes.append(replace(batch(1), steps=3))
         for probe in probes:
-            assert_equal(run(one, probe, made), run(two, probe, made))
+            assert_equal(run(one, probe, extra_inputs), run(two, probe, extra_inputs))
         with float64(one):
-            wide = outputs_of(one, probes[0], made)
+            wide = outputs_of(one, probes[0], extra_inputs)
         with float64(two):
-            assert_equal(wide, outputs_of(two, probes[0], made))
+            assert_equal(wide, outputs_of(two, probes[0], extra_inputs))
 
 
 def assert_equal(one, two):

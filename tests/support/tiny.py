@@ -126,7 +126,7 @@ def forward(model, ids):
 
     probe = Probe("forward", ids, torch.ones_like(ids))
     with torch.no_grad():
-        return find_inputs(model, lambda made: model(**feed(model, probe, made)))[1]
+        return find_inputs(model, lambda extra_inputs: model(**feed(model, probe, extra_inputs)))[1]
 
 
 def _probe():

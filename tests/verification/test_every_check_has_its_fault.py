@@ -32,7 +32,7 @@ PLANTED = {
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "compare.py Verification": "selftest/test_demo.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "verification/accounted.py Accounted": "selftest/test_grown.py test_every_fault_is_caught_and_no_clean_copy_flagged",
-    "verification/adapted.py AdaptedReport": "verification/test_adapted.py test_a_planted_fault_is_caught_by_name",
+    "verification/merged_model.py AdaptedReport": "verification/test_merged_model.py test_a_planted_fault_is_caught_by_name",
     "verification/adapter.py AdapterReport": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
     "verification/adapter_outputs.py OutputGap": "verification/test_adapter_faults.py test_without_a_report_loading_outputs_and_gradients_catch_what_they_can",
     "verification/adapter_weights.py WeightGap": "operations/test_add_lora_spectral.py test_a_factor_that_is_wrong_is_caught",

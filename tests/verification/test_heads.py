@@ -57,7 +57,7 @@ def test_both_paddings_agree_and_a_wrong_pad_id_is_caught(family, written, tmp_p
     source, output, report = written(family)
     promise = HeadPromise(("score.weight",), ("right", "left"))
     assert [side.side for side in report.paddings] == ["right", "left"]
-    assert all(side.apart <= side.threshold < 1e-9 for side in report.paddings)
+    assert all(side.difference <= side.threshold < 1e-9 for side in report.paddings)
     wrong = with_config(output, tmp_path / "wrong", pad_token_id=77)
     failures = check_head(source, wrong, promise).failures
     assert any("other logits in a batch with right padding" in failure for failure in failures)
@@ -72,7 +72,7 @@ def test_both_paddings_agree_and_a_wrong_pad_id_is_caught(family, written, tmp_p
 def test_a_batch_padded_on_the_right_agrees_for_every_kind_of_head(family, task, written):
     _, _, report = written(family, task)
     assert [side.side for side in report.paddings] == ["right"]
-    assert report.paddings[0].apart <= report.paddings[0].threshold
+    assert report.paddings[0].difference <= report.paddings[0].threshold
     assert not report.skipped
 
 
@@ -107,7 +107,7 @@ def test_a_class_that_reads_one_position_behind_the_end_is_told_from_a_wrong_pad
     model = transformers.T5GemmaForSequenceClassification(config).eval()
     (side,) = compare_paddings(model, TEXTS, 0, ["right"], ["score.out_proj.weight"], choices=False)
     assert (side.beyond, side.failed) == (True, False)
-    assert side.apart > 1e-3
+    assert side.difference > 1e-3
     model.config.pad_token_id = 63
     (side,) = compare_paddings(model, TEXTS, 0, ["right"], ["score.out_proj.weight"], choices=False)
     assert (side.beyond, side.failed) == (False, True)
@@ -120,7 +120,7 @@ def test_a_head_that_reads_the_last_position_is_sound_on_the_left_alone():
     model = transformers.XLNetForSequenceClassification(config).eval()
     right, left = compare_paddings(model, TEXTS, 5, ["right", "left"], ["logits_proj.weight"], choices=False)
     assert (right.failed, left.failed) == (True, False)
-    assert left.apart <= left.threshold
+    assert left.difference <= left.threshold
 
 
 def test_a_missing_head_tensor_and_a_random_one_are_caught(written, tmp_path):

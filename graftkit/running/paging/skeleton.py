@@ -45,7 +45,7 @@ def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, 
     return model, info, page(model, found, vocabulary_tables(model))
 
 
-def in_pieces(model: PreTrainedModel) -> None:
+def split_large_tables(model: PreTrainedModel) -> None:
     """Let the large vocabulary tables of a model in memory be multiplied in the pieces of one that is paged in."""
     wanted = vocabulary_tables(model)
     tables: dict[int, Tensor] = {}

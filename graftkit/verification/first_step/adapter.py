@@ -51,7 +51,7 @@ def adapter_first_step(
         tell(0.3)
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
         with timed(seconds, "reach"):
-            idle = not_run(model, training.task, training.made, trained)
+            idle = not_run(model, training.task, training.extra_inputs, trained)
             moves = training.moves({name: None for name in trained if name not in idle})
         tell(0.6)
         with timed(seconds, "forecast"):
@@ -61,7 +61,7 @@ def adapter_first_step(
     return training.report(None, FROZEN, moves, steps, why, seconds, tuple(_dead(moves)), tuple(idle))
 
 
-def not_run(model: PreTrainedModel, batch: Probe, made: frozenset[str], names: list[str]) -> list[str]:
+def not_run(model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], names: list[str]) -> list[str]:
     """Those of the parameters ``names`` whose adapted module the batch does not run: an image tower, say."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -72,7 +72,7 @@ def not_run(model: PreTrainedModel, batch: Probe, made: frozenset[str], names: l
     hooks = [m.register_forward_hook(lambda *_, name=name: ran.add(name)) for name, m in layers.items()]
     try:
         with torch.no_grad():
-            model(**feed(model, batch, made))
+            model(**feed(model, batch, extra_inputs))
     finally:
         for hook in hooks:
             hook.remove()

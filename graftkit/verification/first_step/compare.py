@@ -75,7 +75,7 @@ def why_not(scope: Scope) -> str:
 
 def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradients:
     """The source's gradients, each with its noise."""
-    nulls = null_gradients(old.model, old.texts, old.made, old.ids, correspondence.more_rows)
+    nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence.more_rows)
     return OldGradients(old.old_gradients(), nulls)
 
 

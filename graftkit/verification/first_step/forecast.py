@@ -62,12 +62,12 @@ def direction(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor])
 
 
 def old_outputs(
-    model: PreTrainedModel, batch: Probe, made: frozenset[str], seen: Observed, ids: int | None
+    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], seen: Observed, ids: int | None
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A function from parameters to what is seen at the unmasked places, ``(places, width)``; of logits over the old ids."""
     import torch
 
-    inputs: dict[str, Any] = feed(model, batch, made)
+    inputs: dict[str, Any] = feed(model, batch, extra_inputs)
     if "output_hidden_states" in inputs and seen.name != "hidden_states":
         inputs["output_hidden_states"] = False
     if model.can_generate() or takes(model.forward, "use_cache"):

@@ -57,20 +57,20 @@ class GradientGap:
 
 
 def null_gradients(
-    model: PreTrainedModel, texts: Probe, made: frozenset[str], ids: int | None, more: int
+    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: int | None, more: int
 ) -> Iterator[tuple[str, Gradients]]:
     """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
-    loss = FACTOR * loss_of(model, texts, made, ids)
+    loss = FACTOR * loss_of(model, texts, extra_inputs, ids)
     yield "loss times 3", {name: value / FACTOR for name, value in gradients(model, loss).items()}
     if len(texts.ids) > 1:
         rows = replace(texts, ids=texts.ids.flip(0), mask=texts.mask.flip(0))
-        outputs = model(**feed(model, rows, made))
+        outputs = model(**feed(model, rows, extra_inputs))
         back = {name: _rows_back(value, len(rows.ids)) for name, value in outputs.items()}
         yield "rows reversed", gradients(model, loss_on(back, texts, generates=model.can_generate(), ids=ids))
     for name, added in (("logits summed in reverse", 0), ("logits of a larger table", more)):
         with other_logits(model, added) as varied:
             if varied and (added or name.endswith("reverse")):
-                yield name, gradients(model, loss_of(model, texts, made, ids))
+                yield name, gradients(model, loss_of(model, texts, extra_inputs, ids))
 
 
 def _rows_back(value: Any, rows: int) -> Any:

@@ -23,7 +23,7 @@ STEPS, LEARNING_RATE = 3, 1e-3
 
 
 def first_moves(
-    model: PreTrainedModel, batch: Probe, made: frozenset[str], new: Mapping[str, Sequence[int] | None]
+    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], new: Mapping[str, Sequence[int] | None]
 ) -> dict[str, int | None]:
     """Name -> the step at which a new parameter first has a gradient, None where it has none in three steps.
 
@@ -39,7 +39,7 @@ def first_moves(
     waiting |= {name: (name, None) for name, rows in new.items() if rows is None}
     moves: dict[str, int | None] = dict.fromkeys(waiting)
     for step in range(STEPS):
-        found = gradients(trained, loss_of(trained, batch, made))
+        found = gradients(trained, loss_of(trained, batch, extra_inputs))
         moved = [label for label, (name, row) in waiting.items() if _alive(found.get(name), row)]
         for label in moved:
             moves[label] = step

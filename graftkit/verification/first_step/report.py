@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from graftkit.errors import few
-from graftkit.verification.checks import Report
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.first_step.forecast import TOLERANCE, StepFigure
 from graftkit.verification.first_step.noise import GradientGap
 
@@ -45,41 +45,41 @@ class FirstStepReport(Report):
     distributions: bool = True
     name: str = "first_step"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a table."""
-        yield "first step", "taken", f"in float32, by the {self.loss}"
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row("first step", "taken", f"in float32, by the {self.loss}")
         yield self._gradients_row()
         dead = [name for name, step in self.moves.items() if step is None]
         if self.moves:
             alive = f"{len(self.moves) - len(dead)} of {len(self.moves)} have a gradient"
             more = f", {self.left_out} not tried" if self.left_out else ""
-            yield (
+            yield Row(
                 "new parameters",
                 "dead" if dead else "alive",
                 f"{alive}, {', '.join(_when(self.moves))}{more}",
             )
         if self.not_run:
-            yield "new parameters", "not run by the batch", few(self.not_run)
+            yield Row("new parameters", "not run by the batch", few(self.not_run))
         if not self.steps:
-            yield "first optimiser step", "not forecast", self.no_forecast
+            yield Row("first optimiser step", "not forecast", self.no_forecast)
             return
         change = "KL" if self.distributions else f"relative change of {self.observed}"
         for figure in self.steps:
             text = f"{change} {figure.measured:.3g}, forecast {figure.forecast:.3g} ({figure.error:.1%} off)"
-            yield f"first step at lr {figure.learning_rate:g}", "measured", text
+            yield Row(f"first step at lr {figure.learning_rate:g}", "measured", text)
         advice = "no learning rate tried" if self.ceiling is None else f"lr {self.ceiling:g}"
         beyond = ", the largest that was tried" if self.ceiling == self.steps[-1].learning_rate else ""
-        yield "recommended ceiling", advice, f"the forecast is within {TOLERANCE:.0%} up to there{beyond}"
+        yield Row("recommended ceiling", advice, f"the forecast is within {TOLERANCE:.0%} up to there{beyond}")
 
-    def _gradients_row(self) -> tuple[str, str, str]:
+    def _gradients_row(self) -> Row:
         gap = self.gradients
         if gap is None:
-            return "old gradients", "not compared", self.gradients_left_out
+            return Row("old gradients", "not compared", self.gradients_left_out)
         most = max((gap.noise or {}).values(), default=0.0)
         if not gap.parameter:
-            return "old gradients", "bitwise", f"the source's own noise is up to {most:.2g}"
+            return Row("old gradients", "bitwise", f"the source's own noise is up to {most:.2g}")
         text = f"relative error {gap.error:.2g} at {gap.parameter}, the source's own noise there {gap.floor:.2g}"
-        return "old gradients", "differ" if gap.differs else "equal to the noise", text
+        return Row("old gradients", "differ" if gap.differs else "equal to the noise", text)
 
 
 def _when(moves: Mapping[str, int | None]) -> Iterator[str]:

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 class Training:
     """``model`` on ``texts`` of old ids, and on ``task``, the same texts with the ``fresh`` ids in them.
 
-    It is fed what ``made`` names beside ids. ``seen`` is the output that is looked at, over the first ``ids`` columns;
+    It is fed what ``extra_inputs`` names beside ids. ``seen`` is the output that is looked at, over the first ``ids`` columns;
     ``left_out`` counts new ids that the task has no room for.
     """
 
     model: PreTrainedModel
     texts: Probe
     task: Probe
-    made: frozenset[str]
+    extra_inputs: frozenset[str]
     seen: Observed
     ids: int | None
     fresh: tuple[int, ...]
@@ -46,25 +46,25 @@ class Training:
     @classmethod
     def of(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
         """Run the model once, to find out what it must be fed and what it gives."""
-        made, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
+        extra_inputs, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
         seen, fresh = observe(outputs, texts), correspondence.fresh_ids[:MOST_IDS]
         left_out = len(correspondence.fresh_ids) - len(fresh)
         ids = old_ids(seen, outputs, correspondence)
-        return cls(model, texts, with_ids(texts, fresh), made, seen, ids, fresh, left_out)
+        return cls(model, texts, with_ids(texts, fresh), extra_inputs, seen, ids, fresh, left_out)
 
     def old_gradients(self) -> Mapping[str, Tensor]:
         """Those of the loss on old inputs, of logits over ids that of the old ids alone."""
-        return gradients(self.model, loss_of(self.model, self.texts, self.made, self.ids))
+        return gradients(self.model, loss_of(self.model, self.texts, self.extra_inputs, self.ids))
 
     def moves(self, new: Mapping[str, Sequence[int] | None]) -> dict[str, int | None]:
         """When each ``new`` parameter first moves; see :func:`first_moves`."""
-        return first_moves(self.model, self.task, self.made, new)
+        return first_moves(self.model, self.task, self.extra_inputs, new)
 
     def forecast(self) -> tuple[StepFigure, ...]:
         """What a step on the task does to the old outputs, by learning rate."""
         parameters = {name: value.detach() for name, value in self.model.named_parameters()}
-        along = direction(parameters, gradients(self.model, loss_of(self.model, self.task, self.made)))
-        run_with = old_outputs(self.model, self.texts, self.made, self.seen, self.ids)
+        along = direction(parameters, gradients(self.model, loss_of(self.model, self.task, self.extra_inputs)))
+        run_with = old_outputs(self.model, self.texts, self.extra_inputs, self.seen, self.ids)
         return tuple(forecast(run_with, parameters, along, distributions=self.seen.distributions))
 
     def report(

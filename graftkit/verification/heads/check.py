@@ -14,7 +14,7 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, undisturbed
-from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
 from graftkit.verification.heads.padding import Padding, Side, compare_paddings, texts_for
@@ -82,31 +82,33 @@ class HeadReport(Report):
             elif side.failed:
                 yield (
                     f"head: a text gets other logits in a batch with {side.side} padding than alone: relative difference"
-                    f" {side.apart:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad token,"
-                    " and does the tokenizer pad on the side that the class wants?"
+                    f" {side.difference:.3g}, its hidden states {side.backbone or 0:.3g}; does config.json name the tokenizer's pad"
+                    " token, and does the tokenizer pad on the side that the class wants?"
                 )
         if self.entropy is not None and not abs((self.first_loss or 0.0) - self.entropy) <= self.slack:
             yield f"head: the first loss is {self.first_loss:.6g}, the prior's entropy {self.entropy:.6g}"
         if self.backbone is not None and self.backbone.differing:
             yield f"head: hidden states of the backbone differ: {few(self.backbone.differing)}"
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
-        yield "head reloaded twice", "bitwise" if self.same_bits else "failed", f"{self.tensors} tensors, none missing"
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
+        yield Row(
+            "head reloaded twice", "bitwise" if self.same_bits else "failed", f"{self.tensors} tensors, none missing"
+        )
         if self.backbone is not None:
             result = "failed" if self.backbone.differing else "bitwise" if self.backbone.equal else "not run"
             figure = self.backbone.reason or f"{self.backbone.equal} hidden states on {self.backbone.input}"
-            yield "backbone", result, figure
+            yield Row("backbone", result, figure)
         for side in self.paddings:
             differs = "not judged" if side.backbone is None else "backbone differs itself"
             differs = "read behind the end, as its class does" if side.beyond else differs
-            result = "failed" if side.failed else differs if side.apart > side.threshold else "equal"
-            figure = f"{side.apart:.2g} relative, float64, differences count from {side.threshold:.1g}"
-            yield f"batch = single, {side.side} padding", result, figure
+            result = "failed" if side.failed else differs if side.difference > side.threshold else "equal"
+            figure = f"{side.difference:.2g} relative, float64, differences count from {side.threshold:.1g}"
+            yield Row(f"batch = single, {side.side} padding", result, figure)
         if self.entropy is not None:
-            yield "first loss", "the prior's entropy", f"{self.first_loss:.6g} against {self.entropy:.6g}"
+            yield Row("first loss", "the prior's entropy", f"{self.first_loss:.6g} against {self.entropy:.6g}")
         if self.skipped:
-            yield "head's forward", "not run", self.skipped
+            yield Row("head's forward", "not run", self.skipped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.texts import outputs_of_texts
-from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.subject import Subject
 
 #: Examples that are run alone as well: what a batch changes is the noise of the written head against itself.
@@ -51,10 +51,10 @@ class HeldOutReport(Report):
             f" the fitted head {self.fitted.loss:.6g}",
         )
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         w = self.written
-        yield (
+        yield Row(
             "held-out examples",
             "failed" if self.failures else "as fitted",
             f"accuracy {w.accuracy:.3f}, balanced {w.balanced_accuracy:.3f}, loss {w.loss:.4f}, {w.examples} examples,"

@@ -36,7 +36,7 @@ LOGITS = ("logits", "start_logits", "end_logits")
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """One side of padding. ``apart`` is the largest difference of logits, ``backbone`` that of hidden states, both relative.
+    """One side of padding. ``difference`` is the largest difference of logits, ``backbone`` that of hidden states, both relative.
 
     ``threshold`` is the smallest difference that is called one: 100 times what two runs of the backbone that are equal over the
     real numbers differ by. ``backbone`` is None where there are no such states, or positions are merged in them. ``beyond`` says
@@ -45,7 +45,7 @@ class Padding:
     """
 
     side: Side
-    apart: float
+    difference: float
     backbone: float | None
     threshold: float
     error: str = ""
@@ -57,7 +57,7 @@ class Padding:
         if self.beyond:
             return False
         sound = self.backbone is not None and self.backbone <= self.threshold
-        return bool(self.error) or (self.apart > self.threshold and sound)
+        return bool(self.error) or (self.difference > self.threshold and sound)
 
 
 def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[list[int]]:
@@ -90,39 +90,44 @@ def compare_paddings(
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     with float64(model):
         probe = _batch(texts[:1], pad, "right")
-        made, _ = find_inputs(model, lambda tried: _run(model, probe, tried, choices=choices)[0])
+        extra_inputs, _ = find_inputs(model, lambda tried: _run(model, probe, tried, choices=choices)[0])
     shortest = min(map(len, texts))
     threshold = measure_floor(
-        model.base_model, _batch([text[:shortest] for text in texts], pad, "right"), made
+        model.base_model, _batch([text[:shortest] for text in texts], pad, "right"), extra_inputs
     ).threshold
     with float64(model):
-        alone = [_run(model, _batch([text], pad, "right"), made, choices=choices) for text in texts]
+        alone = [_run(model, _batch([text], pad, "right"), extra_inputs, choices=choices) for text in texts]
         batches = [(side, _batch(texts, pad, side)) for side in sides]
-        found = [_padded(model, alone, batch, made, side, threshold, choices=choices) for side, batch in batches]
-        return tuple(replace(one, beyond=_reads_beyond(model, texts, pad, one, made, choices=choices)) for one in found)
+        found = [
+            _padded(model, alone, batch, extra_inputs, side, threshold, choices=choices) for side, batch in batches
+        ]
+        return tuple(
+            replace(one, beyond=_reads_beyond(model, texts, pad, one, extra_inputs, choices=choices)) for one in found
+        )
 
 
 def _reads_beyond(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], pad: int, found: Padding, made: frozenset[str], *, choices: bool
+    model: PreTrainedModel, texts: Sequence[Sequence[int]], pad: int, found: Padding, extra_inputs: frozenset[str], *, choices: bool
 ) -> bool:  # fmt: skip
     """Whether logits that differ are the same once every text is padded. A wrong pad id reads further with each padding."""
     if found.error or not found.failed:
         return False
-    together, _ = _run(model, _batch(texts, pad, found.side, 1), made, choices=choices)
-    alone = [_run(model, _batch([text], pad, found.side, 1), made, choices=choices)[0] for text in texts]
+    together, _ = _run(model, _batch(texts, pad, found.side, 1), extra_inputs, choices=choices)
+    alone = [_run(model, _batch([text], pad, found.side, 1), extra_inputs, choices=choices)[0] for text in texts]
     pairs = [(one[name][0], together[name][index]) for index, one in enumerate(alone) for name in one]
     return all(a.shape == b.shape and gap(a, b) <= found.threshold for a, b in pairs)
 
 
 def _padded(
-    model: PreTrainedModel, single: Sequence[tuple[dict[str, Tensor], Tensor | None]], batch: Probe, made: frozenset[str], side: Side,
+    model: PreTrainedModel, single: Sequence[tuple[dict[str, Tensor], Tensor | None]], batch: Probe, extra_inputs: frozenset[str],
+    side: Side,
     threshold: float, *, choices: bool,
 ) -> Padding:  # fmt: skip
     try:
-        together, hidden = _run(model, batch, made, choices=choices)
+        together, hidden = _run(model, batch, extra_inputs, choices=choices)
     except Exception as error:  # noqa: BLE001 - a head that cannot take a batch raises anything
         return Padding(side, 0.0, 0.0, threshold, one_line(error))
-    apart: float = 0.0
+    difference: float = 0.0
     backbone: float | None = 0.0
     lengths = int(batch.mask[0].sum()), batch.ids.shape[1]
     by_token = {n for n, v in single[0][0].items() if (v.shape[1], together[n].shape[1]) == lengths}
@@ -130,19 +135,19 @@ def _padded(
         real = batch.mask[index].bool()
         for name, value in outputs.items():
             row = together[name][index]
-            apart = max(apart, gap(value[0], row[real] if name in by_token else row))
+            difference = max(difference, gap(value[0], row[real] if name in by_token else row))
         if hidden is None or states is None or hidden.shape[:2] != batch.ids.shape:
             backbone = None
         elif backbone is not None:
             backbone = max(backbone, gap(states[0], hidden[index][real]))
-    return Padding(side, apart, backbone, threshold)
+    return Padding(side, difference, backbone, threshold)
 
 
 def _run(
-    model: PreTrainedModel, probe: Probe, made: frozenset[str], *, choices: bool
+    model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], *, choices: bool
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """The logits, and the last hidden states of the base model where it is another module."""
-    inputs = dict(_inputs(model, probe, made))
+    inputs = dict(_inputs(model, probe, extra_inputs))
     if choices:
         inputs = {name: value[:, None] if hasattr(value, "shape") else value for name, value in inputs.items()}
     seen: list[Tensor] = []
@@ -164,9 +169,9 @@ def _run(
     return logits, seen[-1] if seen else None
 
 
-def _inputs(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Any]]:
+def _inputs(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> Iterator[tuple[str, Any]]:
     """What the forward is fed: no decoder ids, which a head makes itself, and positions that count real tokens."""
-    fed: Mapping[str, Any] = feed(model, probe, made)
+    fed: Mapping[str, Any] = feed(model, probe, extra_inputs)
     yield from ((k, v) for k, v in fed.items() if not k.startswith("decoder_") and k != "output_hidden_states")
     if takes(model.forward, "position_ids") and probe.mask[:, 0].min() == 0:
         yield "position_ids", (probe.mask.cumsum(-1) - 1).clamp(min=0)

@@ -36,11 +36,11 @@ MARGIN = 100
 #: No floor is taken to be lower: a unit in the last place of float64, of a value four times the RMS.
 LEAST = 4 * torch.finfo(torch.float64).eps
 
-#: Runs a forward and returns its outputs.
-Around = Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+#: Runs what it is given, which runs a forward, and returns the outputs.
+Wrap = Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
 
 
-def _plainly(run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def _unwrapped(run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     return run()
 
 
@@ -98,19 +98,19 @@ class _Nudge(TorchFunctionMode):
         return self._nudged(found)
 
 
-def measure_floor(model: PreTrainedModel, probe: Probe, made: frozenset[str], around: Around = _plainly) -> Floor:
-    """Measure on one batch without padding: five forwards of it, one of them audited, which runs inside ``around``."""
+def measure_floor(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], wrap: Wrap = _unwrapped) -> Floor:
+    """Measure on one batch without padding: five forwards of it, one of them audited, which runs inside ``wrap``."""
     with float64(model):
         with Audit(model) as audit:
-            plain = around(lambda: outputs_of(model, probe, made))
-        alone = [outputs_of(model, _row(probe, index), made) for index in range(len(probe.ids))]
+            plain = wrap(lambda: outputs_of(model, probe, extra_inputs))
+        alone = [outputs_of(model, _row(probe, index), extra_inputs) for index in range(len(probe.ids))]
         apart = [
             gap(value[index : index + 1], row[name])
             for name, value in plain.items()
             for index, row in enumerate(alone)
             if len(value) == len(probe.ids) and row[name].shape == value[index : index + 1].shape
         ]
-        up, down = (_nudged(model, probe, made, sign * NUDGE) for sign in (1, -1))
+        up, down = (_nudged(model, probe, extra_inputs, sign * NUDGE) for sign in (1, -1))
     effect = max(gap(value, up[name]) for name, value in plain.items())
     bend = max(gap(value, value + ((up[name] - value) + (down[name] - value))) for name, value in plain.items())
     narrow = tuple((operator, module, count) for (operator, module), count in audit.narrow.items())
@@ -122,11 +122,11 @@ def _row(probe: Probe, index: int) -> Probe:
     return replace(probe, ids=probe.ids[part], mask=probe.mask[part])
 
 
-def _nudged(model: PreTrainedModel, probe: Probe, made: frozenset[str], delta: float) -> dict[str, Tensor]:
+def _nudged(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], delta: float) -> dict[str, Tensor]:
     nudge = _Nudge(delta)
     hook = model.register_forward_pre_hook(nudge.inputs, with_kwargs=True)
     try:
         with nudge:
-            return outputs_of(model, probe, made)
+            return outputs_of(model, probe, extra_inputs)
     finally:
         hook.remove()

@@ -14,17 +14,17 @@ from graftkit.errors import RecipeError, few
 from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
-from graftkit.running.paging.skeleton import in_pieces
+from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Step, timed
 from graftkit.verification.comparison import paired
-from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import NoiseTally
 from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
+from graftkit.verification.lens.source_outputs import SourceOutputs
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.promises import Scope
@@ -77,7 +77,7 @@ def compare_lens(
             backbone = Scope.BACKBONE in scope
             old, new = load_both(source, result, place, backbone=backbone, adapter=adapter, paged=from_files)
             for loaded in (old, new):
-                in_pieces(loaded.model)
+                split_large_tables(loaded.model)
             keep_freed_memory(old)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
@@ -125,7 +125,7 @@ def _say_nothing(_: float) -> None:
 def _run_part(setting: Setting, part: Probe, noise: NoiseTally, found: _Found) -> bool:
     """Run one probe; False when the result's forward fails. What the source refuses is left out of the comparison, and said."""
     try:
-        native = run(setting.old.model, part, setting.made)
+        native = run(setting.old.model, part, setting.extra_inputs)
     except Exception as error:  # noqa: BLE001
         found.skipped[part.name] = one_line(error)
         return True
@@ -136,18 +136,23 @@ def _run_part(setting: Setting, part: Probe, noise: NoiseTally, found: _Found) -
 
 def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], noise: NoiseTally, found: _Found) -> bool:
     """Run one probe every way; False when the result's forward fails, which is noted."""
-    old, new, made, correspondence = setting.old.model, setting.new.model, setting.made, setting.correspondence
+    old, new, extra_inputs, correspondence = (
+        setting.old.model,
+        setting.new.model,
+        setting.extra_inputs,
+        setting.correspondence,
+    )
     gaps = Gaps()
     with in_float64(setting.old), float64(old):
-        kept, exact = record(old, lambda: outputs_of(old, part, made))
+        kept, exact = record(old, lambda: outputs_of(old, part, extra_inputs))
     if setting.backbone:
         kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
         with float64(new):
             other = compare(
-                new, lambda: outputs_of(new, part, made), kept, found.trace, part.name, correspondence, gaps
+                new, lambda: outputs_of(new, part, extra_inputs), kept, found.trace, part.name, correspondence, gaps
             )
-        ours = run(new, part, made)
+        ours = run(new, part, extra_inputs)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
         return False
@@ -162,13 +167,13 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], nois
         _note_output(found, name, exact[name], other.get(pairs.get(name, name)), correspondence, gaps)
     exact, native = ({name: outputs[name] for name in pairs} for outputs in (exact, native))
     other, ours = ({name: outputs[given] for name, given in pairs.items()} for outputs in (other, ours))
-    beside = Beside(part, exact, native, setting.rows, correspondence)
-    noise.add(SOURCE, beside, native)
-    noise.add(EXACT, beside.widely(), other)
-    noise.add(RESULT, beside, ours)
+    source = SourceOutputs(part, exact, native, setting.rows, correspondence)
+    noise.add(SOURCE, source, native)
+    noise.add(EXACT, source.widely(), other)
+    noise.add(RESULT, source, ours)
     if sum(found.ran.values()) - part.tokens < NULL_TOKENS:
-        for name, outputs in null_runs(old, part, made):
-            noise.add(name, beside, outputs, null=True)
+        for name, outputs in null_runs(old, part, extra_inputs):
+            noise.add(name, source, outputs, null=True)
     return True
 
 

@@ -15,8 +15,8 @@ import torch
 
 from graftkit.running.bits import equal
 from graftkit.verification.comparison import Difference, Outputs, finite, pieces, sum_of_squares
-from graftkit.verification.lens.beside import Beside
 from graftkit.verification.lens.gap import largest
+from graftkit.verification.lens.source_outputs import SourceOutputs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,28 +103,28 @@ class NoiseTally:
         self._tallies: dict[str, _Tally] = {}
         self._nulls: set[str] = set()
 
-    def add(self, run: str, beside: Beside, found: Outputs, *, null: bool = False) -> None:
+    def add(self, run: str, source: SourceOutputs, found: Outputs, *, null: bool = False) -> None:
         """Take up one run's outputs. ``null`` runs change nothing over the real numbers."""
-        for name in beside.names:
-            values = beside.pair(name, found, of_source=null)
+        for name in source.names:
+            values = source.pair(name, found, of_source=null)
             if values is None:
                 continue
             truth, old, new = values
             tally = self._tallies.setdefault(run, _Tally())
             if null:
                 self._nulls.add(run)
-            size, own = beside.sizes(name, truth, old)
+            size, own = source.sizes(name, truth, old)
             tally.size += size
             tally.own += own
-            reference = truth if beside.wide else old
+            reference = truth if source.wide else old
             same = new is reference or equal(reference, new)
-            tally.squares += _squares(truth, new) if not same else 0.0 if beside.wide else own
-            if beside.has_ids[name]:
+            tally.squares += _squares(truth, new) if not same else 0.0 if source.wide else own
+            if source.has_ids[name]:
                 if same:
                     _agree(tally, len(new))
                 else:
-                    _diverge(tally, beside.summary(name, reference), reference, new)
-                tally.where.append((beside.probe.name, *beside.positions(name)))
+                    _diverge(tally, source.summary(name, reference), reference, new)
+                tally.where.append((source.probe.name, *source.positions(name)))
 
     def report(self, result: str) -> Noise:
         """Everything collected; ``result`` is the name of the result's run in its own dtype."""

@@ -24,16 +24,16 @@ PADDING = 3
 Outputs = dict[str, torch.Tensor]
 
 
-def null_runs(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Iterator[tuple[str, Outputs]]:
+def null_runs(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> Iterator[tuple[str, Outputs]]:
     """``(what was varied, outputs)``, with rows and columns as the probe has them; what cannot be varied is left out."""
     with other_attention(model) as name:
         if name is not None:
-            yield f"attention {name}", run(model, probe, made)
+            yield f"attention {name}", run(model, probe, extra_inputs)
     if len(probe.ids) > 1:
-        yield "batch order", _reversed_halves(model, probe, made)
-    if not probe.steps and not made:
+        yield "batch order", _reversed_halves(model, probe, extra_inputs)
+    if not probe.steps and not extra_inputs:
         with contextlib.suppress(RuntimeError, IndexError, ValueError):  # no room for longer rows
-            yield "padding", _padded(model, probe, made)
+            yield "padding", _padded(model, probe, extra_inputs)
 
 
 @contextlib.contextmanager
@@ -51,11 +51,11 @@ def other_attention(model: PreTrainedModel) -> Iterator[str | None]:
             model.set_attn_implementation(before)
 
 
-def _reversed_halves(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Outputs:
+def _reversed_halves(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> Outputs:
     """The rows last to first, in two batches."""
     order = list(range(len(probe.ids)))[::-1]
     half = (len(order) + 1) // 2
-    parts = [run(model, _rows(probe, rows), made) for rows in (order[:half], order[half:])]
+    parts = [run(model, _rows(probe, rows), extra_inputs) for rows in (order[:half], order[half:])]
     return {
         name: torch.cat([part[name] for part in parts]).flip(0)
         for name in parts[0]
@@ -67,12 +67,12 @@ def _rows(probe: Probe, rows: list[int]) -> Probe:
     return replace(probe, ids=probe.ids[rows], mask=probe.mask[rows])
 
 
-def _padded(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Outputs:
+def _padded(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> Outputs:
     """Columns of padding on the right; what they give is cut off again."""
     length = probe.ids.shape[1]
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     ids = torch.nn.functional.pad(probe.ids, (0, PADDING), value=pad if isinstance(pad, int) and pad >= 0 else 0)
-    found = run(model, replace(probe, ids=ids, mask=torch.nn.functional.pad(probe.mask, (0, PADDING))), made)
+    found = run(model, replace(probe, ids=ids, mask=torch.nn.functional.pad(probe.mask, (0, PADDING))), extra_inputs)
     return {
         name: value[:, :length] if value.ndim > 2 else value  # a decoder may have been fed fewer columns than that
         for name, value in found.items()

@@ -55,10 +55,14 @@ def random_places(model: nn.Module, count: int, generator: torch.Generator) -> I
 class Reach:
     """Keeps what ``model`` gives on ``parts`` in float64 and tries flips against it. The model is left as it was."""
 
-    def __init__(self, model: PreTrainedModel, parts: list[Probe], made: frozenset[str], threshold: float) -> None:
-        self._model, self._parts, self._made, self._threshold = model, parts, made, threshold
+    def __init__(
+        self, model: PreTrainedModel, parts: list[Probe], extra_inputs: frozenset[str], threshold: float
+    ) -> None:
+        self._model, self._parts, self._made, self._threshold = model, parts, extra_inputs, threshold
         with float64(model):
-            self._kept: list[Record] = [record(model, partial(outputs_of, model, part, made))[0] for part in parts]
+            self._kept: list[Record] = [
+                record(model, partial(outputs_of, model, part, extra_inputs))[0] for part in parts
+            ]
 
     def flip(self, name: str, place: tuple[int, ...]) -> Flip:
         """Move the value at ``place`` one unit away from zero, look, and move it back."""

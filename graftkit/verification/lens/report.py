@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graftkit.verification.checks import Report
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
 
@@ -75,29 +75,29 @@ class LensReport(Report):
         """The largest relative difference of any output in float64."""
         return max(self.outputs.values(), default=0.0)
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         tokens = sum(self.probes.values())
         how = ", parameters paged in from the files" if self.paged else ""
-        yield "lens", "run", f"{tokens:,} {self.unit} in float64 and in {self.dtype}, on {self.device}{how}"
+        yield Row("lens", "run", f"{tokens:,} {self.unit} in float64 and in {self.dtype}, on {self.device}{how}")
         for name, reason in self.skipped.items():
-            yield f"lens probe {name!r}", "not run", f"the source refuses it: {reason}"
-        yield (
+            yield Row(f"lens probe {name!r}", "not run", f"the source refuses it: {reason}")
+        yield Row(
             "float64 floor",
             f"{self.floor.height:.1e}",
             f"differences count from {self.floor.threshold:.1e} of the RMS",
         )
         if self.floor.narrow:
             places = [f"{operator} in {module or 'the model'}" for operator, module, _ in self.floor.narrow]
-            yield "stays below float64", f"{len(places)} operators", ", ".join(places[:3])
-        yield (
+            yield Row("stays below float64", f"{len(places)} operators", ", ".join(places[:3]))
+        yield Row(
             "outputs in float64",
             self._verdict(),
             f"max |Δ| {self.largest:.3g} of the RMS over {len(self.outputs)} outputs",
         )
         if self.first is not None:
             result = "reaches the outputs" if self.first.reaches else "inside only"
-            yield "first difference", result, self.first.sentence()
+            yield Row("first difference", result, self.first.sentence())
         yield from _noise_rows(self.noise, self.dtype)
 
     def _verdict(self) -> str:
@@ -108,13 +108,13 @@ class LensReport(Report):
         return "measured" if self.measured else "failed"
 
 
-def _noise_rows(noise: Noise, dtype: str) -> Iterator[tuple[str, str, str]]:
+def _noise_rows(noise: Noise, dtype: str) -> Iterator[Row]:
     runs = {run.run: run for run in noise.runs}
     if RESULT not in runs:
         return
     nulls = [run for run in noise.runs if run.run not in (SOURCE, RESULT, EXACT)]
     beside = ", ".join(f"{run.run} {_rho(run)}" for run in nulls)
-    yield (
+    yield Row(
         f"noise of {dtype}",
         f"rho {_rho(runs[RESULT])}",
         f"source err {runs[SOURCE].error:.2g}; null rho: {beside or 'none'}",
@@ -123,12 +123,12 @@ def _noise_rows(noise: Noise, dtype: str) -> Iterator[tuple[str, str, str]]:
     if found is None:
         return
     most = max((run.divergence.max for run in nulls if run.divergence), default=0.0)
-    yield (
+    yield Row(
         "KL(source, result)",
         f"max {found.max:.3g}",
         f"mean {found.mean:.3g}, 99 % {found.quantiles['0.99']:.3g}; null max {most:.3g}",
     )
-    yield (
+    yield Row(
         "top-1 flips",
         f"{found.flips_beyond_noise} beyond noise",
         f"{found.flips} in all, at {found.positions:,} positions",

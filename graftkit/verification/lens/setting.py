@@ -31,7 +31,7 @@ class Setting:
     old: Loaded
     new: Loaded
     parts: list[Probe]
-    made: frozenset[str]
+    extra_inputs: frozenset[str]
     floor: Floor
     rows: int
     correspondence: Correspondence
@@ -93,23 +93,23 @@ def prepare(
     device = next(old.model.parameters()).device
     probes, budget, live, rows = plan_probes(old.model, source, correspondence.live, seed, tokens)
     probes = [_on(device, probe) for probe in probes]
-    made, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
-    cached = not backbone and can_cache(old.model, made) is None
+    extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
+    cached = not backbone and can_cache(old.model, extra_inputs) is None
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(live, (FLOOR_ROWS, min(probes[0].ids.shape[1], FLOOR_TOKENS)), generator=generator)
     batch = _on(device, Probe("floor", ids, torch.ones_like(ids)))
     kept: list[torch.Tensor] = []
 
-    def around(run: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    def wrap(run: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         with Hooks(old.model, lambda _, found: kept.extend(found.values())):
             return run()
 
     with in_float64(old):
-        floor = measure_floor(old.model, batch, made, around)
+        floor = measure_floor(old.model, batch, extra_inputs, wrap)
     least = 8 if ids.shape[1] > 1 else 1  # an image is one
     fitting = min(budget.forward, tokens_that_fit(kept, ids.numel(), _room(old), least))
     parts = [part for probe in probes if not probe.steps or cached for part in split(probe, fitting)]
-    return Setting(old, new, parts, made, floor, rows, correspondence, backbone)
+    return Setting(old, new, parts, extra_inputs, floor, rows, correspondence, backbone)
 
 
 def _room(loaded: Loaded) -> float:

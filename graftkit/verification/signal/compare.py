@@ -71,15 +71,15 @@ def compare_signal(
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
         probes, *_ = plan_probes(old.model, source, correspondence.live, seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
-        made, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
+        extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []
         for place, (what, loaded) in enumerate((("source", old), ("result", new))):
             with timed(seconds, f"run {what}"):
-                found.append(_measured(what, loaded.model, probe, made))
+                found.append(_measured(what, loaded.model, probe, extra_inputs))
             if progress:
                 progress("measure the signal", (place + 1) / 3)
         with timed(seconds, "run source again"):
-            noise = null_noise(old.model, probe, made, found[0])
+            noise = null_noise(old.model, probe, extra_inputs, found[0])
         if progress:
             progress("measure the signal", 1.0)
         pairs = _pairs(old.model, new.model, correspondence)
@@ -97,9 +97,9 @@ def _fewer(probe: Probe, tokens: int, device: torch.device) -> Probe:
     return replace(probe, ids=probe.ids[:rows].to(device), mask=probe.mask[:rows].to(device))
 
 
-def _measured(what: str, model: nn.Module, probe: Probe, made: frozenset[str]) -> Signal:
+def _measured(what: str, model: nn.Module, probe: Probe, extra_inputs: frozenset[str]) -> Signal:
     try:
-        return measure(model, probe, made)
+        return measure(model, probe, extra_inputs)
     except Exception as error:  # whatever forward or backward raises is the finding
         raise VerificationFailed(f"signal: the {what}'s forward or backward fails: {one_line(error)}") from error
 

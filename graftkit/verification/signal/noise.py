@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 Noise = dict[str, list[dict[str, float]]]
 
 
-def null_noise(model: PreTrainedModel, probe: Probe, made: frozenset[str], found: Signal) -> Noise:
+def null_noise(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], found: Signal) -> Noise:
     """How far the figures ``found`` of ``model`` move in a run that changes nothing over the real numbers."""
     turned = replace(probe, ids=probe.ids.flip(0), mask=probe.mask.flip(0))
     try:
         with other_attention(model):
-            again = measure(model, turned, made)
+            again = measure(model, turned, extra_inputs)
     except Exception:  # noqa: BLE001 - a forward that cannot do with the other attention raises anything
-        again = measure(model, turned, made)
+        again = measure(model, turned, extra_inputs)
     return {
         name: [
             {key: _apart(values, new[key][::-1]) for key, values in old.items() if key in new}

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.verification.checks import Row
+
 #: How many times the noise a mean may lie beyond the band: it is rounded, and so is the end of the band.
 ROUNDED = 2
 
@@ -115,10 +117,10 @@ class SignalReport:
         more = f" and {len(outside) - 4} more" if len(outside) > 4 else ""
         return f"Outside the band of the source's own texts: {'; '.join(named)}{more}."
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         ran = f"{self.texts} texts, {self.tokens} tokens" if self.unit == "tokens" else f"{self.texts} {self.unit}"
-        yield "signal", "measured", f"{ran}, {self.dtype}; {self.verdict}"
+        yield Row("signal", "measured", f"{ran}, {self.dtype}; {self.verdict}")
         for figure in self.figures:
             outside = figure.outside
             result = f"{len(outside)} outside" if outside else "in the band"
@@ -126,9 +128,9 @@ class SignalReport:
             where = (
                 f"; outside: {', '.join(map(str, outside[:6]))}{', …' if len(outside) > 6 else ''}" if outside else ""
             )
-            yield _name(figure), result, f"{ends}, change at most {100 * figure.change:.3g} %{where}"
+            yield Row(_name(figure), result, f"{ends}, change at most {100 * figure.change:.3g} %{where}")
         for title, reason in self.absent.items():
-            yield title, "not measured", reason
+            yield Row(title, "not measured", reason)
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -37,7 +37,7 @@ class Signal:
     absent: dict[str, str] = field(default_factory=dict)
 
 
-def measure(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Signal:
+def measure(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str]) -> Signal:
     """Run ``model`` on ``probe`` and measure every block of every stack that takes and gives a residual stream."""
     found = Signal()
     seen: dict[tuple[str, int], Block] = {}
@@ -47,7 +47,7 @@ def measure(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Signa
                 hook = block.register_forward_hook(_watch(seen, (name, index), probe), with_kwargs=True)
                 hooks.callback(hook.remove)
         with torch.enable_grad():
-            output = model(**feed(model, probe, made))
+            output = model(**feed(model, probe, extra_inputs))
             losses, found.loss = losses_of_texts(output, probe, generates=model.can_generate())
             loss = losses.sum()
         if loss.requires_grad:
@@ -58,7 +58,7 @@ def measure(model: PreTrainedModel, probe: Probe, made: frozenset[str]) -> Signa
     if not loss.requires_grad:
         found.absent[GRADIENT] = "neither input embedding nor images take part in the forward"
     with torch.inference_mode():
-        _entropies(model, probe, made, found)
+        _entropies(model, probe, extra_inputs, found)
     return found
 
 
@@ -135,12 +135,12 @@ def _texts(stream: Tensor, mask: Tensor) -> Iterator[Tensor]:
         yield row[places].double()
 
 
-def _entropies(model: PreTrainedModel, probe: Probe, made: frozenset[str], found: Signal) -> None:
+def _entropies(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], found: Signal) -> None:
     """Attention entropy, from a forward that gives its weights."""
     before = getattr(model.config, "_attn_implementation", None)
     try:
         model.set_attn_implementation("eager")
-        output = model(**feed(model, probe, made), output_attentions=True)
+        output = model(**feed(model, probe, extra_inputs), output_attentions=True)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the reason
         found.absent[ENTROPY] = one_line(error)
         return

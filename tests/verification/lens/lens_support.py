@@ -16,8 +16,8 @@ def opened(directory):
     """The model of a checkpoint, and what it must be fed beside ids."""
     with undisturbed():
         model = load(directory).model
-        made, _ = find_inputs(model, lambda tried: run(model, probe(), tried))
-    return model, made
+        extra_inputs, _ = find_inputs(model, lambda tried: run(model, probe(), tried))
+    return model, extra_inputs
 
 
 def flip(tensor, *place):

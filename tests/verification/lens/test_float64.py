@@ -23,8 +23,8 @@ def llama(tmp_path_factory):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_two_equal_runs_agree_to_the_rounding_of_float64(family, dtype, tmp_path):
-    model, made = opened(build(family, tmp_path, dtype=dtype))
-    floor = measure_floor(model, probe(), made)
+    model, extra_inputs = opened(build(family, tmp_path, dtype=dtype))
+    floor = measure_floor(model, probe(), extra_inputs)
     assert floor.rows_alone < SUMS
     assert floor.bend < SUMS
     assert floor.effect > NUDGE / 10

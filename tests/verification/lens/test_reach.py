@@ -14,8 +14,8 @@ from graftkit.verification.lens.reach import Reach, random_places
 PLACES = 40
 
 
-def reach_of(model, made=frozenset()):
-    return Reach(model, [probe(4, 16)], made, measure_floor(model, probe(), made).threshold)
+def reach_of(model, extra_inputs=frozenset()):
+    return Reach(model, [probe(4, 16)], extra_inputs, measure_floor(model, probe(), extra_inputs).threshold)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +51,10 @@ def test_a_position_that_no_probe_has_is_named(bert):
 
 def test_dead_units_and_unused_experts_are_named(tmp_path):
     model, _ = opened(build("t5", tmp_path / "t5", dtype="bfloat16"))
-    made = frozenset()
+    extra_inputs = frozenset()
     block = model.encoder.block[0].layer[1].DenseReluDense
     block.wi.weight.data[5] = 0
-    found = reach_of(model, made).flip("encoder.block.0.layer.1.DenseReluDense.wo.weight", (3, 5))
+    found = reach_of(model, extra_inputs).flip("encoder.block.0.layer.1.DenseReluDense.wo.weight", (3, 5))
     assert found.reason == "input that is zero on every probe: a dead unit before it"
     model, _ = opened(build("mixtral", tmp_path / "mixtral", dtype="bfloat16"))
     routed = []

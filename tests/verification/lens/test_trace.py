@@ -17,12 +17,12 @@ from graftkit.verification.lens.trace import Trace, compare, own_differences, re
 THRESHOLD = 4096 * torch.finfo(torch.float64).eps / 2
 
 
-def traced(source, result, made=frozenset(), change=IDENTITY):
+def traced(source, result, extra_inputs=frozenset(), change=IDENTITY):
     trace = Trace()
     with float64(source):
-        kept, _ = record(source, lambda: outputs_of(source, probe(), made))
+        kept, _ = record(source, lambda: outputs_of(source, probe(), extra_inputs))
     with float64(result):
-        compare(result, lambda: outputs_of(result, probe(), made), kept, trace, "random ids", change)
+        compare(result, lambda: outputs_of(result, probe(), extra_inputs), kept, trace, "random ids", change)
     return trace
 
 
@@ -36,14 +36,14 @@ def models(tmp_path_factory):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equal_models_differ_nowhere_and_a_flipped_ulp_is_named(family, tmp_path):
-    source, made = opened(build(family, tmp_path, dtype="bfloat16"))
+    source, extra_inputs = opened(build(family, tmp_path, dtype="bfloat16"))
     result = copy.deepcopy(source)
-    clean = traced(source, result, made)
+    clean = traced(source, result, extra_inputs)
     assert clean.first(0.0) is None
     assert len(clean.calls) > 10
     name, weight = _middle(result)
     flip(weight, *(size // 2 for size in weight.shape))
-    first = traced(source, result, made).first(THRESHOLD)
+    first = traced(source, result, extra_inputs).first(THRESHOLD)
     assert first.name == name.rpartition(".")[0]
     assert own_differences(source, result, first.name) == (name,)
 

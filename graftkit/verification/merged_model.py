@@ -22,7 +22,7 @@ from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.reference import Reference, run_loaded
-from graftkit.verification.checks import LoadsModels, Report
+from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.merged_weights import WeightComparison, compare_weights
@@ -85,25 +85,25 @@ class AdaptedReport(Report):
         energy = sum(weight.energy for weight in self.weights)
         return sum(weight.kept * weight.energy for weight in self.weights) / energy if energy else None
 
-    def rows(self) -> Iterator[tuple[str, str, str]]:
-        """``(check, result, figure)`` for a terminal."""
+    def rows(self) -> Iterator[Row]:
+        """The lines that a table shows of it."""
         verdict = "failed" if self.failures else "rounded"
         if self.weights:
             exact = min(weight.equal for weight in self.weights)
             figure = (
                 f"{len(self.weights)} replayed in float64, at least {exact:.2%} of each equal to the bit once rounded"
             )
-            yield "merged weights", verdict, figure
+            yield Row("merged weights", verdict, figure)
         if self.kept is not None:
-            yield f"update kept by {self.dtype}", f"{self.kept:.0%}", _advice(self.kept, self.dtype)
+            yield Row(f"update kept by {self.dtype}", f"{self.kept:.0%}", _advice(self.kept, self.dtype))
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.ratio)
             figure = (
                 f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
             )
-            yield "outputs beside peft", verdict, figure
+            yield Row("outputs beside peft", verdict, figure)
         for reason in self.skipped:
-            yield "not compared", "skipped", reason
+            yield Row("not compared", "skipped", reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ def _in_float64(model: nn.Module, native: Reference, skipped: list[str]) -> dict
         for module in fused:
             module.double()
         with float64(model):
-            return {part.name: run(model, part, native.made) for part in native.parts}
+            return {part.name: run(model, part, native.extra_inputs) for part in native.parts}
     except Exception as error:  # noqa: BLE001 - a class with kernels that know no float64
         skipped.append(f"outputs in float64: {one_line(error)}")
         return {}
@@ -209,7 +209,7 @@ def _outputs(
         return noises, []
     peer, model = Comparison(later.within_source(), join_steps=True), by_peft()
     for part in native.parts:
-        _add(peer, part, native, reference, run(model, part, native.made))
+        _add(peer, part, native, reference, run(model, part, native.extra_inputs))
     return [dataclasses.replace(noise, by_peft=peer.outputs[noise.name].error) for noise in noises], []
 
 
@@ -224,7 +224,7 @@ def _run_merged(
 ) -> Outputs:
     """The outputs of one probe; what is wrong with them over the ids from before ``later`` goes to ``failures``."""
     try:
-        found = run(model, part, native.made)
+        found = run(model, part, native.extra_inputs)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         failures.append(f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}")
         return {}

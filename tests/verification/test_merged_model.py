@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support.adapters import make_adapter, merged_by_peft
 
-from graftkit.verification.adapted import compare_with_adapted
+from graftkit.verification.merged_model import compare_with_adapted
 
 LLAMA = "LlamaForCausalLM"
 #: One of the adapted weights; it is square.

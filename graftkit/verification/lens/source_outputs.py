@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from graftkit.running.probes import Probe
 
 
-class Beside:
+class SourceOutputs:
     """What the source gave on ``probe``.
 
     ``rows`` is the size of its vocabulary; ids are compared where the ``correspondence`` says so. A run's distribution is compared
@@ -37,7 +37,7 @@ class Beside:
         self._summaries: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self._positions: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def widely(self) -> Beside:
+    def widely(self) -> SourceOutputs:
         """The same, for runs in float64."""
         found = copy.copy(self)
         found.wide, found._summaries = True, {}  # noqa: SLF001 - its own
