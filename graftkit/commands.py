@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
@@ -132,7 +133,8 @@ def diff(options: Namespace) -> int:
     from graftkit import compare
     from graftkit.report import terminal
 
-    found = compare.diff(options.a, options.b)
+    with unchanged(options.a, options.b):
+        found = compare.diff(options.a, options.b)
     if options.json:
         return _print_json(dataclasses.asdict(found))
     terminal.print_difference(found)
@@ -155,7 +157,7 @@ def verify(options: Namespace) -> int:
 
     if options.device and not (options.lens or options.signal):
         raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
-    with terminal.progress(silent=options.json) as progress:
+    with unchanged(options.a, options.b), terminal.progress(silent=options.json) as progress:
         found = compare.verify(
             options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
             device=options.device, paged=options.paged,
@@ -211,7 +213,8 @@ def _verify_adapter(options: Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
+    with unchanged(_path(options.adapter), options.a):
+        found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
     if options.json:
         _print_json(found.to_json())
     else:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzz_mutations import as_json, damage_bytes, damage_json, damage_safetensors
+from reliability_page import note_fuzz, write_page
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
@@ -166,9 +167,12 @@ def _in_child(room: Path, command: list[str]) -> None:
         sys.stdout, sys.stderr = (
             io.TextIOWrapper(os.fdopen(number, "wb", closefd=False), "utf-8") for number in (1, 2)
         )
+        import torch
+
         from graftkit.cli import main
 
-        os._exit(main(command))
+        torch.set_num_threads(1)  # makes torch's pool anew behind a fork, before two threads do so at once
+        os._exit(main([*command, *(["--debug"] if os.environ.get("DEBUG") else [])]))
     except BaseException as error:  # noqa: BLE001 - the parent must see it
         sys.__stderr__.write(f"Traceback: {error!r}\n")
         os._exit(99)
@@ -225,7 +229,8 @@ def main() -> int:
 
     from graftkit.report import terminal  # noqa: F401
 
-    start, tried, codes, faults = time.perf_counter(), Counter(), Counter(), []
+    start, faults = time.perf_counter(), Counter[str]()
+    tried, codes = Counter[str](), Counter[tuple[str, int]]()
     with tempfile.TemporaryDirectory(prefix="graftkit-fuzz-") as folder:
         home = Path(folder)
         prepare(home)
@@ -247,17 +252,17 @@ def main() -> int:
                     print(" ".join(command), json.dumps(found, indent=2), (room / "stdout").read_text(), sep="\n")
                 if found["fault"]:
                     keep(room, kind, number, command, found)
-                    faults.append((kind, number))
+                    faults[kind] += 1
                     line = found["stderr"].strip().splitlines()[-1:] or [""]
                     print(f"{kind} {number}: {' '.join(command)}: {found['fault']}: {line[0][:200]}", flush=True)
     seconds = time.perf_counter() - start
     print(
-        f"{sum(tried.values())} cases in {seconds:.0f} s, {len(faults)} faults; exit codes {Counter(c for _, c in codes.elements())}"
+        f"{sum(tried.values())} cases in {seconds:.0f} s, {faults.total()} faults; exit codes {Counter(c for _, c in codes.elements())}"
     )
+    if not options.again:
+        note_fuzz(tried, codes, faults, seconds)
     if options.page:
-        from reliability_page import note_fuzz
-
-        note_fuzz(dict(tried), codes, len(faults), seconds)
+        write_page()
     return bool(faults)
 
 
