@@ -142,7 +142,7 @@ def _entry(name: str, tensor: str, found: object) -> tuple[int, int, str, tuple[
     fields = dict(found)
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        _reject(name, tensor, f"unknown dtype {dtype!r}" if isinstance(dtype, str) else "its dtype is no text")
+        _reject(name, tensor, f"unknown dtype {spelled(dtype)}")
     if not _is_sizes(shape) or len(shape) > _MAX_RANK:
         _reject(name, tensor, f"shape {spelled(shape)} is not a list of sizes")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
