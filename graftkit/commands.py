@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
 from graftkit.checkpoint.stamps import unchanged
@@ -157,7 +159,7 @@ def verify(options: Namespace) -> int:
 
     if options.device and not (options.lens or options.signal):
         raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
-    with unchanged(options.a, options.b), terminal.progress(silent=options.json) as progress:
+    with unchanged(options.a, options.b), _naming_damage(options.b), terminal.progress(silent=options.json) as progress:
         found = compare.verify(
             options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
             device=options.device, paged=options.paged,
@@ -174,6 +176,22 @@ def verify(options: Namespace) -> int:
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0
+
+
+@contextlib.contextmanager
+def _naming_damage(result: str) -> Iterator[None]:
+    """Where a checkpoint is refused that its report describes, name the files that are not as they were written."""
+    from pathlib import Path
+
+    from graftkit.errors import InputRejected, few
+    from graftkit.report.manifest import changed_files
+
+    try:
+        yield
+    except InputRejected as error:
+        if changed := changed_files(Path(result)):
+            raise InputRejected(f"{error}; by the report beside it, not as written: {few(changed)}") from error
+        raise
 
 
 def report(options: Namespace) -> int:

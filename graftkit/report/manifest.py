@@ -15,7 +15,7 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.documents import encode_json
+from graftkit.checkpoint.documents import encode_json, read_report
 from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OWN
 from graftkit.checkpoint.safetensors_header import read_header
@@ -94,6 +94,24 @@ def account_for(checkpoint: Checkpoint) -> Accounted | None:
         return _account_for(checkpoint, json.loads(raw))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         return _unused(f"{REPORT} cannot be read as a report: {type(error).__name__} {printable(error)}")
+
+
+def changed_files(directory: Path) -> list[str]:
+    """The files of a folder that are not those of the report beside them, as far as they can be told without opening a checkpoint.
+
+    Of a weight file only the header counts. Empty where no report lies there that can be read.
+    """
+    try:
+        report: Any = read_report(directory, REPORT)
+        entries = [entry for entry in report["files"] if is_plain_relative(entry["name"])]
+        return [str(entry["name"]) for entry in entries if not _is_as_written(directory / entry["name"], entry)]
+    except (InputRejected, KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _is_as_written(path: Path, entry: Mapping[str, Any]) -> bool:
+    nbytes = entry["bytes"] if entry["covers"] == "header" else None
+    return path.is_file() and _digest(path, nbytes) == entry["sha256"]
 
 
 def _unused(what: str) -> Accounted:
