@@ -108,6 +108,13 @@ def test_a_template_nested_without_end(demo, tmp_path):
     one_line(here("plan", write(tmp_path / "r.yaml", deep, source=demo)), 2, "chat_template: is nested too deeply")
 
 
+def test_a_template_that_does_not_end(demo, tmp_path):
+    loops = "{% for a in range(99999) %}" * 4 + "{{ messages[0].content }}" + "{% endfor %}" * 4
+    path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": loops}, source=demo)
+    one_line(here("apply", path, "-q"), 4, "takes more than 3 seconds")
+    assert not (tmp_path / "out").exists()
+
+
 def head(path):
     init = {"scheme": "ridge", "examples": str(path)}
     return {
@@ -150,6 +157,14 @@ def test_pipes_and_devices_are_not_waited_for(demo, tmp_path):
 def test_a_report_nested_without_end(tmp_path):
     (tmp_path / "graft_report.json").write_text('{"a":' * 2000 + "1" + "}" * 2000)
     one_line(here("report", tmp_path), 3, "graft_report.json: is nested more than 64 levels deep")
+
+
+def test_a_long_value_is_one_short_line(model):
+    edit(model / "config.json", architectures=["x" * 1_000_000])
+    done = here("inspect", model)
+    one_line(done, 3, "xxx…xxx")
+    assert len(done.stderr) < 2100
+    assert done.stderr.endswith("is not a model class of transformers\n")
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 9999), ("num_labels", 10**9)])
