@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
+from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
@@ -132,7 +135,8 @@ def diff(options: Namespace) -> int:
     from graftkit import compare
     from graftkit.report import terminal
 
-    found = compare.diff(options.a, options.b)
+    with unchanged(options.a, options.b):
+        found = compare.diff(options.a, options.b)
     if options.json:
         return _print_json(dataclasses.asdict(found))
     terminal.print_difference(found)
@@ -155,7 +159,7 @@ def verify(options: Namespace) -> int:
 
     if options.device and not (options.lens or options.signal):
         raise RecipeError("--device: only lens and signal run on it; add --lens or --signal")
-    with terminal.progress(silent=options.json) as progress:
+    with unchanged(options.a, options.b), _naming_damage(options.b), terminal.progress(silent=options.json) as progress:
         found = compare.verify(
             options.a, options.b, outputs=not options.no_outputs, lens=options.lens, signal=options.signal,
             device=options.device, paged=options.paged,
@@ -172,6 +176,22 @@ def verify(options: Namespace) -> int:
     else:
         terminal.print_verification(found)
     return VerificationFailed.exit_code if found.failures else 0
+
+
+@contextlib.contextmanager
+def _naming_damage(result: str) -> Iterator[None]:
+    """Where a checkpoint is refused that its report describes, name the files that are not as they were written."""
+    from pathlib import Path
+
+    from graftkit.errors import InputRejected, few
+    from graftkit.report.manifest import changed_files
+
+    try:
+        yield
+    except InputRejected as error:
+        if changed := changed_files(Path(result)):
+            raise InputRejected(f"{error}; by the report beside it, not as written: {few(changed)}") from error
+        raise
 
 
 def report(options: Namespace) -> int:
@@ -211,7 +231,8 @@ def _verify_adapter(options: Namespace) -> int:
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
 
-    found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
+    with unchanged(_path(options.adapter), options.a):
+        found = verify_adapter(_path(options.adapter), options.a, outputs=not options.no_outputs)
     if options.json:
         _print_json(found.to_json())
     else:

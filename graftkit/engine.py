@@ -12,6 +12,7 @@ from typing import Any
 from graftkit.checkpoint.adapter import FOLDER, open_adapter, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
+from graftkit.checkpoint.stamps import require_unchanged
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
@@ -76,10 +77,12 @@ def execute(
             ledger = _write(planned, staging, link=link, progress=progress)
             findings = tuple(_verify(planned, staging.path, device, progress))
         except VerificationFailed as error:
+            require_unchanged(planned.source.directory, planned.source.stamps)
             _blame_inputs(planned, error)
             raise
         report = Report(planned, ledger, findings, _figures(planned))
         write_report(report, planned, staging.path)
+        require_unchanged(planned.source.directory, planned.source.stamps)
         staging.commit(committed)
     return report
 

@@ -148,6 +148,14 @@ def plural(value: int, noun: str) -> str:
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
+def spelled(value: object) -> str:
+    """A value that nobody has checked as Python writes it, fit for a terminal, however long or deep it is."""
+    try:
+        return shortened(printable(repr(value)), 200)
+    except RecursionError:
+        return "something nested without end"
+
+
 def few(names: Collection[str]) -> str:
     """The first names of many, fit for a terminal."""
     ordered = sorted(names)

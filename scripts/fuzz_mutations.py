@@ -39,7 +39,10 @@ def damage_json(value: Any, dice: random.Random) -> Any:
     """A copy of ``value`` with one to three things changed."""
     value = copy.deepcopy(value)
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
-        value = _damage_once(value, dice)
+        try:
+            value = _damage_once(value, dice)
+        except RecursionError:  # something nested, put into something nested
+            break
     return value
 
 

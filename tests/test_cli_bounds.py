@@ -108,6 +108,13 @@ def test_a_template_nested_without_end(demo, tmp_path):
     one_line(here("plan", write(tmp_path / "r.yaml", deep, source=demo)), 2, "chat_template: is nested too deeply")
 
 
+def test_a_template_that_does_not_end(demo, tmp_path):
+    loops = "{% for a in range(99999) %}" * 4 + "{{ messages[0].content }}" + "{% endfor %}" * 4
+    path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": loops}, source=demo)
+    one_line(here("apply", path, "-q"), 4, "takes more than 3 seconds")
+    assert not (tmp_path / "out").exists()
+
+
 def head(path):
     init = {"scheme": "ridge", "examples": str(path)}
     return {
@@ -150,3 +157,44 @@ def test_pipes_and_devices_are_not_waited_for(demo, tmp_path):
 def test_a_report_nested_without_end(tmp_path):
     (tmp_path / "graft_report.json").write_text('{"a":' * 2000 + "1" + "}" * 2000)
     one_line(here("report", tmp_path), 3, "graft_report.json: is nested more than 64 levels deep")
+
+
+def test_a_long_value_is_one_short_line(model):
+    edit(model / "config.json", architectures=["x" * 1_000_000])
+    done = here("inspect", model)
+    one_line(done, 3, "xxx…xxx")
+    assert len(done.stderr) < 2100
+    assert done.stderr.endswith("is not a model class of transformers\n")
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 9999), ("num_labels", 10**9)])
+def test_numbers_in_a_config_that_no_checkpoint_has(model, tmp_path, key, value):
+    edit(model / "config.json", **{key: value})
+    one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, f"config.json: {key} is {value}")
+
+
+@pytest.mark.parametrize("operation", [{**LORA, "r": 10**9}, {"op": "replace_head", "num_labels": 10**9}])
+def test_numbers_in_a_recipe_that_nobody_means(demo, tmp_path, operation):
+    operation = {"task": "sequence_classification", **operation} if operation["op"] == "replace_head" else operation
+    one_line(here("plan", write(tmp_path / "r.yaml", operation, source=demo)), 2, "must be at most")
+
+
+def test_a_header_nested_without_end(model):
+    path = model / "model.safetensors"
+    raw = path.read_bytes()
+    header = raw[8 : 8 + int.from_bytes(raw[:8], "little")].replace(b'"BF16"', b"[" * 700 + b"]" * 700, 1)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + int.from_bytes(raw[:8], "little") :])
+    one_line(here("inspect", model), 3, "unknown dtype")
+
+
+def test_values_that_are_not_finite_are_the_input_s_fault(tmp_path):
+    base, folder = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    for op in ({"op": "merge_adapter"}, {"op": "resize_adapter", "r": 2}):
+        path = write(tmp_path / "r.yaml", {**op, "adapter": str(folder)}, source=base)
+        one_line(here("apply", path, "-q"), 3, str(folder))
+        assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["scripts/demo", "scripts/test", ".ci/run"]
+COMMANDS = ["scripts/demo", "scripts/test", "scripts/fuzz", ".ci/run"]
 RECIPES = sorted(path.relative_to(ROOT) for path in (ROOT / "recipes").glob("*.yaml"))
 
 FAKE_PYTHON = """#!/bin/sh

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.documents import decode_json, encode_json
 from graftkit.checkpoint.files import read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
@@ -47,7 +47,7 @@ def write_adapter(adapter: Adapter, directory: Path, progress: Callable[[int], N
     """
     directory.mkdir()
     config = json.dumps(dict(adapter.config), indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / CONFIG).write_text(config, encoding="utf-8")
+    (directory / CONFIG).write_bytes(encode_json(config))
     write_tensors(adapter.tensors, directory / WEIGHTS, {"format": "pt"}, progress)
 
 

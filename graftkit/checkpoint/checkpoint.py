@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ from graftkit.checkpoint.documents import TOKENIZER, Documents, read_document
 from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.inventory import inventory
 from graftkit.checkpoint.location import Location, locate
-from graftkit.checkpoint.trust import check_config, check_root, quantization, remote_code
+from graftkit.checkpoint.stamps import Stamps, stamps_of
+from graftkit.checkpoint.trust import check_config, check_root, check_sizes, quantization, remote_code
 from graftkit.checkpoint.weights import read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
@@ -39,6 +40,7 @@ class Checkpoint:
         left_behind: relative paths of what does not come along, each with the reason.
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
         notes: one line for each thing that is worth reporting and no error, such as a quantization config.
+        stamps: what the source's files were when it was opened.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Checkpoint:
     left_behind: Mapping[str, str]
     remote_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    stamps: Stamps = field(default_factory=dict, compare=False)
 
     @classmethod
     def open(cls, base_model: str, *, revision: str | None = None) -> Checkpoint:
@@ -74,9 +77,11 @@ class Checkpoint:
     @classmethod
     def _open(cls, location: Location) -> Checkpoint:
         directory = location.directory.resolve()
+        stamps = stamps_of(directory)
         check_root(directory)
         config = check_config(read_document(directory, "config.json"))
         weights = read_weights(directory, config)
+        check_sizes(config, len(weights.tensors))
         names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
         small = [name for name in names if name != TOKENIZER]
         known = {name: config if name == "config.json" else read_document(directory, name) for name in small}
@@ -102,6 +107,7 @@ class Checkpoint:
             left_behind=MappingProxyType(left_behind),
             remote_code=remote_code(known),
             notes=quantization(config),
+            stamps=stamps,
         )
 
     @property

@@ -118,11 +118,12 @@ def encode_document(value: object) -> bytes:
     """Return the bytes of a document: a text as it is, any other value as JSON in transformers' layout."""
     if isinstance(value, str):
         return value.encode("utf-8")
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can hold only as an escape
-        return (json.dumps(value, indent=2) + "\n").encode("ascii")
+    return encode_json(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def encode_json(text: str) -> bytes:
+    """Return JSON text in UTF-8; half a surrogate pair, which no file can hold, as the escape that JSON has for it."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _decode_text(raw: bytes, name: str) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from graftkit.checkpoint.files import open_regular
 from graftkit.checkpoint.tensors import ITEM_BYTES, Stored
-from graftkit.errors import InputRejected, StorageFault, printable
+from graftkit.errors import InputRejected, StorageFault, printable, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -142,11 +142,11 @@ def _entry(name: str, tensor: str, found: object) -> tuple[int, int, str, tuple[
     fields = dict(found)
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BITS:
-        _reject(name, tensor, f"unknown dtype {dtype!r}")
+        _reject(name, tensor, f"unknown dtype {spelled(dtype)}")
     if not _is_sizes(shape) or len(shape) > _MAX_RANK:
-        _reject(name, tensor, f"shape {str(shape)[:80]} is not a list of sizes")
+        _reject(name, tensor, f"shape {spelled(shape)} is not a list of sizes")
     if not _is_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _reject(name, tensor, f"data_offsets {str(offsets)[:80]} are not a range of bytes")
+        _reject(name, tensor, f"data_offsets {spelled(offsets)} are not a range of bytes")
     # Zeros are left out: [2**62, 4, 0] holds nothing, yet its strides overflow in whoever computes them.
     if math.prod(size for size in shape if size) * ITEM_BITS[dtype] > 8 * _MAX_SIZE:
         _reject(name, tensor, f"shape {shape} is too large")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import InputRejected, printable
@@ -10,6 +11,13 @@ from graftkit.errors import InputRejected, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+#: Keys that hold a number of layers; as many as any checkpoint may have, however few its tensors, since some share them.
+LAYERS = re.compile(r"(num_hidden_layers|n_layers?|num_layers|\w+_layers)")
+FEW_LAYERS = 64
+
+#: More labels than any model has.
+MOST_LABELS = 1 << 20
 
 _CODE_SELECTING = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
 
@@ -41,6 +49,25 @@ def check_config(config: object) -> dict[str, Any]:
                     f"config.json: {place}: '{printable(kernel)}' names a kernel, code from the hub; remove this key"
                 )
     return config
+
+
+def check_sizes(config: Mapping[str, Any], tensors: int) -> None:
+    """Refuse more layers than a checkpoint of so many ``tensors`` can have, and more labels than any.
+
+    A module is made for each layer, and a name for each label, so that a number from a damaged config would keep the machine
+    busy for hours.
+
+    Raises:
+        InputRejected: with the place in config.json.
+    """
+    most = max(FEW_LAYERS, tensors)
+    for place, key, value in _items(config):
+        if not isinstance(value, int):
+            continue
+        if LAYERS.fullmatch(key) and value > most:
+            raise InputRejected(f"config.json: {place} is {value}, and the checkpoint has {tensors} tensors in all")
+        if key == "num_labels" and value > MOST_LABELS:
+            raise InputRejected(f"config.json: {place} is {value}: no model has more than {MOST_LABELS} labels")
 
 
 def remote_code(documents: Mapping[str, Any]) -> tuple[str, ...]:

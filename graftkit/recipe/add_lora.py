@@ -61,7 +61,7 @@ class AddLora(Spec):
     """Make a LoRA adapter that starts as the identity, beside the base (Hu 2021)."""
 
     op: Literal["add_lora"] = "add_lora"
-    r: Annotated[int, Field(ge=1, description="The rank.")] = 8
+    r: Annotated[int, Field(ge=1, le=65536, description="The rank.")] = 8
     lora_alpha: Annotated[int, Field(ge=1, description="The update is scaled by lora_alpha / r.")] = 8
     lora_dropout: Annotated[float, Field(ge=0, lt=1, description="Dropout in front of A, in training.")] = 0.0
     target_modules: Annotated[

@@ -44,7 +44,9 @@ class ReplaceHead(Spec):
     op: Literal["replace_head"] = "replace_head"
     task: Annotated[Task, Field(description="What the head is for; the class is transformers' own for this task.")]
     labels: Annotated[ListOf[Text], Field(description="Names of the labels, in the order of the logits.")] = ()
-    num_labels: Annotated[int | None, Field(ge=1, description="Number of labels, where they have no names.")] = None
+    num_labels: Annotated[
+        int | None, Field(ge=1, le=1 << 20, description="Number of labels, where they have no names.")
+    ] = None
     problem_type: Annotated[
         ProblemType | None,
         Field(description="Which loss trains it; null means regression for one label, else a single label."),

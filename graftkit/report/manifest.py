@@ -15,6 +15,7 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import encode_json, read_report
 from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OWN
 from graftkit.checkpoint.safetensors_header import read_header
@@ -64,14 +65,14 @@ def write_manifest(report: Mapping[str, Any], directory: Path) -> None:
     """Write the report with the digests of all files that lie in ``directory``, its page, and its own digest last."""
     shards = {str(entry["shard"]) for entry in report["ledger"]}
     plain = json.loads(json_text({**report, "files": file_digests(directory, shards)}))
-    page = render_page(plain).encode()
+    page = render_page(plain).encode("utf-8", "backslashreplace")
     plain["files"].append(
         {"name": PAGE, "covers": "file", "bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()}
     )
-    text = json_text({**plain, SEAL: _UNSEALED}) + "\n"
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    start = len(text) - len(_UNSEALED) - len(_END)
-    (directory / REPORT).write_bytes((text[:start] + digest + _END).encode())
+    raw = encode_json(json_text({**plain, SEAL: _UNSEALED}) + "\n")
+    digest = hashlib.sha256(raw).hexdigest()
+    start = len(raw) - len(_UNSEALED) - len(_END)
+    (directory / REPORT).write_bytes(raw[:start] + (digest + _END).encode())
     (directory / PAGE).write_bytes(page)
 
 
@@ -93,6 +94,24 @@ def account_for(checkpoint: Checkpoint) -> Accounted | None:
         return _account_for(checkpoint, json.loads(raw))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         return _unused(f"{REPORT} cannot be read as a report: {type(error).__name__} {printable(error)}")
+
+
+def changed_files(directory: Path) -> list[str]:
+    """The files of a folder that are not those of the report beside them, as far as they can be told without opening a checkpoint.
+
+    Of a weight file only the header counts. Empty where no report lies there that can be read.
+    """
+    try:
+        report: Any = read_report(directory, REPORT)
+        entries = [entry for entry in report["files"] if is_plain_relative(entry["name"])]
+        return [str(entry["name"]) for entry in entries if not _is_as_written(directory / entry["name"], entry)]
+    except (InputRejected, KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _is_as_written(path: Path, entry: Mapping[str, Any]) -> bool:
+    nbytes = entry["bytes"] if entry["covers"] == "header" else None
+    return path.is_file() and _digest(path, nbytes) == entry["sha256"]
 
 
 def _unused(what: str) -> Accounted:
@@ -199,6 +218,6 @@ def _changed_adapter(path: Path, entry: Mapping[str, Any], ledger: Collection[Ma
 def _is_page(path: Path, report: Mapping[str, Any]) -> bool:
     """Whether it is the page that `graftkit report` makes of the report today."""
     try:
-        return path.read_bytes() == render_page(report).encode()
+        return path.read_bytes() == render_page(report).encode("utf-8", "backslashreplace")
     except InputRejected:
         return False

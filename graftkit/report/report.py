@@ -174,6 +174,6 @@ def _kl_json(plan: Plan) -> dict[str, Any] | None:
 
 def write_report(report: Report, plan: Plan, directory: Path) -> None:
     """Write the model card, the resolved recipe, the report, which is the manifest, and the page made from it."""
-    (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8")
-    (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8")
+    (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8", errors="backslashreplace")
+    (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8", errors="backslashreplace")
     write_manifest(report.to_json(), directory)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graftkit.errors import printable
+from graftkit.errors import printable, shortened
 
 
 def open_console() -> Console:
@@ -17,8 +17,8 @@ def open_console() -> Console:
 
 
 def text(value: object) -> str:
-    """``value`` with control characters and markup escaped."""
-    return escape(printable(value))
+    """``value`` with control characters and markup escaped; what is too long for a line loses its middle."""
+    return escape(shortened(printable(value)))
 
 
 def table(title: str, *columns: str) -> Table:

@@ -50,10 +50,14 @@ def read_record(directory: Path) -> AdapterRecord | None:
             path,
             PromiseClass[found["strength"].upper()],
             _residual(found["residual"]),
-            {name: report["source"][name] for name in ("name", "revision")},
+            {name: _of_kind(report["source"][name], str | None) for name in ("name", "revision")},
             dict(report["adapter"]["config"]),
             {str(entry["name"]): (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for entry in ledger},
-            BaseDigests(**{name: found["base"][name] for name in ("config", "tensors", "weights")}),
+            BaseDigests(
+                _of_kind(found["base"]["config"], str),
+                _of_kind(found["base"]["tensors"], str),
+                {name: _of_kind(digest, str) for name, digest in _of_kind(found["base"]["weights"], dict).items()},
+            ),
         )
     except (InputRejected, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputRejected(
@@ -62,8 +66,14 @@ def read_record(directory: Path) -> AdapterRecord | None:
         ) from error
 
 
+def _of_kind(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"{type(value).__name__} where it writes another type")
+    return value
+
+
 def _residual(found: Mapping[str, Any] | None) -> Residual | None:
     if found is None:
         return None
     correspondence = Correspondence.from_json(found["correspondence"])
-    return Residual(correspondence, found["backbone"], found["from_source"])
+    return Residual(correspondence, _of_kind(found["backbone"], bool), _of_kind(found["from_source"], bool))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.signals import processor_time
 from graftkit.errors import printable
 
 if TYPE_CHECKING:
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
 
 #: JSON documents that may hold the chat template once more, for servers that read only that.
 TEMPLATE_COPIES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+
+#: Seconds of the processor that a template may take with one conversation; loops in loops need not end.
+RENDERING = 3
 
 #: What opens a place of a template that is not plain text.
 _MARKS = ("{{", "{%")
@@ -81,7 +85,10 @@ def _lost_messages(after: LoadedTokenizer, name: str, text: str) -> Iterator[str
 def _rendered(after: LoadedTokenizer, text: str, turns: tuple[Mapping[str, Any], ...]) -> tuple[str, str]:
     """The conversation as text, and why it could not be rendered, one of them empty."""
     try:
-        shown = after.tokenizer.apply_chat_template([dict(turn) for turn in turns], chat_template=text, tokenize=False)
+        with processor_time(RENDERING):
+            shown = after.tokenizer.apply_chat_template(
+                [dict(turn) for turn in turns], chat_template=text, tokenize=False
+            )
     except Exception as error:  # noqa: BLE001 - whatever a template raises says that it does not take these messages
         return "", f"{type(error).__name__}: {printable(str(error).partition(chr(10))[0])}"
     return str(shown), ""

@@ -1,10 +1,12 @@
 """Every byte of an output stands in its report, and `verify A B` names what differs from it."""
 
 import json
+import random
 import shutil
 
 import pytest
 from safetensors.torch import load_file, save_file
+from support.command import here
 from support.families import build
 from support.recipes import recipe
 
@@ -60,6 +62,26 @@ def test_the_report_names_every_file(made):
 
 def names(out):
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_single_bits_anywhere_are_told_with_the_file_s_name(made, tmp_path):
+    """Through the command: the file that was damaged is named, whatever the bit made of it."""
+    source, out = made
+    dice = random.Random(0)
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for name in names(out) * 6:
+        raw = bytearray((out / name).read_bytes())
+        raw[dice.randrange(len(raw))] ^= 1 << dice.randrange(8)
+        (copy / name).write_bytes(raw)
+        done = here("verify", source, copy, "--no-outputs")
+        assert done.returncode in (3, 4), (name, done.stdout)
+        assert len(done.stderr.splitlines()) == (done.returncode == 3)
+        said = done.stdout + done.stderr
+        assert name in said or (name.endswith(".safetensors") and "tensor '" in said), (name, said)
+        (copy / name).write_bytes((out / name).read_bytes())
+    assert here("verify", source, copy, "--no-outputs").returncode == 0
 
 
 def test_one_bit_of_any_file_is_named(made, tmp_path):

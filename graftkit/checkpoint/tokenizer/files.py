@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checkpoint.tokenizer.bounds import check_bounds, tokenizers_faults
 from graftkit.checkpoint.tokenizer.special import named_roles
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, added_entries, object_of, vocabulary_of
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, printable, spelled
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -105,8 +105,8 @@ def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = (
             " transformers picks one; keep one tokenizer.json and remove the key"
         )
     length = config.get("model_max_length")
-    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float)):
-        raise InputRejected(f"tokenizer_config.json: model_max_length: {printable(length)!r} is not a number")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1):
+        raise InputRejected(f"tokenizer_config.json: model_max_length: {spelled(length)} is not a number from 1 on")
     tokens, ids = vocabulary_of(document)
     model_size = len(tokens)
     added = added_entries(document)

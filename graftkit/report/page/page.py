@@ -63,7 +63,7 @@ def write_page(directory: Path) -> Path:
     except InputRejected as error:
         raise InputRejected(f"{printable(directory)}: {error}") from error
     page = directory / PAGE
-    replace_file(page, text.encode())
+    replace_file(page, text.encode("utf-8", "backslashreplace"))
     return page
 
 
