@@ -175,16 +175,16 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
     model_class = getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise InputRejected(f"config.json: architectures: {printable(name)!r} is not a model class of transformers")
+    if getattr(model_class, "forward", None) is torch.nn.Module.forward:  # and building it would leave marks on the classes below it
+        raise InputRejected(
+            f"config.json: architectures: {printable(name)!r} is a base class of transformers, not a model"
+        )
     with quiet():
         try:
             with torch.device("meta"):
                 model = model_class(built)
         except Exception as error:  # model classes assert and raise freely
             raise InputRejected(f"{name}: cannot be built from config.json: {one_line(error)}") from error
-    if not hasattr(model, "all_tied_weights_keys"):  # set at the end of every model's own __init__
-        raise InputRejected(
-            f"config.json: architectures: {printable(name)!r} is a base class of transformers, not a model"
-        )
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     return Skeleton(name, model, shapes, dict(model.all_tied_weights_keys))
 

@@ -66,6 +66,8 @@ def disagreements(model, stored):
 
 @pytest.mark.parametrize("class_name", FORMS)
 def test_names_of_each_form_go_there_and_back(class_name):
+    if not hasattr(transformers, class_name):
+        pytest.skip("this release of transformers has no such class")
     names, *wrong = disagreements(*on_meta(class_name))
     assert not wrong
     assert len(names.disk) > 5
