@@ -17,6 +17,7 @@ from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.pair import Pair
+from graftkit.verification.registry import CHECKPOINTS
 from graftkit.verification.registry import verify as run_checks
 from graftkit.verification.subject import Subject
 from graftkit.verification.tensors import TensorDifference, tensor_difference
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
     from graftkit.verification.checks import Finding
 
 #: The checks between two checkpoints, in the order in which they run.
-CHECKS = ("report", "bytes", "config", "tokenizer", "outputs")
+CHECKS = tuple(check.name for check in CHECKPOINTS)
+
+#: Those that a comparison shows in lines of their own, whether they ran or not.
+SHOWN = ("report", "bytes", "config", "tokenizer", "outputs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,8 @@ class Verification:
 
     @property
     def checks(self) -> tuple[Finding, ...]:
-        """The findings beside those of :data:`CHECKS`: what was asked for."""
-        return tuple(finding for finding in self.findings if finding.name not in CHECKS)
+        """The findings beside those that are shown anyway."""
+        return tuple(finding for finding in self.findings if finding.name not in SHOWN)
 
     @property
     def notes(self) -> tuple[str, ...]:

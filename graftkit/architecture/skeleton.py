@@ -175,7 +175,9 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
     model_class = getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise InputRejected(f"config.json: architectures: {printable(name)!r} is not a model class of transformers")
-    if getattr(model_class, "forward", None) is torch.nn.Module.forward:  # and building it would leave marks on the classes below it
+    if (
+        getattr(model_class, "forward", None) is torch.nn.Module.forward
+    ):  # and building it would leave marks on the classes below it
         raise InputRejected(
             f"config.json: architectures: {printable(name)!r} is a base class of transformers, not a model"
         )

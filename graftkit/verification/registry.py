@@ -146,16 +146,9 @@ class FirstStepCheck:
         )  # fmt: skip
 
 
-#: What always runs, where it applies; then the operations' own checks; then what is asked for.
-ALWAYS: tuple[Check, ...] = (
-    ReportCheck(),
-    BytesCheck(),
-    ConfigCheck(),
-    TokenizerCheck(),
-    OutputsCheck(),
-    AdapterFilesCheck(),
-    AdapterBaseCheck(),
-)
+#: What always runs, where it applies: on checkpoints, and on adapters. Then come the operations' own checks, and what is asked for.
+CHECKPOINTS: tuple[Check, ...] = (ReportCheck(), BytesCheck(), ConfigCheck(), TokenizerCheck(), OutputsCheck())
+ADAPTERS: tuple[Check, ...] = (AdapterFilesCheck(), AdapterBaseCheck())
 LOOKS: tuple[Check, ...] = (LeftOutCheck(), LensCheck(), SignalCheck(), FirstStepCheck())
 
 
@@ -167,7 +160,7 @@ def verify(subject: Subject, own: Sequence[tuple[Check, Subject]] = ()) -> Itera
     Raises:
         InputRejected: a source does not load.
     """
-    checks = (*((check, subject) for check in ALWAYS), *own, *((check, subject) for check in LOOKS))
+    checks = (*((check, subject) for check in (*CHECKPOINTS, *ADAPTERS)), *own, *((check, subject) for check in LOOKS))
     for check, at in checks:
         if check.name not in subject.left_out and check.applies(at):
             yield _run(check, at)
