@@ -175,6 +175,7 @@ def test_what_does_not_go_together_is_said_in_one_line(models, tmp_path):
     refused(here("selftest", images, "--no-outputs"), 3, f"{images}: takes pixel_values and no token ids")
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_looks_at_images_every_way(models, tmp_path):
     source = models("image_classifier")
     path = write(tmp_path / "recipe.json", source, tmp_path / "out", OPERATIONS["reinit"], verify=ALL)

@@ -11,7 +11,7 @@ import time
 import pytest
 from support.command import real
 from support.recipes import recipe
-from support.strace import inject, needs_strace
+from support.strace import inject, mind_interrupts, needs_strace
 
 
 def slow(value):
@@ -34,7 +34,8 @@ def apply(path, *flags):
 
 
 def started(*command):
-    return subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(command), stdout=pipe, stderr=pipe, text=True, preexec_fn=mind_interrupts)  # noqa: PLW1509 - no threads here
 
 
 def wait_for(path, process):

@@ -38,6 +38,7 @@ def counts(page):
     return {task: tuple(map(int, numbers)) for task, *numbers in found}
 
 
+@pytest.mark.slow
 def test_classes_that_need_care_work_or_are_refused_with_their_reason(tmp_path):
     page, done = tmp_path / "page.md", tmp_path / "done.jsonl"
     found = run("--jobs", 1, "--match", f"^({'|'.join([*WORK, *REFUSED])})$", "--out", page, "--done", done)

@@ -46,6 +46,7 @@ def verdicts(page):
     )
 
 
+@pytest.mark.slow
 def test_a_dozen_families_work_or_are_refused_with_their_reason(tmp_path):
     page = tmp_path / "page.md"
     done = run("--jobs", 1, "--match", only(*WORK, *REFUSED), "--out", page)

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections import Counter
 
@@ -17,10 +18,23 @@ CALLS = (
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
+def mind_interrupts():
+    """What a shell runs in the background ignores SIGINT, and so does all that is started from there."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def run(command, *options, env=None):
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
     line = ["strace", "-f", "-qq", *options, *map(str, command)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=environment, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        line,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        preexec_fn=mind_interrupts,
+    )
 
 
 def calls_of(command, log, env=None):

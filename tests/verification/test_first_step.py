@@ -17,8 +17,6 @@ from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.forecast import direction, jacobian_vector
 from graftkit.verification.first_step.reach import first_moves
 
-pytestmark = pytest.mark.cross_section
-
 CHANGE = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
 EPS = torch.finfo(torch.float32).eps
 BATCH = Probe("batch", torch.arange(12).view(2, 6), torch.ones(2, 6, dtype=torch.int64))

@@ -12,8 +12,6 @@ from support.families import build
 import graftkit
 from graftkit.verification.heads.check import HeadPromise, check_head
 
-pytestmark = pytest.mark.cross_section
-
 PRIOR = (0.2, 0.5, 0.3)
 
 
