@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 import graftkit
 from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.forward import load, run, undisturbed
+from graftkit.running.nulls import null_runs
 from graftkit.running.probes import Probe
-from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.reach import BITS, Reach, random_places
 from graftkit.verification.lens.setting import prepare
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from graftkit.architecture.correspondence import IDENTITY
+from graftkit.running.float64 import float64
 from graftkit.running.forward import can_cache, load, run, undisturbed
 from graftkit.running.probes import Probe, split
 from graftkit.running.reference import plan_probes
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.lens import OPERATIONS, compare_lens
 from graftkit.verification.lens.setting import prepare
 from graftkit.verification.outputs import compare_outputs

@@ -169,7 +169,7 @@ def compare_with_adapted(
 
 def _in_float64(model: nn.Module, native: Reference, skipped: list[str]) -> dict[str, Outputs]:
     """The outputs of every probe in true float64; empty where the class cannot be run so."""
-    from graftkit.verification.lens.float64 import float64
+    from graftkit.running.float64 import float64
 
     # peft registers what it adds to a parameter of experts as a parametrization, which must keep the parameter's dtype.
     fused = [part.module for part in lora_parts(model) if part.on_parameter]

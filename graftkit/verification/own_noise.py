@@ -21,7 +21,7 @@ def own_noise(model: nn.Module, before: Reference) -> dict[str, float]:
 
     Attention the other way, the rows of a batch last to first, padding, and the adapter's directions last to first.
     """
-    from graftkit.verification.lens.nulls import null_runs
+    from graftkit.running.nulls import null_runs
 
     runs: dict[str, Comparison] = defaultdict(lambda: Comparison(join_steps=True))
     for part in before.parts:

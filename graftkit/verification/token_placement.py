@@ -9,7 +9,7 @@ from graftkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
-    from graftkit.verification.loaded_tokenizer import LoadedTokenizer
+    from graftkit.running.loaded_tokenizer import LoadedTokenizer
 
 #: Where a token is tried: alone, inside a word, between words, doubled, between other scripts, whitespace, punctuation.
 PLACEMENTS = ("{}", "one {} two", "({}).", "x{}y", "{}{}", "数{}字", "\n{}\t9", "é{}ж")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import printable
-from graftkit.verification.loaded_tokenizer import ROLES
+from graftkit.running.loaded_tokenizer import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from graftkit.verification.loaded_tokenizer import LoadedTokenizer
+    from graftkit.running.loaded_tokenizer import LoadedTokenizer
 
 #: The roles that transformers looks up in every config, so that a missing id is no less wrong than another one.
 LOOKED_UP = ROLES[:3]

@@ -13,7 +13,7 @@ from graftkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from graftkit.verification.loaded_tokenizer import LoadedTokenizer
+    from graftkit.running.loaded_tokenizer import LoadedTokenizer
 
 #: Texts are derived from so many new tokens of each kind; more would only repeat what they show.
 MAX_DERIVED = 500

@@ -10,7 +10,7 @@ from graftkit.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from graftkit.verification.loaded_tokenizer import LoadedTokenizer
+    from graftkit.running.loaded_tokenizer import LoadedTokenizer
 
 #: JSON documents that may hold the chat template once more, for servers that read only that.
 TEMPLATE_COPIES = ("tokenizer_config.json", "chat_template.json", "processor_config.json")

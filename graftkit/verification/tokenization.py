@@ -13,9 +13,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from graftkit.errors import InputRejected, plural, printable
+from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.loaded_tokenizer import LoadedTokenizer
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
 from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts

@@ -18,12 +18,12 @@ from support.families import FAMILIES, build, write_tokenizer
 import graftkit
 from graftkit.errors import RecipeError
 from graftkit.running import memory
+from graftkit.running.float64 import float64
 from graftkit.running.forward import can_cache, load, outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.paging import room, table
 from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import Probe
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Scope

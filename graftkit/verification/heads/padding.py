@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from graftkit.architecture.capabilities import takes
 from graftkit.architecture.skeleton import one_line
+from graftkit.running.float64 import float64
 from graftkit.running.forward import flatten
 from graftkit.running.inputs import feed, find_inputs
 from graftkit.running.probes import Probe, encoded_texts
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import measure_floor
 from graftkit.verification.lens.gap import gap
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from graftkit.verification.lens.float64 import WIDER
+from graftkit.running.float64 import WIDER
 
 if TYPE_CHECKING:
     from torch import nn

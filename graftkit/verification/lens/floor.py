@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from graftkit.running.float64 import float64
 from graftkit.running.forward import outputs_of
 from graftkit.running.probes import Probe
 from graftkit.verification.lens.audit import Audit
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.gap import gap
 
 if TYPE_CHECKING:

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, few
+from graftkit.running.float64 import float64
 from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
+from graftkit.running.nulls import null_runs
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Step, timed
 from graftkit.verification.comparison import paired
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import NoiseTally
-from graftkit.verification.lens.nulls import null_runs
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.source_outputs import SourceOutputs

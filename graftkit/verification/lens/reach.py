@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from graftkit.running.float64 import float64
 from graftkit.running.forward import outputs_of
 from graftkit.running.probes import Probe
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Record, Trace, compare, record
 
 if TYPE_CHECKING:

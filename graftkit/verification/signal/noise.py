@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from graftkit.running.nulls import other_attention
 from graftkit.running.probes import Probe
-from graftkit.verification.lens.nulls import other_attention
 from graftkit.verification.signal.run import Signal, measure
 
 if TYPE_CHECKING:

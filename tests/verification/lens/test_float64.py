@@ -6,8 +6,8 @@ import torch
 from lens_support import opened, probe
 from support.families import FAMILIES, build
 
+from graftkit.running.float64 import Float64, float64
 from graftkit.running.forward import outputs_of, run
-from graftkit.verification.lens.float64 import Float64, float64
 from graftkit.verification.lens.floor import NUDGE, measure_floor
 from graftkit.verification.lens.gap import gap
 

@@ -9,8 +9,8 @@ from lens_support import flip, opened, probe
 from support.families import FAMILIES, build
 
 from graftkit.architecture.correspondence import IDENTITY
+from graftkit.running.float64 import float64
 from graftkit.running.forward import outputs_of
-from graftkit.verification.lens.float64 import float64
 from graftkit.verification.lens.trace import Trace, compare, own_differences, record, tokens_that_fit
 
 #: Unit roundoff of float64 times more terms than any sum of these models has.
