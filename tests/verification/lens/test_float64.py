@@ -143,7 +143,7 @@ def test_bits_are_read_as_asked():
 
 
 def test_a_large_table_is_widened_by_pieces(monkeypatch):
-    from graftkit.verification.lens import float64 as module
+    from graftkit.running import float64 as module
 
     generator = torch.Generator().manual_seed(0)
     weight, bias = (torch.randn(shape, generator=generator).bfloat16() for shape in ((70, 8), (70,)))
