@@ -90,17 +90,17 @@ def tied_pair(subject: Subject) -> str:
     if not subject.vocabulary.tied:
         raise NotApplicable("input and output rows are not tied")
     settings.tie(subject)
-    stored = {key for key, _ in subject.structure.memory.values()}
-    names = (name for name in subject.structure.skeleton.weight_names(OUTPUT) if name not in stored)
+    memory = subject.structure.memory
+    names = (n for n in subject.structure.skeleton.weight_names(OUTPUT) if memory.first_on_disk(n) is None)
     return str(first(names, "both tables are stored"))
 
 
 def store_apart(directory: Path, subject: Subject, _: str) -> None:
     """Store each weight that is tied to another one, equal to it, and tie them no more."""
     (whole,) = parts(directory, 1)
-    disk = {key: name for name, (key, _) in subject.structure.memory.items()}
-    tied = subject.structure.skeleton.tied.items()
-    copies = {target: whole[disk[origin]] for target, origin in tied if target not in disk and origin in disk}
+    memory = subject.structure.memory
+    pairs = [(name, memory.first_on_disk(origin)) for name, origin in subject.structure.skeleton.tied.items()]
+    copies = {name: whole[disk] for name, disk in pairs if disk is not None and memory.first_on_disk(name) is None}
     write_shards(directory, [{**whole, **copies}])
     edit_json(directory, "config.json", lambda config: config.update({FLAG: False}))
 
