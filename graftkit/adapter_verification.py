@@ -11,7 +11,7 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, VerificationFailed, printable
 from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import AdapterRecord, read_record
@@ -96,6 +96,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
 
     Raises:
         InputRejected: the folder holds no adapter, or its base cannot be found or opened.
+        VerificationFailed: the base does not load, or its forward needs inputs that cannot be made.
     """
     directory = Path(adapter)
     there = open_adapter(adapter)
@@ -114,8 +115,10 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     )
     findings = tuple(verify(subject, [(AdapterCheck(known.strength if known else None, residual), subject)]))
     check = find_kind(findings, AdapterReport)
-    if check is None:
-        raise InputRejected(f"{printable(adapter)}: {'; '.join(s for finding in findings for s in finding.failures)}")
+    if check is None:  # base or model could not be loaded or run
+        raise VerificationFailed(
+            "; ".join(s for finding in findings if finding.name == "adapter" for s in finding.failures)
+        )
     files, made_for = (next(f.failures for f in findings if f.name == name) for name in ("adapter files", "base"))
     return AdapterVerification(
         adapter,
