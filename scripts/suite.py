@@ -116,7 +116,7 @@ def _environment(variables: dict[str, str]) -> dict[str, str]:
 
 
 def run(kind: str, setting: Setting, arguments: list[str], best: str) -> Outcome:
-    """Run tests, and the self test beside them, under one setting."""
+    """Run tests and the self test under one setting, side by side where each has one thread."""
     environment, start = _environment(setting.variables), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
@@ -132,10 +132,12 @@ def run(kind: str, setting: Setting, arguments: list[str], best: str) -> Outcome
             "junit_family=xunit1",
             *arguments,
         ]
-        with concurrent.futures.ThreadPoolExecutor(1) as beside:
-            tested = None if kind == SECTION else beside.submit(self_test, environment)
-            subprocess.run(command, cwd=ROOT, env=environment, check=False)
-            planted, clean = tested.result() if tested else ([], [])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            tests = pool.submit(subprocess.run, command, cwd=ROOT, env=environment, check=False)
+            if setting.workers == 1:  # two processes of several threads each would wait for one another
+                tests.result()
+            planted, clean = ([], []) if kind == SECTION else self_test(environment)
+            tests.result()
         passed, skipped, failures = counts(junit)
     return Outcome(
         kind, setting.name, passed, len(failures), skipped,

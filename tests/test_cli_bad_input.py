@@ -6,19 +6,11 @@ import shutil
 
 import pytest
 from support.adapters import make_adapter
-from support.command import here
+from support.command import assert_one_line, here
 from support.recipes import recipe
 
 TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
 LORA = {"op": "add_lora", "r": 4}
-
-
-def one_line(done, code, words):
-    assert done.returncode == code, (done.stdout, done.stderr)
-    assert len(done.stderr.splitlines()) == 1
-    assert not done.stdout
-    assert words in done.stderr
-    assert "\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -53,7 +45,7 @@ def one_line(done, code, words):
     ],
 )
 def test_arguments(arguments, code, words):
-    one_line(here(*arguments), code, words)
+    assert_one_line(here(*arguments), code, words)
 
 
 def set_values(name, **values):
@@ -90,12 +82,12 @@ DAMAGED = {
 def test_damaged_checkpoints(demo, tmp_path, damage, words):
     model = shutil.copytree(demo, tmp_path / "model")
     damage(model)
-    one_line(here("inspect", model), 3, words)
+    assert_one_line(here("inspect", model), 3, words)
     for name, operation in (("tokens", TOKENS), ("adapter", LORA)):
         path = tmp_path / f"{name}.yaml"
         path.write_text(json.dumps(recipe(model, tmp_path / "out", operation)))
-        one_line(here("apply", path), 3, words)
-    one_line(here("verify", demo, model), 3, words)
+        assert_one_line(here("apply", path), 3, words)
+    assert_one_line(here("verify", demo, model), 3, words)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.yaml", "model", "tokens.yaml"]
 
 
@@ -112,11 +104,11 @@ def test_a_base_that_would_not_load_gets_no_adapter(tmp_path, operation):
     set_values("config.json", intermediate_size=33)(base)
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(base, tmp_path / "out", operation)))
-    one_line(here("apply", path, cwd=tmp_path), 3, "on disk, the config wants")
+    assert_one_line(here("apply", path, cwd=tmp_path), 3, "on disk, the config wants")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_generation_config_that_is_no_object(demo, tmp_path):
     model = shutil.copytree(demo, tmp_path / "model")
     (model / "generation_config.json").write_text("[]")
-    one_line(here("inspect", model), 3, "generation_config.json: is not a JSON object")
+    assert_one_line(here("inspect", model), 3, "generation_config.json: is not a JSON object")

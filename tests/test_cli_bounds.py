@@ -6,18 +6,11 @@ import shutil
 
 import pytest
 from support.adapters import make_adapter
-from support.command import here
+from support.command import assert_one_line, here
 from support.recipes import recipe
 
 TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
 LORA = {"op": "add_lora", "r": 4}
-
-
-def one_line(done, code, words):
-    assert done.returncode == code, (done.stdout, done.stderr)
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture
@@ -61,14 +54,16 @@ def test_tokenizers_that_cannot_be_used(model, tmp_path, operation, damage, word
         (model / "tokenizer.json").write_text("[1]")
     else:
         edit(model / "tokenizer.json", **damage)
-    one_line(here("apply", write(tmp_path / "r.yaml", operation, source=model), "-q"), 3, words)
+    assert_one_line(here("apply", write(tmp_path / "r.yaml", operation, source=model), "-q"), 3, words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_that_panics_at_a_text(model, tmp_path):
     odd = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}], "pair": [], "special_tokens": {}}  # fmt: skip
     edit(model / "tokenizer.json", post_processor=odd)
-    one_line(here("apply", write(tmp_path / "r.yaml", LORA, source=model), "-q"), 3, "tokenizers library cannot use it")
+    assert_one_line(
+        here("apply", write(tmp_path / "r.yaml", LORA, source=model), "-q"), 3, "tokenizers library cannot use it"
+    )
 
 
 def test_a_normalizer_that_leaves_nothing_is_no_fault(model, tmp_path):
@@ -82,36 +77,40 @@ def test_a_normalizer_that_leaves_nothing_is_no_fault(model, tmp_path):
 def test_documents_of_another_type(model, tmp_path, name):
     (model / name).write_text("[1]")
     for operation in (TOKENS, LORA):
-        one_line(here("plan", write(tmp_path / "r.yaml", operation, source=model)), 3, f"{name}: is not a JSON object")
+        assert_one_line(
+            here("plan", write(tmp_path / "r.yaml", operation, source=model)), 3, f"{name}: is not a JSON object"
+        )
 
 
 @pytest.mark.parametrize("name", ["PreTrainedModel", "LlamaPreTrainedModel"])
 def test_base_classes_are_no_models(model, tmp_path, name):
     edit(model / "config.json", architectures=[name])
-    one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, name)
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, name)
 
 
 def test_expressions_that_an_adapter_brings_have_a_budget(tmp_path):
     base, folder = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
     edit(folder / "adapter_config.json", target_modules="(([a-z_.0-9]+)+)+!")
     path = write(tmp_path / "r.yaml", {"op": "merge_adapter", "adapter": str(folder)}, source=base)
-    one_line(here("plan", path), 3, "takes more than 5 seconds")
+    assert_one_line(here("plan", path), 3, "takes more than 5 seconds")
     done = here("verify", "--adapter", folder, base)
     assert (done.returncode, done.stderr) == (4, "")
     assert "takes more than 5 seconds" in done.stdout
     given = {**LORA, "target_modules": "(([a-z_.0-9]+)+)+!"}
-    one_line(here("plan", write(tmp_path / "r.yaml", given, source=base)), 2, "takes more than 5 seconds")
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", given, source=base)), 2, "takes more than 5 seconds")
 
 
 def test_a_template_nested_without_end(demo, tmp_path):
     deep = {"op": "extend_vocab", "chat_template": "{{" + "(" * 200 + "1" + ")" * 200 + "}}"}
-    one_line(here("plan", write(tmp_path / "r.yaml", deep, source=demo)), 2, "chat_template: is nested too deeply")
+    assert_one_line(
+        here("plan", write(tmp_path / "r.yaml", deep, source=demo)), 2, "chat_template: is nested too deeply"
+    )
 
 
 def test_a_template_that_does_not_end(demo, tmp_path):
     loops = "{% for a in range(99999) %}" * 4 + "{{ messages[0].content }}" + "{% endfor %}" * 4
     path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": loops}, source=demo)
-    one_line(here("apply", path, "-q"), 4, "takes more than 3 seconds")
+    assert_one_line(here("apply", path, "-q"), 4, "takes more than 3 seconds")
     assert not (tmp_path / "out").exists()
 
 
@@ -136,7 +135,9 @@ EXAMPLES = {
 @pytest.mark.parametrize(("text", "words"), EXAMPLES.values(), ids=EXAMPLES)
 def test_examples(demo, tmp_path, text, words):
     (tmp_path / "a.jsonl").write_text(text)
-    one_line(here("plan", write(tmp_path / "r.yaml", head(tmp_path / "a.jsonl"), source=demo)), 2, f"a.jsonl{words}")
+    assert_one_line(
+        here("plan", write(tmp_path / "r.yaml", head(tmp_path / "a.jsonl"), source=demo)), 2, f"a.jsonl{words}"
+    )
 
 
 def test_pipes_and_devices_are_not_waited_for(demo, tmp_path):
@@ -149,20 +150,20 @@ def test_pipes_and_devices_are_not_waited_for(demo, tmp_path):
         ({**LORA, "init_lora_weights": "eva", "examples": str(tmp_path / "a.jsonl")}, "a.jsonl"),
     ):
         done = here("plan", write(tmp_path / "r.yaml", operation, source=demo))
-        one_line(done, 2, f"{name}: is not a regular file")
+        assert_one_line(done, 2, f"{name}: is not a regular file")
     os.mkfifo(tmp_path / "graft_report.json")
-    one_line(here("report", tmp_path), 3, "graft_report.json: is not a regular file")
+    assert_one_line(here("report", tmp_path), 3, "graft_report.json: is not a regular file")
 
 
 def test_a_report_nested_without_end(tmp_path):
     (tmp_path / "graft_report.json").write_text('{"a":' * 2000 + "1" + "}" * 2000)
-    one_line(here("report", tmp_path), 3, "graft_report.json: is nested more than 64 levels deep")
+    assert_one_line(here("report", tmp_path), 3, "graft_report.json: is nested more than 64 levels deep")
 
 
 def test_a_long_value_is_one_short_line(model):
     edit(model / "config.json", architectures=["x" * 1_000_000])
     done = here("inspect", model)
-    one_line(done, 3, "xxx…xxx")
+    assert_one_line(done, 3, "xxx…xxx")
     assert len(done.stderr) < 2100
     assert done.stderr.endswith("is not a model class of transformers\n")
 
@@ -170,13 +171,13 @@ def test_a_long_value_is_one_short_line(model):
 @pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 9999), ("num_labels", 10**9)])
 def test_numbers_in_a_config_that_no_checkpoint_has(model, tmp_path, key, value):
     edit(model / "config.json", **{key: value})
-    one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, f"config.json: {key} is {value}")
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, f"config.json: {key} is {value}")
 
 
 @pytest.mark.parametrize("operation", [{**LORA, "r": 10**9}, {"op": "replace_head", "num_labels": 10**9}])
 def test_numbers_in_a_recipe_that_nobody_means(demo, tmp_path, operation):
     operation = {"task": "sequence_classification", **operation} if operation["op"] == "replace_head" else operation
-    one_line(here("plan", write(tmp_path / "r.yaml", operation, source=demo)), 2, "must be at most")
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", operation, source=demo)), 2, "must be at most")
 
 
 def test_a_header_nested_without_end(model):
@@ -184,7 +185,7 @@ def test_a_header_nested_without_end(model):
     raw = path.read_bytes()
     header = raw[8 : 8 + int.from_bytes(raw[:8], "little")].replace(b'"BF16"', b"[" * 700 + b"]" * 700, 1)
     path.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + int.from_bytes(raw[:8], "little") :])
-    one_line(here("inspect", model), 3, "unknown dtype")
+    assert_one_line(here("inspect", model), 3, "unknown dtype")
 
 
 def test_values_that_are_not_finite_are_the_input_s_fault(tmp_path):
@@ -196,5 +197,5 @@ def test_values_that_are_not_finite_are_the_input_s_fault(tmp_path):
     save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
     for op in ({"op": "merge_adapter"}, {"op": "resize_adapter", "r": 2}):
         path = write(tmp_path / "r.yaml", {**op, "adapter": str(folder)}, source=base)
-        one_line(here("apply", path, "-q"), 3, str(folder))
+        assert_one_line(here("apply", path, "-q"), 3, str(folder))
         assert not (tmp_path / "out").exists()

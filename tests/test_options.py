@@ -92,7 +92,7 @@ def apply(models, place, kind, name, options, *flags):
     return report
 
 
-def look_at(source, output, *, adapter, flags=("--no-outputs",)):
+def assert_every_command_takes(source, output, *, adapter, flags=("--no-outputs",)):
     """Every command that takes an output, on this one."""
     page = output.parent / "comparison.html"
     if adapter:
@@ -112,7 +112,7 @@ def look_at(source, output, *, adapter, flags=("--no-outputs",)):
 @pytest.mark.parametrize(("kind", "name", "options"), CROSS_SECTION)
 def test_a_cross_section_of_options_and_kinds(models, tmp_path, kind, name, options):
     apply(models, tmp_path, kind, name, options)
-    look_at(models(kind), tmp_path / "out", adapter=name == "add_lora")
+    assert_every_command_takes(models(kind), tmp_path / "out", adapter=name == "add_lora")
 
 
 @pytest.mark.parametrize(("kind", "name"), REFUSED)
@@ -211,7 +211,7 @@ def test_the_first_step_of_an_encoder_without_logits(tmp_path):
 def test_every_option_with_every_operation_on_every_kind(models, tmp_path, kind, name, options):
     flags = ("--device", "cpu") if options.get("lens") or options.get("signal") else ()
     apply(models, tmp_path, kind, name, options, *flags)
-    look_at(models(kind), tmp_path / "out", adapter=name == "add_lora")
+    assert_every_command_takes(models(kind), tmp_path / "out", adapter=name == "add_lora")
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_every_look_at_two_checkpoints_of_every_kind(models, tmp_path, kind):
         place.mkdir()
         apply(models, place, kind, name, {"outputs": False})
         for flags in LOOKS:
-            look_at(models(kind), place / "out", adapter=name == "add_lora", flags=flags)
+            assert_every_command_takes(models(kind), place / "out", adapter=name == "add_lora", flags=flags)
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ def grown(request, tmp_path_factory):
     return source, load(write(documents | changed, folder / "result")), documents | changed, ids
 
 
-def check(source, result, ids):
+def assert_grown(source, result, ids):
     assert {token: result.get_vocab()[token] for token in source.get_vocab()} == source.get_vocab()
     assert len(result) == len(source) + len(ids) == max(ids.values()) + 1
     assert {content: result.convert_tokens_to_ids(content) for content in ids} == ids
@@ -57,14 +57,14 @@ def check(source, result, ids):
 
 def test_the_result_is_the_source_and_the_new_tokens(grown):
     source, result, _, ids = grown
-    check(source, result, ids)
+    assert_grown(source, result, ids)
     assert type(result) is type(source)
 
 
 def test_it_stays_so_when_transformers_saves_it(grown, tmp_path):
     source, result, _, ids = grown
     result.save_pretrained(tmp_path)
-    check(source, load(tmp_path), ids)
+    assert_grown(source, load(tmp_path), ids)
 
 
 def test_flags_survive_the_load(grown):

@@ -25,3 +25,13 @@ def here(*arguments, cwd=ROOT):
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def assert_one_line(done, code, words):
+    """The command ended with this exit code and one line that holds these words, and printed nothing else."""
+    assert done.returncode == code, (done.stdout, done.stderr)
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not done.stdout
+    assert words in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "Traceback" not in done.stderr

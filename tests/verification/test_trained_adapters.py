@@ -160,6 +160,8 @@ def test_a_diverged_model_is_not_extracted(trained, tmp_path, choice):
 def test_a_trained_adapter_is_merged_and_resized_beside_new_rows(trained, tmp_path):
     made = trained(KINDS["lora"])
     grow = {"op": "extend_vocab", "special_tokens": ["<|call|>"]}
-    applied(made.base, tmp_path / "merged", grow, merge(made.adapter))
-    applied(made.base, tmp_path / "merged first", merge(made.adapter), grow)
-    applied(made.base, tmp_path / "resized", grow, resize(made.adapter, 9))
+    orders = {"merged": (grow, merge(made.adapter)), "merged first": (merge(made.adapter), grow)}
+    for name, operations in {**orders, "resized": (grow, resize(made.adapter, 9))}.items():
+        output, report = applied(made.base, tmp_path / name, *operations)
+        assert report["verdict"].startswith("verified")
+        assert "<|call|>" in (output / "tokenizer.json").read_text()
