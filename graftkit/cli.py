@@ -24,6 +24,11 @@ from graftkit.process import Interrupted, Process
 
 Command = Callable[[argparse.Namespace], int]
 
+#: ``(name, command, text, *positionals)`` -> the parser of a command.
+Add = Callable[..., argparse.ArgumentParser]
+
+DEVICE = "where lens and signal run: cpu, cuda or cuda:N"
+
 #: Exit code of what should not have happened, that of a software error in sysexits.h.
 FAULT = 70
 
@@ -120,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Command, text: str, *positionals: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=text, description=text)
+        sub: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=text)
         for positional in positionals:
             sub.add_argument(positional.lower(), metavar=positional)
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -128,6 +133,16 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    _add_commands_of_recipes(add)
+    _add_inspect(add)
+    add("diff", commands.diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
+    _add_verify(add)
+    add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
+    _add_selftest(add)
+    return parser
+
+
+def _add_commands_of_recipes(add: Add) -> None:
     def with_recipe(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         sub = add(name, command, text, "RECIPE")
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as operations.0.init=mean")
@@ -144,44 +159,41 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--dry-run", action="store_true", help="the same as plan")
     apply.add_argument("--overwrite", action="store_true", help="replace an existing output, whole and at the end")
     apply.add_argument("--link", action="store_true", help="hard-link unchanged shards (they share the source's bytes)")
-    inspect = add(
-        "inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL"
-    )
-    inspect.add_argument("--revision", help="branch, tag or commit of a hub id")
-    inspect.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
-    add("diff", commands.diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
-    verify = add("verify", commands.verify, "check that B behaves like A, or a prepared adapter on its base A")
-    verify.add_argument("a", metavar="A", nargs="?")
-    verify.add_argument("b", metavar="B", nargs="?")
-    verify.add_argument(
-        "--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names"
-    )
-    verify.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
-    verify.add_argument(
-        "--lens", action="store_true", help="compare in float64, module by module, and beside the noise"
-    )
-    verify.add_argument(
-        "--signal", action="store_true", help="measure how the signal travels through the blocks of both"
-    )
-    verify.add_argument("--report", metavar="FILE", help="write the comparison of A and B as an HTML page")
-    verify.add_argument(
+    apply.add_argument("--device", help=DEVICE)
+
+
+def _add_inspect(add: Add) -> None:
+    sub = add("inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
+    sub.add_argument("--revision", help="branch, tag or commit of a hub id")
+    sub.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
+
+
+def _add_verify(add: Add) -> None:
+    sub = add("verify", commands.verify, "check that B behaves like A, or a prepared adapter on its base A")
+    sub.add_argument("a", metavar="A", nargs="?")
+    sub.add_argument("b", metavar="B", nargs="?")
+    sub.add_argument("--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names")
+    sub.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
+    sub.add_argument("--lens", action="store_true", help="compare in float64, module by module, and beside the noise")
+    sub.add_argument("--signal", action="store_true", help="measure how the signal travels through the blocks of both")
+    sub.add_argument("--report", metavar="FILE", help="write the comparison of A and B as an HTML page")
+    sub.add_argument(
         "--paged", action="store_true", default=None,
         help="read parameters from the files as the forward asks for them, also where the models fit into memory",
     )  # fmt: skip
-    for sub in (apply, verify):
-        sub.add_argument("--device", help="where lens and signal run: cpu, cuda or cuda:N")
-    add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
-    test = add(
-        "selftest", commands.selftest, "plant faults into copies of a model and see that verify catches every one"
-    )
-    test.add_argument("model", nargs="?", metavar="MODEL", help="by default the small one that ships with the project")
-    test.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
-    test.add_argument(
+    sub.add_argument("--device", help=DEVICE)
+
+
+def _add_selftest(add: Add) -> None:
+    text = "plant faults into copies of a model and see that verify catches every one"
+    sub = add("selftest", commands.selftest, text)
+    sub.add_argument("model", nargs="?", metavar="MODEL", help="by default the small one that ships with the project")
+    sub.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
+    sub.add_argument(
         "--without", action="append", default=[], metavar="CHECK", help="switch a check off, and see it fail"
     )
-    test.add_argument("-q", "--quiet", action="store_true", help="print failures and the verdict only")
-    test.add_argument("-v", "--verbose", action="store_true", help="print what each check said, and the clean copies")
-    return parser
+    sub.add_argument("-q", "--quiet", action="store_true", help="print failures and the verdict only")
+    sub.add_argument("-v", "--verbose", action="store_true", help="print what each check said, and the clean copies")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

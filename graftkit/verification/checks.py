@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
@@ -88,6 +88,27 @@ class Sentences(Report):
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
         yield Row(self.name, "failed" if self.failures else "passed", "")
+
+
+Given = TypeVar("Given")
+
+
+@dataclass(frozen=True, slots=True)
+class SentencesCheck(Generic[Given]):
+    """A check that measures nothing: ``find`` yields what is wrong with what is ``given`` of a subject, where there is that."""
+
+    name: str
+    given: Callable[[Subject], Given | None]
+    find: Callable[[Given], Iterable[str]]
+
+    def applies(self, subject: Subject) -> bool:
+        """Where it is given."""
+        return self.given(subject) is not None
+
+    def run(self, subject: Subject) -> Sentences:
+        """Collect the sentences."""
+        given = self.given(subject)
+        return Sentences(self.name, () if given is None else tuple(self.find(given)))
 
 
 @dataclass(frozen=True, slots=True)

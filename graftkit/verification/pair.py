@@ -11,12 +11,11 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.verification.accounted import Accounted
-from graftkit.verification.checks import Sentences
 from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens, Subject
+from graftkit.verification.subject import NewTokens
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
 
@@ -121,57 +120,6 @@ class Pair:
         """What is wrong with the probability that new ids take, where no report says how their rows were made."""
         if measured.distribution and not self.accounted.promise:
             yield from check_shares(measured.distribution, self.tokenizers[1].token_of)
-
-
-@dataclass(frozen=True, slots=True)
-class ReportCheck:
-    """Every byte of the second is the one that the report in its folder names."""
-
-    name: str = "report"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where a report lies beside the second."""
-        return subject.pair is not None and subject.pair.report is not None
-
-    def run(self, subject: Subject) -> Accounted:
-        """Hand over what was found when the report was read, since other checks rest on it."""
-        return _pair(subject).accounted
-
-
-@dataclass(frozen=True, slots=True)
-class BytesCheck:
-    """Tensors are the first's, less what the report excuses, and new rows are finite and no longer than old ones."""
-
-    name: str = "bytes"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where no recipe says how the second came about."""
-        return subject.pair is not None
-
-    def run(self, subject: Subject) -> Sentences:
-        """Compare every tensor; see :meth:`Pair.tensors`."""
-        return Sentences(self.name, tuple(_pair(subject).tensors()))
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigCheck:
-    """Config, generation config and the other documents say what the first's do, less what the report excuses."""
-
-    name: str = "config"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where no recipe says how the second came about."""
-        return subject.pair is not None
-
-    def run(self, subject: Subject) -> Sentences:
-        """Compare every value; see :meth:`Pair.documents`."""
-        return Sentences(self.name, tuple(_pair(subject).documents()))
-
-
-def _pair(subject: Subject) -> Pair:
-    if subject.pair is None:
-        raise ValueError("a recipe says how the result came about")
-    return subject.pair
 
 
 def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:

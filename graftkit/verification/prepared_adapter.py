@@ -11,10 +11,8 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import few, printable
 from graftkit.verification.adapter_origin import Origin
 from graftkit.verification.adapter_record import AdapterRecord
-from graftkit.verification.checks import Sentences
 from graftkit.verification.digests import tensor_digests
 from graftkit.verification.structural import first_not_finite
-from graftkit.verification.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,40 +23,15 @@ class PreparedAdapter:
     record: AdapterRecord | None
     origin: Origin
 
+    def changes(self) -> Iterator[str]:
+        """Yield how config and tensors are not those that were reported, and where a value is not finite."""
+        if self.record is not None:
+            yield from _changed(self.record, self.adapter)
+        yield from _not_finite(self.adapter)
 
-@dataclass(frozen=True, slots=True)
-class AdapterFilesCheck:
-    """Config and tensors of a prepared adapter are those that were reported, and finite."""
-
-    name: str = "adapter files"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where somebody has prepared the adapter."""
-        return subject.prepared is not None
-
-    def run(self, subject: Subject) -> Sentences:
-        """Compare by digest with the report, where there is one; read every value."""
-        if (prepared := subject.prepared) is None:
-            raise ValueError("there is no prepared adapter")
-        changed = _changed(prepared.record, prepared.adapter) if prepared.record else ()
-        return Sentences(self.name, (*changed, *_not_finite(prepared.adapter)))
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterBaseCheck:
-    """The base is the one that a prepared adapter was made for, as far as files tell."""
-
-    name: str = "base"
-
-    def applies(self, subject: Subject) -> bool:
-        """Where somebody has prepared the adapter."""
-        return subject.prepared is not None
-
-    def run(self, subject: Subject) -> Sentences:
-        """Say how the base is another one; see :func:`~graftkit.verification.adapter_origin.find_origin`."""
-        if (prepared := subject.prepared) is None:
-            raise ValueError("there is no prepared adapter")
-        return Sentences(self.name, tuple(f"adapter: {sentence}" for sentence in prepared.origin.different))
+    def other_base(self) -> Iterator[str]:
+        """Yield how the base is another one than it was prepared for, as far as files tell."""
+        yield from (f"adapter: {sentence}" for sentence in self.origin.different)
 
 
 def _changed(known: AdapterRecord, adapter: Adapter) -> Iterator[str]:

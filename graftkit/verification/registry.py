@@ -5,13 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from graftkit.errors import VerificationFailed
-from graftkit.verification.checks import Check, Finding, LeftOut, Sentences
-from graftkit.verification.pair import BytesCheck, ConfigCheck, ReportCheck
-from graftkit.verification.prepared_adapter import AdapterBaseCheck, AdapterFilesCheck
+from graftkit.verification.checks import Check, Finding, LeftOut, Sentences, SentencesCheck
+from graftkit.verification.pair import Pair
+from graftkit.verification.prepared_adapter import PreparedAdapter
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
+
+
+@dataclass(frozen=True, slots=True)
+class ReportCheck:
+    """Every byte of a checkpoint is the one that the report in its folder names."""
+
+    name: str = "report"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where a report lies there, and no recipe says how the checkpoint came about."""
+        return subject.pair is not None and subject.pair.report is not None
+
+    def run(self, subject: Subject) -> Finding:
+        """Hand over what was found when the report was read, since other checks rest on it."""
+        return subject.pair.accounted if subject.pair else Sentences(self.name, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +163,17 @@ class FirstStepCheck:
 
 
 #: What always runs, where it applies: on checkpoints, and on adapters. Then come the operations' own checks, and what is asked for.
-CHECKPOINTS: tuple[Check, ...] = (ReportCheck(), BytesCheck(), ConfigCheck(), TokenizerCheck(), OutputsCheck())
-ADAPTERS: tuple[Check, ...] = (AdapterFilesCheck(), AdapterBaseCheck())
+CHECKPOINTS: tuple[Check, ...] = (
+    ReportCheck(),
+    SentencesCheck("bytes", attrgetter("pair"), Pair.tensors),
+    SentencesCheck("config", attrgetter("pair"), Pair.documents),
+    TokenizerCheck(),
+    OutputsCheck(),
+)
+ADAPTERS: tuple[Check, ...] = (
+    SentencesCheck("adapter files", attrgetter("prepared"), PreparedAdapter.changes),
+    SentencesCheck("base", attrgetter("prepared"), PreparedAdapter.other_base),
+)
 LOOKS: tuple[Check, ...] = (LeftOutCheck(), LensCheck(), SignalCheck(), FirstStepCheck())
 
 
