@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from lens_support import opened, probe
 from support.families import build
+from support.lens import opened, probe
 
 from graftkit.verification.lens.floor import LEAST, MARGIN, measure_floor
 from graftkit.verification.lens.reach import Reach, random_places

@@ -5,8 +5,8 @@ import json
 
 import pytest
 import torch
-from lens_support import flip, opened, probe
 from support.families import FAMILIES, build
+from support.lens import flip, opened, probe
 
 from graftkit.architecture.correspondence import IDENTITY
 from graftkit.running.float64 import float64

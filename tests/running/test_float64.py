@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from lens_support import opened, probe
 from support.families import FAMILIES, build
+from support.lens import opened, probe
 
 from graftkit.running.float64 import Float64, float64
 from graftkit.running.forward import outputs_of, run
