@@ -1,4 +1,7 @@
-"""Make docs/verdict.md of what scripts/test --machines, --newest and --lowest noted in out/verdict."""
+"""Make docs/verdict.md of what scripts/test --machines, --newest and --lowest noted in out/verdict.
+
+Rows that the page has from elsewhere, of another processor or setting, stay; a row is run again where all of these are the same.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+Row = dict[str, str]
 RUNS, PAGE = ROOT / "out" / "verdict", ROOT / "docs" / "verdict.md"
 
 HEAD = """# Where the verdict was asked for
@@ -27,51 +31,64 @@ PARTS = {
 }
 
 
+#: The columns that say what was run, as far as the page of a kind has them.
+KEY = ("setting", "Python", "processor")
+
+
 def runs() -> list[dict[str, Any]]:
     """What was noted, in the order in which it was run."""
     paths = sorted(RUNS.glob("*.json"), key=lambda path: path.stat().st_mtime)
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
-def markdown(noted: list[dict[str, Any]]) -> str:
-    """The page: a table for each kind of run that there is, and below it what failed."""
+def markdown(noted: list[dict[str, Any]], before: str = "") -> str:
+    """The page: a table for each kind of run, the rows of the page as it was ``before`` in it, and below it what failed."""
     lines = [HEAD]
     for kind, head in PARTS.items():
         chosen = [run for run in noted if run["kind"] == kind]
-        if chosen:
-            lines += [head, *table(chosen, named=kind == "machines"), ""]
+        rows = merged(
+            rows_below(before, head.splitlines()[0]), [cells(run, named=kind == "machines") for run in chosen]
+        )
+        if rows:
+            lines += [head, *table(rows), ""]
             lines += [*failures(chosen), ""] if any(run["failures"] for run in chosen) else []
     return "\n".join(lines).rstrip() + "\n"
 
 
-def table(chosen: list[dict[str, Any]], *, named: bool) -> Iterator[str]:
-    """One row for each run; ``named`` puts the setting first."""
-    libraries = list(chosen[0]["libraries"])
-    first = ["setting"] if named else []
-    columns = [
-        *first,
-        "Python",
-        *libraries,
-        "processor",
-        "passed",
-        "failed",
-        "skipped",
-        "faults caught",
-        "false alarms",
-    ]
-    yield "| " + " | ".join(columns) + " |"
-    yield "|" + "---|" * len(columns)
-    for run in chosen:
-        versions = [run["libraries"][name] for name in libraries]
-        counts = [
-            run["passed"],
-            run["failed"],
-            run["skipped"],
-            f"{run['caught']} of {run['faults']}",
-            f"{run['flagged']} of {run['clean']}",
-        ]
-        cells = [*([f"`{run['setting']}`"] if named else []), run["python"], *versions, run["processor"], *counts]
-        yield "| " + " | ".join(map(str, cells)) + " |"
+def cells(run: dict[str, Any], *, named: bool) -> Row:
+    """The cells of one run by column; ``named`` puts the setting first."""
+    return {
+        **({"setting": f"`{run['setting']}`"} if named else {}),
+        "Python": run["python"],
+        **run["libraries"],
+        "processor": run["processor"],
+        "passed": str(run["passed"]),
+        "failed": str(run["failed"]),
+        "skipped": str(run["skipped"]),
+        "faults caught": f"{run['caught']} of {run['faults']}",
+        "false alarms": f"{run['flagged']} of {run['clean']}",
+    }
+
+
+def rows_below(page: str, head: str) -> list[Row]:
+    """The rows of the table below a heading of a page, empty where there is none."""
+    section = page.partition(f"{head}\n")[2].partition("\n## ")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+def merged(old: list[Row], new: list[Row]) -> list[Row]:
+    """Old and new rows in the order of what was run; of the same run, the new one."""
+    rows = {tuple(row.get(name, "") for name in KEY): row for row in (*old, *new)}
+    return [rows[key] for key in sorted(rows)]
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """A table of rows that have the same columns."""
+    yield "| " + " | ".join(rows[0]) + " |"
+    yield "|" + "---|" * len(rows[0])
+    for row in rows:
+        yield "| " + " | ".join(row[name] for name in rows[0]) + " |"
 
 
 def failures(chosen: list[dict[str, Any]]) -> Iterator[str]:
@@ -89,7 +106,7 @@ def main() -> None:
     noted = runs()
     if not noted:
         raise SystemExit("out/verdict holds no run; scripts/test --machines, --newest and --lowest make them")
-    PAGE.write_text(markdown(noted), encoding="utf-8")
+    PAGE.write_text(markdown(noted, PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -128,3 +128,18 @@ def test_the_page_has_a_row_for_each_run_and_names_what_failed():
     assert "| `MKL_CBWR=COMPATIBLE` | 3.11.7 | 2.13.0 | x86_64, avx2, 2 cores | 3 | 0 | 1 | 2 of 2 | 0 of 4 |" in page
     assert "- `tests/test_a.py::test_b` failed: lowest versions, Python 3.11.7" in page
     assert "## The newest versions" not in page
+
+
+def test_the_page_keeps_what_was_run_elsewhere_and_replaces_what_was_run_again():
+    run = SUITE.Outcome(
+        "machines", "MKL_CBWR=COMPATIBLE", 3, 1, 0, 2, 2, 4, 0, 5, "3.11.7",
+        {"torch": "2.13.0"}, "x86_64, avx512, 2 cores", ("tests/test_a.py::test_b",),
+    )  # fmt: skip
+    before = PAGE.markdown([dataclasses.asdict(run)])
+    elsewhere = dataclasses.replace(run, processor="x86_64, avx2, 2 cores", passed=5, failed=0, failures=())
+    both = PAGE.markdown([dataclasses.asdict(elsewhere)], before)
+    assert "avx512, 2 cores | 3 | 1 |" in both
+    assert "avx2, 2 cores | 5 | 0 |" in both
+    again = dataclasses.replace(run, passed=4, failed=0, failures=())
+    assert PAGE.markdown([dataclasses.asdict(again)], both).count("avx512, 2 cores") == 1
+    assert PAGE.markdown([], both) == both

@@ -176,7 +176,7 @@ def _promise() -> Promise:
 
 def _notes(head: Head, dropped: tuple[str, ...], kept: tuple[str, ...], *, finds_last_token: bool) -> Iterator[str]:
     modules = ", ".join(head.modules) or "nothing"
-    yield f"{head.skeleton.architecture}: new are {modules}"
+    yield f"{head.skeleton.architecture}: new modules: {modules}"
     if dropped:
         yield f"the old head is dropped: {', '.join(dropped)}"
     if kept:

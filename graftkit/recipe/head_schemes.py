@@ -45,7 +45,7 @@ class HeadNormal(SchemeSpec):
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
         """Refuse two spreads."""
         if data.get("std") is not None and data.get("target_logit_std") is not None:
-            yield ("target_logit_std",), "says again what std says; give one of them"
+            yield ("target_logit_std",), "and std set the same thing; give one of them"
 
 
 def _each_a_list(value: object) -> object:

@@ -105,7 +105,7 @@ def _label_problems(data: Mapping[str, object], names: list[str], count: int) ->
             yield ("labels", index), f"the label {shown(name)} is given a second time"
     kind = data.get("problem_type")
     if names and data.get("num_labels") is not None:
-        yield ("num_labels",), "says again what labels say; give one of them"
+        yield ("num_labels",), "is redundant: labels already gives the number; leave it out"
     if not count and kind != "regression":
         yield (), f"{data.get('task')} needs labels or num_labels"
     if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):

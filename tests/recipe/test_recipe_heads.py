@@ -42,7 +42,7 @@ def test_what_is_written_is_read_back(fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({**AB, "num_labels": 2}, "num_labels: says again what labels say; give one of them"),
+        ({**AB, "num_labels": 2}, "num_labels: is redundant: labels already gives the number; leave it out"),
         ({"task": "sequence_classification"}, "sequence_classification needs labels or num_labels"),
         ({**AB, "labels": ["a", "b", "a"]}, "labels.2: the label 'a' is given a second time"),
         ({**AB, "labels": ["a"], "problem_type": "single_label_classification"}, "labels: a choice needs two labels or more"),
@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back(fields):
         ({**AB, "init": {"scheme": "zeros", "class_prior": [0.5, 0.3, 0.2]}}, "class_prior: has 3 shares for 2 labels"),
         ({**AB, "init": {"scheme": "zeros", "class_prior": [0.0, 0.9995]}}, "class_prior.0: must be greater than 0"),
         ({"task": "multiple_choice", "init": {"scheme": "zeros", "class_prior": [0.5, 0.5]}}, "class_prior: has a meaning for classification into labels only"),
-        ({**AB, "init": {"scheme": "normal", "std": 1.0, "target_logit_std": 1.0}}, "target_logit_std: says again what std says"),
+        ({**AB, "init": {"scheme": "normal", "std": 1.0, "target_logit_std": 1.0}}, "target_logit_std: and std set the same thing"),
         ({"task": "token_classification", "labels": ["a", "b"], "init": {"scheme": "lda", "examples": "x.csv"}}, "init: lda is for sequence_classification with a single label"),
         ({**AB, "problem_type": "multi_label_classification", "init": {"scheme": "ridge", "examples": "x.csv"}}, "init: ridge is for sequence_classification with a single label"),
         ({**AB, "init": "ridge"}, "'ridge' needs examples; write {scheme: ridge, examples: ...}"),
