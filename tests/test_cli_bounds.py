@@ -100,6 +100,38 @@ def test_expressions_that_an_adapter_brings_have_a_budget(tmp_path):
     assert_one_line(here("plan", write(tmp_path / "r.yaml", given, source=base)), 2, "takes more than 5 seconds")
 
 
+@pytest.mark.parametrize("number", [10**12, -(10**12)])
+def test_numbers_that_peft_would_count_to(demo, tmp_path, number):
+    """peft looks for a divisor of the width, one number after the other."""
+    operation = {"op": "add_adapter", "peft_type": "OFT", "target_modules": ["q_proj"]}
+    operation["config"] = {"oft_block_size": number}
+    assert_one_line(
+        here("plan", write(tmp_path / "r.yaml", operation, source=demo)), 2, "oft_block_size is out of bounds"
+    )
+    base, folder = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
+    edit(folder / "adapter_config.json", lora_alpha=number)
+    path = write(tmp_path / "r.yaml", {"op": "merge_adapter", "adapter": str(folder)}, source=base)
+    assert_one_line(here("plan", path), 3, "lora_alpha is out of bounds")
+    done = here("verify", "--adapter", folder, base)
+    assert (done.returncode, done.stderr) == (4, "")
+    assert "lora_alpha is out of bounds" in done.stdout
+
+
+def test_names_in_an_adapter_s_config_that_no_encoding_has(tmp_path):
+    base, folder = make_adapter(tmp_path, "LlamaForCausalLM", target_modules=["q_proj"])
+    path = write(tmp_path / "r.yaml", {"op": "merge_adapter", "adapter": str(folder)}, source=base)
+    edit(folder / "adapter_config.json", target_modules=["\ud800"])
+    assert_one_line(here("plan", path), 3, "'\\ud800'")
+    edit(folder / "adapter_config.json", target_modules=["q_proj"], revision="\ud800", rank_pattern={"\ud800": 3})
+    done = here("plan", path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_length_that_no_text_has(model, tmp_path):
+    edit(model / "tokenizer_config.json", model_max_length=0)
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", TOKENS, source=model)), 3, "model_max_length: 0 is not")
+
+
 def test_a_template_nested_without_end(demo, tmp_path):
     deep = {"op": "extend_vocab", "chat_template": "{{" + "(" * 200 + "1" + ")" * 200 + "}}"}
     assert_one_line(

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME
-from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, read_adapter_config
@@ -49,7 +49,7 @@ def adapt(model: PreTrainedModel, folder: Path) -> Any:
     """
     from peft import PeftModel
 
-    _check_patterns(model, folder)
+    _check_limits(model, folder)
     try:
         return PeftModel.from_pretrained(model, str(folder), adapter_name=NAME)
     except Exception as error:  # peft raises whatever it runs into
@@ -58,9 +58,9 @@ def adapt(model: PreTrainedModel, folder: Path) -> Any:
         ) from error
 
 
-def _check_patterns(model: Any, folder: Path) -> None:
-    if endless := endless_pattern(read_adapter_config(folder), model):
-        raise InputRejected(f"{CONFIG}: {endless}")
+def _check_limits(model: Any, folder: Path) -> None:
+    if why := beyond_limits(read_adapter_config(folder), model):
+        raise InputRejected(f"{CONFIG}: {why}")
 
 
 def assembled(base: Checkpoint) -> Loaded:
@@ -75,7 +75,7 @@ def with_peft(model: PreTrainedModel, adapter: Path) -> tuple[Any, tuple[str, ..
     """Load the adapter as a trainer does; a sentence for names that are missing, and one for unexpected ones."""
     from peft import PeftConfig, PeftModel
 
-    _check_patterns(model, adapter)
+    _check_limits(model, adapter)
     prompts = PeftConfig.from_pretrained(str(adapter)).is_prompt_learning  # peft loads these for inference alone
     with silent():
         loaded = PeftModel.from_pretrained(model, str(adapter), is_trainable=not prompts)

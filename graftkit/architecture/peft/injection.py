@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.one_of_each import one_of_each
 from graftkit.architecture.peft.parts import NAME, PREFIX, LoraPart, TokensPart, adapter_parts
-from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -98,8 +98,8 @@ def inject(skeleton: Skeleton, values: Mapping[str, Any]) -> Injection:
     """
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
-    if endless := endless_pattern(values, skeleton.model):
-        raise RecipeError(endless)
+    if why := beyond_limits(values, skeleton.model):
+        raise RecipeError(why)
     shapes = dict(skeleton.shapes)
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

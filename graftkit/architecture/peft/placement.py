@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME, PREFIX
-from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.computed import computed
@@ -126,8 +126,8 @@ def wrap_on_meta(model: PreTrainedModel, config: Any) -> Any:
     from peft import PeftModel
     from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
 
-    if endless := endless_pattern(config.to_dict(), model):
-        raise InputRejected(f"adapter_config.json: {endless}")
+    if why := beyond_limits(config.to_dict(), model):
+        raise InputRejected(f"adapter_config.json: {why}")
     config.inference_mode = True
     wrapper = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
     with torch.device("meta"):

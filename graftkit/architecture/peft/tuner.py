@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.injection import saved_config
+from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME, PREFIX, SavedPart, adapter_parts
-from graftkit.architecture.peft.patterns import endless_pattern
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.errors import RecipeError
 
@@ -66,8 +66,8 @@ def tune(
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     model = skeleton.model
-    if endless := endless_pattern(fields, model):
-        raise RecipeError(endless)
+    if why := beyond_limits(fields, model):
+        raise RecipeError(why)
     standing = fill_with_stand_ins(model, weights)
     reads = _note_reads(standing)
     with silent(), torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Regular expressions that a recipe or an adapter's config gives to peft, held against names within a budget first."""
+"""Numbers and regular expressions that a recipe or an adapter's config gives to peft, looked at before peft counts or matches."""
 
 from __future__ import annotations
 
@@ -28,8 +28,27 @@ for pattern in job["patterns"]:
 """
 
 
-def endless_pattern(config: Mapping[str, Any], model: Any) -> str | None:
-    """Say which of the expressions among peft's fields takes too long on the model's names; None where none does."""
+#: No number of a small model's adapter is larger, be it a count of steps.
+_LEAST_LIMIT = 1 << 20
+
+#: What the names of fields end with that hold seeds: any number.
+_SEEDS = ("seed", "key")
+
+
+def beyond_limits(config: Mapping[str, Any], model: Any) -> str | None:
+    """Say which of peft's fields peft would not get done with on this model: a number or an expression; None where none is."""
+    return _large_number(config, model) or _endless_pattern(config, model)
+
+
+def _large_number(config: Mapping[str, Any], model: Any) -> str | None:
+    limit = max([_LEAST_LIMIT, *(parameter.numel() for parameter in model.parameters())])
+    for field, value in config.items():
+        if isinstance(value, int) and abs(value) > limit and not field.endswith(_SEEDS):
+            return f"{printable(field)} is out of bounds: no number may be larger than the largest weight of this model, {limit:,}"
+    return None
+
+
+def _endless_pattern(config: Mapping[str, Any], model: Any) -> str | None:
     for pattern in dict.fromkeys(_patterns(config)):
         simple = len(_REPETITION.findall(pattern)) <= _FEW_REPETITIONS and not _REPEATED_GROUP.search(pattern)
         if not simple and not _ends(pattern, tuple(name for name, _ in _named(model))):
