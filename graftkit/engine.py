@@ -182,7 +182,9 @@ def subject_of(planned: Plan, staged: Path, device: str | None = None, progress:
     vocabulary, wanted = planned.vocabulary, planned.recipe.verify
     tokens = None
     if vocabulary is not None:
-        tokens = NewTokens(vocabulary.new_tokens, vocabulary.special, vocabulary.chat_template_changed)
+        tokens = NewTokens(
+            vocabulary.new_tokens, vocabulary.special, vocabulary.chat_template_changed, vocabulary.eos_may_pad
+        )
     return Subject(
         planned.source.directory,
         staged if planned.writes_base else planned.source.directory,

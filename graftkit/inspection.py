@@ -12,7 +12,7 @@ from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import row_chunks
 from graftkit.checkpoint.tensors import Stored
-from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer, template_notes
 from graftkit.errors import InputRejected
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
@@ -92,7 +92,7 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=() if bare else tuple(special_token_findings(checkpoint.documents, tokenizer)),
+        findings=() if bare else tuple(_findings(checkpoint.documents, tokenizer)),
         nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
     )
@@ -112,6 +112,11 @@ def _counts(found: TableStatistics | None, tokens: int) -> tuple[int, int, int, 
     if found is None:
         return 0, 0, 0, tokens
     return found.zero, found.small, found.duplicates, tokens - found.zero - found.small - found.duplicates
+
+
+def _findings(documents: Mapping[str, Any], tokenizer: TokenizerFiles) -> Iterator[str]:
+    yield from special_token_findings(documents, tokenizer)
+    yield from template_notes(documents, tokenizer)
 
 
 def special_token_findings(documents: Mapping[str, Any], tokenizer: TokenizerFiles) -> Iterator[str]:

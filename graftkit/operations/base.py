@@ -21,13 +21,15 @@ from graftkit.verification.promises import Promise, Scope
 class VocabularyOutcome:
     """How an operation changed the vocabulary: new ids by content, and the bound on the next-token distribution.
 
-    ``kl`` is called after the rows were computed, since the number of averaged rows is only known then.
+    ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
+    since the number of averaged rows is only known then.
     """
 
     new_tokens: Mapping[str, int]
     special: frozenset[str]
     chat_template_changed: bool
     kl: Callable[[], KLPromise | None]
+    eos_may_pad: bool = False
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
@@ -36,6 +38,7 @@ class VocabularyOutcome:
             self.special | later.special,
             self.chat_template_changed or later.chat_template_changed,
             lambda: weaker_kl(self.kl(), later.kl()),
+            self.eos_may_pad or later.eos_may_pad,
         )
 
 

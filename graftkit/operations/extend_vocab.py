@@ -22,6 +22,7 @@ from graftkit.checkpoint.tokenizer import (
     add_tokens,
     read_tokenizer,
     set_chat_template,
+    template_notes,
     tokenizer_notes,
 )
 from graftkit.errors import InputRejected, RecipeError, plural, printable
@@ -29,6 +30,8 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
+from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
+from graftkit.recipe.extend_vocab import PAD_IS_EOS
 from graftkit.verification.promises import Promise, PromiseClass
 
 
@@ -50,6 +53,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     _check_output_init(spec, vocabulary)
     wanted = _wanted_tokens(spec, tokenizer)
     roles = {str(role): content for role, content in spec.roles.items()}
+    _check_padding(spec, tokenizer)
     documents, ids = add_tokens(checkpoint.documents, wanted, roles)
     if spec.chat_template is not None:
         documents = documents | set_chat_template(
@@ -72,11 +76,14 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         frozenset(token.content for token in wanted if token.special),
         spec.chat_template is not None,
         maker.kl_promise,
+        spec.allow_pad_is_eos,
     )
+    changed = {**checkpoint.documents, **documents}
     notes = (
         *vocabulary.notes,
         *_notes(vocabulary, tokenizer.size, size, ids),
         *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
+        *(template_notes(changed, read_tokenizer(changed)) if spec.chat_template is not None else ()),
     )
     return Outcome(
         result,
@@ -129,13 +136,24 @@ def _template_text(template: str | ChatTemplateFile) -> str:
             raw = file.read(MAX_DOCUMENT_BYTES + 1)
         if len(raw) > MAX_DOCUMENT_BYTES:
             raise RecipeError(f"chat_template: {printable(template.file)}: is larger than {MAX_DOCUMENT_BYTES} bytes")
-        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
+        text = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except OSError as error:
         raise RecipeError(
             f"chat_template: {printable(template.file)}: {error.strerror} (the path starts in the working directory)"
         ) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"chat_template: {printable(template.file)}: is not UTF-8 text") from error
+    if not holds_jinja(text):
+        raise RecipeError(f"chat_template: {printable(template.file)}: {NO_JINJA}")
+    return text
+
+
+def _check_padding(spec: ExtendVocab, tokenizer: TokenizerFiles) -> None:
+    """Refuse roles that make the pad token the end-of-sequence token, where the source's is another one."""
+    now = {**tokenizer.special, **{str(role): content for role, content in spec.roles.items()}}
+    pads = now.get("pad_token") is not None and now["pad_token"] == now.get("eos_token")
+    if pads and now != dict(tokenizer.special) and not spec.allow_pad_is_eos:
+        raise RecipeError(PAD_IS_EOS, field="roles.pad_token")
 
 
 def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int]) -> None:

@@ -3,8 +3,9 @@
 :func:`load_recipe` reads a file, :func:`parse_recipe` a mapping; :func:`dump_recipe` and :func:`json_schema` write.
 """
 
+from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.dump import dump_recipe
-from graftkit.recipe.extend_vocab import ChatTemplateFile, ExtendVocab, TokenSpec
+from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.load import load_recipe, parse_recipe
 from graftkit.recipe.merge_adapter import MergeAdapter

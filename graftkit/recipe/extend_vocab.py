@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag
+from pydantic import AfterValidator, Field, PlainSerializer
 
-from graftkit.recipe.choice import BRANCH, OrText, text_or_mapping
-from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
+from graftkit.recipe.chat_template import NO_JINJA, ChatTemplate, holds_jinja
+from graftkit.recipe.choice import OrText
+from graftkit.recipe.fields import FrozenMapping, ListOf, Text
 from graftkit.recipe.schemes import Mean, Scheme
 from graftkit.recipe.spec import Path, Spec
 from graftkit.recipe.wording import shown
@@ -14,6 +15,12 @@ from graftkit.recipe.wording import shown
 #: The fields that add tokens, and the others that change anything.
 ADDING_TOKENS = ("tokens", "special_tokens", "roles")
 OTHER_CHANGES = ("pad_to_multiple_of", "chat_template")
+
+#: What is wrong with padding with the end-of-sequence token, as the end of a sentence.
+PAD_IS_EOS = (
+    "is the eos_token too: trainers leave padding out of the loss, and with it would leave out the end of every text; give"
+    " pad_token a token of its own, such as <|pad|>, or set allow_pad_is_eos: true"
+)
 
 Role = Literal["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"]
 
@@ -40,18 +47,7 @@ class TokenSpec(Spec):
         return self.content if len(written) == 1 else written
 
 
-class ChatTemplateFile(Spec):
-    """A chat template that stands in a file of its own."""
-
-    file: Annotated[PathText, Field(description="Path of a Jinja template, UTF-8.")]
-
-
 Token = Annotated[TokenSpec, OrText("content")]
-
-ChatTemplate = Annotated[
-    Annotated[Text, Tag(f"{BRANCH}text")] | Annotated[ChatTemplateFile, Tag(f"{BRANCH}mapping")],
-    Discriminator(text_or_mapping),
-]
 
 Roles = Annotated[Mapping[Role, Text], AfterValidator(FrozenMapping), PlainSerializer(dict)]
 
@@ -65,6 +61,9 @@ class ExtendVocab(Spec):
     roles: Annotated[
         Roles, Field(description="Named special tokens; added when missing, and kept in step in every config.")
     ] = FrozenMapping()
+    allow_pad_is_eos: Annotated[
+        bool, Field(description="Let pad_token be the eos_token, which hides the end of every text from most trainers.")
+    ] = False
     init: Annotated[Scheme, Field(description="Input rows of tokens that name no init of their own.")] = (
         Mean.model_construct()
     )
@@ -89,10 +88,23 @@ class ExtendVocab(Spec):
                 if data.get(name) is not None:
                     yield (name,), f"has no effect without {', '.join(ADDING_TOKENS[:-1])} or {ADDING_TOKENS[-1]}"
         yield from _repeated(data)
+        template = data.get("chat_template")
+        if isinstance(template, str) and not holds_jinja(template):
+            yield ("chat_template",), NO_JINJA
+        roles = data.get("roles")
+        if isinstance(roles, Mapping) and roles.get("pad_token") == roles.get("eos_token") is not None:
+            if not data.get("allow_pad_is_eos"):
+                yield ("roles", "pad_token"), PAD_IS_EOS
+        elif data.get("allow_pad_is_eos") and not (
+            isinstance(roles, Mapping) and {"pad_token", "eos_token"} & {*roles}
+        ):
+            yield ("allow_pad_is_eos",), "has no effect without a pad_token or an eos_token in roles"
 
     def plain(self) -> object:
-        """Return the fields, without an ``init`` that no token could use."""
+        """Return the fields, without an ``init`` that no token could use and without a permission that is not given."""
         written = self.plain_fields()
+        if not self.allow_pad_is_eos:
+            del written["allow_pad_is_eos"]
         if not any(name in written for name in ADDING_TOKENS):
             del written["init"]
         return written

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.signals import processor_time
 from graftkit.errors import printable
+from graftkit.recipe.chat_template import holds_jinja
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -17,9 +18,6 @@ TEMPLATE_COPIES = ("tokenizer_config.json", "chat_template.json", "processor_con
 
 #: Seconds of the processor that a template may take with one conversation; loops in loops need not end.
 RENDERING = 3
-
-#: What opens a place of a template that is not plain text.
-_MARKS = ("{{", "{%")
 
 _SYSTEM = {"role": "system", "content": "Zwölf Boxkämpfer jagen Viktor."}
 _TURNS = ({"role": "user", "content": "Where is the quokka?"}, {"role": "assistant", "content": "Behind the 7 jars."})
@@ -50,7 +48,7 @@ def template_notes(before: LoadedTokenizer, after: LoadedTokenizer) -> tuple[str
     return tuple(
         f"{_which(name)} is the source's and holds no Jinja: {_short(text)}"
         for name, text in sorted(kept)
-        if not _holds_jinja(text)
+        if not holds_jinja(text)
     )
 
 
@@ -63,7 +61,7 @@ def _named(template: object) -> Mapping[str, str]:
 
 def _lost_messages(after: LoadedTokenizer, name: str, text: str) -> Iterator[str]:
     """Yield a sentence where no spelling of a conversation is rendered with what its messages say."""
-    if not _holds_jinja(text):
+    if not holds_jinja(text):
         yield (
             f"{_which(name)} holds no Jinja, so that every conversation becomes {_short(text)}; where that is a file's"
             " name, write chat_template: {file: ...}"
@@ -101,10 +99,6 @@ def _in_parts(turns: tuple[Mapping[str, Any], ...]) -> tuple[Mapping[str, Any], 
 
 def _says(shown: str, turns: tuple[Mapping[str, Any], ...]) -> bool:
     return all(str(turn["content"]) in shown for turn in turns)
-
-
-def _holds_jinja(text: str) -> bool:
-    return any(mark in text for mark in _MARKS)
 
 
 def _which(name: str) -> str:

@@ -61,7 +61,7 @@ def operations(draw):
         "special_tokens": some[split:],
         "roles": given_roles,
         "pad_to_multiple_of": draw(st.integers(1, 4096)),
-        "chat_template": draw(st.none() | texts | st.builds(ChatTemplateFile, file=paths)),
+        "chat_template": draw(st.none() | texts.map("{{{{ x }}}}{}".format) | st.builds(ChatTemplateFile, file=paths)),
     }
     if some or given_roles:
         fields |= {"init": draw(schemes), "output_init": draw(st.none() | schemes)}

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from graftkit.errors import RecipeError
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.recipe.chat_template import NO_JINJA
 from graftkit.recipe.choice import OneOf
+from graftkit.recipe.extend_vocab import PAD_IS_EOS
 from graftkit.recipe.messages import SENTENCES, note_errors
 from graftkit.recipe.operations import Operation
 from graftkit.recipe.problems import Document
@@ -21,7 +23,7 @@ HEAD = "version: 1\nbase_model: a\noutput: o\noperations:\n"
 OPERATIONS = ", ".join(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))
 SCHEMES = "mean, subword_mean, describe, copy, mean_cov, normal, zeros"
 FIELDS = (
-    "op, tokens, special_tokens, roles, init, output_init, pad_to_multiple_of, chat_template"
+    "op, tokens, special_tokens, roles, allow_pad_is_eos, init, output_init, pad_to_multiple_of, chat_template"
 )  # fmt: skip
 
 
@@ -174,7 +176,13 @@ on: 3
             "chat_template: {file: 3}",
             'chat_template.file: must be text, but YAML reads 3 as the number 3; quote it: "3"',
         ),
-        ("chat_template: x\n    init: zeros", "init: has no effect without tokens, special_tokens or roles"),
+        ("chat_template: '{{ x }}'\n    init: zeros", "init: has no effect without tokens, special_tokens or roles"),
+        ("chat_template: chatml.jinja", f"chat_template: {NO_JINJA}"),
+        ("roles: {pad_token: </s>, eos_token: </s>}", f"roles.pad_token: {PAD_IS_EOS}"),
+        (
+            "roles: {unk_token: <u>}\n    allow_pad_is_eos: true",
+            "allow_pad_is_eos: has no effect without a pad_token or an eos_token in roles",
+        ),
         (
             "pad_to_multiple_of: 8\n    output_init: mean",
             "output_init: has no effect without tokens, special_tokens or roles",

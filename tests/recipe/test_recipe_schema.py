@@ -23,7 +23,7 @@ GOOD = [
     op(tokens=["x", {"content": "y", "init": "mean", "output_init": None, "lstrip": True}], init={"scheme": "mean"}),
     op(special_tokens=["x"], init={"scheme": "describe", "text": "t"}, output_init="normal"),
     op(roles={"pad_token": "p"}, init={"scheme": "mean_cov", "eps": 1e-3}),
-    op(chat_template="x"),
+    op(chat_template="{{ x }}"),
     op(chat_template={"file": "x"}, pad_to_multiple_of=8, output_init=None),
     {**op(tokens=["x"]), "verify": {"outputs": False}, "seed": 3, "revision": None, "allow_nonfinite": True},
 ]

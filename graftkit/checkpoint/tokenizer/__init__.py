@@ -9,6 +9,7 @@ from graftkit.checkpoint.tokenizer.additions import NewToken, add_tokens
 from graftkit.checkpoint.tokenizer.chat_template import set_chat_template
 from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
+from graftkit.checkpoint.tokenizer.template_notes import template_notes
 
 __all__ = [
     "NO_TOKENIZER",
@@ -17,5 +18,6 @@ __all__ = [
     "add_tokens",
     "read_tokenizer",
     "set_chat_template",
+    "template_notes",
     "tokenizer_notes",
 ]
