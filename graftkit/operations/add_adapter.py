@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import expand_names
+from graftkit.architecture.peft.config_fields import config_fields
 from graftkit.architecture.peft.targets import check_layers, check_pattern, resolve_names
 from graftkit.architecture.peft.task import task_type
-from graftkit.architecture.peft.tuner import Tuned, config_fields, tune
+from graftkit.architecture.peft.tuner import Tuned, tune
 from graftkit.architecture.skeleton import Skeleton, architecture_of
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -21,7 +22,6 @@ from graftkit.errors import RecipeError
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import (
     Base,
-    base_fields,
     base_tensor,
     check_base,
     check_fields,
@@ -30,6 +30,7 @@ from graftkit.operations.adapters.base import (
     modules_to_save,
     trainable_tokens,
     untied,
+    written_config,
 )
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
@@ -120,7 +121,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
     if tie_notes:
         maker = _Maker(Base(checkpoint.config, base.dtype), checkpoint, spec, fields, seed)
     tensors = maker.tensors()
-    adapter = Adapter({**maker.planned.config, **base_fields(checkpoint, context)}, tensors)
+    adapter = Adapter(written_config(maker.planned.config, checkpoint, context), tensors)
     strength = PromiseClass.INTENTIONAL if spec.allow_change else PromiseClass[STARTS[spec.peft_type].upper()]
     return Outcome(
         checkpoint,

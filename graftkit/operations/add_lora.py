@@ -14,7 +14,6 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.adapters.base import (
     Base,
-    base_fields,
     check_base,
     check_fields,
     disk_names,
@@ -22,6 +21,7 @@ from graftkit.operations.adapters.base import (
     modules_to_save,
     trainable_tokens,
     untied,
+    written_config,
 )
 from graftkit.operations.adapters.data_factors import DataFactors
 from graftkit.operations.adapters.tensors import SAMPLED, AdapterMaker, unsuitable
@@ -168,11 +168,7 @@ def _trained(injection: Injection) -> frozenset[str]:
 def _config(spec: AddLora, injection: Injection, checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
     """adapter_config.json, with the base that it is loaded on."""
     init = spec.init_lora_weights if spec.init_lora_weights in (*SAMPLED, "mica") else True
-    return {
-        **injection.config,
-        **base_fields(checkpoint, context),
-        "init_lora_weights": init,
-    }
+    return written_config({**injection.config, "init_lora_weights": init}, checkpoint, context)
 
 
 def _strength(spec: AddLora) -> PromiseClass:

@@ -16,7 +16,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, few, printable
-from graftkit.operations.adapters.base import base_fields
+from graftkit.operations.adapters.base import written_config
 from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
@@ -58,7 +58,7 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
         for side, tensor in zip("AB", difference.tensors(ranks[name]), strict=True):
             tensors[f"{PREFIX}{name}.lora_{side}.weight"] = tensor
     tensors |= {PREFIX + name: tensor for name, tensor in changes.saved.items()}
-    config = {**_config(spec, changes, ranks, structure.skeleton), **base_fields(checkpoint, context)}
+    config = written_config(_config(spec, changes, ranks, structure.skeleton), checkpoint, context)
     adapter = Adapter(config, dict(sorted(tensors.items())))
     find_edits(build_skeleton(checkpoint.config), adapter, "the extracted adapter")
     return Outcome(

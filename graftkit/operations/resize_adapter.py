@@ -19,7 +19,7 @@ from graftkit.checkpoint.reading import read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
-from graftkit.operations.adapters.base import base_fields, check_base
+from graftkit.operations.adapters.base import check_base, written_config
 from graftkit.operations.adapters.change_rank import pad, truncate
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
@@ -55,7 +55,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
     for pair in pairs:
         if pair.rank != spec.r:
             tensors[names[id(pair.a)]], tensors[names[id(pair.b)]] = resizer.resized(pair)
-    config = {**adapter.config, **_fields(pairs, spec.r, adapter.config), **base_fields(checkpoint, context)}
+    config = written_config({**adapter.config, **_fields(pairs, spec.r, adapter.config)}, checkpoint, context)
     resized = Adapter(config, tensors)
     _check_scaling(pairs, find_edits(build_skeleton(checkpoint.config), resized, shown), shown)
     folder = Path(spec.adapter).resolve()

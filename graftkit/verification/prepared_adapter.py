@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from graftkit.architecture.peft.config_fields import with_defaults
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter
 from graftkit.checkpoint.reading import chunks
 from graftkit.checkpoint.tensors import LazyTensor
@@ -36,7 +37,7 @@ class PreparedAdapter:
 
 def _changed(known: AdapterRecord, adapter: Adapter) -> Iterator[str]:
     """Yield how config and tensors are no longer as they were reported, value by value."""
-    before, config = known.config, adapter.config
+    before, config = with_defaults(known.config), with_defaults(adapter.config)
     changed = [
         f"{name} is {config.get(name)!r}, was {before.get(name)!r}"
         for name in sorted({*before, *config})

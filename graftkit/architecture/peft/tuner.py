@@ -7,7 +7,6 @@ weights that it needs, and no others, are read and given to it in a second run.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -43,14 +42,6 @@ class Tuned:
     modules: tuple[str, ...]
     trained: frozenset[str]
     read: frozenset[str]
-
-
-def config_fields(peft_type: str) -> tuple[str, ...]:
-    """The fields of the installed peft's config class for a kind of adapter; empty where it has no such kind."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    known = {getattr(kind, "value", kind): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return tuple(field.name for field in dataclasses.fields(known[peft_type])) if peft_type in known else ()
 
 
 def tune(

@@ -8,9 +8,9 @@ from typing import Any
 
 from graftkit.architecture.accounting import check_shapes
 from graftkit.architecture.embeddings import INPUT, OUTPUT
+from graftkit.architecture.peft.config_fields import config_fields, without_defaults
 from graftkit.architecture.peft.injection import skeleton_of
 from graftkit.architecture.peft.task import head_modules
-from graftkit.architecture.peft.tuner import config_fields
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -30,6 +30,11 @@ class Base:
 
     def __call__(self) -> Skeleton:
         return skeleton_of(self.config, self.dtype)
+
+
+def written_config(config: Mapping[str, Any], checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
+    """adapter_config.json of an adapter on ``checkpoint``: what differs from peft's defaults, so that older versions read it."""
+    return without_defaults({**config, **base_fields(checkpoint, context)})
 
 
 def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
