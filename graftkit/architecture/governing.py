@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture import skeleton as sk
-from graftkit.architecture.embeddings import INPUT, OUTPUT
-from graftkit.errors import InputRejected
+from graftkit.architecture.capabilities import parameters_of
+from graftkit.architecture.embeddings import INPUT, OUTPUT, call_getter, embedding_of
+from graftkit.errors import InputRejected, few
 
 #: How many rows the second build has more: a prime, so that no other size moves by it for another reason.
 STEP = 13
@@ -56,6 +57,57 @@ def find_governing(config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int) 
         if moved is not None and needed <= moved.keys():
             return Governing(paths, moved, _doubtful(config, skeleton, rows, moved, chosen, paths))
     raise InputRejected(f"{skeleton.architecture}: {_why_not_governed(config, skeleton, rows, values)}")
+
+
+def two_vocabularies(config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int) -> str | None:
+    """What to say of a class whose decoder has a vocabulary of its own, of another size; None where there is one vocabulary.
+
+    ``rows`` are those of the input embedding. Another table of token ids has another number of rows, and each of the two sizes is
+    moved by a config value that leaves the other as it is.
+    """
+    first = skeleton.weight_names(INPUT)
+    second = {name for name in _decoder_tables(skeleton) - first if skeleton.shapes[name][0] != rows}
+    if not second:
+        return None
+    size = skeleton.shapes[min(second)][0]
+    second = {name for name in second if skeleton.shapes[name][0] == size}
+    values = _integers(config, skeleton)
+    paths = [
+        _moves_alone(config, skeleton, sorted((p for p, v in values.items() if v == count), key=_sort_key), mine, other)
+        for count, mine, other in ((rows, first, second), (size, second, first))
+    ]
+    if None in paths:
+        return None
+    one, other = (".".join(path) for path in paths if path)
+    return (
+        f"has two vocabularies: {rows} rows in {few(first)} by config.json's {one}, and {size} in {few(second)} by {other}; the next"
+        " free id is another one in each, so no id of a new token is right for both; give a checkpoint with one vocabulary"
+    )
+
+
+def _decoder_tables(skeleton: sk.Skeleton) -> frozenset[str]:
+    """Names in memory of the output table, and of the table of a decoder that takes token ids beside the encoder's."""
+    names = skeleton.weight_names(OUTPUT)
+    if {"input_ids", "decoder_input_ids"} <= parameters_of(skeleton.model).keys():
+        decoder = call_getter(skeleton.model, "get_decoder")
+        table = None if decoder is None else embedding_of(decoder, INPUT)
+        names |= frozenset() if table is None else skeleton.weight_names_of(table)
+    return names
+
+
+def _moves_alone(
+    config: Mapping[str, Any],
+    skeleton: sk.Skeleton,
+    paths: list[sk.Path],
+    tables: Collection[str],
+    others: Collection[str],
+) -> sk.Path | None:
+    """The first of ``paths`` that moves all of ``tables`` and none of ``others``."""
+    for path in paths:
+        moved = effect(config, skeleton, (path,), skeleton.shapes[min(tables)][0]) or {}
+        if set(tables) <= moved.keys() and not moved.keys() & set(others):
+            return path
+    return None
 
 
 def resized_by_transformers(config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int) -> frozenset[str]:
@@ -135,6 +187,8 @@ def _why_not_governed(
     config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int, values: Mapping[sk.Path, int]
 ) -> str:
     """The reason in words; most often the table has rows behind the vocabulary's, for images, audio or prompts."""
+    if two := two_vocabularies(config, skeleton, rows):
+        return two
     found = {}
     for path, value in sorted(values.items(), key=lambda item: _sort_key(item[0])):
         moved = effect(config, skeleton, (path,), value) if "vocab" in path[-1] and value < rows else None

@@ -51,8 +51,10 @@ class Skeleton:
         disk differ and the loader would not tie them.
         """
         module = self.embedding(getter)
-        if module is None:
-            return frozenset()
+        return frozenset() if module is None else self.weight_names_of(module)
+
+    def weight_names_of(self, module: Table) -> frozenset[str]:
+        """Names in memory of the table of ``module``, one for each place in which the model holds it."""
         named = self.model.named_modules(remove_duplicate=False)
         return frozenset(f"{name}.weight" for name, value in named if value is module)
 

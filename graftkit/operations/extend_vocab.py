@@ -8,7 +8,9 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.governing import two_vocabularies
 from graftkit.architecture.skeleton import integer_paths, with_values
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -44,7 +46,10 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         InputRejected: the checkpoint's vocabulary cannot be extended, and why.
         RecipeError: the recipe asks for something that this checkpoint has no place for.
     """
-    vocabulary = find_vocabulary(checkpoint)
+    structure = account(checkpoint)
+    vocabulary = find_vocabulary(checkpoint, structure)
+    if two := two_vocabularies(checkpoint.config, structure.skeleton, vocabulary.rows):
+        raise InputRejected(f"{structure.skeleton.architecture}: {two}")
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     if tokenizer.size > vocabulary.rows:
         raise InputRejected(

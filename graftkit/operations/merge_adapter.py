@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.architecture.peft.equal_edits import equal_edits
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
@@ -32,7 +32,7 @@ Edits = dict[str, tuple[Edit, ...]]
 
 
 def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
-    """Return the base with the adapter folded in. A target on one side of a tied pair unties it by copy.
+    """Return the base with the adapter folded in. What changes the sides of a tied pair differently unties it by copy.
 
     Whether the adapter was made for this base is looked at twice: by names, config and shapes here, and by the bytes of the weights
     before anything is written.
@@ -50,7 +50,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     unknown = sorted(by_weight.keys() - structure.skeleton.shapes.keys())
     if unknown:
         raise InputRejected(f"{shown}: {structure.skeleton.architecture} has no weight {printable(unknown[0])!r}")
-    result, copied = _untie(checkpoint, structure, by_weight)
+    result, copied, kept = _untie(checkpoint, structure, by_weight, shown)
     result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
     folder = Path(spec.adapter).resolve()
@@ -62,7 +62,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     return Outcome(
         result,
         _promise(origin, accepted=spec.base == "accept"),
-        tuple(_notes(found, copied)),
+        tuple(_notes(found, copied, kept)),
         scope=Scope.NOTHING,
         checks=(MergeCheck(folder, base),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
@@ -84,29 +84,61 @@ def _order(edit: Edit) -> int:
     return (Replaced, Factors, BiasShift, TokenRows).index(type(edit))
 
 
-def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tuple[Checkpoint, dict[str, str]]:
-    """Spread edits over tied weights; where they change one side only, store a copy of its own for each side.
+def _untie(
+    checkpoint: Checkpoint, structure: Structure, by_weight: Edits, shown: str
+) -> tuple[Checkpoint, dict[str, str], tuple[list[str], ...]]:
+    """Spread edits over tied weights; where they change its sides differently, store a copy of its own for each side.
 
-    Returns the checkpoint with those copies, and their names on disk by name in memory. ``by_weight`` is completed.
+    Returns the checkpoint with those copies, their names on disk by name in memory, and the names of each group that the adapter
+    changes and that stays tied. ``by_weight`` is completed.
+
+    Raises:
+        InputRejected: some of the copies would be equal, and so lose their tie for nothing.
     """
     copied: dict[str, str] = {}
+    kept: list[list[str]] = []
+    done: set[str] = set()
     for name in list(by_weight):
         group = tied_group(name, checkpoint, structure)
-        if len(group) == 1:
+        if len(group) == 1 or name in done:
             continue
+        done |= group
         shared = tuple(e for m in sorted(group) for e in by_weight.get(m, ()) if isinstance(e, Replaced) and e.shared)
-        own = {m: tuple(e for e in by_weight.get(m, ()) if e not in shared) for m in group}
-        for member in group:
-            by_weight[member] = (*shared[:1], *own[member])
-        if len({_unnamed(edits) for edits in own.values()}) == 1:
+        own = {m: tuple(e for e in by_weight.get(m, ()) if e not in shared) for m in sorted(group)}
+        alike = _alike(own)
+        for members in alike:
+            first = next((m for m in members if structure.memory.on_disk(m)), members[0])
+            by_weight.update(dict.fromkeys(members, (*shared[:1], *own[first])))
+        if len(alike) == 1:
+            kept += alike
             continue
         checkpoint, names = untie(checkpoint, structure.skeleton.tied, group)
+        _check_apart(shown, structure.skeleton.architecture, alike)
         copied |= {copy: copy for copy in names}
-    return checkpoint, copied
+    return checkpoint, copied, tuple(kept)
 
 
-def _unnamed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-    return tuple(dataclasses.replace(edit, weight="") for edit in edits)
+def _alike(own: Mapping[str, tuple[Edit, ...]]) -> list[list[str]]:
+    """The names of ``own``, those together whose edits do the same."""
+    found: list[list[str]] = []
+    for name, edits in own.items():
+        same = next((names for names in found if equal_edits(own[names[0]], edits)), None)
+        if same is None:
+            found.append([name])
+        else:
+            same.append(name)
+    return found
+
+
+def _check_apart(shown: str, architecture: str, alike: list[list[str]]) -> None:
+    """Refuse where more than two were tied and some of them stay equal: the class ties all of them or none."""
+    equal = next((names for names in alike if len(names) > 1), None)
+    if equal is not None:
+        every = few([name for names in alike for name in names])
+        raise InputRejected(
+            f"{shown}: does not change {every} alike, and {architecture} ties all of them or none: {few(equal)} would become"
+            " equal copies, which training moves apart; keep the adapter unmerged"
+        )
 
 
 def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
@@ -158,7 +190,7 @@ def _promise(origin: Origin, *, accepted: bool) -> Promise:
     )
 
 
-def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str]) -> Iterator[str]:
+def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str], kept: Iterable[list[str]]) -> Iterator[str]:
     factors = [edit for edit in edits if isinstance(edit, Factors)]
     if factors:
         ranks = sorted({edit.rank for edit in factors})
@@ -172,4 +204,6 @@ def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str]) -> Iterator[str]:
         if isinstance(edit, TokenRows):
             yield f"{len(edit.rows)} rows of {printable(edit.weight)} are the adapter's"
     for name in copied:
-        yield f"{printable(name)} was tied and gets a copy of its own: the adapter changes one side only"
+        yield f"{printable(name)} was tied and gets a copy of its own: the adapter does not change both sides alike"
+    for names in kept:
+        yield f"{few(names)} stay tied: the adapter changes them alike"

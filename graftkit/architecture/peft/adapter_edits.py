@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
+from graftkit.architecture.peft.exchanged_prefix import exchanged_prefix
 from graftkit.architecture.peft.parts import NAME, LoraPart, SavedPart, TokensPart, adapter_parts
 from graftkit.architecture.peft.placement import CHANGES_BASE, Placement, fill, peft_config, wrap_on_meta
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
@@ -32,7 +33,7 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
         InputRejected: peft cannot put the adapter on this base, a tensor is missing or left over, or what the adapter
             does cannot be folded into weights; the module or field is named.
     """
-    with _refusals(skeleton, shown):
+    with _refusals(skeleton, adapter, shown):
         model = wrap_on_meta(skeleton.model, peft_config(adapter))
         placement = fill(model, adapter)
         edits = tuple(_edits(model.base_model.model, placement))
@@ -55,21 +56,27 @@ def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:
     reads_weights = isinstance(init, str) and init.lower().startswith(CHANGES_BASE)
     if config["peft_type"] != "LORA" or reads_weights or config.get("layer_replication"):
         return
-    with _refusals(skeleton, shown):
+    with _refusals(skeleton, adapter, shown):
         fill(wrap_on_meta(skeleton.model, peft_config(adapter)), adapter)
 
 
 @contextlib.contextmanager
-def _refusals(skeleton: Skeleton, shown: str) -> Iterator[None]:
-    """Turn whatever peft raises into one sentence about the adapter ``shown``."""
+def _refusals(skeleton: Skeleton, adapter: Adapter, shown: str) -> Iterator[None]:
+    """Turn whatever peft raises into one sentence about ``adapter``, which errors call ``shown``."""
     with quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        exchanged = None
         try:
+            exchanged = exchanged_prefix(skeleton, adapter)
             yield
-        except InputRejected as error:
-            raise InputRejected(f"{shown}: {error}") from error
         except Exception as error:  # peft raises whatever it runs into
-            raise InputRejected(f"{shown}: peft cannot put it on {skeleton.architecture}: {_why(error)}") from error
+            if exchanged is not None:
+                why = f"{skeleton.architecture} names its modules otherwise: {exchanged}"
+            elif isinstance(error, InputRejected):
+                why = str(error)
+            else:
+                why = f"peft cannot put it on {skeleton.architecture}: {_why(error)}"
+            raise InputRejected(f"{shown}: {why}") from error
 
 
 def _why(error: Exception) -> str:

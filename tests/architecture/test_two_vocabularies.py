@@ -1,0 +1,90 @@
+"""Encoder-decoders whose two sides have vocabularies of their own: refused with both sizes, and no other class is."""
+
+import pytest
+import transformers as t
+from support.families import build
+
+from graftkit import engine
+from graftkit.architecture.embeddings import INPUT
+from graftkit.architecture.governing import two_vocabularies
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.errors import InputRejected
+
+SIDES = {f"{side}_{key}": value for side in ("encoder", "decoder")
+         for key, value in (("layers", 1), ("ffn_dim", 64), ("attention_heads", 4))}  # fmt: skip
+SMALL = {"d_model": 32, "max_position_embeddings": 64, "pad_token_id": 0, **SIDES}
+
+
+def marian(decoder_rows, **fields):
+    fields = {"share_encoder_decoder_embeddings": False, "decoder_start_token_id": 0, **fields}
+    return t.MarianConfig(vocab_size=331, decoder_vocab_size=decoder_rows, **SMALL, **fields)
+
+
+def bert(rows):
+    return t.BertConfig(
+        vocab_size=rows, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64
+    )
+
+
+def found(config, architecture):
+    values = {**config.to_dict(), "architectures": [architecture]}
+    skeleton = build_skeleton(values)
+    return two_vocabularies(values, skeleton, int(skeleton.embedding(INPUT).weight.shape[0]))
+
+
+TWO = {
+    "marian": (marian(317), "MarianMTModel", "vocab_size", "decoder_vocab_size"),
+    "marian, no head": (marian(317), "MarianModel", "vocab_size", "decoder_vocab_size"),
+    "marian, more in the decoder": (marian(353), "MarianMTModel", "vocab_size", "decoder_vocab_size"),
+    "fsmt": (
+        t.FSMTConfig(langs=["en", "de"], src_vocab_size=331, tgt_vocab_size=317, **SMALL),
+        "FSMTForConditionalGeneration",
+        "src_vocab_size",
+        "tgt_vocab_size",
+    ),
+    "two BERTs": (
+        t.EncoderDecoderConfig.from_encoder_decoder_configs(bert(331), bert(317)),
+        "EncoderDecoderModel",
+        "encoder.vocab_size",
+        "decoder.vocab_size",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "architecture", "first", "second"), TWO.values(), ids=TWO)
+def test_both_sizes_and_what_governs_them_are_said(config, architecture, first, second):
+    other = 353 if getattr(config, "decoder_vocab_size", 0) == 353 else 317
+    said = found(config, architecture)
+    assert said is not None
+    assert said.startswith("has two vocabularies: 331 rows in ")
+    assert f" by config.json's {first}, and {other} in " in said
+    assert f" by {second};" in said
+
+
+ONE = {
+    "shared": (marian(331, share_encoder_decoder_embeddings=True), "MarianMTModel"),
+    "of one size": (marian(331), "MarianMTModel"),
+    "bart": (t.BartConfig(vocab_size=331, **SMALL), "BartForConditionalGeneration"),
+    "two equal BERTs": (
+        t.EncoderDecoderConfig.from_encoder_decoder_configs(bert(331), bert(331)),
+        "EncoderDecoderModel",
+    ),
+    "an encoder": (bert(331), "BertForMaskedLM"),
+}
+
+
+@pytest.mark.parametrize(("config", "architecture"), ONE.values(), ids=ONE)
+def test_one_vocabulary_is_not_taken_for_two(config, architecture):
+    assert found(config, architecture) is None
+
+
+@pytest.mark.parametrize("architecture", ["MarianMTModel", "MarianModel"])
+def test_extend_vocab_refuses_two_vocabularies(tmp_path, architecture):
+    build("bert", tmp_path / "source")  # for its tokenizer
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "source" / file).unlink()
+    getattr(t, architecture)(marian(317)).save_pretrained(tmp_path / "source")
+    extend = {"op": "extend_vocab", "special_tokens": ["<|new|>"]}
+    recipe = {"version": 1, "base_model": str(tmp_path / "source"), "operations": [extend]}
+    with pytest.raises(InputRejected, match=f"^{architecture}: has two vocabularies: 331 rows .* and 317 in "):
+        engine.plan({**recipe, "output": str(tmp_path / "out")})
