@@ -17,8 +17,9 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.write import bytes_to_write
-from graftkit.errors import InputRejected, RecipeError
+from graftkit.errors import InputRejected, RecipeError, few
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
 from graftkit.operations.combinations import check_combination
@@ -124,6 +125,25 @@ class Plan:
     def correspondence(self) -> Correspondence:
         """Which index of the result is which of the source."""
         return correspondence_of(self.outcomes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the operations, and of trained values that lie beside the model."""
+        own = (note for outcome in self.outcomes for note in outcome.notes)
+        return (*own, *self._values_beside())
+
+    def _values_beside(self) -> Iterator[str]:
+        """What becomes of heads and modules behind the model, whose values no operation reads."""
+        beside = [path for path in self.result.carried if holds_values(path)] if self.writes_base else []
+        if unread := [path for path in beside if "/" not in path]:
+            yield f"{few(unread)}: trained values beside the model's weights, copied unread, byte for byte"
+        changing = Scope.NOTHING | Scope.MEASURE
+        if beside and any(outcome.scope & changing and not outcome.adapter for outcome in self.outcomes):
+            one = len(beside) == 1
+            yield (
+                f"{few(beside)}: {'was' if one else 'were'} fitted to the source's outputs, which change here;"
+                f" fit {'it' if one else 'them'} again"
+            )
 
     @property
     def new_tokens(self) -> Mapping[str, int]:

@@ -137,7 +137,7 @@ class Report:
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
-            "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+            "notes": list(plan.notes),
             "figures": dict(self.figures),
             "changes": {
                 "tensors": [dataclasses.asdict(change) for change in plan.tensors],
