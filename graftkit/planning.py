@@ -14,6 +14,7 @@ from typing import Any
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -36,13 +37,17 @@ WRITING_BYTES = 300 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `apply` would write, computed from headers, config and tokenizer alone."""
+    """What `apply` would write, computed from headers, config and tokenizer alone.
+
+    ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one.
+    """
 
     recipe: Recipe
     source: Checkpoint
     result: Checkpoint
     outcomes: tuple[Outcome, ...]
     promise: Promise
+    table_note: str = ""
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -128,9 +133,9 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of the operations, and of trained values that lie beside the model."""
+        """What to know of the operations, of ids without a row, and of trained values that lie beside the model."""
         own = (note for outcome in self.outcomes for note in outcome.notes)
-        return (*own, *self._values_beside())
+        return (*own, *([self.table_note] if self.table_note else ()), *self._values_beside())
 
     def _values_beside(self) -> Iterator[str]:
         """What becomes of heads and modules behind the model, whose values no operation reads."""
@@ -192,7 +197,8 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         outcomes += (outcome,)
     if result is not source:
         _check_result(result)
-    return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
+    promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
+    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result))
 
 
 def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:

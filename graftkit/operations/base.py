@@ -21,13 +21,20 @@ from graftkit.verification.promises import Promise, Scope
 class VocabularyOutcome:
     """How an operation changed the vocabulary: new ids by content, and the bound on the next-token distribution.
 
-    ``kl`` is called after the rows were computed, since the number of averaged rows is only known then.
+    ``kl`` is called after the rows were computed, since the number of averaged rows is only known then. ``given_rows`` are
+    tokens that were there before, with ids past the table, and have rows now.
     """
 
     new_tokens: Mapping[str, int]
     special: frozenset[str]
     chat_template_changed: bool
     kl: Callable[[], KLPromise | None]
+    given_rows: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """The ids of all tokens whose rows are new, ascending."""
+        return tuple(sorted({*self.new_tokens.values(), *self.given_rows.values()}))
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
@@ -36,6 +43,7 @@ class VocabularyOutcome:
             self.special | later.special,
             self.chat_template_changed or later.chat_template_changed,
             lambda: weaker_kl(self.kl(), later.kl()),
+            {**self.given_rows, **later.given_rows},
         )
 
 

@@ -67,6 +67,12 @@ def test_where_the_outputs_change_what_was_fitted_to_the_old_ones_is_named(folde
     )
 
 
+def test_a_base_that_is_the_source_s_again_with_its_adapter_keeps_what_was_fitted(folder, tmp_path):
+    _, report = applied(folder, tmp_path, {"op": "add_lora", "r": 2, "init_lora_weights": "pissa"})
+    assert any("copied unread" in note for note in report["notes"])
+    assert not any("fitted to" in note for note in report["notes"])
+
+
 def test_a_recipe_that_leaves_the_base_where_it_is_says_nothing_of_what_lies_beside_it(folder, tmp_path):
     _, report = applied(folder, tmp_path, {"op": "add_lora", "r": 2})
     assert not any("model_head" in note for note in report["notes"])
