@@ -163,9 +163,9 @@ def _new_rows(
         scheme = (token.init if token else None) or spec.init
         output = (token.output_init if token else None) or spec.output_init
         yield NewRow.resolve(index, content, scheme, output or Mean(), tokenizer)
-    for index, content in others.items():
-        scheme, output = (Mean(), None) if content is None else (spec.init, spec.output_init)
-        yield NewRow.resolve(index, content, scheme, output or Mean(), tokenizer)
+    for index, old in others.items():
+        scheme, output = (Mean(), None) if old is None else (spec.init, spec.output_init)
+        yield NewRow.resolve(index, old, scheme, output or Mean(), tokenizer)
 
 
 def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:

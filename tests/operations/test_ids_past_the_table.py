@@ -79,7 +79,10 @@ def test_extend_vocab_makes_the_rows(base, family, fields, tmp_path):
     base = base if family == "llama" else write(tmp_path / "base", family)
     given, rows = GROWN[fields]
     output, report = applied(base, tmp_path, {"op": "extend_vocab", **given})
-    assert f"4 tokens that the tokenizer had past the table's {ROWS} rows get their rows: '<late0>' ({ROWS})," in "".join(report["notes"])
+    assert (
+        f"4 tokens that the tokenizer had past the table's {ROWS} rows get their rows: '<late0>' ({ROWS}),"
+        in "".join(report["notes"])
+    )
     assert not any("lie past" in note for note in report["notes"])
     (old, _), (new, info) = load(base), load(output)
     assert not info["missing_keys"]
