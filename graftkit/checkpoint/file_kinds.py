@@ -21,7 +21,14 @@ _MODEL_SAFETENSORS = ("model.*safetensors", "model-*-of-*.safetensors")
 #: What the trainers of transformers, accelerate and DeepSpeed write beside a model, to go on with a training.
 TRAINING_STATE = (
     *(f"{name}{ending}" for name in ("optimizer*", "scheduler*", "scaler*", "sampler*") for ending in (".pt", ".bin")),
-    *("rng_state*.pth", "random_states*.pkl", "training_args.bin", "trainer_state.json"),
+    *(
+        "rng_state*.pth",
+        "random_states*.pkl",
+        "training_args.bin",
+        "trainer_state.json",
+        "recipe_state.pt",
+        "dl_state_dict*.bin",
+    ),
 )
 
 
