@@ -60,4 +60,5 @@ def _may_pass(checkpoint: Checkpoint, rows: int) -> bool:
     """
     raw = read_bounded(checkpoint.directory, TOKENIZER, MAX_TOKENIZER_BYTES)
     pieces = raw.count(b"[") if re.search(rb'"vocab"\s*:\s*\[', raw) else 0
-    return pieces >= rows or any(int(number) >= rows for number in re.findall(rb":\s*(\d{1,9})\b", raw))
+    as_long = rb":\s*(\d{%d,9})\b" % len(str(rows))
+    return pieces >= rows or any(int(number) >= rows for number in re.findall(as_long, raw))
