@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import account
+from graftkit.architecture.missing_rows import missing_rows
 from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import row_chunks
@@ -92,10 +93,17 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=() if bare else tuple(_findings(checkpoint.documents, tokenizer)),
+        findings=() if bare else tuple(_findings(checkpoint, tokenizer, vocabulary.rows)),
         nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
     )
+
+
+def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> Iterator[str]:
+    if past := missing_rows(tokenizer, rows):
+        yield past
+    yield from special_token_findings(checkpoint.documents, tokenizer)
+    yield from template_notes(checkpoint.documents, tokenizer)
 
 
 def _table(checkpoint: Checkpoint, name: str, role: str, axis: int, tokens: int) -> TableInspection:
@@ -112,11 +120,6 @@ def _counts(found: TableStatistics | None, tokens: int) -> tuple[int, int, int, 
     if found is None:
         return 0, 0, 0, tokens
     return found.zero, found.small, found.duplicates, tokens - found.zero - found.small - found.duplicates
-
-
-def _findings(documents: Mapping[str, Any], tokenizer: TokenizerFiles) -> Iterator[str]:
-    yield from special_token_findings(documents, tokenizer)
-    yield from template_notes(documents, tokenizer)
 
 
 def special_token_findings(documents: Mapping[str, Any], tokenizer: TokenizerFiles) -> Iterator[str]:

@@ -14,11 +14,13 @@ from typing import Any
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.write import bytes_to_write
-from graftkit.errors import InputRejected, RecipeError
+from graftkit.errors import InputRejected, RecipeError, few
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
 from graftkit.operations.combinations import check_combination
@@ -35,13 +37,17 @@ WRITING_BYTES = 300 << 20
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `apply` would write, computed from headers, config and tokenizer alone."""
+    """What `apply` would write, computed from headers, config and tokenizer alone.
+
+    ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one.
+    """
 
     recipe: Recipe
     source: Checkpoint
     result: Checkpoint
     outcomes: tuple[Outcome, ...]
     promise: Promise
+    table_note: str = ""
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -126,6 +132,25 @@ class Plan:
         return correspondence_of(self.outcomes)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the operations, of ids without a row, and of trained values that lie beside the model."""
+        own = (note for outcome in self.outcomes for note in outcome.notes)
+        return (*own, *([self.table_note] if self.table_note else ()), *self._values_beside())
+
+    def _values_beside(self) -> Iterator[str]:
+        """What becomes of heads and modules behind the model, whose values no operation reads."""
+        beside = [path for path in self.result.carried if holds_values(path)] if self.writes_base else []
+        if unread := [path for path in beside if "/" not in path]:
+            yield f"{few(unread)}: trained values beside the model's weights, copied unread, byte for byte"
+        changing = Scope.NOTHING | Scope.MEASURE
+        if beside and any(outcome.scope & changing and not outcome.adapter for outcome in self.outcomes):
+            one = len(beside) == 1
+            yield (
+                f"{few(beside)}: {'was' if one else 'were'} fitted to the source's outputs, which change here;"
+                f" fit {'it' if one else 'them'} again"
+            )
+
+    @property
     def new_tokens(self) -> Mapping[str, int]:
         """Content of each new token -> its id."""
         return self.vocabulary.new_tokens if self.vocabulary else {}
@@ -172,7 +197,8 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         outcomes += (outcome,)
     if result is not source:
         _check_result(result)
-    return Plan(recipe, source, result, outcomes, compose([(outcome.promise, outcome.scope) for outcome in outcomes]))
+    promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
+    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result))
 
 
 def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:

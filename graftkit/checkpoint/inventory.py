@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.documents import DOCUMENTS, MAX_DOCUMENT_BYTES, decode_json
+from graftkit.checkpoint.file_kinds import is_model_weights, is_training_state
 from graftkit.checkpoint.files import is_plain_relative, read_bounded, resolve_member
-from graftkit.checkpoint.weights import INDEX, PICKLES
+from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.checkpoint.weights import INDEX
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-#: File name endings of weights in other formats. They would hold the old weights, so they never come along.
-OTHER_FORMATS = (*PICKLES, ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".ot", ".tflite", ".mlmodel", ".npz")
 #: Folders of a hub repository that hold the model once more, in another format.
 OTHER_FOLDERS = ("onnx", "openvino", "original", "coreml", "gguf")
 #: Folders that belong to the tokenizer; those of sentence-transformers' modules are named in modules.json.
@@ -25,7 +26,7 @@ _MODULES = "modules.json"
 OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
 
 
-def inventory(directory: Path, shards: Mapping[str, Any], superseded: Mapping[str, str]) -> tuple[
+def inventory(directory: Path, shards: Mapping[str, tuple[str, ...]], superseded: Mapping[str, str]) -> tuple[
     tuple[str, ...], tuple[str, ...], dict[str, str]
 ]:  # fmt: skip
     """Return the documents, the files that come along byte for byte, and what stays behind with the reason.
@@ -39,7 +40,8 @@ def inventory(directory: Path, shards: Mapping[str, Any], superseded: Mapping[st
     """
     carried: dict[str, None] = {}
     left_behind = dict(superseded)
-    for path, reason in _classified(directory, {*shards, INDEX, *DOCUMENTS}):
+    tensors = frozenset(chain.from_iterable(shards.values()))
+    for path, reason in _classified(directory, {*shards, INDEX, *DOCUMENTS}, tensors):
         if reason:
             left_behind[path] = reason
         else:
@@ -49,8 +51,11 @@ def inventory(directory: Path, shards: Mapping[str, Any], superseded: Mapping[st
     return documents, tuple(carried), left_behind
 
 
-def _classified(directory: Path, known: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield each file and folder but the ``known`` ones, with why it stays behind or an empty string."""
+def _classified(directory: Path, known: set[str], tensors: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """Yield each file and folder but the ``known`` ones, with why it stays behind or an empty string.
+
+    ``tensors`` names those of the model.
+    """
     folders = {_TEMPLATES, *_module_folders(directory)}
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -60,7 +65,7 @@ def _classified(directory: Path, known: set[str]) -> Iterator[tuple[str, str]]:
                 elif entry.is_symlink():
                     raise InputRejected(f"{entry.name}: is a link to a folder; put a copy in its place")
             elif entry.name not in known:
-                yield entry.name, _why_file_stays(entry.name)
+                yield entry.name, _why_file_stays(directory, entry.name, tensors)
     for folder in sorted(folders):
         for path in _files_below(directory, folder):
             yield path, "hidden" if any(part.startswith(".") for part in path.split("/")) else ""
@@ -74,17 +79,26 @@ def _why_folder_stays(name: str) -> str:
     return "a folder that modules.json does not name"
 
 
-def _why_file_stays(name: str) -> str:
+def _why_file_stays(directory: Path, name: str, tensors: frozenset[str]) -> str:
     lower = name.lower()
     if name.startswith("."):
         return "hidden"
-    if lower.endswith(OTHER_FORMATS) or (lower.endswith(".index.json") and name != INDEX):
-        return "the source's weights in another format, stale in the output"
-    if lower.endswith(".safetensors"):
-        return "weights that transformers does not load from this folder"
-    if name == "trainer_state.json":
+    if is_training_state(name):
         return "the state of the training that made the source"
+    if lower.endswith(".safetensors"):
+        own = is_model_weights(name) or _shares_tensors(directory, name, tensors)
+        return "weights that transformers does not load from this folder" if own else ""
+    if is_model_weights(name) or (lower.endswith(".index.json") and name != INDEX):
+        return "the source's weights in another format, stale in the output"
     return "tells how the source was grafted; the output has its own" if name in OWN else ""
+
+
+def _shares_tensors(directory: Path, name: str, tensors: frozenset[str]) -> bool:
+    """Whether a safetensors file holds tensors called as the model's are; True too where its header cannot be read."""
+    try:
+        return not tensors.isdisjoint(read_header(resolve_member(directory, name), shown=name).tensors)
+    except InputRejected:
+        return True
 
 
 def _module_folders(directory: Path) -> Iterator[str]:

@@ -8,19 +8,20 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftkit.checkpoint.file_kinds import MODEL_WEIGHTS, TRAINING_STATE
 from graftkit.checkpoint.files import is_plain_relative
-from graftkit.checkpoint.inventory import OTHER_FOLDERS, OTHER_FORMATS
+from graftkit.checkpoint.inventory import OTHER_FOLDERS
 from graftkit.checkpoint.weights import INDEX, SINGLE
 from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
 from graftkit.recipe.paths import expand_home
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
-#: What is not downloaded: weights in other formats, the second copies of Mistral's and of half-precision variants, and
-#: what only a reader of the hub's page looks at.
+#: What is not downloaded: weights in other formats, the second copies of Mistral's and of half-precision variants, states of
+#: trainings, and what only a reader of the hub's page looks at.
 _IGNORED = (
-    *(f"*{ending}" for ending in OTHER_FORMATS),
+    *MODEL_WEIGHTS,
+    *TRAINING_STATE,
     *(f"{folder}/*" for folder in OTHER_FOLDERS),
-    "consolidated*.safetensors",
     "model.fp16*.safetensors",
     *(
         f"*.{ending}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.file_kinds import PICKLES, is_model_weights, is_training_state
 from graftkit.checkpoint.files import is_plain_name, read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import Header, read_header
 from graftkit.errors import InputRejected, printable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-#: File name endings of formats that can run code when they are read, or that other libraries load.
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _MAX_INDEX_BYTES = 64 * 2**20
 
@@ -119,7 +118,8 @@ def _header(directory: Path, name: str) -> Header:
 
 
 def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
-    pickles = sorted(path.name for path in directory.iterdir() if path.name.lower().endswith(PICKLES))
+    found = (path.name for path in directory.iterdir() if path.name.lower().endswith(PICKLES))
+    pickles = sorted(found, key=lambda name: (not is_model_weights(name), is_training_state(name), name))
     if not pickles:
         return f"has neither {SINGLE} nor {INDEX}; pickle weights are not read, and must be converted first"
     loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"

@@ -22,7 +22,8 @@ class VocabularyOutcome:
     """How an operation changed the vocabulary: new ids by content, and the bound on the next-token distribution.
 
     ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
-    since the number of averaged rows is only known then.
+    since the number of averaged rows is only known then. ``given_rows`` are tokens that were there before, with ids past the
+    table, and have rows now.
     """
 
     new_tokens: Mapping[str, int]
@@ -30,6 +31,12 @@ class VocabularyOutcome:
     chat_template_changed: bool
     kl: Callable[[], KLPromise | None]
     eos_may_pad: bool = False
+    given_rows: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def untrained(self) -> tuple[int, ...]:
+        """The ids of all tokens whose rows are new, ascending."""
+        return tuple(sorted({*self.new_tokens.values(), *self.given_rows.values()}))
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
@@ -39,6 +46,7 @@ class VocabularyOutcome:
             self.chat_template_changed or later.chat_template_changed,
             lambda: weaker_kl(self.kl(), later.kl()),
             self.eos_may_pad or later.eos_may_pad,
+            {**self.given_rows, **later.given_rows},
         )
 
 

@@ -40,7 +40,7 @@ from graftkit.verification.promises import Promise, PromiseClass
 def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Add tokens to the tokenizer and rows to every tensor that is indexed by the vocabulary.
 
-    Padding rows are taken first and initialised; the table never shrinks.
+    Padding rows are taken first and initialised; the table never shrinks. A token that has an id past the table gets its row.
 
     Raises:
         InputRejected: the checkpoint's vocabulary cannot be extended, and why.
@@ -51,10 +51,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     if two := two_vocabularies(checkpoint.config, structure.skeleton, vocabulary.rows):
         raise InputRejected(f"{structure.skeleton.architecture}: {two}")
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
-    if tokenizer.size > vocabulary.rows:
-        raise InputRejected(
-            f"{checkpoint.name}: the tokenizer has ids up to {tokenizer.size - 1}, the embedding {vocabulary.rows} rows"
-        )
+    live = min(tokenizer.size, vocabulary.rows)
     _check_output_init(spec, vocabulary)
     wanted = _wanted_tokens(spec, tokenizer)
     roles = {str(role): content for role, content in spec.roles.items()}
@@ -64,29 +61,32 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         documents = documents | set_chat_template(
             {**checkpoint.documents, **documents}, _template_text(spec.chat_template)
         )
-    needed = max([vocabulary.rows, *(index + 1 for index in ids.values())])
+    needed = max([vocabulary.rows, tokenizer.size, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
     _check_named_ids(checkpoint, spec, ids)
-    rows = _new_rows(spec, ids, range(needed, size), tokenizer)
+    past = {index: tokenizer.token_of(index) for index in range(vocabulary.rows, tokenizer.size)}
+    rows = _new_rows(spec, ids, {**past, **dict.fromkeys(range(needed, size))}, tokenizer.within(vocabulary.rows))
     if size != vocabulary.rows:
         documents["config.json"] = with_values(
             documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
         )
-    maker = RowMaker(checkpoint, vocabulary, tokenizer.size, tuple(rows), (context.seed, context.place))
+    maker = RowMaker(checkpoint, vocabulary, live, tuple(rows), (context.seed, context.place))
     result = checkpoint.with_documents(documents).with_tensors(dict(_patched(vocabulary, maker, size)))
-    correspondence = Correspondence.of_ids(vocabulary.rows, size, tokenizer.size, maker.ids)
+    correspondence = Correspondence.of_ids(vocabulary.rows, size, live, maker.ids)
     outcome = VocabularyOutcome(
         ids,
         frozenset(token.content for token in wanted if token.special),
         spec.chat_template is not None,
         maker.kl_promise,
         spec.allow_pad_is_eos,
+        {token: index for index, token in past.items() if token is not None},
     )
     changed = {**checkpoint.documents, **documents}
     notes = (
         *vocabulary.notes,
-        *_notes(vocabulary, tokenizer.size, size, ids),
+        *_notes(vocabulary, live, size, ids),
+        *_late_notes(outcome.given_rows, vocabulary.rows),
         *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
         *(template_notes(changed, read_tokenizer(changed)) if spec.chat_template is not None else ()),
     )
@@ -176,15 +176,19 @@ def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str
                 )
 
 
-def _new_rows(spec: ExtendVocab, ids: Mapping[str, int], padding: range, tokenizer: TokenizerFiles) -> Iterator[NewRow]:
+def _new_rows(
+    spec: ExtendVocab, ids: Mapping[str, int], others: Mapping[int, str | None], tokenizer: TokenizerFiles
+) -> Iterator[NewRow]:
+    """The rows of new tokens, and of ``others``: old tokens past the table as the recipe makes rows, padding as the mean."""
     specs = {token.content: token for token in (*spec.tokens, *spec.special_tokens)}
     for content, index in ids.items():
         token = specs.get(content)
         scheme = (token.init if token else None) or spec.init
         output = (token.output_init if token else None) or spec.output_init
         yield NewRow.resolve(index, content, scheme, output or Mean(), tokenizer)
-    for index in padding:
-        yield NewRow.resolve(index, None, Mean(), Mean(), tokenizer)
+    for index, old in others.items():
+        scheme, output = (Mean(), None) if old is None else (spec.init, spec.output_init)
+        yield NewRow.resolve(index, old, scheme, output or Mean(), tokenizer)
 
 
 def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
@@ -195,6 +199,15 @@ def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
     return Promise(
         PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,) if grows else ()
     )
+
+
+def _late_notes(given_rows: Mapping[str, int], rows: int) -> Iterator[str]:
+    if given_rows:
+        first = ", ".join(f"{printable(token)!r} ({index})" for token, index in list(given_rows.items())[:4])
+        more = ", …" if len(given_rows) > 4 else ""
+        get = "gets its row" if len(given_rows) == 1 else "get their rows"
+        count = plural(len(given_rows), "token")
+        yield f"{count} that the tokenizer had past the table's {rows} rows {get}: {first}{more}"
 
 
 def _notes(vocabulary: Vocabulary, live: int, size: int, ids: Mapping[str, int]) -> Iterator[str]:

@@ -20,6 +20,8 @@ from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, printable
 from graftkit.operations.adapters.merge import edited
+from graftkit.operations.adapters.tokenizer_beside import tokenizer_differences
+from graftkit.operations.adapters.values_beside import left_beside
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapter_origin import Origin, find_origin
@@ -39,9 +41,12 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
 
     Raises:
         InputRejected: base and adapter do not fit, the adapter was made for another base and ``spec.base`` does not accept that, or
-            what the adapter does cannot be folded into a weight.
+            what the adapter does cannot be folded into a weight, or trained values beside it would be lost.
+        RecipeError: a name in ``spec.leave`` fits nothing.
     """
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
+    folder = Path(spec.adapter).resolve()
+    left = tuple(left_beside(folder, shown, spec.leave))
     structure = account(checkpoint)
     found = find_edits(build_skeleton(checkpoint.config), adapter, shown)
     by_weight: Edits = {}
@@ -53,7 +58,6 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     result, copied, kept = _untie(checkpoint, structure, by_weight, shown)
     result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
-    folder = Path(spec.adapter).resolve()
     base = None if checkpoint is context.source else checkpoint
     digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
     made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)
@@ -62,7 +66,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     return Outcome(
         result,
         _promise(origin, accepted=spec.base == "accept"),
-        tuple(_notes(found, copied, kept)),
+        (*_notes(found, copied, kept), *left, *tokenizer_differences(folder, checkpoint)),
         scope=Scope.NOTHING,
         checks=(MergeCheck(folder, base),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),

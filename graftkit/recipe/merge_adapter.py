@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from graftkit.recipe.fields import PathText
+from graftkit.recipe.fields import ListOf, PathText, Text
 from graftkit.recipe.spec import Spec
 
 
@@ -29,3 +29,10 @@ class MergeAdapter(Spec):
             " tensor's own."
         ),
     ] = None
+    leave: Annotated[
+        ListOf[Text],
+        Field(
+            description="Files with trained values beside the adapter that are not merged, such as a vision tower, by name or"
+            " pattern; any other is refused."
+        ),
+    ] = ()

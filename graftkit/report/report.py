@@ -113,7 +113,7 @@ class Report:
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
-        ids = sorted(self.plan.new_tokens.values())
+        ids = list(self.plan.vocabulary.untrained) if self.plan.vocabulary else []
         return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels)
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Report:
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
-            "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+            "notes": list(plan.notes),
             "figures": dict(self.figures),
             "changes": {
                 "tensors": [dataclasses.asdict(change) for change in plan.tensors],

@@ -43,7 +43,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "new_tokens": dict(plan.new_tokens),
         "tensors": [dataclasses.asdict(change) for change in plan.tensors],
         "values": [dataclasses.asdict(change) for change in plan.values],
-        "notes": [note for outcome in plan.outcomes for note in outcome.notes],
+        "notes": list(plan.notes),
         "adapter": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in plan.adapter.tensors.items()}
         if plan.adapter
         else None,
@@ -71,10 +71,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console.print(values if plan.values else "config and tokenizer stay as they are")
     if len(plan.values) > len(changes):
         console.print(f"[dim]… and {len(plan.values) - len(changes)} more (--verbose)[/dim]")
-    for outcome in plan.outcomes:
-        for note in outcome.notes:
-            console.print(f"[dim]note:[/dim] {_text(note)}")
-    for note in (*plan.source.notes, *plan.source.remote_code):
+    for note in (*plan.notes, *plan.source.notes, *plan.source.remote_code):
         console.print(f"[dim]note:[/dim] {_text(note)}")
     for name, reason in plan.source.left_behind.items():
         console.print(f"[dim]not copied:[/dim] {_text(name)} ({_text(reason)})")

@@ -14,6 +14,7 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import build_config
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import decode_json
+from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.reading import read_range
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.errors import printable
@@ -129,9 +130,9 @@ def _moved_roles(allowed: Allowed) -> Iterator[str]:
 
 
 def _files(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
-    """JSON files beside the model and everything in its modules' folders, such as a pooling: lost or changed."""
+    """JSON files, trained values such as a head, and everything in the folders of modules: lost or changed."""
     for path in old.carried:
-        if path in TOKENIZER_FILES or not ("/" in path or path.endswith(".json")):
+        if path in TOKENIZER_FILES or not ("/" in path or path.endswith(".json") or holds_values(path)):
             continue
         if path not in new.carried:
             yield f"config: {printable(path)} is missing"

@@ -48,7 +48,7 @@ class Pair:
         bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
-        correspondence = _correspondence(rows[0], rows[1], tokenizers[0].size, tokenizers[1].size)
+        correspondence = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
         return cls(old, new, vocabularies, tokenizers, correspondence, report)
 
     @property
@@ -89,7 +89,7 @@ class Pair:
         """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""
         before, after = self.vocabularies
         axes = {item.name: item.axis for item in before.tensors}
-        fresh, live = self.correspondence.fresh_ids, self.tokenizers[0].size
+        fresh, live = self.correspondence.fresh_ids, self.correspondence.live or 0
         yield from changed_tensors(self.old, self.new, axes, frozenset(fresh), self.accounted.tensors)
         if self.accounted.promise:
             return
@@ -104,7 +104,9 @@ class Pair:
         if self.accounted.promise:
             kl = self.accounted.promise.get("kl")
             return KLPromise(kl["kind"], kl.get("rows_averaged", 0)) if kl else None
-        return likely_bound(self.new, self.vocabularies[1], self.correspondence.fresh_ids, self.tokenizers[0].size)
+        return likely_bound(
+            self.new, self.vocabularies[1], self.correspondence.fresh_ids, self.correspondence.live or 0
+        )
 
     def unjudged(self, left_out: Collection[str], measured: OutputsReport | None) -> str:
         """Why the new rows were not all judged; empty where they were, where there are none, and where the report vouches."""
@@ -123,7 +125,10 @@ class Pair:
 
 
 def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:
-    """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh."""
+    """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh.
+
+    ``old_ids`` are those of the first tokenizer that have a row.
+    """
     if not old_rows:
         return IDENTITY
     fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}

@@ -76,7 +76,8 @@ def test_documents_carried_and_left_behind(tmp_path):
         (tmp_path / name).write_text(name)
     (tmp_path / "2_Dense/.DS_Store").touch()
     stale = [
-        *("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "m.gguf", "a.pt", "a.PTH", "x.ot"),
+        *("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack", "model.onnx", "m.gguf", "model.pt", "x.ot"),
+        *("consolidated.00.PTH", "pytorch_model-00001-of-00002.bin", "pytorch_model.fp16.bin", "model.ckpt"),
         *("consolidated.safetensors", "model.fp16.safetensors", "pytorch_model.bin.index.json", ".gitattributes"),
         *("trainer_state.json", "graft_report.json"),
     ]  # fmt: skip
@@ -96,6 +97,42 @@ def test_documents_carried_and_left_behind(tmp_path):
     assert set(checkpoint.left_behind) == {*stale, *folders}
     assert checkpoint.left_behind["pytorch_model.bin"].endswith("stale in the output")
     assert all(checkpoint.left_behind.values())
+
+
+HEADS = ("model_head.pkl", "head.pt", "value_head.bin", "classifier.joblib", "probe.npz", "value_head.safetensors")
+
+
+def test_trained_values_that_are_not_the_model_s_come_along_unread(tmp_path):
+    """A pickle that would run code when it is read shows that none is."""
+    make_single(tmp_path)
+    for name in HEADS:
+        (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    save_file({"v_head.summary.weight": np.zeros((1, 4))}, tmp_path / "value_head.safetensors")
+    checkpoint = opened(tmp_path)
+    assert set(checkpoint.carried) == set(HEADS)
+    assert not checkpoint.left_behind
+
+
+STATE = (
+    *("optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state.pth", "rng_state_3.pth", "training_args.bin"),
+    *("random_states_0.pkl", "trainer_state.json", "sampler.bin"),
+)  # fmt: skip
+
+
+def test_what_only_goes_on_with_a_training_stays_behind_as_that(tmp_path):
+    make_single(tmp_path)
+    for name in STATE:
+        (tmp_path / name).write_bytes(b"x")
+    assert opened(tmp_path).left_behind == dict.fromkeys(STATE, "the state of the training that made the source")
+
+
+@pytest.mark.parametrize("tensors", [{"lm_head.weight": np.zeros(1)}, None], ids=["named as the model's", "malformed"])
+def test_a_safetensors_file_with_tensors_of_the_model_stays_behind_however_it_is_called(tmp_path, tensors):
+    make_single(tmp_path)
+    (tmp_path / "ema.safetensors").write_bytes(b"x")
+    if tensors:
+        save_file(tensors, tmp_path / "ema.safetensors")
+    assert "does not load" in opened(tmp_path).left_behind["ema.safetensors"]
 
 
 def test_a_single_file_wins_over_an_index_as_in_transformers(tmp_path):

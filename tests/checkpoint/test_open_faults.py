@@ -215,6 +215,13 @@ def test_pickle_weights_say_how_to_convert(single):
     assert f"transformers.LlamaForCausalLM.from_pretrained('{single}').save_pretrained(...)" in message
 
 
+def test_the_pickle_that_is_named_is_the_model_s_and_no_head_or_state(single):
+    (single / "model.safetensors").unlink()
+    for name in ("classifier.pkl", "a_head.pt", "optimizer.pt", "pytorch_model.bin"):
+        (single / name).write_bytes(b"x")
+    assert rejected(single).startswith("pytorch_model.bin: is a pickle")
+
+
 def test_no_weights_at_all(single):
     (single / "model.safetensors").unlink()
     assert rejected(single).startswith(f"has neither model.safetensors nor {INDEX}")

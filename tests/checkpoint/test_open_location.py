@@ -206,8 +206,9 @@ def run_online(tmp_path, endpoint, *asked):
 def test_downloads_what_is_needed_once_and_explains_refusals(tmp_path):
     folder = make_sharded(tmp_path / "served")
     (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "model_head.pkl").write_bytes(b"head")
     wanted = sorted(path.name for path in folder.iterdir())
-    for name in ("pytorch_model.bin", "model.gguf", "consolidated.safetensors"):
+    for name in ("pytorch_model.bin", "model.gguf", "consolidated.safetensors", "optimizer.pt"):
         (folder / name).write_bytes(b"other")
     served = type("Served", (Hub,), {"folder": folder, "asked": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,20 @@ class TokenizerFiles:
     def gaps(self) -> tuple[int, ...]:
         """Ids below :attr:`size` that no token has."""
         return tuple(index for index in range(self.size) if index not in self.tokens)
+
+    def within(self, rows: int) -> TokenizerFiles:
+        """The tokenizer without the tokens that have no row in a table of ``rows`` rows: it splits them as any text."""
+        if self.size <= rows:
+            return self
+        document = self.document
+        listed = [entry for entry in document.get("added_tokens") or [] if entry["id"] < rows]
+        return replace(
+            self,
+            ids=MappingProxyType({token: index for token, index in self.ids.items() if index < rows}),
+            tokens=MappingProxyType({index: token for index, token in self.tokens.items() if index < rows}),
+            added=tuple(entry for entry in self.added if entry.index < rows),
+            document=MappingProxyType({**document, "added_tokens": listed}),
+        )
 
     def id_of(self, token: str) -> int | None:
         """Return the id of ``token``, or None."""

@@ -133,8 +133,8 @@ def modules_to_save(asked: str | tuple[str, ...] | None, skeleton: Skeleton, con
 
 
 def trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int]]:
-    """Module -> ids of the tokens that the recipe has added, for the input table and an output table of its own."""
-    ids = sorted(i for o in context.earlier if o.vocabulary for i in o.vocabulary.new_tokens.values())
+    """Module -> ids of the tokens that the recipe has added or given rows, for the input table and an output table of its own."""
+    ids = sorted({i for o in context.earlier if o.vocabulary for i in o.vocabulary.untrained})
     if not ids:
         return {}
     names = {}

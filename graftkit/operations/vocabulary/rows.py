@@ -34,7 +34,7 @@ class Choice:
 
     @classmethod
     def look_up(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
-        """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token was added."""
+        """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token had a row."""
         match scheme:
             case SubwordMean():
                 pieces = _encode(tokenizer, content or "", f"token {content!r}")
@@ -43,7 +43,7 @@ class Choice:
             case Copy(token=token):
                 index = tokenizer.id_of(token)
                 if index is None:
-                    raise RecipeError(f"copy: the tokenizer has no token {printable(token)!r}", field="init")
+                    raise RecipeError(f"copy: the tokenizer has no token {printable(token)!r} with a row", field="init")
                 pieces = (index,)
             case _:
                 pieces = ()
@@ -51,7 +51,7 @@ class Choice:
 
 
 def _encode(tokenizer: TokenizerFiles, text: str, what: str) -> tuple[int, ...]:
-    pieces = tuple(tokenizer.encode(text))
+    pieces = tuple(index for index in tokenizer.encode(text) if index in tokenizer.tokens)
     if not pieces:
         raise RecipeError(f"{printable(what)} has no old token to average; choose another init")
     return pieces
