@@ -20,6 +20,7 @@ from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, printable
 from graftkit.operations.adapters.merge import edited
+from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapter_origin import Origin, find_origin
@@ -62,7 +63,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     return Outcome(
         result,
         _promise(origin, accepted=spec.base == "accept"),
-        tuple(_notes(found, copied)),
+        (*_notes(found, copied), *pattern_notes(adapter.config, found)),
         scope=Scope.NOTHING,
         checks=(MergeCheck(folder, base),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),

@@ -21,6 +21,7 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.base import base_fields, check_base
 from graftkit.operations.adapters.change_rank import pad, truncate
+from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
@@ -63,7 +64,7 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
     return Outcome(
         checkpoint,
         _promise(shrinks=shrinks),
-        tuple(_notes(ranks, spec.r)),
+        (*_notes(ranks, spec.r), *pattern_notes(adapter.config, pairs)),
         adapter=resized,
         checks=(ResizeCheck(folder),),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder), "lost_energy": dict(resizer.lost)},

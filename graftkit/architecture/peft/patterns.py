@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from graftkit.checkpoint.child import SECONDS, OutOfBounds, run_in_child
@@ -55,6 +56,15 @@ def _patterns(config: Mapping[str, Any]) -> Iterator[str]:
             yield from (key for key in value if isinstance(key, str))
         elif field.endswith("pattern") and isinstance(value, list | tuple):
             yield from (item for item in value if isinstance(item, str))
+
+
+def unmatched(patterns: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each name or regular expression that peft finds in none of ``names``, those of the targets."""
+    for key in patterns:
+        if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
+            close = difflib.get_close_matches(key, [name.rpartition(".")[2] for name in names], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            yield f"{printable(key)!r} matches no target{hint}"
 
 
 @functools.lru_cache(maxsize=64)
