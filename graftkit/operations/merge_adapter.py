@@ -9,7 +9,6 @@ from pathlib import Path
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
-from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
@@ -19,6 +18,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, printable
+from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.merge import edited
 from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.base import Context, Outcome
@@ -44,7 +44,8 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     """
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
     structure = account(checkpoint)
-    found = find_edits(build_skeleton(checkpoint.config), adapter, shown)
+    folder = Path(spec.adapter).resolve()
+    found = edits_on(build_skeleton(checkpoint.config), checkpoint, adapter, folder, shown)
     by_weight: Edits = {}
     for edit in sorted(found, key=_order):
         by_weight[edit.weight] = (*by_weight.get(edit.weight, ()), edit)
@@ -54,7 +55,6 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     result, copied = _untie(checkpoint, structure, by_weight)
     result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
-    folder = Path(spec.adapter).resolve()
     base = None if checkpoint is context.source else checkpoint
     digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
     made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)
