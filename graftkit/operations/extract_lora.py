@@ -16,9 +16,10 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.checkpoint.tokenizer import find_tokenizer
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.adapters.base import base_fields
-from graftkit.operations.adapters.growth import lines_to_grow, tokenizer_of
+from graftkit.operations.adapters.growth import lines_to_grow
 from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
@@ -162,9 +163,7 @@ def _refuse_shapes(
         return
     way = "extract from a base of the same shapes"
     if 0 < rows < wanted:
-        way = (
-            f"grow the base first, above this operation: {lines_to_grow(checkpoint, rows, wanted, tokenizer_of(tuned))}"
-        )
+        way = f"grow the base first, above this operation: {lines_to_grow(checkpoint, rows, wanted, find_tokenizer(tuned.documents))}"
     name, (old, new) = min(lost.items())
     raise InputRejected(
         f"{tuned.name}: another shape than in the base, in {plural(len(lost), 'tensor')} of {structure.skeleton.architecture}:"

@@ -10,6 +10,7 @@ from pathlib import Path
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
+from graftkit.architecture.peft.replaced import replaced_tensors
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
@@ -17,7 +18,7 @@ from graftkit.checkpoint.cast import cast
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, few, printable
+from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.merge import edited
 from graftkit.operations.adapters.pattern_notes import pattern_notes
@@ -57,7 +58,10 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
     base = None if checkpoint is context.source else checkpoint
     digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
-    made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)
+    replaced = functools.cache(lambda: replaced_tensors(checkpoint, structure, found))
+    made_for = functools.partial(
+        find_origin, adapter.config, read_record(folder), checkpoint, digests, replaced=replaced
+    )
     origin = made_for(weights=False)
     _check_origin(origin, spec)
     return Outcome(
@@ -80,9 +84,9 @@ def _check_origin(origin: Origin, spec: MergeAdapter) -> None:
         )
 
 
-def _order(edit: Edit) -> int:
-    """A weight is replaced first, then what lies on top of it is folded in, and rows of tokens win over both."""
-    return (Replaced, Factors, BiasShift, TokenRows).index(type(edit))
+def _order(edit: Edit) -> tuple[int, bool]:
+    """A weight is replaced first, its own value over a shared one; then what lies on top is folded in, and rows of tokens win."""
+    return (Replaced, Factors, BiasShift, TokenRows).index(type(edit)), isinstance(edit, Replaced) and not edit.shared
 
 
 def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tuple[Checkpoint, dict[str, str]]:
@@ -166,9 +170,9 @@ def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str]) -> Iterator[str]:
         shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         dora = ", with magnitudes (DoRA)" if any(edit.magnitude is not None for edit in factors) else ""
         yield f"{len(factors)} weights get a product of rank {shown} folded in{dora}"
-    whole = [edit.weight for edit in edits if isinstance(edit, Replaced)]
+    whole = {edit.weight for edit in edits if isinstance(edit, Replaced)}
     if whole:
-        yield f"{len(whole)} tensors are the adapter's: {few(whole)}"
+        yield f"{plural(len(whole), 'tensor')} of the adapter replace{'s' * (len(whole) == 1)} the base's: {few(whole)}"
     for edit in edits:
         if isinstance(edit, TokenRows):
             yield f"{len(edit.rows)} rows of {printable(edit.weight)} are the adapter's"

@@ -11,8 +11,8 @@ from graftkit.architecture.embeddings import INPUT
 from graftkit.architecture.governing import find_governing
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.skeleton import build_skeleton, with_values
-from graftkit.checkpoint.documents import TOKENIZER, read_document
-from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.documents import TOKENIZER, Documents, read_document
+from graftkit.checkpoint.tokenizer import TokenizerFiles, find_tokenizer
 from graftkit.errors import InputRejected, plural, printable
 
 if TYPE_CHECKING:
@@ -65,22 +65,14 @@ def _rows_that_fit(checkpoint: Checkpoint, adapter: Adapter) -> tuple[int, int]:
 
 
 def _tokenizer_beside(folder: Path) -> TokenizerFiles:
-    """The tokenizer in the folder of an adapter; :data:`NO_TOKENIZER` where none lies there that can be read."""
-    names = [
-        name for name in (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json") if (folder / name).is_file()
-    ]
-    try:
-        return read_tokenizer({name: read_document(folder, name) for name in names})
-    except InputRejected:
-        return NO_TOKENIZER
+    """The tokenizer in the folder of an adapter, where one lies there."""
+    names = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+    there = [name for name in names if (folder / name).is_file()]
 
+    def read(name: str) -> object:
+        return read_document(folder, name)
 
-def tokenizer_of(checkpoint: Checkpoint) -> TokenizerFiles:
-    """The tokenizer of a checkpoint; :data:`NO_TOKENIZER` where it has none that can be read."""
-    try:
-        return read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
-    except InputRejected:
-        return NO_TOKENIZER
+    return find_tokenizer(Documents(there, {}, read))
 
 
 def lines_to_grow(base: Checkpoint, rows: int, wanted: int, larger: TokenizerFiles) -> str:
@@ -88,7 +80,7 @@ def lines_to_grow(base: Checkpoint, rows: int, wanted: int, larger: TokenizerFil
 
     In words where the files do not tell which tokens these are, or where they would get other ids.
     """
-    smaller = tokenizer_of(base)
+    smaller = find_tokenizer(base.documents, carried=base.carried)
     new = [index for index, token in sorted(larger.tokens.items()) if smaller.id_of(token) is None]
     needed = smaller.size + len(new)
     if not smaller.tokens or not larger.tokens or new != list(range(smaller.size, needed)) or needed > wanted:
