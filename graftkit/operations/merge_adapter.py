@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.merge import edited
 from graftkit.operations.adapters.pattern_notes import pattern_notes
+from graftkit.operations.adapters.same_change import same_change
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapter_origin import Origin, find_origin
@@ -103,15 +103,12 @@ def _untie(checkpoint: Checkpoint, structure: Structure, by_weight: Edits) -> tu
         own = {m: tuple(e for e in by_weight.get(m, ()) if e not in shared) for m in group}
         for member in group:
             by_weight[member] = (*shared[:1], *own[member])
-        if len({_unnamed(edits) for edits in own.values()}) == 1:
+        if all(same_change(by_weight[name], by_weight[member]) for member in group):
+            by_weight |= dict.fromkeys(group, by_weight[name])
             continue
         checkpoint, names = untie(checkpoint, structure.skeleton.tied, group)
         copied |= {copy: copy for copy in names}
     return checkpoint, copied
-
-
-def _unnamed(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
-    return tuple(dataclasses.replace(edit, weight="") for edit in edits)
 
 
 def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:

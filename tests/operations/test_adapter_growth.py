@@ -1,5 +1,6 @@
 """Adapters that were trained after the vocabulary grew: over a base that has not grown, and over one that has."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -10,10 +11,13 @@ from support.tiny import build
 
 from graftkit import engine
 from graftkit.adapter_verification import verify_adapter
+from graftkit.architecture.peft.edits import Factors, Replaced
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, find_tokenizer
 from graftkit.errors import InputRejected
 from graftkit.operations.adapters.growth import lines_to_grow
+from graftkit.operations.adapters.same_change import same_change
 
 LLAMA, ROWS, MORE = "LlamaForCausalLM", 331, 335
 TOKENS = ["<a>", "<b>", "<c>", "<d>"]
@@ -71,6 +75,70 @@ def apply(base, output, *operations):
 
 def merging(adapter, **fields):
     return {"op": "merge_adapter", "adapter": str(adapter), **fields}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"target_modules": ["q_proj", "embed_tokens"]}, {"modules_to_save": ["embed_tokens"]}],
+    ids=["factors", "saved"],
+)
+def test_tied_sides_that_change_alike_stay_tied(tmp_path, config):
+    import torch
+    import transformers
+
+    _, adapter, grown = train(tmp_path, tie=True, config={**config, "ensure_weight_tying": True})
+    report = apply(grown, tmp_path / "out", merging(adapter))
+    assert not any("was tied" in note for note in report.plan.outcomes[0].notes)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is True
+    ids = torch.arange(300, MORE)[None]
+    with torch.no_grad():
+        wanted = load_adapted(grown, adapter, LLAMA)(ids).logits
+        found = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
+def test_what_two_tied_weights_get_is_compared_by_value(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    a, b, table = torch.randn(4, 6), torch.randn(9, 4), torch.randn(9, 6)
+    named = {
+        "a": a,
+        "b": b,
+        "a_turned": a.T,
+        "b_turned": b.T,
+        "b_other": 2 * b.T,
+        "table": table,
+        "again": table,
+        "other": -table,
+    }
+    save_file(
+        {name: value.clone(memory_format=torch.contiguous_format) for name, value in named.items()},
+        tmp_path / "t.safetensors",
+    )
+    t = read_header(tmp_path / "t.safetensors").tensors
+    linear = Factors("head", t["a"], t["b"], 4, 2.0, "linear")
+    turned = Factors("table", t["b_turned"], t["a_turned"], 4, 2.0, "transposed")
+    whole, again, other = (Replaced(name, t[name], shared=False) for name in ("table", "again", "other"))
+    shared = Replaced("head", t["other"], shared=True)
+    assert same_change((linear,), (turned,))
+    assert same_change((whole, linear), (again, turned))
+    assert same_change((shared, whole), (again,))
+    assert not same_change((linear,), (dataclasses.replace(turned, a=t["b_other"]),))
+    assert not same_change((linear,), (dataclasses.replace(turned, scaling=1.0),))
+    assert not same_change((linear,), (dataclasses.replace(turned, magnitude=t["a"]),))
+    assert not same_change((whole,), (other,))
+    assert not same_change((shared,), (shared, linear))
+
+
+def test_a_tied_head_that_is_saved_with_its_own_name_inside_fits(tmp_path):
+    """A module below another one that is saved whole keeps the adapter's name in the file."""
+    _, adapter, grown = train(
+        tmp_path, None, {"target_modules": ["query"], "modules_to_save": ["cls"]}, "BertForMaskedLM"
+    )
+    found = verify_adapter(str(adapter), str(grown))
+    assert found.failures == ()
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def fill(model: PreTrainedModel, adapter: Adapter) -> Placement:
 def repeated_names(model: PreTrainedModel) -> frozenset[str]:
     """Names of tensors that peft saves after the vocabulary grew, beside the name that it loads them by, and never reads again.
 
-    With a table it then saves everything below that table's name, as the names in memory are without the adapter's.
+    With a table it then saves everything below that table's name, by the names in memory, with the adapter's or without.
     """
     from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -92,7 +92,8 @@ def repeated_names(model: PreTrainedModel) -> frozenset[str]:
         (path, module) for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
     ]
     names = (f"{path}.{name}" for path, module in wrappers for name in module.state_dict())
-    return frozenset(f"{name}.".replace(f".{NAME}.", ".")[:-1] for name in names if f".{NAME}." in f"{name}.")
+    inside = [name for name in names if f".{NAME}." in f"{name}."]
+    return frozenset(inside) | {f"{name}.".replace(f".{NAME}.", ".")[:-1] for name in inside}
 
 
 def _converted(convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], adapter: Adapter) -> dict[str, Tensor]:
