@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import CONFIG, open_adapter
+from graftkit.architecture.accounting import account
+from graftkit.architecture.peft.adapter_edits import find_edits
+from graftkit.architecture.peft.replaced import replaced_tensors
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.checkpoint.adapter import CONFIG, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, VerificationFailed, printable
 from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
@@ -103,7 +107,8 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     opened = _open_base(directory, there.config, base)
     known = read_record(directory)
     digests = functools.cache(lambda weights: checkpoint_digests(opened, weights=weights))
-    origin = find_origin(there.config, known, opened, digests, weights=True)
+    replaced = functools.partial(_replaced, opened, there)
+    origin = find_origin(there.config, known, opened, digests, weights=True, replaced=replaced)
     source, residual, not_run = _reference(known) if outputs else (None, None, "--no-outputs")
     subject = Subject(
         source or opened.directory,
@@ -129,6 +134,15 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
         origin,
         _notes(there.config, known, check),
     )
+
+
+def _replaced(base: Checkpoint, adapter: Adapter) -> frozenset[str]:
+    """The base's tensors that the adapter brings whole; none where it is no LoRA, or does not fit."""
+    try:
+        edits = find_edits(build_skeleton(base.config), adapter, CONFIG)
+        return replaced_tensors(base, account(base), edits)
+    except InputRejected:
+        return frozenset()
 
 
 def _reference(known: AdapterRecord | None) -> tuple[Path | None, Residual | None, str]:

@@ -15,7 +15,7 @@ from graftkit.checkpoint.files import read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.recipe.paths import expand_home
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
@@ -24,6 +24,9 @@ FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safet
 PICKLE = "adapter_model.bin"
 
 _MAX_CONFIG_BYTES = 16 << 20
+
+#: The shape that DeepSpeed's ZeRO-3 leaves of a parameter whose values are spread over the ranks.
+_PARTITIONED = (0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ def open_adapter(path: str) -> Adapter:
     """Open the folder of a peft adapter: its config and the header of its weights are read, no weight.
 
     Raises:
-        InputRejected: there is no such folder, a file is missing or malformed, the weights are a pickle, or a tensor
-            of a LoRA is not floating point; the file is named.
+        InputRejected: there is no such folder, a file is missing or malformed, the weights are a pickle or those of a partitioned
+            model, or a tensor of a LoRA is not floating point; the file is named.
         StorageFault: the file system failed.
     """
     try:
@@ -93,6 +96,12 @@ def _open(directory: Path) -> Adapter:
     header = read_header(resolve_member(directory, WEIGHTS), shown=WEIGHTS)
     if not header.tensors:
         raise InputRejected(f"{WEIGHTS}: holds no tensors")
+    if left := [name for name, tensor in header.tensors.items() if tensor.shape == _PARTITIONED]:
+        raise InputRejected(
+            f"{WEIGHTS}: {plural(len(left), 'tensor')} of shape [0]: {few(left)}; saved from a partitioned model (DeepSpeed"
+            " ZeRO-3), so that their values are not in the file: gather the weights before saving"
+            " (stage3_gather_16bit_weights_on_model_save: true)"
+        )
     for name, tensor in header.tensors.items():
         if tensor.dtype not in FLOATING and config["peft_type"] == "LORA":  # other kinds also store places
             raise InputRejected(f"{WEIGHTS}: tensor {printable(name)!r} is {tensor.dtype}, not floating point")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.embeddings import INPUT
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.parts import PREFIX
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
@@ -15,8 +16,10 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, RecipeError, few, printable
+from graftkit.checkpoint.tokenizer import find_tokenizer
+from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.adapters.base import written_config
+from graftkit.operations.adapters.growth import lines_to_grow
 from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
@@ -26,11 +29,15 @@ from graftkit.verification.promises import Promise, PromiseClass
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What differs, by name in memory: linears by module, the tensors of modules that are stored whole, and the rest."""
+    """What differs, by name in memory: linears by module, the tensors of modules that are stored whole, and the rest.
+
+    ``reshaped`` gives the shapes, the base's first, of those ``others`` that have two.
+    """
 
     linears: Mapping[str, WeightDifference]
     saved: Mapping[str, LazyTensor]
     others: tuple[str, ...]
+    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -49,6 +56,7 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
         )
     check_plain_weights(tuned, spec.op)
     changes = _changes(spec, checkpoint, structure, tuned, other, (context.seed, context.place))
+    _refuse_shapes(spec, changes, checkpoint, structure, tuned, other)
     _refuse_loss(spec, changes, structure.skeleton)
     if not changes.linears:
         raise InputRejected(f"{tuned.name}: no linear differs from {checkpoint.name}: there is nothing to extract")
@@ -92,11 +100,14 @@ def _changes(
     theirs = {other.memory[name].name: name for name in tuned.tensors}
     linears: dict[str, WeightDifference] = {}
     saved: dict[str, LazyTensor] = {}
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     others = sorted(base.keys() ^ theirs.keys())
     for name in base.keys() & theirs.keys():
         old, new = checkpoint.tensors[base[name]], tuned.tensors[theirs[name]]
         if name not in fused and equal_bytes(old, new):
             continue
+        if old.shape != new.shape:
+            reshaped[name] = (old.shape, new.shape)
         owner, _, leaf = name.rpartition(".")
         module = structure.skeleton.model.get_submodule(owner) if name in structure.skeleton.shapes else None
         plain = name not in fused and old.shape == new.shape and {old.dtype, new.dtype} <= set(FLOATING)
@@ -106,7 +117,7 @@ def _changes(
             linears[owner] = WeightDifference(name, old, new, isinstance(module, Conv1D), seed)
         elif name not in fused or _fused_differ(name, checkpoint, structure, tuned, other):
             others.append(name)
-    return Changes(dict(sorted(linears.items())), saved, tuple(sorted(others)))
+    return Changes(dict(sorted(linears.items())), saved, tuple(sorted(others)), reshaped)
 
 
 def _whole(
@@ -132,6 +143,32 @@ def _named(name: str, given: tuple[str, ...]) -> bool:
     parts = name.split(".")
     heads = (".".join(parts[:stop]) for stop in range(1, len(parts) + 1))
     return any(head == one or head.endswith(f".{one}") for head in heads for one in given)
+
+
+def _refuse_shapes(
+    spec: ExtractLora,
+    changes: Changes,
+    checkpoint: Checkpoint,
+    structure: Structure,
+    tuned: Checkpoint,
+    other: Structure,
+) -> None:
+    """Refuse tensors of another shape than the base's, none of which an adapter can hold; more rows can be added first."""
+    tables = [one.skeleton.embedding(INPUT) for one in (structure, other)]
+    rows, wanted = (0 if table is None else int(table.weight.shape[0]) for table in tables)
+    lost = changes.reshaped
+    if rows >= wanted:  # else there are ids that the base cannot take, so that the two cannot be run side by side
+        lost = {name: shapes for name, shapes in lost.items() if not _named(name, spec.allow_lost)}
+    if not lost:
+        return
+    way = "extract from a base of the same shapes"
+    if 0 < rows < wanted:
+        way = f"grow the base first, above this operation: {lines_to_grow(checkpoint, rows, wanted, find_tokenizer(tuned.documents))}"
+    name, (old, new) = min(lost.items())
+    raise InputRejected(
+        f"{tuned.name}: another shape than in the base, in {plural(len(lost), 'tensor')} of {structure.skeleton.architecture}:"
+        f" {printable(name)} is {list(new)}, in the base {list(old)}; {way}"
+    )
 
 
 def _refuse_loss(spec: ExtractLora, changes: Changes, skeleton: Skeleton) -> None:

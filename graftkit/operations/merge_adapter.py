@@ -8,9 +8,9 @@ from pathlib import Path
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.fused import slices
-from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.peft.equal_edits import equal_edits
+from graftkit.architecture.peft.replaced import replaced_tensors
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
@@ -18,8 +18,10 @@ from graftkit.checkpoint.cast import cast
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import TAGS
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
-from graftkit.errors import InputRejected, few, printable
+from graftkit.errors import InputRejected, few, plural, printable
+from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.merge import edited
+from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.adapters.tokenizer_beside import tokenizer_differences
 from graftkit.operations.adapters.values_beside import left_beside
 from graftkit.operations.base import Context, Outcome
@@ -48,7 +50,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     folder = Path(spec.adapter).resolve()
     left = tuple(left_beside(folder, shown, spec.leave))
     structure = account(checkpoint)
-    found = find_edits(build_skeleton(checkpoint.config), adapter, shown)
+    found = edits_on(build_skeleton(checkpoint.config), checkpoint, adapter, folder, shown)
     by_weight: Edits = {}
     for edit in sorted(found, key=_order):
         by_weight[edit.weight] = (*by_weight.get(edit.weight, ()), edit)
@@ -60,13 +62,21 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
     base = None if checkpoint is context.source else checkpoint
     digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
-    made_for = functools.partial(find_origin, adapter.config, read_record(folder), checkpoint, digests)
+    replaced = functools.cache(lambda: replaced_tensors(checkpoint, structure, found))
+    made_for = functools.partial(
+        find_origin, adapter.config, read_record(folder), checkpoint, digests, replaced=replaced
+    )
     origin = made_for(weights=False)
     _check_origin(origin, spec)
     return Outcome(
         result,
         _promise(origin, accepted=spec.base == "accept"),
-        (*_notes(found, copied, kept), *left, *tokenizer_differences(folder, checkpoint)),
+        (
+            *_notes(found, copied, kept),
+            *pattern_notes(adapter.config, found),
+            *left,
+            *tokenizer_differences(folder, checkpoint),
+        ),
         scope=Scope.NOTHING,
         checks=(MergeCheck(folder, base),),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
@@ -83,9 +93,9 @@ def _check_origin(origin: Origin, spec: MergeAdapter) -> None:
         )
 
 
-def _order(edit: Edit) -> int:
-    """A weight is replaced first, then what lies on top of it is folded in, and rows of tokens win over both."""
-    return (Replaced, Factors, BiasShift, TokenRows).index(type(edit))
+def _order(edit: Edit) -> tuple[int, bool]:
+    """A weight is replaced first, its own value over a shared one; then what lies on top is folded in, and rows of tokens win."""
+    return (Replaced, Factors, BiasShift, TokenRows).index(type(edit)), isinstance(edit, Replaced) and not edit.shared
 
 
 def _untie(
@@ -108,11 +118,11 @@ def _untie(
             continue
         done |= group
         shared = tuple(e for m in sorted(group) for e in by_weight.get(m, ()) if isinstance(e, Replaced) and e.shared)
-        own = {m: tuple(e for e in by_weight.get(m, ()) if e not in shared) for m in sorted(group)}
-        alike = _alike(own)
+        edits = {m: (*shared[:1], *(e for e in by_weight.get(m, ()) if e not in shared)) for m in sorted(group)}
+        alike = _alike(edits)
         for members in alike:
             first = next((m for m in members if structure.memory.on_disk(m)), members[0])
-            by_weight.update(dict.fromkeys(members, (*shared[:1], *own[first])))
+            by_weight.update(dict.fromkeys(members, edits[first]))
         if len(alike) == 1:
             kept += alike
             continue
@@ -122,11 +132,11 @@ def _untie(
     return checkpoint, copied, tuple(kept)
 
 
-def _alike(own: Mapping[str, tuple[Edit, ...]]) -> list[list[str]]:
-    """The names of ``own``, those together whose edits do the same."""
+def _alike(edits: Mapping[str, tuple[Edit, ...]]) -> list[list[str]]:
+    """The names of ``edits``, those together whose edits do the same."""
     found: list[list[str]] = []
-    for name, edits in own.items():
-        same = next((names for names in found if equal_edits(own[names[0]], edits)), None)
+    for name, own in edits.items():
+        same = next((names for names in found if equal_edits(edits[names[0]], own)), None)
         if same is None:
             found.append([name])
         else:
@@ -201,9 +211,9 @@ def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str], kept: Iterable[li
         shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         dora = ", with magnitudes (DoRA)" if any(edit.magnitude is not None for edit in factors) else ""
         yield f"{len(factors)} weights get a product of rank {shown} folded in{dora}"
-    whole = [edit.weight for edit in edits if isinstance(edit, Replaced)]
+    whole = {edit.weight for edit in edits if isinstance(edit, Replaced)}
     if whole:
-        yield f"{len(whole)} tensors are the adapter's: {few(whole)}"
+        yield f"{plural(len(whole), 'tensor')} of the adapter replace{'s' * (len(whole) == 1)} the base's: {few(whole)}"
     for edit in edits:
         if isinstance(edit, TokenRows):
             yield f"{len(edit.rows)} rows of {printable(edit.weight)} are the adapter's"

@@ -21,6 +21,8 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.base import check_base, written_config
 from graftkit.operations.adapters.change_rank import pad, truncate
+from graftkit.operations.adapters.growth import edits_on
+from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
@@ -42,7 +44,8 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
     skeleton = build_skeleton(checkpoint.config)
     check_base(skeleton, checkpoint)
-    edits = find_edits(skeleton, adapter, shown)
+    folder = Path(spec.adapter).resolve()
+    edits = edits_on(skeleton, checkpoint, adapter, folder, shown)
     pairs = [edit for edit in edits if isinstance(edit, Factors)]
     names = {id(tensor): name for name, tensor in adapter.tensors.items()}
     if any(id(pair.a) not in names for pair in pairs):
@@ -58,12 +61,11 @@ def resize_adapter(spec: ResizeAdapter, checkpoint: Checkpoint, context: Context
     config = written_config({**adapter.config, **_fields(pairs, spec.r, adapter.config)}, checkpoint, context)
     resized = Adapter(config, tensors)
     _check_scaling(pairs, find_edits(build_skeleton(checkpoint.config), resized, shown), shown)
-    folder = Path(spec.adapter).resolve()
     shrinks = max(ranks) > spec.r
     return Outcome(
         checkpoint,
         _promise(shrinks=shrinks),
-        tuple(_notes(ranks, spec.r)),
+        (*_notes(ranks, spec.r), *pattern_notes(adapter.config, pairs)),
         adapter=resized,
         checks=(ResizeCheck(folder),),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder), "lost_energy": dict(resizer.lost)},

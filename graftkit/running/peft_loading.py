@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME
+from graftkit.architecture.peft.placement import repeated_names
 from graftkit.architecture.peft.tuner import silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, read_adapter_config
@@ -84,7 +85,8 @@ def with_peft(model: PreTrainedModel, adapter: Path) -> tuple[Any, tuple[str, ..
     other = _other_prompt(loaded, adapter) if prompts else ()
     if prompts:
         result.unexpected_keys.remove(PROMPT)  # peft puts it where it belongs, and calls it unexpected all the same
-    both = (("missing", _lost(loaded, result.missing_keys)), ("unexpected", result.unexpected_keys))
+    strange = [name for name in result.unexpected_keys if name not in repeated_names(loaded)]
+    both = (("missing", _lost(loaded, result.missing_keys)), ("unexpected", strange))
     return loaded, (*other, *(f"adapter: peft reports {what} tensors: {few(names)}" for what, names in both if names))
 
 

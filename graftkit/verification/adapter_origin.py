@@ -12,12 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.embeddings import INPUT
+from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import CONFIG
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.location import cached_folder
+from graftkit.checkpoint.tokenizer import find_tokenizer
 from graftkit.errors import GraftkitError, few, printable
 from graftkit.verification.adapter_record import AdapterRecord
-from graftkit.verification.digests import BaseDigests, checkpoint_digests
+from graftkit.verification.digests import BaseDigests, checkpoint_digests, tensor_digests
+from graftkit.verification.documents import Allowed, config_differences
+
+OTHER_TENSORS = "the base has other tensors than the one that the adapter was made for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +42,12 @@ class Origin:
 
 def find_origin(
     config: Mapping[str, Any], record: AdapterRecord | None, base: Checkpoint, digests: Callable[[bool], BaseDigests], *,
-    weights: bool,
+    weights: bool, replaced: Callable[[], frozenset[str]] = frozenset,
 ) -> Origin:  # fmt: skip
     """Compare ``base`` with what an adapter's ``config`` and its ``record`` name; its weights are read only with ``weights``.
 
-    ``digests`` returns those of the base, with or without its weights.
+    ``digests`` returns those of the base, with or without its weights, ``replaced`` the names on disk of its tensors that the adapter
+    brings whole: they are no evidence of another base.
     """
     if record is not None:
         different = tuple(differences(record.base, digests(weights and bool(record.base.weights))))
@@ -50,7 +58,7 @@ def find_origin(
         return Origin("", unknown=f"{CONFIG} names no base")
     folder = _folder(named, revision)
     if folder is not None:
-        return _beside(named, folder, base, digests, weights=weights)
+        return _beside(named, folder, base, digests, replaced, weights=weights)
     if named == base.name and revision in (None, base.revision):
         return Origin(f"the name in {CONFIG}", tuple(_other_class(config, base)))
     if base.revision is not None and not os.path.isabs(named) and named.count("/") <= 1 and named != base.name:
@@ -67,8 +75,9 @@ def _folder(named: str, revision: str | None) -> Path | None:
 
 
 def _beside(
-    named: str, folder: Path, base: Checkpoint, digests: Callable[[bool], BaseDigests], *, weights: bool
-) -> Origin:
+    named: str, folder: Path, base: Checkpoint, digests: Callable[[bool], BaseDigests],
+    replaced: Callable[[], frozenset[str]], *, weights: bool,
+) -> Origin:  # fmt: skip
     """Compare with the checkpoint in ``folder``; the same folder needs no look."""
     if folder.resolve() == base.directory:
         return Origin(f"the path in {CONFIG}")
@@ -80,18 +89,52 @@ def _beside(
     old, new = checkpoint_digests(other, weights=False), digests(False)  # noqa: FBT003 - without weights
     if old.tensors == new.tensors and weights:
         old, new = checkpoint_digests(other, weights=True), digests(True)  # noqa: FBT003
-    return Origin(known, tuple(f"{found} (named is {printable(named)!r})" for found in differences(old, new)))
+    different = tuple(differences(old, new))
+    if different and (whole := replaced()):
+        known += ", apart from the tensors that the adapter brings"
+        different = tuple(_apart(whole, other, base, weights=weights))
+    elif old.tensors != new.tensors:
+        different = (f"{OTHER_TENSORS}: {_unlike(other, base)}", *different[1:])
+    return Origin(known, tuple(f"{found} (named is {printable(named)!r})" for found in different))
+
+
+def _apart(replaced: frozenset[str], old: Checkpoint, new: Checkpoint, *, weights: bool) -> Iterator[str]:
+    """Yield how ``new`` is not ``old``, but for the tensors ``replaced`` and for what follows from their numbers of rows."""
+    tables = [build_skeleton(one.config).embedding(INPUT) for one in (old, new)]
+    before, after = (0 if table is None else int(table.weight.shape[0]) for table in tables)
+    rows = Correspondence.of_ids(before, after, min(before, after), ())
+    tokenizers = [find_tokenizer(one.documents, carried=one.carried) for one in (old, new)]
+    yield from config_differences(old, new, Allowed(rows, tokenizers[0], tokenizers[1]))
+    old, new = (one.with_tensors(dict.fromkeys(replaced & one.tensors.keys())) for one in (old, new))
+    if unlike := _unlike(old, new):
+        yield f"{OTHER_TENSORS}: {unlike}"
+    elif weights:
+        yield from _other_weights(tensor_digests(old.tensors), tensor_digests(new.tensors))
+
+
+def _unlike(old: Checkpoint, new: Checkpoint) -> str:
+    """The first tensor that only one of the two has, or that has another shape or dtype; empty where there is none."""
+    forms = [{name: f"{t.dtype} {list(t.shape)}" for name, t in one.tensors.items()} for one in (old, new)]
+    for name in sorted({*old.tensors, *new.tensors}):
+        before, after = (form.get(name, "missing") for form in forms)
+        if before != after:
+            return f"{printable(name)} is {after}, there {before}"
+    return ""
 
 
 def differences(old: BaseDigests, new: BaseDigests) -> Iterator[str]:
     """Yield how the base ``new`` is not the base ``old``: its tensors, its config, or its weights where both were read."""
     if new.tensors != old.tensors:
-        yield "the base has other tensors than the one that the adapter was made for"
+        yield OTHER_TENSORS
     if new.config != old.config:
         yield "the base's config.json is not that of the one that the adapter was made for"
-    if old.weights and new.weights and old.weights != new.weights:
-        names = few([name for name in {*old.weights, *new.weights} if old.weights.get(name) != new.weights.get(name)])
-        yield f"the base's weights are not those that the adapter was made for: {names}"
+    if old.weights and new.weights:
+        yield from _other_weights(old.weights, new.weights)
+
+
+def _other_weights(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[str]:
+    if names := [name for name in {*old, *new} if old.get(name) != new.get(name)]:
+        yield f"the base's weights are not those that the adapter was made for: {few(names)}"
 
 
 def _other_class(config: Mapping[str, Any], base: Checkpoint) -> Iterator[str]:

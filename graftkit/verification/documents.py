@@ -69,13 +69,22 @@ def check_documents(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Itera
     Raises:
         InputRejected: transformers refuses a config.
     """
-    yield from _differences(CONFIG, _loaded(old.config), _loaded(new.config), allowed)
+    yield from config_differences(old, new, allowed)
     yield from _differences(GENERATION, _generation(old), _generation(new), allowed)
     for name in PROCESSORS:
         before, after = (dict(_flat(checkpoint.documents.get(name, {}))) for checkpoint in (old, new))
         yield from _differences(name, before, after, allowed)
     yield from _moved_roles(allowed)
     yield from _files(old, new)
+
+
+def config_differences(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
+    """Yield a sentence for each value of config.json, as transformers loads it, that is another one and not allowed.
+
+    Raises:
+        InputRejected: transformers refuses a config.
+    """
+    yield from _differences(CONFIG, _loaded(old.config), _loaded(new.config), allowed)
 
 
 def _loaded(config: Mapping[str, Any]) -> dict[str, object]:

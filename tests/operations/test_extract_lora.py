@@ -172,3 +172,58 @@ def test_a_difference_that_is_not_finite_is_refused_by_name(tmp_path, choice):
     ):
         extract(base, tuned, tmp_path / "out", **choice)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory):
+    """A base of 331 rows, and a fine-tuned checkpoint to which transformers has added four tokens."""
+    import torch
+    import transformers
+
+    directory = tmp_path_factory.mktemp("grown")
+    base, tuned = tune(directory, LLAMA, low_rank(2, "q_proj"), tokenizer_size=331)
+    model = transformers.LlamaForCausalLM.from_pretrained(tuned)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tuned)
+    tokenizer.add_tokens(["<a>", "<b>"], special_tokens=True)
+    tokenizer.add_tokens([transformers.AddedToken("<c>", lstrip=True), "<d>"])
+    model.resize_token_embeddings(335, mean_resizing=False)
+    with torch.no_grad():
+        for table in (model.model.embed_tokens, model.lm_head):
+            table.weight[331:] += 0.1
+    model.save_pretrained(tuned)
+    tokenizer.save_pretrained(tuned)
+    return base, tuned
+
+
+ADD = [
+    {"op": "extend_vocab", "special_tokens": ["<a>", "<b>"]},
+    {"op": "extend_vocab", "tokens": [{"content": "<c>", "lstrip": True}, "<d>"]},
+]
+
+
+@pytest.mark.parametrize("field", ["modules_to_save", "allow_lost", None])
+def test_more_rows_than_the_base_are_refused_with_the_lines_that_add_them(tmp_path, grown, field):
+    base, tuned = grown
+    lines = ", ".join(f"- {json.dumps(operation)}" for operation in ADD)
+    with pytest.raises(InputRejected) as refused:
+        extract(base, tuned, tmp_path / "out", r=2, **({field: ["embed_tokens", "lm_head"]} if field else {}))
+    assert "2 tensors of LlamaForCausalLM: lm_head.weight is [335, " in str(refused.value)
+    assert ", in the base [331, " in str(refused.value)
+    assert str(refused.value).endswith(f"grow the base first, above this operation: {lines}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_lines_that_add_rows_let_the_difference_be_extracted(tmp_path, grown):
+    base, tuned = grown
+    last = {"op": "extract_lora", "fine_tuned": str(tuned), "r": 2, "modules_to_save": ["embed_tokens", "lm_head"]}
+    recipe = {"version": 1, "base_model": str(base), "operations": [*ADD, last], "output": str(tmp_path / "out")}
+    check = next(check for check in engine.apply(recipe).checks if check.name == "extracted adapter against fine-tuned")
+    assert check.missed < 1e-3 * check.effect
+
+
+def test_other_shapes_than_rows_are_named_without_lines(tmp_path, grown):
+    base, tuned = grown
+    with pytest.raises(
+        InputRejected, match=r"lm_head.weight is \[331, .*in the base \[335, .*base of the same shapes$"
+    ):
+        extract(tuned, base, tmp_path / "out", r=2)

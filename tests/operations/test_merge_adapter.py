@@ -240,7 +240,18 @@ def drop(fragment):
     return lambda tensors: {name: value for name, value in tensors.items() if fragment not in name}
 
 
+def partition(fragment):
+    """What ZeRO-3 leaves of the tensors that hold ``fragment`` in their names."""
+    return lambda tensors: {
+        name: value[:0, 0].clone() if fragment in name else value for name, value in tensors.items()
+    }
+
+
 REFUSED = {
+    "partitioned": (
+        {"tensors": partition("q_proj.lora_A")},
+        "adapter_model.safetensors: 2 tensors of shape .0.*gather",
+    ),
     "missing tensor": ({"tensors": drop("1.mlp.down_proj.lora_B")}, "layers.1.mlp.down_proj.lora_B.weight' is missing"),
     "left over": ({"target_modules": ["q_proj"]}, "has no place for tensor"),
     "another rank": ({"r": 8}, "size mismatch"),
@@ -365,6 +376,30 @@ def test_a_base_in_half_precision_can_be_written_in_float32_with_the_whole_updat
     assert found["model.norm.weight"].equal(base["model.norm.weight"].float())
     name = "model.layers.1.self_attn.q_proj.weight"
     assert torch.allclose(found[name].double(), exact[name], rtol=0, atol=2**-22 * float(exact[name].abs().max()))
+
+
+def test_a_pattern_that_fits_no_target_is_named_and_merged_as_peft_does(tmp_path):
+    patterns = {"rank_pattern": {"v_proj": 6}, "alpha_pattern": {"^q_proj": 100, "k_proj": 3}}
+    source, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj", "k_proj"], **patterns)
+    report = merge(source, adapter, tmp_path / "out")
+    notes = [note for note in report.plan.outcomes[0].notes if "_pattern" in note]
+    assert [note.partition("; ")[0] for note in notes] == [
+        "adapter_config.json: rank_pattern: 'v_proj' matches no target",
+        "adapter_config.json: alpha_pattern: '^q_proj' matches no target",
+    ]
+    assert "did you mean 'q_proj'" in notes[1]
+    wanted, found = merged_by_peft(source, adapter, LLAMA), state(tmp_path / "out", LLAMA)
+    assert all(wanted[name].equal(found[name]) for name in wanted)
+
+
+def test_a_pattern_may_name_a_parameter(tmp_path):
+    patterns = {"alpha_pattern": {"experts.down_proj": 3}}
+    source, adapter = make_adapter(tmp_path, MIXTRAL, **EXPERTS, **patterns)
+    plan = engine.plan(
+        {"version": 1, "base_model": str(source), "output": str(tmp_path / "never"),
+         "operations": [{"op": "merge_adapter", "adapter": str(adapter)}]}
+    )  # fmt: skip
+    assert not any("_pattern" in note for note in plan.outcomes[0].notes)
 
 
 def test_a_pickle_and_missing_files_are_refused(tmp_path, llama):

@@ -7,7 +7,8 @@ import pytest
 from support.adapters import edit_adapter, load_adapted, make_adapter
 
 from graftkit import engine
-from graftkit.errors import RecipeError
+from graftkit.adapter_verification import verify_adapter
+from graftkit.errors import InputRejected, RecipeError
 from graftkit.verification.resized import compare_resized
 
 LLAMA = "LlamaForCausalLM"
@@ -213,3 +214,25 @@ def test_on_a_quantized_base_products_are_compared_and_outputs_are_not(tmp_path,
     assert "the base is quantized" in check.not_compared
     assert max(product.lost for product in check.products) < (1e-300 if rank == 9 else 1)
     assert len(check.products) == len(resize(base, adapter, rank, tmp_path / "plain").checks[0].products)
+
+
+def test_a_pattern_that_fits_no_target_is_named(tmp_path):
+    base, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj"], alpha_pattern={"^q_proj": 100})
+    report = resize(base, adapter, 6, tmp_path / "out")
+    assert any("alpha_pattern: '^q_proj' matches no target" in note for note in report.plan.outcomes[0].notes)
+    assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["alpha_pattern"] == {}
+
+
+def test_tensors_that_a_partitioned_model_left_empty_are_refused_by_every_reader(tmp_path):
+    base, adapter = make_adapter(tmp_path, LLAMA, target_modules=["q_proj"], modules_to_save=["lm_head"])
+
+    def left(tensors):
+        return {name: value.flatten()[:0].clone() if "lm_head" in name else value for name, value in tensors.items()}
+
+    empty = edit_adapter(adapter, tmp_path / "empty", left)
+    words = r"1 tensor of shape \[0\]: base_model.model.lm_head.weight; saved from a partitioned model .* gather"
+    with pytest.raises(InputRejected, match=words):
+        resize(base, empty, 2, tmp_path / "out")
+    with pytest.raises(InputRejected, match=words):
+        verify_adapter(str(empty), str(base))
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -103,7 +104,12 @@ def _edits(root: Any, placement: Placement) -> Iterator[Edit]:
             yield _token_rows(part, placement)
     for name, value in list(root.named_parameters(remove_duplicate=False)):
         if placement.names.get(id(value)) in placement.unused:
-            yield Replaced(name.replace(".base_layer.", "."), placement.tensor_behind(value, name), shared=True)
+            yield Replaced(_without_wrappers(name), placement.tensor_behind(value, name), shared=True)
+
+
+def _without_wrappers(name: str) -> str:
+    """The name that a parameter of the base has where peft's layers lie around it."""
+    return re.sub(r"\.(token_adapter|base_layer|original_module)(?=\.)", "", name)
 
 
 def _of_layer(part: LoraPart, placement: Placement) -> Iterator[Edit]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from graftkit.architecture.peft.edits import Edit, Factors
+from graftkit.architecture.peft.edits import Edit, Factors, Replaced
 from graftkit.checkpoint.reading import equal_bytes, read_tensor
 from graftkit.checkpoint.tensors import LazyTensor, Stored
 
@@ -14,9 +14,15 @@ from graftkit.checkpoint.tensors import LazyTensor, Stored
 def equal_edits(one: tuple[Edit, ...], other: tuple[Edit, ...]) -> bool:
     """Whether these edits of one weight are those of the other; stored tensors are compared by their bytes.
 
-    A product that lies transposed in one of the two weights is the same one: that of a table, and of a linear tied to it.
+    What lies below the last replacement of a weight is not seen. A product that lies transposed in one of the two weights is the
+    same one: that of a table, and of a linear tied to it.
     """
-    return len(one) == len(other) and all(map(_equal, one, other))
+    first, second = _seen(one), _seen(other)
+    return len(first) == len(second) and all(map(_equal, first, second))
+
+
+def _seen(edits: tuple[Edit, ...]) -> tuple[Edit, ...]:
+    return edits[max((place for place, edit in enumerate(edits) if isinstance(edit, Replaced)), default=0) :]
 
 
 def _equal(one: Edit, other: Edit) -> bool:

@@ -27,7 +27,6 @@ for pattern in job["patterns"]:
             compiled.match(name), compiled.fullmatch(name)
 """
 
-
 #: No number of a small model's adapter is larger, be it a count of steps.
 _LEAST_LIMIT = 1 << 20
 

@@ -67,17 +67,33 @@ def fill(model: PreTrainedModel, adapter: Adapter) -> Placement:
     names = {id(tensor): name for name, tensor in state.items()}
     converted = convert(dict(state))
     fresh = frozenset(key for key, tensor in converted.items() if id(tensor) not in names)
-    unused = {names[id(tensor)] for tensor in converted.values() if id(tensor) in names}
+    again = repeated_names(model)
+    unused = {names[id(tensor)] for tensor in converted.values() if id(tensor) in names} - again
     result = set_peft_model_state_dict(model, dict(state), adapter_name=NAME, low_cpu_mem_usage=True)
-    if result.unexpected_keys:
+    if strange := set(result.unexpected_keys) - again:
         raise InputRejected(
-            f"{type(model.get_base_model()).__name__} has no place for tensor {printable(min(result.unexpected_keys))!r};"
+            f"{type(model.get_base_model()).__name__} has no place for tensor {printable(min(strange))!r};"
             " is it another base's, or does the base lack the adapter's head (replace_head goes before merge_adapter)?"
         )
     lost = [key for key in result.missing_keys if ".lora_" in key]
     if lost:
         raise InputRejected(f"tensor {printable(min(lost).replace(f'.{NAME}.', '.'))!r} is missing")
     return Placement(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
+
+
+def repeated_names(model: PreTrainedModel) -> frozenset[str]:
+    """Names of tensors that peft saves after the vocabulary grew, beside the name that it loads them by, and never reads again.
+
+    With a table it then saves everything below that table's name, by the names in memory, with the adapter's or without.
+    """
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    wrappers = [
+        (path, module) for path, module in model.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)
+    ]
+    names = (f"{path}.{name}" for path, module in wrappers for name in module.state_dict())
+    inside = [name for name in names if f".{NAME}." in f"{name}."]
+    return frozenset(inside) | {f"{name}.".replace(f".{NAME}.", ".")[:-1] for name in inside}
 
 
 def _converted(convert: Callable[[dict[str, Tensor]], dict[str, Tensor]], adapter: Adapter) -> dict[str, Tensor]:

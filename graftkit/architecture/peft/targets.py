@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.module_names import ends_with, expand_names, is_glob, names_matching, no_match
 from graftkit.architecture.peft.injection import Injection, inject
+from graftkit.architecture.peft.patterns import unmatched
 from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
@@ -187,11 +188,8 @@ def check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str
 
 def check_pattern(field: str, patterns: Mapping[str, Any], names: tuple[str, ...]) -> None:
     """Refuse a name or regular expression that fits no target."""
-    for key in patterns:
-        if not any(re.match(rf"(.*\.)?({key})$", name) for name in names):
-            close = difflib.get_close_matches(key, [name.rpartition(".")[2] for name in names], n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"{printable(key)!r} matches no target{hint}", field=field)
+    for sentence in unmatched(patterns, names):
+        raise RecipeError(sentence, field=field)
 
 
 def _check_regex(field: str, key: str) -> None:

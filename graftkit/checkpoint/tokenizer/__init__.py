@@ -7,7 +7,7 @@ is shared with the given ones.
 
 from graftkit.checkpoint.tokenizer.additions import NewToken, add_tokens
 from graftkit.checkpoint.tokenizer.chat_template import set_chat_template
-from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, find_tokenizer, read_tokenizer
 from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
 from graftkit.checkpoint.tokenizer.template_notes import template_notes
 
@@ -16,6 +16,7 @@ __all__ = [
     "NewToken",
     "TokenizerFiles",
     "add_tokens",
+    "find_tokenizer",
     "read_tokenizer",
     "set_chat_template",
     "template_notes",

@@ -132,6 +132,14 @@ def read_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = (
     )
 
 
+def find_tokenizer(documents: Mapping[str, Any], *, carried: Collection[str] = ()) -> TokenizerFiles:
+    """The result of :func:`read_tokenizer`; :data:`NO_TOKENIZER` where there is none that can be read."""
+    try:
+        return read_tokenizer(documents, carried=carried)
+    except InputRejected:
+        return NO_TOKENIZER
+
+
 def backend_of(document: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer of the tokenizers library from a tokenizer.json.
 
