@@ -6,6 +6,7 @@ is on this machine the two are compared, tensor by tensor; else the name alone s
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from graftkit.checkpoint.adapter import CONFIG
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.location import cached_folder
 from graftkit.checkpoint.tokenizer import find_tokenizer
-from graftkit.errors import GraftkitError, few, printable
+from graftkit.errors import GraftkitError, InputRejected, few, printable
 from graftkit.verification.adapter_record import AdapterRecord
 from graftkit.verification.digests import BaseDigests, checkpoint_digests, tensor_digests
 from graftkit.verification.documents import Allowed, config_differences
@@ -90,11 +91,12 @@ def _beside(
     if old.tensors == new.tensors and weights:
         old, new = checkpoint_digests(other, weights=True), digests(True)  # noqa: FBT003
     different = tuple(differences(old, new))
-    if different and (whole := replaced()):
-        known += ", apart from the tensors that the adapter brings"
-        different = tuple(_apart(whole, other, base, weights=weights))
-    elif old.tensors != new.tensors:
+    if old.tensors != new.tensors:
         different = (f"{OTHER_TENSORS}: {_unlike(other, base)}", *different[1:])
+    if different and (whole := replaced()):
+        with contextlib.suppress(InputRejected):  # a config that transformers refuses: what was found stands
+            different = tuple(_apart(whole, other, base, weights=weights))
+            known += ", apart from the tensors that the adapter brings"
     return Origin(known, tuple(f"{found} (named is {printable(named)!r})" for found in different))
 
 

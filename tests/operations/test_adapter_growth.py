@@ -266,3 +266,15 @@ def test_another_config_of_a_grown_base_is_evidence(tmp_path, trained):
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
     with pytest.raises(InputRejected, match="config.json: rms_norm_eps was .*, now 0.5"):
         apply(other, tmp_path / "out", merging(adapter))
+
+
+def test_a_named_base_that_cannot_be_built_is_another_one(tmp_path, trained):
+    base, adapter, grown = trained
+    strange = shutil.copytree(base, tmp_path / "strange")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps({**config, "model_type": "unheard_of"}))
+    renamed = edit_adapter(adapter, tmp_path / "renamed", base_model_name_or_path=str(strange))
+    with pytest.raises(
+        InputRejected, match=r"other tensors than .*: lm_head.weight is F32 \[335, .*named is .*strange"
+    ):
+        apply(grown, tmp_path / "out", merging(renamed))
