@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import INPUT
 from graftkit.architecture.governing import find_governing
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.skeleton import build_skeleton, with_values
-from graftkit.checkpoint.documents import TOKENIZER, Documents, read_document
-from graftkit.checkpoint.tokenizer import TokenizerFiles, find_tokenizer
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, find_tokenizer
 from graftkit.errors import InputRejected, plural, printable
+from graftkit.operations.adapters.tokenizer_beside import operations_that_add, read_beside
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,7 +41,7 @@ def edits_on(
             raise
         raise InputRejected(
             f"{shown}: was trained on a vocabulary of {wanted} rows, and {printable(checkpoint.name)} has {rows}; grow the base"
-            f" first, above this operation: {lines_to_grow(checkpoint, rows, wanted, _tokenizer_beside(folder))}"
+            f" first, above this operation: {lines_to_grow(checkpoint, rows, wanted, _beside(folder))}"
         ) from refused
 
 
@@ -64,15 +62,11 @@ def _rows_that_fit(checkpoint: Checkpoint, adapter: Adapter) -> tuple[int, int]:
     return rows, 0
 
 
-def _tokenizer_beside(folder: Path) -> TokenizerFiles:
-    """The tokenizer in the folder of an adapter, where one lies there."""
-    names = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
-    there = [name for name in names if (folder / name).is_file()]
-
-    def read(name: str) -> object:
-        return read_document(folder, name)
-
-    return find_tokenizer(Documents(there, {}, read))
+def _beside(folder: Path) -> TokenizerFiles:
+    try:
+        return read_beside(folder) or NO_TOKENIZER
+    except InputRejected:
+        return NO_TOKENIZER
 
 
 def lines_to_grow(base: Checkpoint, rows: int, wanted: int, larger: TokenizerFiles) -> str:
@@ -83,14 +77,13 @@ def lines_to_grow(base: Checkpoint, rows: int, wanted: int, larger: TokenizerFil
     smaller = find_tokenizer(base.documents, carried=base.carried)
     new = [index for index, token in sorted(larger.tokens.items()) if smaller.id_of(token) is None]
     needed = smaller.size + len(new)
-    if not smaller.tokens or not larger.tokens or new != list(range(smaller.size, needed)) or needed > wanted:
+    entries = {entry.index: entry for entry in larger.added}
+    known = smaller.tokens and larger.tokens and entries.keys() >= set(new)
+    if not known or new != list(range(smaller.size, needed)) or needed > wanted:
         return "extend_vocab with the tokens that were added for the training, in the order of their ids"
     if len(new) > LISTED:
         return f"extend_vocab with the {plural(len(new), 'token')} of ids {new[0]} to {new[-1]}, in this order"
-    operations: list[dict[str, Any]] = [
-        {"op": "extend_vocab", "special_tokens" if special else "tokens": list(_written(run, larger))}
-        for special, run in itertools.groupby(new, key=lambda index: _flags(larger, index).get("special", False))
-    ]
+    operations = operations_that_add(entries[index] for index in new)
     grown = max(rows, needed)
     if grown < wanted:
         multiples = (1 << power for power in range(3, 13))
@@ -98,17 +91,3 @@ def lines_to_grow(base: Checkpoint, rows: int, wanted: int, larger: TokenizerFil
         operations = operations or [{"op": "extend_vocab"}]
         operations[-1] |= {"pad_to_multiple_of": multiple}
     return printable(", ".join(f"- {json.dumps(operation, ensure_ascii=False)}" for operation in operations))
-
-
-def _written(indices: Iterator[int], tokenizer: TokenizerFiles) -> Iterator[object]:
-    """Yield each token as a recipe says it: its content, and the flags that are set."""
-    for index in indices:
-        flags = {name: value for name, value in _flags(tokenizer, index).items() if name != "special" and value}
-        content = tokenizer.tokens[index]
-        yield {"content": content, **flags} if flags else content
-
-
-def _flags(tokenizer: TokenizerFiles, index: int) -> dict[str, Any]:
-    """The flags of an added token; empty for one of the model's own vocabulary."""
-    entry = next((entry for entry in tokenizer.added if entry.index == index), None)
-    return {name: getattr(entry, name) for name in ("special", "lstrip", "rstrip", "single_word")} if entry else {}

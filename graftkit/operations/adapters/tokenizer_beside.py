@@ -26,10 +26,10 @@ def tokenizer_differences(folder: Path, checkpoint: Checkpoint) -> Iterator[str]
 
     Nothing is yielded where there is none, and where every token of it has the base's id.
     """
-    if not any(os.path.lexists(folder / name) for name in _FILES):
-        return
     try:
-        theirs = _read(folder)
+        theirs = read_beside(folder)
+        if theirs is None:
+            return
         ours = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     except InputRejected as error:
         yield f"the tokenizer beside the adapter was not compared with the base's: {error}"
@@ -45,12 +45,14 @@ def tokenizer_differences(folder: Path, checkpoint: Checkpoint) -> Iterator[str]
         yield _remedy(lacking, theirs, ours)
 
 
-def _read(folder: Path) -> TokenizerFiles:
-    """The tokenizer of the folder; of one that is not a fast one, the added tokens alone.
+def read_beside(folder: Path) -> TokenizerFiles | None:
+    """The tokenizer of the folder; of one that is not a fast one, the added tokens alone; None where there is neither.
 
     Raises:
         InputRejected: a file of it is malformed.
     """
+    if not any(os.path.lexists(folder / name) for name in _FILES):
+        return None
     found = {name: read_document(folder, name) for name in (*_FILES, *_BESIDE) if os.path.lexists(folder / name)}
     if TOKENIZER in found:
         return read_tokenizer(found)
@@ -92,11 +94,13 @@ def _remedy(lacking: Sequence[int], theirs: TokenizerFiles, ours: TokenizerFiles
             f"they are no added tokens of a tokenizer.json, so extend_vocab cannot make them the same; put the adapter's"
             f" tokenizer files into a copy of the base's folder, and take that as base_model: {ids} are theirs then"
         )
-    lines = ", ".join(json.dumps(one, ensure_ascii=False) for one in _operations(entries[index] for index in lacking))
+    lines = ", ".join(
+        json.dumps(one, ensure_ascii=False) for one in operations_that_add(entries[index] for index in lacking)
+    )
     return f"for the adapter's {ids}, put before merge_adapter: {lines}"
 
 
-def _operations(entries: Iterable[AddedEntry]) -> list[dict[str, Any]]:
+def operations_that_add(entries: Iterable[AddedEntry]) -> list[dict[str, Any]]:
     """As few extend_vocab operations as give these tokens their ids: one counts plain tokens first, then special ones."""
     found: list[dict[str, Any]] = []
     for special, group in groupby(entries, lambda entry: entry.special):
