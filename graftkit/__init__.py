@@ -27,6 +27,7 @@ _PLACES = {
     "diff": "graftkit.compare",
     "verify": "graftkit.compare",
     "verify_adapter": "graftkit.adapter_verification",
+    "verify_merge": "graftkit.merge_verification",
     "inspect": "graftkit.inspection",
 }
 

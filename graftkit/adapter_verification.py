@@ -107,7 +107,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     opened = _open_base(directory, there.config, base)
     known = read_record(directory)
     digests = functools.cache(lambda weights: checkpoint_digests(opened, weights=weights))
-    replaced = functools.partial(_replaced, opened, there)
+    replaced = functools.partial(replaced_by, opened, there)
     origin = find_origin(there.config, known, opened, digests, weights=True, replaced=replaced)
     source, residual, not_run = _reference(known) if outputs else (None, None, "--no-outputs")
     subject = Subject(
@@ -136,7 +136,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
     )
 
 
-def _replaced(base: Checkpoint, adapter: Adapter) -> frozenset[str]:
+def replaced_by(base: Checkpoint, adapter: Adapter) -> frozenset[str]:
     """The base's tensors that the adapter brings whole; none where it is no LoRA, or does not fit."""
     try:
         edits = find_edits(build_skeleton(base.config), adapter, CONFIG)

@@ -169,10 +169,10 @@ def _add_inspect(add: Add) -> None:
 
 
 def _add_verify(add: Add) -> None:
-    sub = add("verify", commands.verify, "check that B behaves like A, or a prepared adapter on its base A")
+    sub = add("verify", commands.verify, "check that B behaves like A, an adapter on its base A, or a merge of both")
     sub.add_argument("a", metavar="A", nargs="?")
     sub.add_argument("b", metavar="B", nargs="?")
-    sub.add_argument("--adapter", metavar="DIR", help="check this adapter on A, by default on the base that it names")
+    sub.add_argument("--adapter", metavar="DIR", help="check this adapter on A, or that B is A with it merged")
     sub.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
     sub.add_argument("--lens", action="store_true", help="compare in float64, module by module, and beside the noise")
     sub.add_argument("--signal", action="store_true", help="measure how the signal travels through the blocks of both")

@@ -144,14 +144,14 @@ def diff(options: Namespace) -> int:
 
 
 def verify(options: Namespace) -> int:
-    """Check that B behaves like A, or an adapter on its base."""
-    if options.b is not None if options.adapter else options.b is None:
+    """Check that B behaves like A, an adapter on its base, or that B is A with an adapter merged into it."""
+    if options.b is None and not options.adapter:
         raise RecipeError("verify: give two checkpoints A and B, or --adapter DIR and at most its base A")
     if options.adapter:
         alone = [name for name in ("lens", "signal", "report", "paged", "device") if getattr(options, name, None)]
         if alone:
             raise RecipeError(f"--{alone[0]}: is for two checkpoints; leave it out with --adapter")
-        return _verify_adapter(options)
+        return _verify_adapter(options) if options.b is None else _verify_merge(options)
     _quiet_libraries()
     from graftkit import compare
     from graftkit.errors import VerificationFailed
@@ -222,6 +222,25 @@ def selftest(options: Namespace) -> int:
         _print_json(found.to_json())
     else:
         selftest_table.print_selftest(found, verbose=options.verbose, quiet=options.quiet)
+    return VerificationFailed.exit_code if found.failures else 0
+
+
+def _verify_merge(options: Namespace) -> int:
+    if options.no_outputs:
+        raise RecipeError(
+            "--no-outputs: a merge is replayed with both models loaded; leave it out with A, B and --adapter"
+        )
+    _quiet_libraries()
+    from graftkit.errors import VerificationFailed
+    from graftkit.merge_verification import verify_merge
+    from graftkit.report import terminal
+
+    with unchanged(_path(options.adapter), options.a, options.b), _naming_damage(options.b):
+        found = verify_merge(options.a, options.b, _path(options.adapter))
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        terminal.print_merge_verification(found)
     return VerificationFailed.exit_code if found.failures else 0
 
 

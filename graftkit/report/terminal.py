@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graftkit.compare import Difference, Verification
     from graftkit.engine import Progress
     from graftkit.inspection import Inspection
+    from graftkit.merge_verification import MergeVerification
     from graftkit.planning import Plan
     from graftkit.report.report import Report
 
@@ -251,3 +252,19 @@ def print_adapter_verification(found: AdapterVerification) -> None:
     if not found.failures:
         colour = "green" if found.origin.known_by else "yellow"
         console.print(f"[{colour}]{_text(found.verdict)}[/{colour}]")
+
+
+def print_merge_verification(found: MergeVerification) -> None:
+    """Print the checks of a checkpoint that should be a base with an adapter merged into it."""
+    console = _console()
+    console.print(f"A        {_text(found.base)}\nB        {_text(found.merged)}\nadapter  {_text(found.adapter)}")
+    table = _table("verification", "check", "result", "figure")
+    for row in found.rows():
+        table.add_row(*map(_text, row))
+    console.print(table)
+    for note in found.notes:
+        console.print(f"[yellow]note:[/yellow] {_text(note)}")
+    for failure in found.failures:
+        console.print(f"[red]failed:[/red] {_text(failure)}")
+    if not found.failures:
+        console.print(f"[green]{_text(found.verdict)}[/green]")

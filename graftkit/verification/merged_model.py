@@ -108,17 +108,21 @@ class AdaptedReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class MergeCheck(LoadsModels):
-    """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source."""
+    """The merged checkpoint beside the base and the adapter of ``folder``; ``base`` is what that lay on, None for the source.
+
+    ``by_others`` says that another program merged them.
+    """
 
     folder: Path
     base: Checkpoint | None = None
+    by_others: bool = False
     name: str = "merged against adapted"
 
     def run(self, subject: Subject) -> AdaptedReport:
         """Compare the two; see :func:`compare_with_adapted`."""
         return compare_with_adapted(
             subject.source, subject.result, self.folder, base=self.base, later=subject.later,
-            backbone=Scope.BACKBONE in subject.later_scope, seed=subject.seed,
+            backbone=Scope.BACKBONE in subject.later_scope, seed=subject.seed, by_others=self.by_others,
         )  # fmt: skip
 
 
@@ -130,12 +134,13 @@ def _advice(kept: float, dtype: str) -> str:
 
 def compare_with_adapted(
     source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: Correspondence = IDENTITY,
-    backbone: bool = False, seed: int = 0,
+    backbone: bool = False, seed: int = 0, by_others: bool = False,
 ) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.
 
     ``base`` is what the adapter lies on where that is not the source. ``later`` says how the vocabulary changed after merging, and
-    ``backbone`` that another head came then, so that hidden states and the weights that both have are compared.
+    ``backbone`` that another head came then, so that hidden states and the weights that both have are compared. ``by_others`` says
+    that another program merged them, which may round the update before it is added.
 
     Raises:
         InputRejected, VerificationFailed: a checkpoint or the adapter does not load, or the forward needs inputs that
@@ -145,7 +150,9 @@ def compare_with_adapted(
     with undisturbed():
         adapted = load_adapted(source, folder, base)
         merged = load(result)
-        weights = tuple(compare_weights(adapted.model, merged.model, skipped, later, backbone=backbone))
+        weights = tuple(
+            compare_weights(adapted.model, merged.model, skipped, later, backbone=backbone, by_others=by_others)
+        )
         dtype = merged.dtype
         del merged
         gc.collect()

@@ -3,6 +3,8 @@
 Rounding is monotone: a sum that is off its exact value x by at most e, and is then rounded, lies between the roundings of
 x - e and x + e. So a merge is replayed value by value, and nothing is asked of the errors that rounding leaves: an update
 of less than half a unit in the last place is rounded away, which is right, and is reported as what the dtype keeps of it.
+
+A merge of others may round the update before it is added, as peft does in half precision: it may be off by that as well.
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 #: A module whose weights in float64 are larger than this is not compared in float64.
 MODULE_BYTES = 2 << 30
+
+#: The share of values from which on a weight is wrong as a whole, and not in some places.
+MOST = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,12 @@ def compare_weights(
     later: Correspondence = IDENTITY,
     *,
     backbone: bool = False,
+    by_others: bool = False,
 ) -> Iterator[WeightComparison]:
     """Compare every parameter of the model ``merged`` with the model ``adapted``, merged exactly; say what is left out.
 
     Rows and blocks that ``later`` made are no part of the merge; with ``backbone``, modules that the merged model has not are none.
+    ``by_others`` allows for an update that was computed and rounded in the dtype of the base.
     """
     outer: list[str] = []
     compared: set[str] = set()
@@ -71,7 +78,7 @@ def compare_weights(
             if 8 * size > MODULE_BYTES:
                 skipped.append(f"{printable(part.path)}: {size:,} elements are too many to be merged in float64")
             else:
-                found += _folded(part, written)
+                found += _folded(part, written, by_others=by_others)
         compared.update(comparison.name for comparison in found)
         yield from found
     yield from _untouched(adapted, written, outer, compared)
@@ -115,7 +122,7 @@ def _replaced(name: str, wanted: Tensor, merged: _Merged) -> WeightComparison:
     )
 
 
-def _folded(part: LoraPart, merged: _Merged) -> Iterator[WeightComparison]:
+def _folded(part: LoraPart, merged: _Merged, *, by_others: bool) -> Iterator[WeightComparison]:
     """Compare every parameter of one adapted module with peft's own merge of it in float64."""
     module = part.module
     exact, sizes = _merge(copy.deepcopy(module).double()), _merge(_without_signs(module))
@@ -125,8 +132,12 @@ def _folded(part: LoraPart, merged: _Merged) -> Iterator[WeightComparison]:
         wide = str(before[name].dtype) == "torch.float64"
         # r products are summed and scaled, and the sum is added: one rounding each, of at most the size of the whole
         errors[name] = (part.rank + 4) * UNIT_ROUNDOFF["torch.float64" if wide else "torch.float32"] * size
-    if NAME in getattr(module, "lora_magnitude_vector", ()):
+    scaled = NAME in getattr(module, "lora_magnitude_vector", ())
+    if scaled:
         errors["weight"] = _scaled_error(part, exact["weight"], errors["weight"])
+    if by_others:
+        for name in sizes:
+            errors[name] = errors[name] + _rounded_on_the_way(before[name], exact[name], scaled=scaled)
     for leaf, wanted in exact.items():
         name, later = f"{part.path}.{leaf}", merged.later
         written = merged.at(name)
@@ -136,6 +147,16 @@ def _folded(part: LoraPart, merged: _Merged) -> Iterator[WeightComparison]:
             yield _compare(name, value, old, found, error)
         elif not old.to(found.dtype).equal(found):
             yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
+
+
+def _rounded_on_the_way(before: Tensor, exact: Tensor, *, scaled: bool) -> Tensor:
+    """What rounding every step of a merge to the base's dtype adds: product and scaling of the update, or of all that DoRA scales.
+
+    DoRA's sum, norm, quotient and product are rounded once each, and what they are made of is the whole weight.
+    """
+    unit = UNIT_ROUNDOFF[str(before.dtype)]
+    update = 2 * unit * (exact - before.detach().double()).abs()
+    return update + 4 * unit * exact.abs() if scaled else update
 
 
 def _merge(module: Any) -> dict[str, Tensor]:
@@ -192,5 +213,26 @@ def _compare(name: str, exact: Tensor, before: Tensor, found: Tensor, error: Ten
         failure = (
             f"weights: {printable(name)!r} is not base plus adapter, rounded once, at {int(wrong.sum()):,} of {wrong.numel():,}"
             f" values: at most {float(worst):.3g} off; {kept:.0%} of the adapter's update was made"
+            f"{_explained(exact, before, found, error, wrong)}"
         )
     return WeightComparison(name, equal, kept, energy, failure)
+
+
+def _explained(exact: Tensor, before: Tensor, found: Tensor, error: Tensor, wrong: Tensor) -> str:
+    """What would explain every value of a wrong merge, as the end of a sentence.
+
+    Tried are multiples of the update, each value within one rounding more; what none explains is told by its size.
+    """
+    if found.equal(before.to(found.dtype)):
+        return ": it was left out"
+    change, unit = exact - before, UNIT_ROUNDOFF[str(found.dtype)]
+    factor = float(((found.double() - before) * change).sum() / change.square().sum())
+    for multiple, words in ((2.0, "it was added twice"), (factor, f"it was scaled by {factor:.4g}")):
+        wanted = before + multiple * change
+        slack = max(1.0, abs(multiple)) * error + unit * wanted.abs()
+        if ((wanted - slack).to(found.dtype) <= found).all() and (found <= (wanted + slack).to(found.dtype)).all():
+            return f": {words}"
+    if float(wrong.double().mean()) > MOST:
+        off = float((found.double() - exact).norm() / exact.norm())
+        return f"; all of it is off, by {off:.2%} of its norm: another base, or one that was quantized on the way"
+    return ""
