@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graftkit.architecture.accounting import account
+from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.missing_rows import missing_rows
 from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer, template_notes
-from graftkit.errors import InputRejected
+from graftkit.errors import InputRejected, few, plural
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
 
@@ -93,10 +93,16 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=() if bare else tuple(_findings(checkpoint, tokenizer, vocabulary.rows)),
+        findings=(*_unknown(structure), *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows))),
         nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
     )
+
+
+def _unknown(structure: Structure) -> Iterator[str]:
+    if structure.unknown:
+        count = plural(len(structure.unknown), "tensor")
+        yield f"{count} of no class of this config: {few(structure.unknown)}; unknown_tensors: carry takes them over"
 
 
 def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.accounting import account
+from graftkit.architecture.accounting import account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.checkpoint.adapter import Adapter
@@ -20,7 +20,7 @@ from graftkit.checkpoint.changes import TensorChange, ValueChange, document_chan
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.write import bytes_to_write
-from graftkit.errors import InputRejected, RecipeError, few
+from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
 from graftkit.operations.combinations import check_combination
@@ -39,7 +39,8 @@ WRITING_BYTES = 300 << 20
 class Plan:
     """What `apply` would write, computed from headers, config and tokenizer alone.
 
-    ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one.
+    ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
+    the result that no class loads.
     """
 
     recipe: Recipe
@@ -48,6 +49,7 @@ class Plan:
     outcomes: tuple[Outcome, ...]
     promise: Promise
     table_note: str = ""
+    unknown: tuple[str, ...] = ()
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -135,7 +137,12 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What to know of the operations, of ids without a row, and of trained values that lie beside the model."""
         own = (note for outcome in self.outcomes for note in outcome.notes)
-        return (*own, *([self.table_note] if self.table_note else ()), *self._values_beside())
+        return (*own, *([self.table_note] if self.table_note else ()), *self._unknown_tensors(), *self._values_beside())
+
+    def _unknown_tensors(self) -> Iterator[str]:
+        if self.unknown:
+            count = plural(len(self.unknown), "tensor")
+            yield f"{count} that no class loads, so that no output shows them, carried byte for byte: {few(self.unknown)}"
 
     def _values_beside(self) -> Iterator[str]:
         """What becomes of heads and modules behind the model, whose values no operation reads."""
@@ -195,10 +202,9 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
-    if result is not source:
-        _check_result(result)
+    unknown = _check_result(result, recipe) if result is not source else ()
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
-    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result))
+    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown)
 
 
 def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
@@ -211,10 +217,16 @@ def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: boo
         raise RecipeError("changes the base of the adapter made before it; put it before that")
 
 
-def _check_result(result: Checkpoint) -> None:
-    """A skeleton built from the new config must have exactly the shapes of the result; every document must be readable."""
+def _check_result(result: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
+    """A skeleton built from the new config must have exactly the shapes of the result; every document must be readable.
+
+    Returns the tensors that no class knows, where the recipe carries them.
+    """
     dict(result.documents)
     try:
-        account(result)
+        structure = account(result)
     except InputRejected as error:
         raise InputRejected(f"the planned result would not load: {error}") from error
+    if recipe.unknown_tensors == "refuse":
+        refuse_unknown(result, structure)
+    return structure.unknown

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is what: every one is accounted for, by transformers' own loader, or the checkpoint is refused."""
+"""Which tensor of a checkpoint is what, as transformers' own loader sees it; and which ones no class knows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from graftkit.architecture import skeleton as sk
 from graftkit.architecture.names import TensorNames
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import FLOATING
-from graftkit.errors import InputRejected, few, printable
+from graftkit.errors import InputRejected, few, plural, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,19 +21,22 @@ class Unloaded:
 
 @dataclass(frozen=True, slots=True)
 class Structure:
-    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the unloaded ones with the reason."""
+    """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the unloaded ones with the reason.
+
+    ``unknown`` are tensors that no class of this config loads or ignores.
+    """
 
     skeleton: sk.Skeleton
     memory: TensorNames
     unloaded: Mapping[str, Unloaded]
+    unknown: tuple[str, ...] = ()
 
 
 def account(checkpoint: Checkpoint) -> Structure:
     """Build the skeleton and account for every tensor on disk.
 
     Raises:
-        InputRejected: a tensor is missing, has another shape or kind of dtype than the class wants, or belongs to
-            neither the class, nor its ignore patterns, nor any other class with the same config.
+        InputRejected: a tensor is missing, or has another shape or kind of dtype than the class wants.
     """
     skeleton = sk.build_skeleton(checkpoint.config)
     where = f"{checkpoint.name}: {skeleton.architecture}"
@@ -47,16 +50,22 @@ def account(checkpoint: Checkpoint) -> Structure:
     _check_kinds(checkpoint, skeleton, memory, where)
     unloaded = {name: Unloaded() for name, (key, _) in memory.items() if key not in skeleton.shapes}
     unexpected = [name for name in unloaded if memory[name].name in info.unexpected]
-    if unexpected:
-        known = _sibling_names(checkpoint, skeleton, unexpected)
-        strangers = sorted(set(unexpected) - known.keys())
-        if strangers:
-            raise InputRejected(
-                f"{where}: {len(strangers)} tensor(s) belong to no class of this config: {few(strangers)};"
-                " remove them from the checkpoint, or name their class in config.json's architectures"
-            )
-        unloaded |= known
-    return Structure(skeleton, memory, unloaded)
+    siblings = _sibling_names(checkpoint, skeleton, unexpected) if unexpected else {}
+    return Structure(skeleton, memory, unloaded | siblings, tuple(sorted(set(unexpected) - siblings.keys())))
+
+
+def refuse_unknown(checkpoint: Checkpoint, structure: Structure) -> None:
+    """Refuse tensors that no class knows.
+
+    Raises:
+        InputRejected: there are some; the message says how they are carried along.
+    """
+    if structure.unknown:
+        raise InputRejected(
+            f"{checkpoint.name}: {structure.skeleton.architecture}: {plural(len(structure.unknown), 'tensor')} of no class of this"
+            f" config: {few(structure.unknown)}; set unknown_tensors: carry to take them over byte for byte, or name their class in"
+            " config.json's architectures"
+        )
 
 
 def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInfo:

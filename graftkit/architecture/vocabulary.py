@@ -202,6 +202,11 @@ def _other_tensors(
     axes = _axes_by_siblings(checkpoint, structure, rows, governing, names) if names else {}
     found = []
     for name in names:
+        if name in structure.unknown:
+            raise InputRejected(
+                f"{printable(name)} has {rows} rows or columns, as the vocabulary has, and no class of this config says what it holds,"
+                " so it cannot grow with the vocabulary; drop it from the checkpoint first, or leave the vocabulary as it is"
+            )
         tensor = checkpoint.tensors[name]
         axis = axes.get(name, tensor.shape.index(rows))
         if axis is None:

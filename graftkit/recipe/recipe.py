@@ -56,6 +56,12 @@ class Recipe(Spec):
     revision: Annotated[Text | None, Field(description="Branch, tag or commit of a hub id.")] = None
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Seeds everything that is sampled.")] = 0
     allow_nonfinite: Annotated[bool, Field(description="Accept weights that hold NaN or infinity.")] = False
+    unknown_tensors: Annotated[
+        Literal["refuse", "carry"],
+        Field(
+            description="Tensors that no class of the config loads: refuse the checkpoint, or carry them over byte for byte."
+        ),
+    ] = "refuse"
     operations: Annotated[
         ListOf[Operation],
         Field(min_length=1, json_schema_extra={"minItems": 1}, description="What to do, in this order."),

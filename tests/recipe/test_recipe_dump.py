@@ -130,6 +130,7 @@ version: 1
 base_model: acme/tiny
 seed: 0
 allow_nonfinite: false
+unknown_tensors: refuse
 operations:
   - op: extend_vocab
     tokens:
