@@ -129,6 +129,8 @@ def _unlike_peft(kind: str, spec: dict[str, Any], base: Path, ours: Path, theirs
     """
     from safetensors.torch import load_file
 
+    from graftkit.architecture.peft.config_fields import with_defaults
+
     new = load_file(ours / "adapter_model.safetensors")
     runs: list[dict[str, Any]] = []
     strange = list(new)
@@ -142,7 +144,8 @@ def _unlike_peft(kind: str, spec: dict[str, Any], base: Path, ours: Path, theirs
             break
     if strange:
         return f"other tensors than peft's: {', '.join(strange[:3])}"
-    configs = [json.loads((path / "adapter_config.json").read_text()) for path in (theirs / str(PLACES[0]), ours)]
+    read = [json.loads((path / "adapter_config.json").read_text()) for path in (theirs / str(PLACES[0]), ours)]
+    configs = [with_defaults(config) for config in read]
     for config in configs:
         for name, value in config.items():
             config[name] = sorted(value) if isinstance(value, list) else value
