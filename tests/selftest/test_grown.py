@@ -1,5 +1,7 @@
 """Every byte of an output that lies beside its report: each planted fault is caught, and the same tensors in other files are no fault."""
 
+import json
+
 import pytest
 from support.families import build
 
@@ -44,7 +46,9 @@ def test_a_blinded_verifier_fails_its_selftest(llama):
 
 
 def test_a_model_that_takes_no_token_says_why(tmp_path):
-    build("llama", tmp_path / "short", rows=310, tokens=320)
-    found = selftest(str(tmp_path / "short"), clean=0, faults=(), adapter_faults=(), grown_faults=GROWN_FAULTS[:1])
+    source = build("llama", tmp_path / "named", rows=320, tokens=310)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "image_token_id": 310}))
+    found = selftest(str(source), clean=0, faults=(), adapter_faults=(), grown_faults=GROWN_FAULTS[:1])
     assert found.planted == found.clean == ()
     assert "no tokens for this model: " in found.faults[0].not_applicable
