@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,26 +14,51 @@ if TYPE_CHECKING:
     from graftkit.planning import Plan
     from graftkit.report.report import Report
 
+#: What cards of embedding models are tagged with, beside the tasks that transformers knows.
+_TASKS_OF_EMBEDDINGS = ("sentence-similarity", "feature-extraction", "sentence-transformers")
+
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n?", re.DOTALL)
 
 
 def model_card(report: Report, plan: Plan) -> str:
-    """Return the card's Markdown; the source's front matter is kept, with ``base_model`` set to the source."""
+    """Return the card's Markdown; the source's front matter is kept where it still holds, with ``base_model`` set to the source."""
     source = plan.source.documents.get("README.md", "")
     source = source if isinstance(source, str) else ""
     front, body = split_front_matter(source)
-    front = {**front, "base_model": plan.source.name}
+    name = _name(plan)
+    front = {**_still_true(front, plan), "base_model": name}
     tags = [tag for tag in front.get("tags") or [] if tag != "graftkit"]
     front["tags"] = [*tags, "graftkit"]
     tokens = "\n".join(f"| `{_cell(token)}` | {index} |" for token, index in plan.new_tokens.items())
     grafted = f"\n| new token | id |\n|---|---|\n{tokens}\n" if tokens else ""
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(plan.source.name)}`. {report.verdict}.\n{grafted}\n"
+        f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(name)}`. {report.verdict}.\n{grafted}\n"
         f"{_checks(report)}\n"
         f"Every tensor with its digest and every measured figure stand in `graft_report.json`;"
         f" `graft_recipe.yaml` makes this checkpoint again.\n\n{body}"
     )
+
+
+def _name(plan: Plan) -> str:
+    """The hub id of the source, or the way to its folder from the output: where either lies is nobody's business."""
+    if not os.path.isdir(os.path.expanduser(plan.source.name)):
+        return plan.source.name
+    return os.path.relpath(plan.source.directory, plan.recipe.output)
+
+
+def _still_true(front: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The front matter less what it says of the source's task, where the result is of another class; that task is named."""
+    before, after = (checkpoint.config.get("architectures") for checkpoint in (plan.source, plan.result))
+    if before == after or not after:
+        return front
+    from transformers.modelcard import TASK_MAPPING
+
+    old = {front.get("pipeline_tag"), front.get("library_name"), *_TASKS_OF_EMBEDDINGS, *TASK_MAPPING}
+    kept = {key: value for key, value in front.items() if key not in ("pipeline_tag", "library_name", "tags")}
+    tags = [tag for tag in front.get("tags") or [] if tag not in old]
+    task = next((task for task, names in TASK_MAPPING.items() if after[0] in names.values()), None)
+    return {**kept, "library_name": "transformers", **({"pipeline_tag": task} if task else {}), "tags": tags}
 
 
 def _checks(report: Report) -> str:
