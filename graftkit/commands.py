@@ -25,11 +25,11 @@ def _recipe(options: Namespace) -> Any:
 
 
 def _path(given: str) -> str:
-    """A path of the command line, with ``~`` expanded as in a recipe, whatever the shell did."""
-    from graftkit.recipe.paths import expand_home
+    """A path of the command line, with ``~`` and ``${NAME}`` expanded as in a recipe, whatever the shell did."""
+    from graftkit.recipe.paths import expand_path
 
     try:
-        return expand_home(given)
+        return expand_path(given)
     except ValueError as error:
         raise RecipeError(f"{printable(given)}: {printable(error)}") from error
 

@@ -20,7 +20,7 @@ LAYERS = [
     {"operations"},
     {"planning"},
     {"report"},
-    {"engine", "compare", "inspection", "adapter_verification"},
+    {"engine", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"selftest"},
     {"commands", "process"},
     {"cli"},

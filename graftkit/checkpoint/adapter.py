@@ -16,7 +16,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
 from graftkit.errors import InputRejected, few, plural, printable
-from graftkit.recipe.paths import expand_home
+from graftkit.recipe.paths import expand_path
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
 FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"
@@ -63,7 +63,7 @@ def open_adapter(path: str) -> Adapter:
         StorageFault: the file system failed.
     """
     try:
-        directory = Path(expand_home(path))
+        directory = Path(expand_path(path))
     except ValueError as error:
         raise InputRejected(f"{printable(path)}: {printable(error)}") from error
     if not directory.is_dir():

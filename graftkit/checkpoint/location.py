@@ -13,7 +13,7 @@ from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OTHER_FOLDERS
 from graftkit.checkpoint.weights import INDEX, SINGLE
 from graftkit.errors import InputRejected, RecipeError, StorageFault, printable
-from graftkit.recipe.paths import expand_home
+from graftkit.recipe.paths import expand_path
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 #: What is not downloaded: weights in other formats, the second copies of Mistral's and of half-precision variants, states of
@@ -68,7 +68,7 @@ def locate(base_model: str, revision: str | None = None) -> Location:
 
 def _local(base_model: str) -> Path:
     try:
-        return Path(expand_home(base_model))
+        return Path(expand_path(base_model))
     except ValueError as error:
         raise InputRejected(f"{printable(base_model)}: is neither a folder nor a hub id: {printable(error)}") from error
 

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from graftkit.recipe.paths import expand_home
+from graftkit.recipe.paths import expand_path
 from graftkit.recipe.spec import problem
 
 Key = TypeVar("Key", bound=str)
@@ -52,7 +52,7 @@ def _path_text(value: object) -> object:
 
 def _expanded(path: str) -> str:
     try:
-        return expand_home(path)
+        return expand_path(path)
     except ValueError as error:
         raise problem(str(error)) from error
 
@@ -64,7 +64,7 @@ def _as_tuple(value: object) -> object:
 #: Text that says something and that a UTF-8 file can hold.
 Text = Annotated[str, AfterValidator(_checked_text), Field(json_schema_extra={"pattern": r"\S"})]
 
-#: Text that names a file, a folder or a hub id, with ``~`` expanded; library users may give a ``pathlib.Path``.
+#: Text that names a file, a folder or a hub id, with ``~`` and ``${NAME}`` expanded; library users may give a ``pathlib.Path``.
 PathText = Annotated[Text, BeforeValidator(_path_text), AfterValidator(_expanded)]
 
 #: A list of the recipe, kept as a tuple.

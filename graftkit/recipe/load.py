@@ -1,6 +1,7 @@
 """From a file, or from values of a library user, to a recipe."""
 
 import stat
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,16 +15,22 @@ from graftkit.recipe.recipe import Recipe
 from graftkit.recipe.wording import encodable
 from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, parse_yaml
 
+#: What errors call the recipe that the command line names ``-``.
+STANDARD_INPUT = "standard input"
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read the recipe at ``path`` with ``overrides`` such as ``operations.0.init=mean`` (a number counts in a list).
+    """Read the recipe at ``path``, or for ``-`` on standard input.
+
+    ``overrides`` are such as ``operations.0.init=mean`` (a number counts in a list).
 
     Raises:
         RecipeError: all problems at once, in line order, those of overrides last; each names file and line.
     """
-    document = parse_yaml(_read(path), lambda line: Place(f"{path}:{line}", (0, line)))
+    name = STANDARD_INPUT if path == "-" else str(path)
+    document = parse_yaml(_read(path, name), lambda line: Place(f"{name}:{line}", (0, line)))
     if document.data is None:
-        raise RecipeError(document.lines() or f"{printable(path)}: is empty; a recipe begins with version: 1")
+        raise RecipeError(document.lines() or f"{printable(name)}: is empty; a recipe begins with version: 1")
     apply_overrides(list(overrides), document)
     return _validated(document)
 
@@ -64,14 +71,11 @@ def _plain_containers(value: object, depth: int) -> object:
     return value
 
 
-def _read(path: str | Path) -> str:
-    """The text of the regular file at ``path``, at most a little more than a recipe may hold."""
-    name = printable(path)
+def _read(path: str | Path, shown: str) -> str:
+    """The text of the regular file at ``path`` or of standard input, at most a little more than a recipe may hold."""
+    name = printable(shown)
     try:
-        if not stat.S_ISREG(Path(path).stat().st_mode):
-            raise RecipeError(f"{name}: is not a regular file")
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = sys.stdin.buffer.read(MAX_BYTES + 1) if path == "-" else _read_file(Path(path), name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a null character"
         raise RecipeError(f"{name}: cannot be read: {reason}") from error
@@ -82,3 +86,10 @@ def _read(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{name}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02X})") from error
+
+
+def _read_file(path: Path, name: str) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RecipeError(f"{name}: is not a regular file")
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)

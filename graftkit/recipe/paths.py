@@ -1,16 +1,27 @@
 """What every path that a recipe or the command line gives goes through."""
 
 import os
+import re
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def expand_home(path: str) -> str:
-    """``path`` with ``~`` or ``~user`` at its beginning replaced by that home folder.
+def expand_path(path: str) -> str:
+    """``path`` with each ``${NAME}`` replaced by that variable of the environment, and ``~`` or ``~user`` before it by a home folder.
 
     Raises:
-        ValueError: there is no such user, or the home folder is not known.
+        ValueError: there is no such variable or user, or the home folder is not known.
     """
-    expanded = os.path.expanduser(path)
+    named = _VARIABLE.sub(_value, path)
+    expanded = os.path.expanduser(named)
     if expanded.startswith("~"):
-        user = path.split("/", 1)[0]
+        user = named.split("/", 1)[0]
         raise ValueError(f"{user} is no user's home folder; write ./{user} for a folder of that name")
     return expanded
+
+
+def _value(found: re.Match[str]) -> str:
+    value = os.environ.get(found[1])
+    if value is None:
+        raise ValueError(f"the environment has no variable {found[1]}")
+    return value

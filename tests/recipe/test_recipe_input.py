@@ -1,0 +1,50 @@
+"""Where a recipe comes from, and what its paths may hold: standard input, ``~`` and ``${NAME}``."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from graftkit.errors import RecipeError
+from graftkit.recipe import parse_recipe
+
+TEXT = "version: 1\nbase_model: ${MODELS}/a\noutput: out\noperations:\n  - {op: extend_vocab, tokens: [zz]}\n"
+
+
+def asked(text, *arguments, **variables):
+    command = [sys.executable, "-m", "graftkit", *arguments]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, input=text, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_a_recipe_from_standard_input():
+    done = asked(TEXT, "validate", "-", "operations.0.init=zeros", MODELS="/somewhere")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "-: valid: extend_vocab\n", "")
+
+
+def test_its_problems_name_standard_input():
+    done = asked(TEXT.replace("tokens", "tokns"), "validate", "-", MODELS="/somewhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("graftkit: standard input:5: operations.0.tokns: unknown field")
+    done = asked("", "validate", "-")
+    assert done.stderr == "graftkit: standard input: is empty; a recipe begins with version: 1\n"
+
+
+def recipe(base):
+    return parse_recipe(
+        {"version": 1, "base_model": base, "output": "o", "operations": [{"op": "extend_vocab", "tokens": ["a"]}]}
+    )
+
+
+def test_variables_in_paths(monkeypatch):
+    monkeypatch.setenv("MODELS", "~/models")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert recipe("${MODELS}/a-${MODELS}").base_model == "/home/somebody/models/a-~/models"
+    assert recipe("$MODELS/${}/a").base_model == "$MODELS/${}/a"
+
+
+def test_a_variable_that_is_not_set_is_an_error(monkeypatch):
+    monkeypatch.delenv("MODELS", raising=False)
+    with pytest.raises(RecipeError, match="base_model: the environment has no variable MODELS"):
+        recipe("${MODELS}/a")
