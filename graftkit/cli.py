@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_commands_of_recipes(add)
     _add_inspect(add)
-    add("diff", commands.diff, "compare config, tokenizer and tensors of two checkpoints", "A", "B")
+    _add_diff(add)
     _add_verify(add)
     add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
     _add_selftest(add)
@@ -166,6 +166,13 @@ def _add_inspect(add: Add) -> None:
     sub = add("inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
     sub.add_argument("--revision", help="branch, tag or commit of a hub id")
     sub.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
+
+
+def _add_diff(add: Add) -> None:
+    text = "compare config, tokenizer and tensors of two checkpoints, or of two adapters"
+    sub = add("diff", commands.diff, text, "A", "B")
+    sub.add_argument("--exit-code", action="store_true", help="exit with 1 where anything differs")
+    sub.add_argument("-v", "--verbose", action="store_true", help="print every changed value and tensor")
 
 
 def _add_verify(add: Add) -> None:

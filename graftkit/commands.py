@@ -128,7 +128,7 @@ def inspect(options: Namespace) -> int:
 
 
 def diff(options: Namespace) -> int:
-    """Compare two checkpoints tensor by tensor."""
+    """Compare two checkpoints, or two adapters, tensor by tensor."""
     _quiet_libraries()
     import dataclasses
 
@@ -138,9 +138,10 @@ def diff(options: Namespace) -> int:
     with unchanged(options.a, options.b):
         found = compare.diff(options.a, options.b)
     if options.json:
-        return _print_json(dataclasses.asdict(found))
-    terminal.print_difference(found)
-    return 0
+        _print_json(dataclasses.asdict(found))
+    else:
+        terminal.print_difference(found, verbose=options.verbose)
+    return 1 if options.exit_code and (found.tensors or found.values) else 0
 
 
 def verify(options: Namespace) -> int:

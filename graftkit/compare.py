@@ -8,10 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checkpoint.changes import ValueChange, document_changes
+from graftkit.checkpoint.adapter import CONFIG, open_adapter
+from graftkit.checkpoint.changes import ValueChange, document_changes, value_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.recipe.paths import expand_path
 from graftkit.report.manifest import account_for
 from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
@@ -24,6 +27,7 @@ from graftkit.verification.tensors import TensorDifference, tensor_difference
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
+    from graftkit.checkpoint.tensors import LazyTensor
     from graftkit.verification.accounted import Accounted
     from graftkit.verification.checks import Finding
 
@@ -44,23 +48,42 @@ class Difference:
 
 
 def diff(before: str, after: str) -> Difference:
-    """Compare config, tokenizer and tensors of two checkpoints, a bounded piece at a time.
+    """Compare config, tokenizer and tensors of two checkpoints, or of two adapters, a bounded piece at a time.
 
     Raises:
         InputRejected: one of them cannot be opened.
     """
+    if _is_adapter(before) and _is_adapter(after):
+        old, new = open_adapter(before), open_adapter(after)
+        values = value_changes({CONFIG: old.config}, {CONFIG: new.config})
+        return _difference(values, old.tensors, new.tensors)
     return _diff(Checkpoint.open(before), Checkpoint.open(after))
 
 
+def _is_adapter(folder: str) -> bool:
+    """Whether a folder holds an adapter and no base beside it."""
+    try:
+        place = Path(expand_path(folder))
+    except ValueError:  # it is refused in full when it is opened
+        return False
+    return (place / CONFIG).is_file() and not (place / "config.json").exists()
+
+
 def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
+    return _difference(document_changes(old, new), old.tensors, new.tensors)
+
+
+def _difference(
+    values: tuple[ValueChange, ...], old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
+) -> Difference:
     tensors, equal = [], 0
-    for name in dict.fromkeys([*old.tensors, *new.tensors]):
-        found = tensor_difference(name, old.tensors.get(name), new.tensors.get(name))
+    for name in dict.fromkeys([*old, *new]):
+        found = tensor_difference(name, old.get(name), new.get(name))
         if found is None:
             equal += 1
         else:
             tensors.append(found)
-    return Difference(document_changes(old, new), tuple(tensors), equal)
+    return Difference(values, tuple(tensors), equal)
 
 
 @dataclass(frozen=True, slots=True)

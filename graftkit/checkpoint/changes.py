@@ -84,11 +84,16 @@ def _axis(tensor: LazyTensor) -> int:
 
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
     """Every value that differs between the JSON documents of two checkpoints; texts are compared whole."""
-    if source.documents is result.documents:
+    return value_changes(source.documents, result.documents)
+
+
+def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:
+    """The same of documents by file name."""
+    if before is after:
         return ()
     changes: list[ValueChange] = []
-    for name in dict.fromkeys([*source.documents, *result.documents]):
-        old, new = source.documents.get(name), result.documents.get(name)
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
         if old is not new:
             changes.extend(ValueChange(name, place, a, b) for place, a, b in _values(old, new, ""))
     return tuple(changes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
+
+#: The same of a comparison.
+LISTED = 60
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -202,20 +206,29 @@ def _print_vocabulary(console: Console, found: Inspection) -> None:
     console.print(table)
 
 
-def print_difference(found: Difference) -> None:
-    """Print what differs between two checkpoints."""
+def print_difference(found: Difference, *, verbose: bool) -> None:
+    """Print what differs between two checkpoints; without ``verbose`` the first of many."""
     console = _console()
+    listed = None if verbose else LISTED
+    tensors, values = found.tensors[:listed], found.values[:listed]
     table = _table("tensors", "name", "change", "before", "after", "old rows changed", "max |Δ|")
-    for item in found.tensors:
+    for item in tensors:
         largest = "-" if item.largest is None else f"{item.largest:.3g}"
         table.add_row(_text(item.name), item.kind, item.old or "-", item.new or "-", str(item.rows), largest)
-    if found.tensors:
+    if tensors:
         console.print(table)
-    console.print(f"{found.equal} tensors equal, {len(found.tensors)} not")
-    values = _table("config and tokenizer", "file", "place", "before", "after")
-    for value in found.values:
-        values.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
-    console.print(values if found.values else "config and tokenizer equal")
+    _more(console, len(found.tensors) - len(tensors))
+    console.print(f"{plural(found.equal, 'tensor')} equal, {len(found.tensors):,} not")
+    changed = _table("config and tokenizer", "file", "place", "before", "after")
+    for value in values:
+        changed.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
+    console.print(changed if values else "config and tokenizer equal")
+    _more(console, len(found.values) - len(values))
+
+
+def _more(console: Console, count: int) -> None:
+    if count:
+        console.print(f"[dim]… and {count:,} more (--verbose)[/dim]")
 
 
 def print_verification(found: Verification) -> None:
