@@ -15,13 +15,14 @@ from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
 
-def _recipe(options: Namespace) -> Any:
-    from graftkit.recipe import load_recipe
+def _recipe(options: Namespace) -> tuple[Any, Any]:
+    """The recipe, and the document that knows where its values stand."""
+    from graftkit.recipe.load import load_with_places
 
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")
-    return load_recipe(_path(options.recipe), overrides)
+    return load_with_places(_path(options.recipe), overrides)
 
 
 def _path(given: str) -> str:
@@ -44,7 +45,7 @@ def _print_json(value: object) -> int:
 
 def validate(options: Namespace) -> int:
     """Check a recipe without touching a checkpoint."""
-    recipe = _recipe(options)
+    recipe, _ = _recipe(options)
     operations = [spec.op for spec in recipe.operations]
     if options.json:
         return _print_json({"valid": True, "operations": operations})
@@ -69,12 +70,14 @@ def _quiet_libraries() -> None:
 
 def plan(options: Namespace) -> int:
     """Show what `apply` would write."""
-    recipe = _recipe(options)
+    recipe, document = _recipe(options)
     _quiet_libraries()
     from graftkit import engine
+    from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
-    planned = engine.plan(recipe)
+    with places_added(document):
+        planned = engine.plan(recipe)
     if options.json:
         return _print_json(terminal.plan_json(planned))
     if not options.quiet:
@@ -86,21 +89,23 @@ def apply(options: Namespace) -> int:
     """Plan, write, verify, commit."""
     if options.dry_run:
         return plan(options)
-    recipe = _recipe(options)
+    recipe, document = _recipe(options)
     _quiet_libraries()
     from pathlib import Path
 
     from graftkit import engine
     from graftkit.checkpoint.staging import refuse_output
+    from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    planned = engine.plan(recipe)
+    with places_added(document):
+        planned = engine.plan(recipe)
     refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
-    with terminal.progress(silent=silent) as progress:
+    with places_added(document), terminal.progress(silent=silent) as progress:
         written = engine.execute(
             planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
             committed=options.committed,

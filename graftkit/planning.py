@@ -197,7 +197,6 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         try:
             outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
             outcome = check_combination(recipe.operations[: place + 1], source, outcomes, outcome)
-            _check_order(outcome, outcomes, changed=outcome.checkpoint is not result)
         except RecipeError as error:
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
@@ -205,16 +204,6 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     unknown = _check_result(result, recipe) if result is not source else ()
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
     return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown)
-
-
-def _check_order(outcome: Outcome, earlier: tuple[Outcome, ...], *, changed: bool) -> None:
-    """An adapter is made for the base as it is then; nothing may change that base afterwards."""
-    if not any(before.adapter for before in earlier):
-        return
-    if outcome.adapter:
-        raise RecipeError("a recipe makes one adapter; put the second into a recipe of its own")
-    if changed:
-        raise RecipeError("changes the base of the adapter made before it; put it before that")
 
 
 def _check_result(result: Checkpoint, recipe: Recipe) -> tuple[str, ...]:

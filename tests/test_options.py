@@ -75,7 +75,7 @@ def refused(done, code, start=""):
     assert done.returncode == code, done.stdout
     lines = done.stderr.splitlines()
     assert len(lines) == 1, lines
-    assert lines[0].startswith(f"graftkit: {start}"), lines[0]
+    assert lines[0].startswith(f"graftkit: {start}") or (code == 2 and f": {start}" in lines[0]), lines[0]
     return lines[0]
 
 

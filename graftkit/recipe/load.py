@@ -1,8 +1,9 @@
 """From a file, or from values of a library user, to a recipe."""
 
+import contextlib
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -27,12 +28,28 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: all problems at once, in line order, those of overrides last; each names file and line.
     """
+    return load_with_places(path, overrides)[0]
+
+
+def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
+    """The same with the document, which knows where each value stands; see :func:`places_added`."""
     name = STANDARD_INPUT if path == "-" else str(path)
     document = parse_yaml(_read(path, name), lambda line: Place(f"{name}:{line}", (0, line)))
     if document.data is None:
         raise RecipeError(document.lines() or f"{printable(name)}: is empty; a recipe begins with version: 1")
     apply_overrides(list(overrides), document)
-    return _validated(document)
+    return _validated(document), document
+
+
+@contextlib.contextmanager
+def places_added(document: Document) -> Iterator[None]:
+    """Name file and line in problems that show only when a recipe meets its checkpoint."""
+    try:
+        yield
+    except RecipeError as error:
+        if not all(problem.startswith("operations.") for problem in error.problems):
+            raise
+        raise RecipeError([document.located(problem) for problem in error.problems]) from error
 
 
 def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:

@@ -1,7 +1,8 @@
 """The operations that a recipe can name.
 
 To add one: write its spec in a file beside this one, a :class:`~graftkit.recipe.spec.Spec` whose ``op`` is a literal with
-that literal as its default, and put the class into the union: ``ExtendVocab | ReplaceHead``.
+that literal as its default, and put the class into the union: ``ExtendVocab | ReplaceHead``. One that makes an adapter belongs
+into ``MAKE_ADAPTERS`` too.
 """
 
 from typing import Annotated
@@ -20,3 +21,6 @@ Operation = Annotated[
     ExtendVocab | AddAdapter | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter,
     OneOf("op", "operation"),
 ]
+
+#: The operations that make an adapter for the base as it is then.
+MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter"})

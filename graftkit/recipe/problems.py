@@ -51,6 +51,12 @@ class Document:
         """Note a problem at ``path``, or elsewhere when ``place`` says where."""
         self.problems.append(Problem(place or self.place(path), path, message))
 
+    def located(self, problem: str) -> str:
+        """``problem``, which begins with a dotted path, behind the place where that was written."""
+        steps = problem.partition(": ")[0].split(".")
+        origin = self.place(tuple(int(step) if step.isdigit() else step for step in steps)).origin
+        return f"{printable(origin)}: {problem}" if origin else problem
+
     def lines(self) -> list[str]:
         """Return every problem as a line, in the order of the recipe's lines."""
         ordered = sorted(self.problems, key=lambda problem: problem.place.order)

@@ -1,12 +1,13 @@
 """The recipe: what to graft onto which checkpoint, and where to."""
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.fields import ListOf, PathText, Text
-from graftkit.recipe.operations import Operation
-from graftkit.recipe.spec import Spec, problem
+from graftkit.recipe.operations import MAKE_ADAPTERS, Operation
+from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import found
 
 
@@ -70,3 +71,18 @@ class Recipe(Spec):
         VerifyOptions.model_construct()
     )
     output: Annotated[PathText, Field(description="The folder to write; it must not exist.")]
+
+    @classmethod
+    def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+        """Refuse a second adapter, and changes of the base that an adapter was made for."""
+        operations = data.get("operations")
+        made = False
+        for place, item in enumerate(operations if isinstance(operations, list | tuple) else ()):
+            op = item.get("op") if isinstance(item, Mapping) else getattr(item, "op", None)
+            if not isinstance(op, str):
+                continue
+            if made and op in MAKE_ADAPTERS:
+                yield ("operations", place), "a recipe makes one adapter; put the second into a recipe of its own"
+            elif made:
+                yield ("operations", place), f"{op} changes the base of the adapter made before it; put it before that"
+            made = made or op in MAKE_ADAPTERS

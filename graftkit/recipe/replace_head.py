@@ -106,7 +106,7 @@ def _label_problems(data: Mapping[str, object], names: list[str], count: int) ->
     kind = data.get("problem_type")
     if names and data.get("num_labels") is not None:
         yield ("num_labels",), "is redundant: labels already gives the number; leave it out"
-    if not count and kind != "regression":
+    if not count and kind != "regression" and not data.get("labels"):
         yield (), f"{data.get('task')} needs labels or num_labels"
     if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):
         yield ("labels" if names else "num_labels",), "a choice needs two labels or more"

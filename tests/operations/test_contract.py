@@ -14,6 +14,7 @@ from graftkit import engine
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS
 from graftkit.recipe import json_schema
+from graftkit.recipe.operations import MAKE_ADAPTERS
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,6 +99,7 @@ def test_planning_is_pure_and_reads_no_weight(made, op, monkeypatch):
     assert [outcome.notes for outcome in first.outcomes] == [outcome.notes for outcome in second.outcomes]
     assert first.source.tensors.keys() == second.source.tensors.keys()
     assert first.promise.observable
+    assert (first.adapter is not None) == (op in MAKE_ADAPTERS)
     assert not (made["root"] / "never").exists()
 
 

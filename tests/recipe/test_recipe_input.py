@@ -48,3 +48,27 @@ def test_a_variable_that_is_not_set_is_an_error(monkeypatch):
     monkeypatch.delenv("MODELS", raising=False)
     with pytest.raises(RecipeError, match="base_model: the environment has no variable MODELS"):
         recipe("${MODELS}/a")
+
+
+def test_what_only_the_checkpoint_shows_has_its_line_too(tmp_path):
+    text = (
+        "version: 1\nbase_model: recipes/models/demo-lm\noutput: ${OUT}/x\noperations:\n"
+        "  - op: add_lora\n    r: 4\n    target_modules:\n      - q_prj\n"
+    )
+    done = asked(text, "plan", "-", OUT=str(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("graftkit: standard input:7: operations.0.target_modules: 'q_prj' matches no module")
+    done = asked(text, "plan", "-", "operations.0.target_modules=[v_prj]", OUT=str(tmp_path))
+    assert done.stderr.startswith(
+        "graftkit: override 'operations.0.target_modules=[v_prj]': operations.0.target_modules: 'v_prj'"
+    )
+
+
+def test_labels_of_another_type_are_one_problem_each():
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": [True, False]}
+    with pytest.raises(RecipeError) as raised:
+        parse_recipe({"version": 1, "base_model": "a", "output": "o", "operations": [head]})
+    assert [problem.partition(": ")[0] for problem in raised.value.problems] == [
+        "operations.0.labels.0",
+        "operations.0.labels.1",
+    ]
