@@ -90,8 +90,9 @@ _SYSTEM = frozenset(
 #: How Python and torch say that no thread could be started.
 _NO_THREADS = ("can't start new thread", "Invalid thread pool")
 
-#: How libraries in Rust and torch spell the number of such an answer.
+#: How libraries in Rust and torch spell the number of such an answer, before and behind its words.
 _NUMBER = re.compile(r"\(os error (\d+)\)|Error code (\d+) \(")
+_SPELLED = {f"{os.strerror(number)} ({number})": number for number in _SYSTEM}
 
 
 def system_fault(error: BaseException) -> str | None:
@@ -105,13 +106,18 @@ def system_fault(error: BaseException) -> str | None:
         if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_THREADS):
             return "no thread could be started; allow more processes (ulimit -u)"
         number = cause.errno if isinstance(cause, OSError) else None
-        if number is None and (found := _NUMBER.search(str(cause)[:10_000])):
-            number = int(found[1] or found[2])
+        number = _spelled_number(str(cause)[:10_000]) if number is None else number
         if number in _SYSTEM:
             name = getattr(cause, "filename", None)
             what = f"{printable(name)}: {os.strerror(number)}" if name else os.strerror(number)
             return what if cause is error or name else f"{what}, seen as: {printable(error)}"
     return None
+
+
+def _spelled_number(text: str) -> int | None:
+    if found := _NUMBER.search(text):
+        return int(found[1] or found[2])
+    return next((number for words, number in _SPELLED.items() if words in text), None)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
