@@ -175,8 +175,8 @@ def _refuse_loss(spec: ExtractLora, changes: Changes, skeleton: Skeleton) -> Non
     lost = [name for name in changes.others if not _named(name, spec.allow_lost)]
     if lost:
         raise InputRejected(
-            f"{len(lost)} tensor(s) of {skeleton.architecture} differ that are no linear's weight: {few(lost)}; name their"
-            " modules in modules_to_save to store them whole, or in allow_lost to leave them as in the base"
+            f"{plural(len(lost), 'tensor')} of {skeleton.architecture} changed outside linear layers: {few(lost)}; name their modules"
+            " in modules_to_save to store them whole, or in allow_lost to leave them as in the base"
         )
     for key, found in (("allow_lost", changes.others), ("modules_to_save", tuple(changes.saved))):
         for given in getattr(spec, key):
@@ -232,6 +232,6 @@ def _notes(changes: Changes, ranks: Mapping[str, int]) -> Iterator[str]:
     low, high = min(ranks.values()), max(ranks.values())
     yield f"{len(ranks)} linears differ; rank {low if low == high else f'{low} to {high}'}"
     if changes.saved:
-        yield f"{len(changes.saved)} tensors are stored whole: {few(changes.saved)}"
+        yield f"{plural(len(changes.saved), 'tensor')} stored whole: {few(changes.saved)}"
     if changes.others:
         yield f"{len(changes.others)} tensors differ and are lost, as allowed: {few(changes.others)}"
