@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
-from graftkit.errors import InputRejected
+from graftkit.errors import InputRejected, few, plural
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
@@ -36,9 +37,16 @@ class Pair:
         """Read what both have of a vocabulary.
 
         Raises:
-            InputRejected: the second has fewer rows, one of them alone takes token ids, or its vocabulary cannot be told.
+            InputRejected: the second has fewer rows or tensors that its class alone does not know, one of them alone takes token
+                ids, or its vocabulary cannot be told.
         """
-        vocabularies = vocabulary_of(old), vocabulary_of(new)
+        before, after = account(old), account(new)
+        if lost := set(after.unknown) - set(before.unknown):
+            count = plural(len(lost), "tensor")
+            raise InputRejected(
+                f"{new.name}: {after.skeleton.architecture} has no place for {count} by its config: {few(lost)}"
+            )
+        vocabularies = vocabulary_of(old, before), vocabulary_of(new, after)
         rows = [vocabulary.rows for vocabulary in vocabularies]
         if bool(rows[0]) != bool(rows[1]):
             taking = (old, new) if rows[0] else (new, old)

@@ -203,7 +203,7 @@ def test_the_command_line_says_what_failed(made, output, capsys):
     assert run(["verify", "--adapter", str(output / "adapter"), "--no-outputs"]) == 4
     assert "is not the reported one" in capsys.readouterr().out
     assert run(["verify", "a"]) == 2
-    assert run(["verify", "a", "b", "--adapter", "c"]) == 2
+    assert run(["verify", "a", "b", "--adapter", "c"]) == 3
 
 
 def planned_with(made, tmp_path, change):

@@ -30,6 +30,7 @@ PASSED_ON = {
 }
 
 PLANTED = {
+    "merge_verification.py MergeVerification": "verification/test_merge_by_others.py test_merged_twice",
     "adapter_verification.py AdapterVerification": "selftest/test_adapters.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "compare.py Verification": "selftest/test_demo.py test_every_fault_is_caught_and_no_clean_copy_flagged",
     "verification/accounted.py Accounted": "selftest/test_grown.py test_every_fault_is_caught_and_no_clean_copy_flagged",
