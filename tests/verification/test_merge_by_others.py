@@ -33,7 +33,7 @@ def asked(base, merged, adapter, *flags):
     return here("verify", base, merged, "--adapter", adapter, *flags)
 
 
-def failed(base, merged, adapter):
+def failures_of(base, merged, adapter):
     done = asked(base, merged, adapter)
     assert (done.returncode, done.stderr) == (4, ""), done.stdout
     return " ".join(done.stdout.split())
@@ -84,7 +84,7 @@ def test_a_merge_in_another_dtype_is_right_too(made, tmp_path):
 def test_merged_twice(made, tmp_path):
     base, adapter, merged = made
     again = merge(merged, adapter, tmp_path / "again")
-    said = failed(base, again, adapter)
+    said = failures_of(base, again, adapter)
     assert f"{Q!r} is not base plus adapter" in said
     assert "it was added twice" in said
 
@@ -92,13 +92,13 @@ def test_merged_twice(made, tmp_path):
 def test_another_scale(made, tmp_path):
     base, adapter, _ = made
     other = edit_adapter(adapter, tmp_path / "other", lora_alpha=12)
-    assert "it was scaled by 1.5" in failed(base, merge(base, other, tmp_path / "merged"), adapter)
+    assert "it was scaled by 1.5" in failures_of(base, merge(base, other, tmp_path / "merged"), adapter)
 
 
 def test_a_module_left_out(copied):
     base, adapter, merged = copied
     edit(merged, lambda tensors: tensors.update({Q: load_file(base / "model.safetensors")[Q]}))
-    said = failed(base, merged, adapter)
+    said = failures_of(base, merged, adapter)
     assert f"{Q!r} is not base plus adapter" in said
     assert "0% of the adapter's update was made: it was left out" in said
 
@@ -106,7 +106,7 @@ def test_a_module_left_out(copied):
 def test_another_base(copied):
     base, adapter, merged = copied
     edit(merged, lambda tensors: tensors.update({n: v + 0.01 * torch.randn_like(v) for n, v in tensors.items()}))
-    said = failed(base, merged, adapter)
+    said = failures_of(base, merged, adapter)
     assert "another base, or one that was quantized on the way" in said
     assert "weights that the adapter leaves alone differ as well" in said
 
@@ -120,7 +120,7 @@ def test_a_quantized_base(copied):
         tensors[Q] = (tensors[Q] / largest * 8).round() / 8 * largest
 
     edit(merged, quantize)
-    assert "another base, or one that was quantized on the way" in failed(base, merged, adapter)
+    assert "another base, or one that was quantized on the way" in failures_of(base, merged, adapter)
 
 
 def test_one_value(copied):
@@ -130,14 +130,14 @@ def test_one_value(copied):
         tensors[Q][1, 2] += 1
 
     edit(merged, flip)
-    said = failed(base, merged, adapter)
+    said = failures_of(base, merged, adapter)
     assert "at 1 of" in said
     assert "quantized" not in said
 
 
 def test_a_tied_side_forgotten(tmp_path):
     base, adapter = make_adapter(tmp_path, LLAMA, tie=True, target_modules=["lm_head"])
-    said = failed(base, merge(base, adapter, tmp_path / "merged"), adapter)
+    said = failures_of(base, merge(base, adapter, tmp_path / "merged"), adapter)
     assert "the merge has to untie them" in said
 
 
@@ -146,9 +146,9 @@ def test_another_class_and_other_shapes(made, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(merged)
     model.resize_token_embeddings(model.config.vocab_size + 8, mean_resizing=False)
     model.save_pretrained(tmp_path / "grown")
-    assert "shapes: of A and B differ in" in failed(base, tmp_path / "grown", adapter)
+    assert "shapes: of A and B differ in" in failures_of(base, tmp_path / "grown", adapter)
     model.model.save_pretrained(tmp_path / "backbone")
-    assert "shapes: B is a LlamaModel, A a LlamaForCausalLM" in failed(base, tmp_path / "backbone", adapter)
+    assert "shapes: B is a LlamaModel, A a LlamaForCausalLM" in failures_of(base, tmp_path / "backbone", adapter)
 
 
 def test_options_that_say_nothing_here(made):
