@@ -27,8 +27,7 @@ def model_card(report: Report, plan: Plan) -> str:
     front, body = split_front_matter(source)
     name = _name(plan)
     front = {**_still_true(front, plan), "base_model": name}
-    tags = [tag for tag in front.get("tags") or [] if tag != "graftkit"]
-    front["tags"] = [*tags, "graftkit"]
+    front["tags"] = [*(tag for tag in _tags(front) if tag != "graftkit"), "graftkit"]
     tokens = "\n".join(f"| `{_cell(token)}` | {index} |" for token, index in plan.new_tokens.items())
     grafted = f"\n| new token | id |\n|---|---|\n{tokens}\n" if tokens else ""
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
@@ -54,11 +53,17 @@ def _still_true(front: dict[str, Any], plan: Plan) -> dict[str, Any]:
         return front
     from transformers.modelcard import TASK_MAPPING
 
-    old = {front.get("pipeline_tag"), front.get("library_name"), *_TASKS_OF_EMBEDDINGS, *TASK_MAPPING}
+    old = [front.get("pipeline_tag"), front.get("library_name"), *_TASKS_OF_EMBEDDINGS, *TASK_MAPPING]
     kept = {key: value for key, value in front.items() if key not in ("pipeline_tag", "library_name", "tags")}
-    tags = [tag for tag in front.get("tags") or [] if tag not in old]
+    tags = [tag for tag in _tags(front) if tag not in old]
     task = next((task for task, names in TASK_MAPPING.items() if after[0] in names.values()), None)
     return {**kept, "library_name": "transformers", **({"pipeline_tag": task} if task else {}), "tags": tags}
+
+
+def _tags(front: dict[str, Any]) -> list[Any]:
+    """The tags of a card; none where somebody wrote something else than a list."""
+    tags = front.get("tags")
+    return tags if isinstance(tags, list) else []
 
 
 def _checks(report: Report) -> str:

@@ -45,3 +45,11 @@ def test_what_still_holds_is_kept(source, tmp_path):
     front, _ = front_of(source, tmp_path, {"op": "extend_vocab", "tokens": ["zz"]})
     assert front["pipeline_tag"] == "sentence-similarity"
     assert front["tags"] == ["sentence-transformers", "feature-extraction", "my-tag", "graftkit"]
+
+
+@pytest.mark.parametrize("front", ["tags: 5\npipeline_tag: [a, b]", "tags: [{a: b}, [c]]\nlibrary_name: {d: e}"])
+def test_a_front_matter_of_other_types_is_no_fault(source, tmp_path, front):
+    (source / "README.md").write_text(f"---\n{front}\n---\n# Mine\n")
+    head = {"op": "replace_head", "task": "sequence_classification", "labels": ["no", "yes"], "pad_token": "</s>"}
+    found, _ = front_of(source, tmp_path, head)
+    assert (found["pipeline_tag"], found["tags"][-1]) == ("text-classification", "graftkit")
