@@ -92,7 +92,7 @@ def _read(path: str | Path, shown: str) -> str:
     """The text of the regular file at ``path`` or of standard input, at most a little more than a recipe may hold."""
     name = printable(shown)
     try:
-        content = sys.stdin.buffer.read(MAX_BYTES + 1) if path == "-" else _read_file(Path(path), name)
+        content = _read_standard_input() if path == "-" else _read_file(Path(path), name)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a null character"
         raise RecipeError(f"{name}: cannot be read: {reason}") from error
@@ -110,3 +110,9 @@ def _read_file(path: Path, name: str) -> bytes:
         raise RecipeError(f"{name}: is not a regular file")
     with path.open("rb") as file:
         return file.read(MAX_BYTES + 1)
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin is None:  # closed by whoever started the command
+        raise RecipeError(f"{STANDARD_INPUT}: is closed")
+    return sys.stdin.buffer.read(MAX_BYTES + 1)

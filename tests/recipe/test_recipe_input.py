@@ -72,3 +72,9 @@ def test_labels_of_another_type_are_one_problem_each():
         "operations.0.labels.0",
         "operations.0.labels.1",
     ]
+
+
+def test_a_standard_input_that_is_closed():
+    command = f"exec {sys.executable} -m graftkit validate - <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "graftkit: standard input: is closed\n")
