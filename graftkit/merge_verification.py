@@ -12,7 +12,7 @@ from graftkit.adapter_verification import replaced_by
 from graftkit.architecture.accounting import account
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import read_record
 from graftkit.verification.checks import Finding, Row, Sentences, find_kind
@@ -45,10 +45,11 @@ class MergeVerification:
         """One line, where nothing was found."""
         found = find_kind(self.findings, AdaptedReport)
         weights = len(found.weights) if found else 0
+        left = f"; not compared: {'; '.join(found.skipped)}" if found and found.skipped else ""
         known = "" if self.origin.known_by else f"; not known to be the adapter's base: {self.origin.unknown}"
         return (
             f"verified: B is A with the adapter merged into it: {weights} changed weights, each base plus adapter, rounded;"
-            f" every other weight is A's{known}"
+            f" every other weight is A's{left}{known}"
         )
 
     def rows(self) -> Iterator[Row]:
@@ -102,7 +103,10 @@ def verify_merge(base: str, merged: str, adapter: str) -> MergeVerification:
 
 def _other_shapes(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
     """Yield how the two are not of one class and of the same shapes, so that no weight of one is at its place in the other."""
-    before, after = account(old).skeleton, account(new).skeleton
+    mine, theirs = account(old), account(new)
+    before, after = mine.skeleton, theirs.skeleton
+    if strange := set(theirs.unknown) - set(mine.unknown):
+        yield f"shapes: B holds {plural(len(strange), 'tensor')} of no class of its config: {few(strange)}"
     if before.architecture != after.architecture:
         yield f"shapes: B is a {after.architecture}, A a {before.architecture}"
         return
@@ -123,5 +127,5 @@ def _notes(new: Checkpoint, findings: tuple[Finding, ...]) -> Iterator[str]:
             f"B ties {few({name for pair in tied.items() for name in pair})}: where the adapter changes one side only, the merge"
             " has to untie them"
         )
-    if found and any(weight.failure and not weight.energy for weight in found.weights) and not sides:
+    if found and any(weight.failure and weight.untouched for weight in found.weights) and not sides:
         yield "weights that the adapter leaves alone differ as well: B comes from another base, or was trained or rounded since"

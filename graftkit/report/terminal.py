@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
+from graftkit.verification.checks import Row
 
 if TYPE_CHECKING:
     from graftkit.adapter_verification import AdapterVerification
@@ -233,46 +234,36 @@ def _more(console: Console, count: int) -> None:
 
 def print_verification(found: Verification) -> None:
     """Print the checks between two checkpoints."""
-    console = _console()
-    table = _table("verification", "check", "result", "figure")
-    for row in comparison_rows(found):
-        table.add_row(*map(_text, row))
-    console.print(table)
-    for note in found.notes:
-        console.print(f"[dim]note:[/dim] {_text(note)}")
-    for failure in found.failures:
-        console.print(f"[red]failed:[/red] {_text(failure)}")
-    if not found.failures:
-        console.print(f"[green]{_text(comparison_verdict(found))}[/green]")
+    verdict = "" if found.failures else comparison_verdict(found)
+    _print_checks(found, comparison_rows(found), verdict, "green")
 
 
 def print_adapter_verification(found: AdapterVerification) -> None:
     """Print the checks of an adapter on its base."""
-    console = _console()
-    console.print(f"adapter  {_text(found.adapter)}\nbase     {_text(found.base)}")
-    table = _table("verification", "check", "result", "figure")
+    _console().print(f"adapter  {_text(found.adapter)}\nbase     {_text(found.base)}")
     same = "not compared" if found.report is None else "changed" if any(found.identity.values()) else "equal"
-    table.add_row("digests", same, _text(found.report or "no report"))
     base = "another one" if found.origin.different else "the adapter's" if found.origin.known_by else "not known"
-    table.add_row("base", base, _text(found.origin.known_by or found.origin.unknown))
-    for row in found.check.rows():
-        table.add_row(*map(_text, row))
-    console.print(table)
-    for note in found.notes:
-        console.print(f"[yellow]note:[/yellow] {_text(note)}")
-    for failure in found.failures:
-        console.print(f"[red]failed:[/red] {_text(failure)}")
-    if not found.failures:
-        colour = "green" if found.origin.known_by else "yellow"
-        console.print(f"[{colour}]{_text(found.verdict)}[/{colour}]")
+    rows = (
+        Row("digests", same, found.report or "no report"),
+        Row("base", base, found.origin.known_by or found.origin.unknown),
+        *found.check.rows(),
+    )
+    _print_checks(found, rows, found.verdict, "green" if found.origin.known_by else "yellow")
 
 
 def print_merge_verification(found: MergeVerification) -> None:
     """Print the checks of a checkpoint that should be a base with an adapter merged into it."""
+    _console().print(f"A        {_text(found.base)}\nB        {_text(found.merged)}\nadapter  {_text(found.adapter)}")
+    _print_checks(found, found.rows(), found.verdict, "green" if found.origin.known_by else "yellow")
+
+
+def _print_checks(
+    found: Verification | AdapterVerification | MergeVerification, rows: Iterable[Row], verdict: str, colour: str
+) -> None:
+    """Print a table of checks, what is worth knowing, and what failed or the verdict."""
     console = _console()
-    console.print(f"A        {_text(found.base)}\nB        {_text(found.merged)}\nadapter  {_text(found.adapter)}")
     table = _table("verification", "check", "result", "figure")
-    for row in found.rows():
+    for row in rows:
         table.add_row(*map(_text, row))
     console.print(table)
     for note in found.notes:
@@ -280,4 +271,4 @@ def print_merge_verification(found: MergeVerification) -> None:
     for failure in found.failures:
         console.print(f"[red]failed:[/red] {_text(failure)}")
     if not found.failures:
-        console.print(f"[green]{_text(found.verdict)}[/green]")
+        console.print(f"[{colour}]{_text(verdict)}[/{colour}]")

@@ -43,6 +43,11 @@ class WeightComparison:
     energy: float
     failure: str
 
+    @property
+    def untouched(self) -> bool:
+        """Whether the adapter leaves the weight alone: it neither adds to it nor brings it whole."""
+        return not self.energy and not self.kept
+
 
 def compare_weights(
     adapted: nn.Module,
@@ -133,11 +138,14 @@ def _folded(part: LoraPart, merged: _Merged, *, by_others: bool) -> Iterator[Wei
         # r products are summed and scaled, and the sum is added: one rounding each, of at most the size of the whole
         errors[name] = (part.rank + 4) * UNIT_ROUNDOFF["torch.float64" if wide else "torch.float32"] * size
     scaled = NAME in getattr(module, "lora_magnitude_vector", ())
-    if scaled:
-        errors["weight"] = _scaled_error(part, exact["weight"], errors["weight"])
-    if by_others:
-        for name in sizes:
-            errors[name] = errors[name] + _rounded_on_the_way(before[name], exact[name], scaled=scaled)
+    summed = exact | {"weight": _unscaled(part)} if scaled else exact
+    unit = UNIT_ROUNDOFF[str(before["weight"].dtype)] if by_others and "weight" in before else 0.0
+    for name in sizes:  # product and scaling of the update are rounded, and with DoRA the sum that is scaled
+        update = (summed[name] - before[name].detach().double()).abs()
+        errors[name] = errors[name] + unit * (2 * update + scaled * summed[name].abs())
+    if scaled:  # its norm and the quotient are rounded too
+        errors["weight"] = _scaled_error(summed["weight"], exact["weight"], errors["weight"], part)
+        errors["weight"] = errors["weight"] + 2 * unit * exact["weight"].abs()
     for leaf, wanted in exact.items():
         name, later = f"{part.path}.{leaf}", merged.later
         written = merged.at(name)
@@ -147,16 +155,6 @@ def _folded(part: LoraPart, merged: _Merged, *, by_others: bool) -> Iterator[Wei
             yield _compare(name, value, old, found, error)
         elif not old.to(found.dtype).equal(found):
             yield WeightComparison(name, 0, 0, 0, f"weights: {printable(name)!r} is not that of base and adapter")
-
-
-def _rounded_on_the_way(before: Tensor, exact: Tensor, *, scaled: bool) -> Tensor:
-    """What rounding every step of a merge to the base's dtype adds: product and scaling of the update, or of all that DoRA scales.
-
-    DoRA's sum, norm, quotient and product are rounded once each, and what they are made of is the whole weight.
-    """
-    unit = UNIT_ROUNDOFF[str(before.dtype)]
-    update = 2 * unit * (exact - before.detach().double()).abs()
-    return update + 4 * unit * exact.abs() if scaled else update
 
 
 def _merge(module: Any) -> dict[str, Tensor]:
@@ -183,15 +181,20 @@ def _without_signs(module: Any) -> Any:
     return bare
 
 
-def _scaled_error(part: LoraPart, exact: Tensor, error: Tensor) -> Tensor:
+def _unscaled(part: LoraPart) -> Tensor:
+    """A DoRA weight in float64 before its rows are scaled."""
+    plain = copy.deepcopy(part.module).double()
+    plain.lora_variant.clear()
+    return _merge(plain)["weight"]
+
+
+def _scaled_error(summed: Tensor, exact: Tensor, error: Tensor, part: LoraPart) -> Tensor:
     """The error of a DoRA weight, whose rows are scaled to their magnitudes: that of its sum, scaled, and that of the norm.
 
     The norm of n values is off by at most the norm of their errors, and forming it rounds n + 4 times.
     """
-    plain = copy.deepcopy(part.module).double()
-    plain.lora_variant.clear()
     along = 0 if part.transposed else 1
-    norm = _merge(plain)["weight"].norm(dim=along, keepdim=True)
+    norm = summed.norm(dim=along, keepdim=True)
     scale = exact.norm(dim=along, keepdim=True) / norm
     rounded = (exact.shape[along] + 4) * UNIT_ROUNDOFF["torch.float32"]
     total: Tensor = scale * error + exact.abs() * (error.norm(dim=along, keepdim=True) / norm + rounded)

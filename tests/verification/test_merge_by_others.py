@@ -155,3 +155,27 @@ def test_options_that_say_nothing_here(made):
     base, adapter, merged = made
     assert_one_line(asked(base, merged, adapter, "--no-outputs"), 2, "a merge is replayed")
     assert_one_line(asked(base, merged, adapter, "--lens"), 2, "leave it out with --adapter")
+
+
+def test_a_head_that_is_not_the_adapter_s_is_no_sign_of_another_base(tmp_path):
+    config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+    base, adapter = make_adapter(tmp_path, LLAMA, tie=False, **config)
+    merged = merge(base, adapter, tmp_path / "merged")
+    edit(merged, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"] + 1}))
+    said = failures_of(base, merged, adapter)
+    assert "'lm_head.weight' is not the adapter's" in said
+    assert "leaves alone" not in said
+
+
+def test_tensors_that_nothing_loads(copied):
+    base, adapter, merged = copied
+    edit(merged, lambda tensors: tensors.update({"left.lora_A.weight": torch.ones(2, 3)}))
+    assert "B holds 1 tensor of no class of its config: left.lora_A.weight" in failures_of(base, merged, adapter)
+
+
+def test_what_could_not_be_compared_stands_in_the_verdict(made, monkeypatch):
+    base, adapter, merged = made
+    monkeypatch.setattr("graftkit.verification.merged_weights.MODULE_BYTES", 0)
+    done = asked(base, merged, adapter)
+    assert done.returncode == 0, done.stdout
+    assert "not compared: model.layers.0" in " ".join(done.stdout.split())
