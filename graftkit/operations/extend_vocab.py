@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
@@ -54,13 +55,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     live = min(tokenizer.size, vocabulary.rows)
     _check_output_init(spec, vocabulary)
     wanted = _wanted_tokens(spec, tokenizer)
-    roles = {str(role): content for role, content in spec.roles.items()}
-    _check_padding(spec, tokenizer)
-    documents, ids = add_tokens(checkpoint.documents, wanted, roles)
-    if spec.chat_template is not None:
-        documents = documents | set_chat_template(
-            {**checkpoint.documents, **documents}, _template_text(spec.chat_template)
-        )
+    documents, ids = _new_documents(spec, checkpoint, tokenizer, wanted)
     needed = max([vocabulary.rows, tokenizer.size, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
@@ -82,13 +77,12 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         spec.allow_pad_is_eos,
         {token: index for index, token in past.items() if token is not None},
     )
-    changed = {**checkpoint.documents, **documents}
     notes = (
         *vocabulary.notes,
         *_notes(vocabulary, live, size, ids),
         *_late_notes(outcome.given_rows, vocabulary.rows),
-        *tokenizer_notes(checkpoint.documents, roles, carried=checkpoint.carried),
-        *(template_notes(changed, read_tokenizer(changed)) if spec.chat_template is not None else ()),
+        *tokenizer_notes(checkpoint.documents, _roles(spec), carried=checkpoint.carried),
+        *(_template_notes({**checkpoint.documents, **documents}) if spec.chat_template is not None else ()),
     )
     return Outcome(
         result,
@@ -98,6 +92,26 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         outcome,
         figures=lambda: row_figures(maker, tokenizer.token_of),
     )
+
+
+def _roles(spec: ExtendVocab) -> dict[str, str]:
+    return {str(role): content for role, content in spec.roles.items()}
+
+
+def _new_documents(
+    spec: ExtendVocab, checkpoint: Checkpoint, tokenizer: TokenizerFiles, wanted: list[NewToken]
+) -> tuple[dict[str, Any], Mapping[str, int]]:
+    """The documents that change with tokens, roles and template, and the ids of the new tokens."""
+    _check_padding(spec, tokenizer)
+    documents, ids = add_tokens(checkpoint.documents, wanted, _roles(spec))
+    if spec.chat_template is not None:
+        text = _template_text(spec.chat_template)
+        documents = documents | set_chat_template({**checkpoint.documents, **documents}, text)
+    return documents, ids
+
+
+def _template_notes(documents: Mapping[str, Any]) -> Iterator[str]:
+    return template_notes(documents, read_tokenizer(documents))
 
 
 def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tuple[str, LazyTensor]]:
@@ -155,7 +169,7 @@ def _template_text(template: str | ChatTemplateFile) -> str:
 
 def _check_padding(spec: ExtendVocab, tokenizer: TokenizerFiles) -> None:
     """Refuse roles that make the pad token the end-of-sequence token, where the source's is another one."""
-    now = {**tokenizer.special, **{str(role): content for role, content in spec.roles.items()}}
+    now = {**tokenizer.special, **_roles(spec)}
     pads = now.get("pad_token") is not None and now["pad_token"] == now.get("eos_token")
     if pads and now != dict(tokenizer.special) and not spec.allow_pad_is_eos:
         raise RecipeError(PAD_IS_EOS, field="roles.pad_token")
