@@ -10,7 +10,13 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 sys.path.insert(0, str(Path(__file__).parent))
 
+import gc
+
 import pytest
+
+from graftkit.process import COLLECT_EVERY
+
+gc.set_threshold(COLLECT_EVERY)  # as the command does
 
 ROOT = Path(__file__).parent.parent
 

@@ -90,6 +90,7 @@ def test_a_setting_reaches_the_tests(monkeypatch):
     (threads,) = [setting for setting in SUITE.machines("default") if setting.name == "OMP_NUM_THREADS=3"]
     environment = SUITE._environment(threads.variables)
     assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "MKL_CBWR" not in environment
 
 

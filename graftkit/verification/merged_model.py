@@ -8,7 +8,6 @@ the arithmetic itself, which is that of the adapted model or, where that is larg
 from __future__ import annotations
 
 import dataclasses
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from graftkit.architecture.peft.parts import lora_parts
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few
-from graftkit.running.forward import Loaded, load, run, undisturbed
+from graftkit.running.forward import Loaded, load, release, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -154,12 +153,10 @@ def compare_with_adapted(
             compare_weights(adapted.model, merged.model, skipped, later, backbone=backbone, by_others=by_others)
         )
         dtype = merged.dtype
-        del merged
-        gc.collect()
+        release(merged.model)
         native = run_loaded(adapted, source, later.live, seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
-        del adapted
-        gc.collect()
+        release(adapted.model)
         outputs, broken = _outputs(
             load(result), native, reference, lambda: merged_by_peft(source, folder, base), later, backbone
         )

@@ -59,6 +59,7 @@ def test_a_blinded_verifier_fails_its_selftest(check):
     assert any(fault.missed_by == (check,) for fault in blind.planted)
 
 
+@pytest.mark.slow
 def test_the_command_says_what_a_switched_off_check_would_miss():
     done = real("selftest", "--no-outputs", "--without", "config", "--json")
     assert done.returncode == 4, done.stderr

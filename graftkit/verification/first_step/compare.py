@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.errors import few, printable
-from graftkit.running.forward import load, undisturbed
+from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
@@ -50,8 +49,7 @@ def compare_first_step(
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
             texts = first_texts(old, source, correspondence.live, seed)
             before = None if scope else _old_gradients(Training.of(old, texts, correspondence), correspondence)
-        del old
-        gc.collect()
+        release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
             new = Training.of(load(result).model.float(), texts, correspondence)
