@@ -2,7 +2,8 @@
 
     scripts/reliability_page.py
 
-scripts/fuzz and the tests behind `scripts/test --all` note what they tried in out/reliability, one file each.
+scripts/fuzz and the tests behind `scripts/test --all` note what they tried in out/reliability, one file each. A row of the page that was not
+tried again stays.
 """
 
 from __future__ import annotations
@@ -10,10 +11,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 NOTES, PAGE = ROOT / "out" / "reliability", ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- begin: scripts/reliability_page.py -->\n", "<!-- end -->\n"
+
+#: The columns of numbers.
+NUMBERS = ("tried", "faults", "seconds")
 
 
 def note(name: str, tried: int, faults: int, seconds: float, ended: str) -> None:
@@ -35,19 +40,39 @@ def as_text(ended: dict[int, int]) -> str:
     return ", ".join(f"{code}: {count:,}" for code, count in sorted(ended.items()))
 
 
-def table() -> str:
-    """The rows that were noted, and their sum."""
-    rows = sorted((json.loads(path.read_text()) for path in NOTES.glob("*.json")), key=lambda row: str(row["name"]))
+def table(before: str = "") -> str:
+    """The rows that were noted, those of the table as it was ``before`` that were not, and their sum."""
+    rows = {
+        row["name"]: row for row in (*rows_of(before), *(json.loads(path.read_text()) for path in NOTES.glob("*.json")))
+    }
     lines = ["| what | tried | not as it should be | seconds | exit code: how often |", "|---|---:|---:|---:|---|"]
-    lines += [f"| {r['name']} | {r['tried']:,} | {r['faults']:,} | {r['seconds']:,} | {r['ended']} |" for r in rows]
-    sums = [sum(row[key] for row in rows) for key in ("tried", "faults", "seconds")]
+    lines += [
+        f"| {name} | {r['tried']:,} | {r['faults']:,} | {r['seconds']:,} | {r['ended']} |"
+        for name, r in sorted(rows.items())
+    ]
+    sums = [sum(row[key] for row in rows.values()) for key in NUMBERS]
     return "\n".join([*lines, "| **all** | " + " | ".join(f"{value:,}" for value in sums) + " | |"]) + "\n"
+
+
+def rows_of(text: str) -> list[dict[str, Any]]:
+    """The rows of a table as :func:`table` writes it, without heading and sum."""
+    lines = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line] for line in lines[1:-1]]
+    return [
+        {
+            "name": name,
+            "ended": ended,
+            **{key: int(number.replace(",", "")) for key, number in zip(NUMBERS, numbers, strict=True)},
+        }
+        for name, *numbers, ended in cells
+    ]
 
 
 def write_page() -> None:
     """Put the table into the page."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+    old, _, after = rest.partition(END)
+    PAGE.write_text(before + BEGIN + table(old) + END + after, encoding="utf-8")
 
 
 if __name__ == "__main__":
