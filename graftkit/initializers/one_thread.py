@@ -8,28 +8,30 @@ from typing import ClassVar
 
 
 class OneThread(contextlib.AbstractContextManager[None]):
-    """torch computes in the calling thread alone, and as before afterwards.
+    """torch computes in the calling thread alone, and as before afterwards; for other threads nothing changes.
 
     Tensors are computed side by side, one in each thread of the writer, in short steps: a team of threads for each step
     of each tensor would mostly wait for one another.
+
+    ``torch.set_num_threads`` sets the number of the calling thread, and that with which threads begin that have not computed yet. The
+    latter is set back at once: what such a thread decomposes would depend on who else is in here.
     """
 
     _lock: ClassVar[threading.Lock] = threading.Lock()
-    _inside: ClassVar[int] = 0
-    _before: ClassVar[int] = 1
 
     def __enter__(self) -> None:
         import torch
 
-        with self._lock:
-            if OneThread._inside == 0:  # a fresh thread starts with the number that was set last, in any thread
-                OneThread._before = torch.get_num_threads()
-            OneThread._inside += 1
-            torch.set_num_threads(1)
+        self._before = torch.get_num_threads()
+        if self._before > 1:
+            with self._lock:
+                torch.set_num_threads(1)
+                beginner = threading.Thread(target=torch.set_num_threads, args=(self._before,))
+                beginner.start()
+                beginner.join()
 
     def __exit__(self, *_: object) -> None:
         import torch
 
-        with self._lock:
-            OneThread._inside -= 1
-            torch.set_num_threads(OneThread._before)
+        if self._before > 1:
+            torch.set_num_threads(self._before)
