@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
 
+#: How many new tokens a plan shows, and how many texts that they split a report; all stand in graft_report.json.
+TOKENS = 10
+
 #: The same of a comparison.
 LISTED = 60
 
@@ -47,6 +50,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "output": plan.recipe.output,
         "promise": plan.promise.sentence(),
         "new_tokens": dict(plan.new_tokens),
+        "renamed_tokens": plan.renamed_tokens,
         "tensors": [dataclasses.asdict(change) for change in plan.tensors],
         "values": [dataclasses.asdict(change) for change in plan.values],
         "notes": list(plan.notes),
@@ -65,11 +69,7 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console = _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan)
-    if plan.new_tokens:
-        tokens = _table("new tokens", "id", "token")
-        for token, index in _limited(dict(plan.new_tokens), verbose=verbose):
-            tokens.add_row(str(index), _text(token))
-        console.print(tokens)
+    _print_tokens(console, plan, verbose=verbose)
     values = _table("config and tokenizer", "file", "place", "before", "after")
     changes = plan.values if verbose else plan.values[:SHOWN]
     for value in changes:
@@ -113,9 +113,21 @@ def _print_tensors(console: Console, plan: Plan) -> None:
         console.print(f"[dim]{len(renamed)} of them get the name that the new class gives them, such as {shown}[/dim]")
 
 
-def _limited(values: Mapping[str, int], *, verbose: bool) -> list[tuple[str, int]]:
-    items = list(values.items())
-    return items if verbose else items[: 2 * SHOWN]
+def _print_tokens(console: Console, plan: Plan, *, verbose: bool) -> None:
+    """The new tokens and the renamed ones; without ``verbose`` the first of many."""
+    rows = [(str(index), "-", _text(token)) for token, index in plan.new_tokens.items()]
+    ids = plan.vocabulary.renamed_ids if plan.vocabulary else {}
+    rows += [(str(ids[new]), _text(old), _text(new)) for old, new in plan.renamed_tokens.items()]
+    if not rows:
+        return
+    renamed = bool(plan.renamed_tokens)
+    title = "new and renamed tokens" if renamed and plan.new_tokens else "renamed tokens" if renamed else "new tokens"
+    tokens = _table(title, "id", *(("before",) if renamed else ()), "token")
+    listed = rows if verbose else rows[:TOKENS]
+    for index, before, token in listed:
+        tokens.add_row(index, *((before,) if renamed else ()), token)
+    console.print(tokens)
+    _more(console, len(rows) - len(listed))
 
 
 def _short(value: object, limit: int = 60) -> str:
@@ -157,8 +169,11 @@ def print_report(report: Report) -> None:
         table.add_row(*map(_text, row))
     console.print(table)
     for found in report.tokenization:
-        for difference in found.differences:
+        for difference in found.differences[:TOKENS]:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
+        if len(found.differences) > TOKENS:
+            more = len(found.differences) - TOKENS
+            console.print(f"[dim]… and {more:,} more texts that new tokens split (graft_report.json)[/dim]")
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
     missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
