@@ -15,6 +15,7 @@ from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
+from graftkit.report.token_tables import TOKENS, never_trained, token_table
 from graftkit.verification.checks import Row
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
 SHOWN = 12
-
-#: How many new tokens a plan shows, and how many texts that they split a report; all stand in graft_report.json.
-TOKENS = 10
 
 #: The same of a comparison.
 LISTED = 60
@@ -69,7 +67,10 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console = _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan)
-    _print_tokens(console, plan, verbose=verbose)
+    tokens, left_out = token_table(plan, verbose=verbose)
+    if tokens.row_count:
+        console.print(tokens)
+    _more(console, left_out)
     values = _table("config and tokenizer", "file", "place", "before", "after")
     changes = plan.values if verbose else plan.values[:SHOWN]
     for value in changes:
@@ -111,23 +112,6 @@ def _print_tensors(console: Console, plan: Plan) -> None:
     if renamed:
         shown = f"{_text(renamed[0].old_name)} -> {_text(renamed[0].name)}"
         console.print(f"[dim]{len(renamed)} of them get the name that the new class gives them, such as {shown}[/dim]")
-
-
-def _print_tokens(console: Console, plan: Plan, *, verbose: bool) -> None:
-    """The new tokens and the renamed ones; without ``verbose`` the first of many."""
-    rows = [(str(index), "-", _text(token)) for token, index in plan.new_tokens.items()]
-    ids = plan.vocabulary.renamed_ids if plan.vocabulary else {}
-    rows += [(str(ids[new]), _text(old), _text(new)) for old, new in plan.renamed_tokens.items()]
-    if not rows:
-        return
-    renamed = bool(plan.renamed_tokens)
-    title = "new and renamed tokens" if renamed and plan.new_tokens else "renamed tokens" if renamed else "new tokens"
-    tokens = _table(title, "id", *(("before",) if renamed else ()), "token")
-    listed = rows if verbose else rows[:TOKENS]
-    for index, before, token in listed:
-        tokens.add_row(index, *((before,) if renamed else ()), token)
-    console.print(tokens)
-    _more(console, len(rows) - len(listed))
 
 
 def _short(value: object, limit: int = 60) -> str:
@@ -220,6 +204,8 @@ def _print_vocabulary(console: Console, found: Inspection) -> None:
         counts = (item.live, item.zero, item.near_zero, item.duplicates)
         table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
     console.print(table)
+    for line in never_trained(found):
+        console.print(f"[yellow]never trained:[/yellow] {_text(line)}")
 
 
 def print_difference(found: Difference, *, verbose: bool) -> None:
