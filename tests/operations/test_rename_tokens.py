@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from support.command import ROOT, real
+from support.command import ROOT, here
 from support.families import TOKENS
 from support.recipes import applied, apply_by_command, load, recipe
 from support.renamed import NAMES, checkpoint
@@ -40,7 +40,7 @@ def test_every_weight_id_and_output_stays_over_each_kind_of_tokenizer(make, base
 
 
 def test_the_command_shows_it_and_verify_accepts_it(tmp_path):
-    done = real("apply", "recipes/rename_tokens.yaml", "--output", tmp_path / "out")
+    done = here("apply", "recipes/rename_tokens.yaml", "--output", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "renamed tokens" in done.stdout
     assert "1   </s>    <|im_end|>" in done.stdout
