@@ -183,7 +183,11 @@ def subject_of(planned: Plan, staged: Path, device: str | None = None, progress:
     tokens = None
     if vocabulary is not None:
         tokens = NewTokens(
-            vocabulary.new_tokens, vocabulary.special, vocabulary.chat_template_changed, vocabulary.eos_may_pad
+            vocabulary.new_tokens,
+            vocabulary.special,
+            vocabulary.chat_template_changed,
+            vocabulary.eos_may_pad,
+            vocabulary.renamed,
         )
     return Subject(
         planned.source.directory,

@@ -9,16 +9,31 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.missing_rows import missing_rows
-from graftkit.architecture.vocabulary import NO_VOCABULARY, vocabulary_of
+from graftkit.architecture.parameters import text_value
+from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import row_chunks
+from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer, template_notes
 from graftkit.errors import InputRejected, few, plural
+from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True, slots=True)
+class NeverTrained:
+    """A token whose row in a table was never trained, by ``reason``: the row is zero, has next to no norm, or equals an earlier one.
+
+    ``initial`` is a special token's row that has the norm and direction of values as the config initialises them.
+    """
+
+    id: int
+    token: str
+    reason: Reason
+    norm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,7 @@ class TableInspection:
     near_zero: int
     duplicates: int
     live: int
+    never_trained: tuple[NeverTrained, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,7 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
     vocabulary = vocabulary_of(checkpoint, structure)
     bare = vocabulary is NO_VOCABULARY and "tokenizer.json" not in checkpoint.documents
     tokenizer = NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
+    std = _initial_std(structure)
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
@@ -89,7 +106,7 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
         tied=vocabulary.tied,
         config_paths=tuple(".".join(path) for path in vocabulary.config_paths),
         tables=tuple(
-            _table(checkpoint, item.name, item.role, item.axis, min(tokenizer.size, vocabulary.rows))
+            _table(checkpoint, item, tokenizer, min(tokenizer.size, vocabulary.rows), std)
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
@@ -112,14 +129,41 @@ def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> I
     yield from template_notes(checkpoint.documents, tokenizer)
 
 
-def _table(checkpoint: Checkpoint, name: str, role: str, axis: int, tokens: int) -> TableInspection:
-    tensor = checkpoint.tensors[name]
+def _table(
+    checkpoint: Checkpoint, item: VocabularyTensor, tokenizer: TokenizerFiles, tokens: int, std: float | None
+) -> TableInspection:
+    tensor = checkpoint.tensors[item.name]
     if not isinstance(tensor, Stored):
-        raise InputRejected(f"tensor {name!r} is not stored")
-    found = None
-    if math.prod(tensor.shape) > tensor.shape[axis]:
-        found = table_statistics(lambda: row_chunks(tensor, axis, tokens), tokens)
-    return TableInspection(name, role, tensor.dtype, tensor.shape, *_counts(found, tokens))
+        raise InputRejected(f"tensor {item.name!r} is not stored")
+    found, named = None, tuple[NeverTrained, ...]()
+    if math.prod(tensor.shape) > tensor.shape[item.axis]:
+        found = table_statistics(lambda: row_chunks(tensor, item.axis, tokens), tokens)
+        named = tuple(_never_trained(checkpoint, item, found, tokenizer, std))
+    return TableInspection(item.name, item.role, tensor.dtype, tensor.shape, *_counts(found, tokens), named)
+
+
+def _never_trained(
+    checkpoint: Checkpoint,
+    item: VocabularyTensor,
+    found: TableStatistics,
+    tokenizer: TokenizerFiles,
+    std: float | None,
+) -> Iterator[NeverTrained]:
+    tensor = checkpoint.tensors[item.name]
+    reasons = dict(untrained_rows(found))
+    special = [e.index for e in tokenizer.added if e.special and e.index < found.size]
+    if std:
+        read = lambda index: read_rows(tensor, item.axis, index, index + 1)[0]  # noqa: E731
+        reasons |= dict.fromkeys(initial_rows(found, special, read, std), "initial")
+    for index in sorted(reasons):
+        if (token := tokenizer.token_of(index)) is not None:
+            yield NeverTrained(index, token, reasons[index], float(found.norms[index]))
+
+
+def _initial_std(structure: Structure) -> float | None:
+    """The standard deviation by which the config initialises embeddings, None where it names none."""
+    std = text_value(structure.skeleton, "initializer_range", "init_std")
+    return float(std) if isinstance(std, int | float) and std > 0 else None
 
 
 def _counts(found: TableStatistics | None, tokens: int) -> tuple[int, int, int, int]:

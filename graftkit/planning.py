@@ -162,6 +162,11 @@ class Plan:
         """Content of each new token -> its id."""
         return self.vocabulary.new_tokens if self.vocabulary else {}
 
+    @property
+    def renamed_tokens(self) -> dict[str, str]:
+        """Old name of each renamed token -> its new one."""
+        return {old: now.content for old, now in self.vocabulary.renamed.items()} if self.vocabulary else {}
+
 
 def _as_recipe(recipe: Recipe | Mapping[str, Any] | str | Path) -> Recipe:
     return load_recipe(recipe) if isinstance(recipe, str | Path) else parse_recipe(recipe)

@@ -26,20 +26,20 @@ def check(source: Path, output: Path, tokens: int, multiple: int | None) -> floa
     import torch
     import transformers
 
-    (old, old_info), (new, new_info) = _load(source), _load(output)
+    (old, old_info), (new, new_info) = load(source), load(output)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if set(map(str, new_info[kind])) - set(map(str, old_info[kind])):
             raise Wrong(f"{kind}: {sorted(map(str, new_info[kind]))[:3]}")
     size = max(ROWS, tokens + 4)
     size = -(-size // (multiple or 1)) * (multiple or 1)
     head = new.get_output_embeddings()
-    for table in (_input_table(new), *([] if head is None else [head.weight])):
+    for table in (input_table(new), *([] if head is None else [head.weight])):
         if table.shape[0] != size or new.config.get_text_config().vocab_size != size:
             raise Wrong(f"{table.shape[0]} rows, vocab_size {new.config.get_text_config().vocab_size}, wanted {size}")
         made = table[tokens : tokens + 4]
         if not (made.isfinite().all() and made.abs().sum(-1).all()):
             raise Wrong("a new row is zero or not finite")
-    if not torch.equal(_input_table(new)[:tokens], _input_table(old)[:tokens]):
+    if not torch.equal(input_table(new)[:tokens], input_table(old)[:tokens]):
         raise Wrong("old input rows changed")
     tokenizer = transformers.AutoTokenizer.from_pretrained(output)
     ids = tokenizer(f"a{''.join(SPECIAL)} {PLAIN}", add_special_tokens=False)["input_ids"]
@@ -48,7 +48,8 @@ def check(source: Path, output: Path, tokens: int, multiple: int | None) -> floa
     return _compare(old, new, tokens)
 
 
-def _load(directory: Path) -> tuple[Any, Any]:
+def load(directory: Path) -> tuple[Any, Any]:
+    """The model that the config names, in memory of its own, and what transformers says of its loading."""
     import transformers
 
     name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]
@@ -58,7 +59,8 @@ def _load(directory: Path) -> tuple[Any, Any]:
     return model.eval(), info
 
 
-def _input_table(model: Any) -> Any:
+def input_table(model: Any) -> Any:
+    """The table of the input embedding. *Shape:* ``(rows, d)``."""
     try:
         return model.get_input_embeddings().weight
     except NotImplementedError:

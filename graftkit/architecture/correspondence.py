@@ -7,7 +7,7 @@ the source's; maps compose as operations do, and what falls out of one map is ou
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -145,9 +145,9 @@ def _select(values: Tensor, axis: int, runs: list[tuple[int, int]]) -> Tensor:
 class Correspondence:
     """Which ids and blocks of a result are which of its source; None stands for the identity.
 
-    ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, below which probes
-    draw them. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``. A base model alone names
-    everything without the first word of it.
+    ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, of which probes draw those
+    that the result has too. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``. A base model
+    alone names everything without the first word of it.
     """
 
     ids: IndexMap | None = None
@@ -221,6 +221,14 @@ class Correspondence:
     def fresh_ids(self) -> tuple[int, ...]:
         """Ids of the result whose rows are new."""
         return () if self.ids is None else self.ids.fresh
+
+    @property
+    def drawn_ids(self) -> Sequence[int] | None:
+        """The source's ids that its tokenizer has and the result keeps, ascending: what inputs of both are made of; None for all."""
+        if self.ids is None or self.live is None:
+            return None if self.live is None else range(self.live)
+        lost = {index for index in self.ids.dropped if index < self.live}
+        return tuple(index for index in range(self.live) if index not in lost) if lost else range(self.live)
 
     @property
     def more_rows(self) -> int:

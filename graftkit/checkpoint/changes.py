@@ -108,5 +108,13 @@ def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, objec
     elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
         for index in range(len(old), len(new)):
             yield f"{place}[{index}]", None, new[index]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _holds_containers(old):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _values(before, after, f"{place}[{index}]")
     elif old != new or type(old) is not type(new):
         yield place, old, new
+
+
+def _holds_containers(values: list[Any]) -> bool:
+    """Whether a list has parts whose own values can be told apart."""
+    return all(isinstance(value, Mapping | list) for value in values)

@@ -122,7 +122,7 @@ def _rows(path: Path, readers: Mapping[str, Callable[[Path], Iterator[Row]]]) ->
         raise RecipeError(f"{printable(path)}: is not UTF-8 text") from error
 
 
-def _bounded_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
+def bounded_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int, str]]:
     """Yield each line of a regular file with its number.
 
     Raises:
@@ -140,11 +140,11 @@ def _bounded_lines(path: Path, newline: str | None = None) -> Iterator[tuple[int
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    yield from ((line, {"text": text.rstrip("\r\n")}) for line, text in _bounded_lines(path) if text.strip())
+    yield from ((line, {"text": text.rstrip("\r\n")}) for line, text in bounded_lines(path) if text.strip())
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
-    for line, text in _bounded_lines(path):
+    for line, text in bounded_lines(path):
         if not text.strip():
             continue
         try:
@@ -157,7 +157,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _comma_separated(path: Path) -> Iterator[Row]:
-    reader = csv.reader((text for _, text in _bounded_lines(path, newline="")), strict=True)
+    reader = csv.reader((text for _, text in bounded_lines(path, newline="")), strict=True)
     names: Sequence[str] | None = None
     while True:
         line = reader.line_num + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 #: A row whose norm is below this share of the median norm was never trained.
 NEVER_TRAINED = 1e-3
+
+#: Why a row was never trained: its norm is zero or below that share, or it equals an earlier row.
+ZERO, SMALL, DUPLICATE = 1, 2, 3
 
 #: How many rows of 16-bit floats are added in float32 before float64 takes over.
 BLOCK = 32
@@ -31,19 +34,34 @@ RowSource = Callable[[], Iterator[tuple[int, "Tensor"]]]
 class TableStatistics:
     """Statistics of the first ``size`` rows of a table.
 
-    *Shapes:* ``live`` bool ``(size,)``; ``mean`` float64 ``(d,)``, over the live rows. ``std`` is the root mean square of
-    the live rows' deviation from ``mean``. ``zero``, ``small`` and ``duplicates`` count the rows that are not live;
-    ``all_used`` says that fewer than half of the rows were live, so that all were averaged instead.
+    *Shapes:* ``live`` bool, ``norms`` float64 and ``kinds`` uint8 ``(size,)``; ``mean`` float64 ``(d,)``, over the live rows.
+    ``std`` is the root mean square of the live rows' deviation from ``mean``. ``kinds`` says why a row was never trained, and 0
+    where it was; ``all_used`` says that fewer than half of the rows were, so that all were averaged instead. Rows that are left
+    out are neither live nor of any kind.
     """
 
     size: int
     live: Tensor
     mean: Tensor
     std: float
-    zero: int
-    small: int
-    duplicates: int
+    norms: Tensor
+    kinds: Tensor
     all_used: bool
+
+    @property
+    def zero(self) -> int:
+        """How many rows are all zero."""
+        return int((self.kinds == ZERO).sum())
+
+    @property
+    def small(self) -> int:
+        """How many others have a norm next to none."""
+        return int((self.kinds == SMALL).sum())
+
+    @property
+    def duplicates(self) -> int:
+        """How many others equal an earlier row."""
+        return int((self.kinds == DUPLICATE).sum())
 
     @property
     def count(self) -> int:
@@ -51,20 +69,23 @@ class TableStatistics:
         return int(self.live.sum())
 
 
-def table_statistics(rows: RowSource, size: int) -> TableStatistics:
-    """Find the live rows among the first ``size`` rows and their mean, accumulated in float64."""
+def table_statistics(rows: RowSource, size: int, left_out: Collection[int] = ()) -> TableStatistics:
+    """Find the live rows among the first ``size`` rows but those ``left_out``, and their mean, accumulated in float64."""
     with OneThread():
-        return _statistics(rows, size)
+        return _statistics(rows, size, sorted(index for index in left_out if index < size))
 
 
-def _statistics(rows: RowSource, size: int) -> TableStatistics:
+def _statistics(rows: RowSource, size: int, left_out: list[int]) -> TableStatistics:
     import torch
 
+    counted = torch.ones(size, dtype=torch.bool)
+    counted[left_out] = False
     norms, hashes = torch.empty(size, dtype=torch.float64), torch.empty(size, dtype=torch.int64)
     total, squares = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     buffer = torch.empty(0)
-    for start, chunk in rows():
-        stop = start + len(chunk)
+    for start, given in rows():
+        stop = start + len(given)
+        chunk = _blanked(given, [index - start for index in left_out if start <= index < stop])
         hashes[start:stop] = row_hashes(chunk[:, :: max(chunk.shape[1] // SAMPLED, 1)])
         if not len(buffer):
             buffer = torch.empty(max(WIDE_BYTES // (4 * chunk.shape[1]) // BLOCK, 1) * BLOCK, chunk.shape[1])
@@ -75,19 +96,28 @@ def _statistics(rows: RowSource, size: int) -> TableStatistics:
             total = total + _sum_rows(part, wide)
             place += len(part)
         squares = squares + norms[start:stop].square().sum()
-    live, zero, small, duplicates = _live(rows, norms, hashes)
-    all_used = 2 * int(live.sum()) < size
+    kinds = _kinds(rows, norms, hashes, counted)
+    live = counted & (kinds == 0)
+    all_used = 2 * int(live.sum()) < size - len(left_out)
     if all_used:
-        live = torch.ones(size, dtype=torch.bool)
-    dead = (~live).nonzero().flatten()
+        live = counted
+    dead = (counted & ~live).nonzero().flatten()
     for _, picked in _pick(rows, dead):
         wide = picked.to(torch.float64)
         total, squares = total - wide.sum(0), squares - wide.square().sum()
-    count = size - len(dead)
+    count = int(live.sum())
     mean = total / count
     spread = float(squares) / count - float(mean.square().sum())
     std = (max(spread, 0.0) / mean.numel()) ** 0.5
-    return TableStatistics(size, live, mean, std, zero, small, duplicates, all_used)
+    return TableStatistics(size, live, mean, std, norms, kinds, all_used)
+
+
+def _blanked(chunk: Tensor, places: list[int]) -> Tensor:
+    """The rows with zeros in ``places``: what is left out may hold anything, NaN too."""
+    if places:
+        chunk = chunk.clone()
+        chunk[places] = 0
+    return chunk
 
 
 def _sum_rows(chunk: Tensor, wide: Tensor) -> Tensor:
@@ -124,16 +154,15 @@ def row_hashes(chunk: Tensor) -> Tensor:
     return (words.to(torch.int64) * weights).sum(1)
 
 
-def _live(rows: RowSource, norms: Tensor, hashes: Tensor) -> tuple[Tensor, int, int, int]:
+def _kinds(rows: RowSource, norms: Tensor, hashes: Tensor, counted: Tensor) -> Tensor:
+    """Why each of the ``counted`` rows was never trained. *Shape:* uint8 ``(size,)``."""
     import torch
 
-    median = float(norms.median())
-    zero = norms == 0
-    small = ~zero & (norms < NEVER_TRAINED * median)
-    live = ~(zero | small)
-    copies = _copies(rows, hashes, live)
-    live[copies] = False
-    return live, int(zero.sum()), int(small.sum()), len(torch.unique(copies))
+    kinds = torch.zeros(len(norms), dtype=torch.uint8)
+    kinds[counted & (norms < NEVER_TRAINED * norms[counted].median())] = SMALL
+    kinds[counted & (norms == 0)] = ZERO
+    kinds[_copies(rows, hashes, counted & (kinds == 0))] = DUPLICATE
+    return kinds
 
 
 def _copies(rows: RowSource, hashes: Tensor, live: Tensor) -> Tensor:

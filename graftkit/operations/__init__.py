@@ -9,11 +9,15 @@ from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
+from graftkit.operations.reinit_rows import reinit_rows
+from graftkit.operations.rename_tokens import rename_tokens
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "rename_tokens": rename_tokens,
+    "reinit_rows": reinit_rows,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "extract_lora": extract_lora,
@@ -24,6 +28,8 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 }
 
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
-NEED_PLAIN_WEIGHTS = frozenset({"extend_vocab", "extract_lora", "merge_adapter", "reinit", "replace_head"})
+NEED_PLAIN_WEIGHTS = frozenset(
+    {"extend_vocab", "extract_lora", "merge_adapter", "reinit", "reinit_rows", "replace_head"}
+)
 
 __all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

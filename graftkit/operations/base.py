@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
@@ -22,8 +23,9 @@ class VocabularyOutcome:
     """How an operation changed the vocabulary: new ids by content, and the bound on the next-token distribution.
 
     ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
-    since the number of averaged rows is only known then. ``given_rows`` are tokens that were there before, with ids past the
-    table, and have rows now.
+    since the number of averaged rows is only known then; an operation that ``makes_rows`` of no id promises nothing of them.
+    ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
+    another one, and ``renamed_ids`` the id of each by that.
     """
 
     new_tokens: Mapping[str, int]
@@ -32,22 +34,42 @@ class VocabularyOutcome:
     kl: Callable[[], KLPromise | None]
     eos_may_pad: bool = False
     given_rows: Mapping[str, int] = field(default_factory=dict)
+    renamed: Mapping[str, Renamed] = field(default_factory=dict)
+    renamed_ids: Mapping[str, int] = field(default_factory=dict)
+    makes_rows: bool = True
 
     @property
     def untrained(self) -> tuple[int, ...]:
-        """The ids of all tokens whose rows are new, ascending."""
-        return tuple(sorted({*self.new_tokens.values(), *self.given_rows.values()}))
+        """The ids of all tokens whose rows or meanings are new, ascending."""
+        return tuple(sorted({*self.new_tokens.values(), *self.given_rows.values(), *self.renamed_ids.values()}))
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
+        special = {token for token in self.special if token not in later.renamed}
+        special |= {now.content for old, now in later.renamed.items() if old in self.new_tokens and now.special}
+        earlier = {now.content for now in self.renamed.values()} | {*self.new_tokens}
+        renamed = {old: later.renamed.get(now.content, now) for old, now in self.renamed.items()}
+        renamed |= {old: now for old, now in later.renamed.items() if old not in earlier}
         return VocabularyOutcome(
-            {**self.new_tokens, **later.new_tokens},
-            self.special | later.special,
+            {**later.under_new_names(self.new_tokens), **later.new_tokens},
+            frozenset(special) | later.special,
             self.chat_template_changed or later.chat_template_changed,
-            lambda: weaker_kl(self.kl(), later.kl()),
+            self._kl_with(later),
             self.eos_may_pad or later.eos_may_pad,
-            {**self.given_rows, **later.given_rows},
+            {**later.under_new_names(self.given_rows), **later.given_rows},
+            renamed,
+            {**later.under_new_names(self.renamed_ids), **later.renamed_ids},
+            self.makes_rows or later.makes_rows,
         )
+
+    def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:
+        """Ids of earlier tokens by what these are called now."""
+        return {self.renamed[token].content if token in self.renamed else token: index for token, index in ids.items()}
+
+    def _kl_with(self, later: VocabularyOutcome) -> Callable[[], KLPromise | None]:
+        if not (self.makes_rows and later.makes_rows):
+            return self.kl if self.makes_rows else later.kl
+        return lambda: weaker_kl(self.kl(), later.kl())
 
 
 def correspondence_of(outcomes: Iterable[Outcome]) -> Correspondence:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
-from graftkit.architecture.governing import two_vocabularies
 from graftkit.architecture.skeleton import integer_paths, with_values
-from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
+from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.documents import MAX_DOCUMENT_BYTES
 from graftkit.checkpoint.files import open_given
-from graftkit.checkpoint.tensors import LazyTensor, patch_rows
 from graftkit.checkpoint.tokenizer import (
     NewToken,
     TokenizerFiles,
@@ -31,7 +26,9 @@ from graftkit.checkpoint.tokenizer import (
 from graftkit.errors import InputRejected, RecipeError, plural, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
+from graftkit.operations.vocabulary.listed import Listed, listed_tokens, new_ones
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
+from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary, with_rows
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
 from graftkit.recipe.extend_vocab import PAD_IS_EOS
@@ -47,27 +44,26 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         InputRejected: the checkpoint's vocabulary cannot be extended, and why.
         RecipeError: the recipe asks for something that this checkpoint has no place for.
     """
-    structure = account(checkpoint)
-    vocabulary = find_vocabulary(checkpoint, structure)
-    if two := two_vocabularies(checkpoint.config, structure.skeleton, vocabulary.rows):
-        raise InputRejected(f"{structure.skeleton.architecture}: {two}")
+    vocabulary = one_vocabulary(checkpoint)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     live = min(tokenizer.size, vocabulary.rows)
-    _check_output_init(spec, vocabulary)
-    wanted = _wanted_tokens(spec, tokenizer)
+    listed, skipped = new_ones(spec, listed_tokens(spec), tokenizer)
+    check_output_init(vocabulary, given=spec.output_init is not None or any(token.spec.output_init for token in listed))
+    wanted = [*(token.as_new(spec) for token in listed), *_role_tokens(spec, listed, tokenizer)]
     documents, ids = _new_documents(spec, checkpoint, tokenizer, wanted)
     needed = max([vocabulary.rows, tokenizer.size, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
     _check_named_ids(checkpoint, spec, ids)
     past = {index: tokenizer.token_of(index) for index in range(vocabulary.rows, tokenizer.size)}
-    rows = _new_rows(spec, ids, {**past, **dict.fromkeys(range(needed, size))}, tokenizer.within(vocabulary.rows))
+    others = {**past, **dict.fromkeys(range(needed, size))}
+    rows = _new_rows(spec, ids, listed, others, tokenizer.within(vocabulary.rows))
     if size != vocabulary.rows:
         documents["config.json"] = with_values(
             documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
         )
     maker = RowMaker(checkpoint, vocabulary, live, tuple(rows), (context.seed, context.place))
-    result = checkpoint.with_documents(documents).with_tensors(dict(_patched(vocabulary, maker, size)))
+    result = checkpoint.with_documents(documents).with_tensors(dict(with_rows(vocabulary, maker, size)))
     correspondence = Correspondence.of_ids(vocabulary.rows, size, live, maker.ids)
     outcome = VocabularyOutcome(
         ids,
@@ -79,6 +75,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     )
     notes = (
         *vocabulary.notes,
+        *skipped,
         *_notes(vocabulary, live, size, ids),
         *_late_notes(outcome.given_rows, vocabulary.rows),
         *tokenizer_notes(checkpoint.documents, _roles(spec), carried=checkpoint.carried),
@@ -114,37 +111,12 @@ def _template_notes(documents: Mapping[str, Any]) -> Iterator[str]:
     return template_notes(documents, read_tokenizer(documents))
 
 
-def _patched(vocabulary: Vocabulary, maker: RowMaker, size: int) -> Iterator[tuple[str, LazyTensor]]:
-    if not maker.ids:
-        return
-    for item in vocabulary.tensors:
-        produce = functools.partial(_row_bytes, maker, item)
-        yield item.name, patch_rows(maker.table(item), axis=item.axis, rows=maker.ids, size=size, produce=produce)
-
-
-def _row_bytes(maker: RowMaker, item: VocabularyTensor) -> memoryview:
-    return as_bytes(maker.values(item))
-
-
-def _wanted_tokens(spec: ExtendVocab, tokenizer: TokenizerFiles) -> list[NewToken]:
-    """The tokens to add, in the order that gives them their ids: plain, special, then roles that nothing names yet."""
-    wanted = [
-        NewToken(t.content, special=special, lstrip=t.lstrip, rstrip=t.rstrip, single_word=t.single_word,
-                 normalized=t.normalized)
-        for tokens, special in ((spec.tokens, False), (spec.special_tokens, True))
-        for t in tokens
-    ]  # fmt: skip
-    named = {token.content for token in wanted}
-    missing = (c for c in dict.fromkeys(spec.roles.values()) if c not in named and tokenizer.id_of(c) is None)
-    wanted.extend(NewToken(content, special=True) for content in missing)
-    return wanted
-
-
-def _check_output_init(spec: ExtendVocab, vocabulary: Vocabulary) -> None:
-    given = spec.output_init is not None or any(t.output_init is not None for t in (*spec.tokens, *spec.special_tokens))
-    if given and not vocabulary.of_role("output"):
-        why = "its input and output rows are tied" if vocabulary.tied else "it has no output embedding"
-        raise RecipeError(f"has no meaning for this checkpoint: {why}", field="output_init")
+def _role_tokens(spec: ExtendVocab, listed: Sequence[Listed], tokenizer: TokenizerFiles) -> Iterator[NewToken]:
+    """The tokens that only a role names, which come behind the listed ones."""
+    named = {token.spec.content for token in listed}
+    for content in dict.fromkeys(spec.roles.values()):
+        if content not in named and tokenizer.id_of(content) is None:
+            yield NewToken(content, special=True)
 
 
 def _template_text(template: str | ChatTemplateFile) -> str:
@@ -191,10 +163,14 @@ def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str
 
 
 def _new_rows(
-    spec: ExtendVocab, ids: Mapping[str, int], others: Mapping[int, str | None], tokenizer: TokenizerFiles
+    spec: ExtendVocab,
+    ids: Mapping[str, int],
+    listed: Sequence[Listed],
+    others: Mapping[int, str | None],
+    tokenizer: TokenizerFiles,
 ) -> Iterator[NewRow]:
     """The rows of new tokens, and of ``others``: old tokens past the table as the recipe makes rows, padding as the mean."""
-    specs = {token.content: token for token in (*spec.tokens, *spec.special_tokens)}
+    specs = {token.spec.content: token.spec for token in listed}
     for content, index in ids.items():
         token = specs.get(content)
         scheme = (token.init if token else None) or spec.init

@@ -12,6 +12,8 @@ from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.operations import Operation
 from graftkit.recipe.recipe import Recipe, VerifyOptions
 from graftkit.recipe.reinit import Reinit
+from graftkit.recipe.reinit_rows import ReinitRows
+from graftkit.recipe.rename_tokens import Keep, RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.schema import json_schema
@@ -25,6 +27,7 @@ __all__ = [
     "Describe",
     "ExtendVocab",
     "ExtractLora",
+    "Keep",
     "Mean",
     "MeanCov",
     "MergeAdapter",
@@ -32,6 +35,8 @@ __all__ = [
     "Operation",
     "Recipe",
     "Reinit",
+    "ReinitRows",
+    "RenameTokens",
     "ReplaceHead",
     "ResizeAdapter",
     "Scheme",

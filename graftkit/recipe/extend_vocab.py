@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer
+from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag
 
 from graftkit.recipe.chat_template import NO_JINJA, ChatTemplate, holds_jinja
-from graftkit.recipe.choice import OrText
-from graftkit.recipe.fields import FrozenMapping, ListOf, Text
+from graftkit.recipe.choice import BRANCH, OrText
+from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.schemes import Mean, Scheme
 from graftkit.recipe.spec import Path, Spec
 from graftkit.recipe.wording import shown
@@ -15,6 +15,9 @@ from graftkit.recipe.wording import shown
 #: The fields that add tokens, and the others that change anything.
 ADDING_TOKENS = ("tokens", "special_tokens", "roles")
 OTHER_CHANGES = ("pad_to_multiple_of", "chat_template")
+
+#: The flags of ``tokenizers.AddedToken`` that stand for the whole operation where a token does not say otherwise.
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 #: What is wrong with padding with the end-of-sequence token, as the end of a sentence.
 PAD_IS_EOS = (
@@ -33,21 +36,44 @@ class TokenSpec(Spec):
     output_init: Annotated[
         Scheme | None, Field(description="Output row of an untied model; null means the operation's output_init.")
     ] = None
-    lstrip: Annotated[bool, Field(description="Take in white space on the left.")] = False
-    rstrip: Annotated[bool, Field(description="Take in white space on the right.")] = False
-    single_word: Annotated[bool, Field(description="Match whole words only.")] = False
+    lstrip: Annotated[
+        bool | None, Field(description="Take in white space on the left; null means the operation's lstrip.")
+    ] = None
+    rstrip: Annotated[
+        bool | None, Field(description="Take in white space on the right; null means the operation's rstrip.")
+    ] = None
+    single_word: Annotated[
+        bool | None, Field(description="Match whole words only; null means the operation's single_word.")
+    ] = None
     normalized: Annotated[
-        bool | None, Field(description="Match in normalized text; null means what suits the token and the tokenizer.")
+        bool | None, Field(description="Match in normalized text; null means the operation's normalized.")
     ] = None
 
     def plain(self) -> object:
-        """Return the bare content where no other field differs from its default."""
-        fields = type(self).model_fields
-        written = {name: v for name, v in self.plain_fields().items() if getattr(self, name) != fields[name].default}
+        """Return the bare content where no other field says anything."""
+        written = self.plain_fields()
         return self.content if len(written) == 1 else written
 
 
+class TokenFile(Spec):
+    """Tokens that stand in a file of their own: one a line, or JSON lines with the fields of a token."""
+
+    file: Annotated[
+        PathText,
+        Field(description="Path of a .txt with a token a line, or of a .jsonl with a text or a mapping a line."),
+    ]
+
+
+def _list_or_file(value: object) -> str:
+    return f"{BRANCH}{'file' if isinstance(value, dict | TokenFile) else 'list'}"
+
+
 Token = Annotated[TokenSpec, OrText("content")]
+
+Tokens = Annotated[
+    Annotated[ListOf[Token], Tag(f"{BRANCH}list")] | Annotated[TokenFile, Tag(f"{BRANCH}file")],
+    Discriminator(_list_or_file),
+]
 
 Roles = Annotated[Mapping[Role, Text], AfterValidator(FrozenMapping), PlainSerializer(dict)]
 
@@ -56,11 +82,24 @@ class ExtendVocab(Spec):
     """Add tokens to the tokenizer and rows for them to every table that is indexed by the vocabulary."""
 
     op: Literal["extend_vocab"] = "extend_vocab"
-    tokens: Annotated[ListOf[Token], Field(description="Plain tokens, matched inside text.")] = ()
-    special_tokens: Annotated[ListOf[Token], Field(description="Special tokens, such as <|tool_call|>.")] = ()
+    tokens: Annotated[Tokens, Field(description="Plain tokens, matched inside text: a list, or {file: path}.")] = ()
+    special_tokens: Annotated[
+        Tokens, Field(description="Special tokens, such as <|tool_call|>: a list, or {file: path}.")
+    ] = ()
     roles: Annotated[
         Roles, Field(description="Named special tokens; added when missing, and kept in step in every config.")
     ] = FrozenMapping()
+    existing: Annotated[
+        Literal["error", "skip"],
+        Field(description="What becomes of a listed token that the tokenizer has already: all are named, or left out."),
+    ] = "error"
+    lstrip: Annotated[bool, Field(description="Of all listed tokens: take in white space on the left.")] = False
+    rstrip: Annotated[bool, Field(description="Of all listed tokens: take in white space on the right.")] = False
+    single_word: Annotated[bool, Field(description="Of all listed tokens: match whole words only.")] = False
+    normalized: Annotated[
+        bool | None,
+        Field(description="Of all listed tokens: match in normalized text; null means what suits token and tokenizer."),
+    ] = None
     allow_pad_is_eos: Annotated[
         bool, Field(description="Let pad_token be the eos_token, which hides the end of every text from most trainers.")
     ] = False
@@ -80,13 +119,7 @@ class ExtendVocab(Spec):
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
         """Refuse an operation that does nothing, an init that no row gets, a token given twice."""
-        adds_tokens = any(data.get(name) for name in ADDING_TOKENS)
-        if not any(data.get(name) for name in (*ADDING_TOKENS, *OTHER_CHANGES)):
-            yield (), f"adds nothing; give one of {', '.join((*ADDING_TOKENS, *OTHER_CHANGES))}"
-        elif not adds_tokens:
-            for name in ("init", "output_init"):
-                if data.get(name) is not None:
-                    yield (name,), f"has no effect without {', '.join(ADDING_TOKENS[:-1])} or {ADDING_TOKENS[-1]}"
+        yield from _without_effect(data)
         yield from _repeated(data)
         template = data.get("chat_template")
         if isinstance(template, str) and not holds_jinja(template):
@@ -101,13 +134,27 @@ class ExtendVocab(Spec):
             yield ("allow_pad_is_eos",), "has no effect without a pad_token or an eos_token in roles"
 
     def plain(self) -> object:
-        """Return the fields, without an ``init`` that no token could use and without a permission that is not given."""
-        written = self.plain_fields()
-        if not self.allow_pad_is_eos:
-            del written["allow_pad_is_eos"]
+        """Return the fields, without an ``init`` that no token could use and without what is off or as it always is."""
+        fields = type(self).model_fields
+        usual = [
+            name for name in (*FLAGS, "existing", "allow_pad_is_eos") if getattr(self, name) == fields[name].default
+        ]
+        written = {name: value for name, value in self.plain_fields().items() if name not in usual}
         if not any(name in written for name in ADDING_TOKENS):
             del written["init"]
         return written
+
+
+def _without_effect(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+    if not any(data.get(name) for name in (*ADDING_TOKENS, *OTHER_CHANGES)):
+        yield (), f"adds nothing; give one of {', '.join((*ADDING_TOKENS, *OTHER_CHANGES))}"
+    elif not any(data.get(name) for name in ADDING_TOKENS):
+        for name in ("init", "output_init"):
+            if data.get(name) is not None:
+                yield (name,), f"has no effect without {', '.join(ADDING_TOKENS[:-1])} or {ADDING_TOKENS[-1]}"
+    for name in ("existing", *FLAGS):
+        if data.get(name) and not (data.get("tokens") or data.get("special_tokens")):
+            yield (name,), "has no effect without tokens or special_tokens"
 
 
 def _repeated(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:

@@ -14,11 +14,22 @@ from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
+from graftkit.recipe.reinit_rows import ReinitRows
+from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 
 Operation = Annotated[
-    ExtendVocab | AddAdapter | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter,
+    ExtendVocab
+    | RenameTokens
+    | ReinitRows
+    | AddAdapter
+    | AddLora
+    | ExtractLora
+    | MergeAdapter
+    | Reinit
+    | ReplaceHead
+    | ResizeAdapter,
     OneOf("op", "operation"),
 ]
 

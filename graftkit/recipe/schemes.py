@@ -39,10 +39,15 @@ class SubwordMean(SchemeSpec):
 
 
 class Describe(SchemeSpec):
-    """The mean of the rows of a description's tokens."""
+    """The mean of the rows of a description's tokens; without one, of the words in the token's own name."""
 
     scheme: Literal["describe"] = "describe"
-    text: Annotated[Text, Field(description="What the token means, in a few words that the model knows.")]
+    text: Annotated[
+        Text | None,
+        Field(
+            description="What the token means, in a few words that the model knows; null means the words of its name."
+        ),
+    ] = None
 
 
 class Copy(SchemeSpec):

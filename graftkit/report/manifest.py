@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_json, read_report
@@ -20,6 +21,7 @@ from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.inventory import OWN
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.checkpoint.write import INDEX
 from graftkit.errors import InputRejected, few, printable
 from graftkit.report.json_text import json_text
@@ -145,6 +147,8 @@ def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted
         dict(report["promise"]),
         frozenset(str(item["old_name"] or item["name"]) for item in report["changes"]["tensors"] if item["kind"] != "patched"),
         frozenset((str(item["document"]), str(item["place"])) for item in report["changes"]["values"]),
+        {str(old): Renamed(str(now["content"]), bool(now["special"])) for old, now in report.get("renamed_tokens", {}).items()},
+        Correspondence.from_json(report["correspondence"]) if "correspondence" in report else IDENTITY,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 #: What cards of embedding models are tagged with, beside the tasks that transformers knows.
 _TASKS_OF_EMBEDDINGS = ("sentence-similarity", "feature-extraction", "sentence-transformers")
 
+#: Tokens that a card lists, at most; all stand in the report.
+TOKENS = 10
+
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*\n?", re.DOTALL)
 
 
@@ -28,8 +32,7 @@ def model_card(report: Report, plan: Plan) -> str:
     name = _name(plan)
     front = {**_still_true(front, plan), "base_model": name}
     front["tags"] = [*(tag for tag in _tags(front) if tag != "graftkit"), "graftkit"]
-    tokens = "\n".join(f"| `{_cell(token)}` | {index} |" for token, index in plan.new_tokens.items())
-    grafted = f"\n| new token | id |\n|---|---|\n{tokens}\n" if tokens else ""
+    grafted = "".join(f"\n{part}\n" for part in _tokens(plan))
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (
         f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(name)}`. {report.verdict}.\n{grafted}\n"
@@ -37,6 +40,18 @@ def model_card(report: Report, plan: Plan) -> str:
         f"Every tensor with its digest and every measured figure stand in `graft_report.json`;"
         f" `graft_recipe.yaml` makes this checkpoint again.\n\n{body}"
     )
+
+
+def _tokens(plan: Plan) -> Iterator[str]:
+    """The new and the renamed tokens, as tables; the first of many."""
+    for title, rows in (
+        ("new token | id", [f"`{_cell(token)}` | {index}" for token, index in plan.new_tokens.items()]),
+        ("token | new name", [f"`{_cell(old)}` | `{_cell(new)}`" for old, new in plan.renamed_tokens.items()]),
+    ):
+        lines = "\n".join(f"| {row} |" for row in rows[:TOKENS])
+        more = f"\n\n… and {len(rows) - TOKENS:,} more, in `graft_report.json`" if len(rows) > TOKENS else ""
+        if rows:
+            yield f"| {title} |\n|---|---|\n{lines}{more}"
 
 
 def _name(plan: Plan) -> str:

@@ -137,6 +137,8 @@ class Report:
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
+            "renamed_tokens": _renamed_json(plan),
+            "correspondence": dataclasses.asdict(plan.correspondence),
             "notes": list(plan.notes),
             "figures": dict(self.figures),
             "changes": {
@@ -157,6 +159,11 @@ class Report:
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
+
+
+def _renamed_json(plan: Plan) -> dict[str, Any]:
+    renamed = plan.vocabulary.renamed if plan.vocabulary else {}
+    return {old: dataclasses.asdict(now) for old, now in renamed.items()}
 
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:

@@ -6,9 +6,13 @@ and sequence classifiers.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+#: So many ids are listed one by one.
+LISTED = 10
 
 #: How the names of the classes end that every trainer trains.
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -30,10 +34,21 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
         lines += ["# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}"]
     lines += _swift(path, architecture, labels)
     if new_ids and modules:
-        rows = dict.fromkeys(sorted(set(modules)), new_ids)
-        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={json.dumps(rows)}"]
+        rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(new_ids)}" for name in sorted(set(modules)))
+        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={{{rows}}}"]
         lines += _for_trl(modules, architecture)
     return "\n".join(lines)
+
+
+def ids_in_python(ids: Sequence[int]) -> str:
+    """Ascending ids as a list of Python: one by one where they are few, else ids in a row as a range."""
+    if len(ids) <= LISTED:
+        return json.dumps(list(ids))
+    parts = []
+    for _, group in itertools.groupby(enumerate(ids), lambda item: item[1] - item[0]):
+        run = [index for _, index in group]
+        parts.append(str(run[0]) if len(run) == 1 else f"*range({run[0]}, {run[-1] + 1})")
+    return f"[{', '.join(parts)}]"
 
 
 def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any], labels: int) -> str:

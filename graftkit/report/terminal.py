@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from graftkit.report.size import size
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
+from graftkit.report.token_tables import TOKENS, never_trained, token_table
 from graftkit.verification.checks import Row
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "output": plan.recipe.output,
         "promise": plan.promise.sentence(),
         "new_tokens": dict(plan.new_tokens),
+        "renamed_tokens": plan.renamed_tokens,
         "tensors": [dataclasses.asdict(change) for change in plan.tensors],
         "values": [dataclasses.asdict(change) for change in plan.values],
         "notes": list(plan.notes),
@@ -65,11 +67,10 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     console = _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan)
-    if plan.new_tokens:
-        tokens = _table("new tokens", "id", "token")
-        for token, index in _limited(dict(plan.new_tokens), verbose=verbose):
-            tokens.add_row(str(index), _text(token))
+    tokens, left_out = token_table(plan, verbose=verbose)
+    if tokens.row_count:
         console.print(tokens)
+    _more(console, left_out)
     values = _table("config and tokenizer", "file", "place", "before", "after")
     changes = plan.values if verbose else plan.values[:SHOWN]
     for value in changes:
@@ -113,11 +114,6 @@ def _print_tensors(console: Console, plan: Plan) -> None:
         console.print(f"[dim]{len(renamed)} of them get the name that the new class gives them, such as {shown}[/dim]")
 
 
-def _limited(values: Mapping[str, int], *, verbose: bool) -> list[tuple[str, int]]:
-    items = list(values.items())
-    return items if verbose else items[: 2 * SHOWN]
-
-
 def _short(value: object, limit: int = 60) -> str:
     if value is None:
         return "[dim]-[/dim]"
@@ -157,8 +153,11 @@ def print_report(report: Report) -> None:
         table.add_row(*map(_text, row))
     console.print(table)
     for found in report.tokenization:
-        for difference in found.differences:
+        for difference in found.differences[:TOKENS]:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
+        if len(found.differences) > TOKENS:
+            more = len(found.differences) - TOKENS
+            console.print(f"[dim]… and {more:,} more texts that new tokens split (graft_report.json)[/dim]")
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
     missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
@@ -205,6 +204,8 @@ def _print_vocabulary(console: Console, found: Inspection) -> None:
         counts = (item.live, item.zero, item.near_zero, item.duplicates)
         table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
     console.print(table)
+    for line in never_trained(found):
+        console.print(f"[yellow]never trained:[/yellow] {_text(line)}")
 
 
 def print_difference(found: Difference, *, verbose: bool) -> None:

@@ -35,7 +35,7 @@ def coverage(
     applies: tuple[str, ...], ran: list[Probe], outputs: frozenset[str], live: int, not_kept: int
 ) -> Coverage:  # fmt: skip
     """What the probes that ``ran`` and the names of what they gave cover; ``not_kept`` outputs were left out."""
-    ids = covered_ids(ran, live)
+    ids = covered_ids(ran)
     found = {
         HIDDEN: any("hidden" in name for name in outputs),
         LOGITS: any("logits" in name for name in outputs),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.checkpoint.tokenizer.bounds import tokenizers_faults
+from graftkit.checkpoint.tokenizer.chat_template import COPIES
+from graftkit.checkpoint.tokenizer.renamed_places import TEMPLATE, in_templates, in_text, in_tokenizer
 from graftkit.errors import printable
 from graftkit.running.texts import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 #: Roles whose ids config.json may name; generation_config.json names the first three.
@@ -22,25 +24,34 @@ ROLES = ("pad_token", "bos_token", "eos_token", "sep_token", "cls_token", "mask_
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """What ``AutoTokenizer.from_pretrained(directory)`` returns, loaded once."""
+    """What ``AutoTokenizer.from_pretrained(directory)`` returns, loaded once.
+
+    ``names`` are other names, by the old ones, under which it tells of its tokens; text is read and written by the old ones.
+    """
 
     directory: Path
     tokenizer: Any
+    names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, directory: Path) -> LoadedTokenizer:
+    def of(cls, directory: Path, names: Mapping[str, str] | None = None) -> LoadedTokenizer:
         """Load the tokenizer of ``directory`` without running code from it.
 
         Raises:
             InputRejected: transformers cannot load it.
 
         """
-        return cls(directory, load_tokenizer(directory))
+        return cls(directory, load_tokenizer(directory), names or {})
+
+    def name(self, token: str) -> str:
+        """The name of a token, which may be another than the files have."""
+        return self.names.get(token, token)
 
     @cached_property
     def ids(self) -> dict[str, int]:
         """The id of each token, added ones too, in the order of the ids."""
-        return dict(sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1]))
+        found = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return {self.name(token): index for token, index in found}
 
     @cached_property
     def tokens(self) -> dict[int, str]:
@@ -55,17 +66,51 @@ class LoadedTokenizer:
     @cached_property
     def roles(self) -> dict[str, str]:
         """The content of each named special token."""
-        return dict(self.tokenizer.special_tokens_map)
+        return {role: self.name(content) for role, content in self.tokenizer.special_tokens_map.items()}
+
+    @cached_property
+    def special(self) -> tuple[str, ...]:
+        """The names of all special tokens."""
+        return tuple(self.name(token) for token in self.tokenizer.all_special_tokens)
+
+    @cached_property
+    def chat_template(self) -> Any:
+        """The chat template, a text or texts by name, with the tokens under their names."""
+        return self.under_names(self.tokenizer.chat_template)
+
+    def under_names(self, template: Any) -> Any:
+        """A chat template in any of its forms, with the tokens under their names."""
+        return in_templates(template, self.names, self.tokenizer.get_vocab()) if self.names else template
+
+    def text_under_names(self, text: str) -> str:
+        """A text in which the added tokens that are found as they are spelled stand under their names."""
+        tokens = self.added.values() if self.names else ()
+        plain = {str(token.content) for token in tokens if not (token.normalized or token.single_word)}
+        names = {old: new for old, new in self.names.items() if old in plain}
+        return in_text(text, names, self.tokenizer.get_vocab()) if names else text
+
+    def templates(self) -> Iterator[tuple[str, Any]]:
+        """Yield each file that holds a chat template, and what it holds."""
+        path = self.directory / TEMPLATE
+        if path.is_file():
+            yield TEMPLATE, path.read_text(encoding="utf-8")
+        for name in COPIES:
+            template = (self.document(name) or {}).get("chat_template")
+            if template is not None:
+                yield name, template
 
     @cached_property
     def tokenizer_json(self) -> dict[str, Any]:
-        """The value of tokenizer.json, empty if there is none."""
-        return dict(self.document("tokenizer.json") or {})
+        """The value of tokenizer.json, empty if there is none; its parts have the tokens under their names."""
+        return self._named(dict(self.document("tokenizer.json") or {}))
 
     @cached_property
     def _as_loaded(self) -> dict[str, Any]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return dict(json.loads(backend.to_str())) if backend is not None else self.tokenizer_json
+        return self._named(dict(json.loads(backend.to_str()))) if backend is not None else self.tokenizer_json
+
+    def _named(self, document: dict[str, Any]) -> dict[str, Any]:
+        return in_tokenizer(document, self.names, self.ids) if self.names and document else document
 
     def part_as_loaded(self, part: str) -> Any:
         """Return a part of tokenizer.json in the one spelling of the installed library; files have several."""

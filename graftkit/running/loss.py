@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from graftkit.errors import VerificationFailed
 from graftkit.running.inputs import feed
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: Logits over token ids; over labels; over places of a text (question answering); one number; hidden states.
 Kind = Literal["ids", "labels", "places", "number", "states"]
+
+#: The columns of logits over ids that old ids have: a slice where they come first, else their numbers, ascending; None for all.
+Columns: TypeAlias = "slice | Tensor | None"
 
 #: Where each side of an answer begins and ends.
 ANSWERS = ("start_logits", "end_logits")
@@ -36,8 +39,8 @@ class Observed:
         """Whether its rows are logits of distributions, so that a change is a KL; else it is relative to the size."""
         return self.kind in ("ids", "labels", "places")
 
-    def values(self, outputs: Mapping[str, Any], batch: Probe, ids: int | None = None) -> Tensor:
-        """``(places, width)``: the unmasked places of the old texts, and the first ``ids`` columns."""
+    def values(self, outputs: Mapping[str, Any], batch: Probe, ids: Columns = None) -> Tensor:
+        """``(places, width)``: the unmasked places of the old texts, and the columns ``ids``."""
         import torch
 
         if self.kind == "places":
@@ -45,7 +48,7 @@ class Observed:
         value = self._value(outputs)
         if self.kind == "ids":
             length = min(value.shape[1], batch.ids.shape[1])
-            return value[:, :length, :ids][batch.mask[:, :length].bool()]
+            return over_columns(value[:, :length], ids)[batch.mask[:, :length].bool()]
         if value.ndim > 2 and 1 < value.shape[1] <= batch.mask.shape[1]:
             return value[batch.mask[:, : value.shape[1]].bool()]
         return value.reshape(-1, value.shape[-1]) if value.ndim > 1 else value.reshape(-1, 1)
@@ -82,33 +85,42 @@ def observe(outputs: Mapping[str, Any], batch: Probe) -> Observed:
     raise VerificationFailed("first step: the forward gives no tensor that a loss could be taken of")
 
 
-def old_ids(seen: Observed, outputs: Mapping[str, Any], correspondence: Correspondence) -> int | None:
-    """How many old ids the logits are a distribution over; None where they are no distribution over ids."""
-    if seen.kind != "ids":
+def old_columns(seen: Observed, correspondence: Correspondence) -> Columns:
+    """The old ids that the logits are a distribution over; None for all, and where they are no distribution over ids."""
+    import torch
+
+    drawn = correspondence.drawn_ids
+    if seen.kind != "ids" or drawn is None:
         return None
-    return int(outputs["logits"].shape[-1]) if correspondence.live is None else correspondence.live
+    return slice(len(drawn)) if isinstance(drawn, range) else torch.tensor(drawn)
 
 
-def loss_of(model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], ids: int | None = None) -> Tensor:
-    """The mean loss of a batch, by what the model gives. ``ids`` restricts the softmax to the ids below it."""
+def over_columns(values: Tensor, ids: Columns) -> Tensor:
+    """The columns ``ids`` of logits over ids."""
+    return values if ids is None else values[..., ids]
+
+
+def loss_of(model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], ids: Columns = None) -> Tensor:
+    """The mean loss of a batch, by what the model gives. ``ids`` restricts the softmax to these."""
     return loss_on(model(**feed(model, batch, extra_inputs)), batch, generates=model.can_generate(), ids=ids)
 
 
-def loss_on(outputs: Mapping[str, Any], batch: Probe, *, generates: bool, ids: int | None = None) -> Tensor:
+def loss_on(outputs: Mapping[str, Any], batch: Probe, *, generates: bool, ids: Columns = None) -> Tensor:
     """As :func:`loss_of`, of outputs that are there already."""
     import torch
 
     seen = observe(outputs, batch)
     if seen.kind == "ids":
         scores, targets, mask = _targets(outputs["logits"], batch, generates=generates)
-        return torch.nn.functional.cross_entropy(scores[..., :ids].float()[mask], targets[mask])
+        wanted = torch.searchsorted(ids, targets[mask]) if isinstance(ids, torch.Tensor) else targets[mask]
+        return torch.nn.functional.cross_entropy(over_columns(scores, ids).float()[mask], wanted)
     values = seen.values(outputs, batch)
     if seen.kind in ("labels", "places"):
         labels = torch.arange(len(values), device=values.device) % values.shape[-1]
         return torch.nn.functional.cross_entropy(values.float(), labels)
     if seen.kind == "number":
-        wanted = torch.arange(len(values), device=values.device) % 2
-        return torch.nn.functional.mse_loss(values[:, 0].float(), wanted.float())
+        numbers = torch.arange(len(values), device=values.device) % 2
+        return torch.nn.functional.mse_loss(values[:, 0].float(), numbers.float())
     others = (Observed("states", name).values(outputs, batch) for name in seen.beside)
     return sum((_distance_to_noise(part) for part in others), start=_distance_to_noise(values))
 

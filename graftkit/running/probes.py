@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,19 +81,20 @@ class Budget:
         return cls(timed, kept, KEPT_BYTES // hidden_bytes, forward)
 
 
-def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed: int, pad: int) -> list[Probe]:
-    """Deterministic probes over the ids ``0..live-1``, within ``budget``; the first is a batch of texts where there are any."""
+def make_probes(
+    directory: Path, drawn: Sequence[int], positions: int, budget: Budget, seed: int, pad: int
+) -> list[Probe]:
+    """Deterministic probes over the ids ``drawn``, within ``budget``; the first is a batch of texts where there are any."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     tokens = min(budget.tokens, budget.kept, MOST_TOKENS)
-    texts = encoded_texts(directory, live) or [
-        row.tolist() for row in torch.randint(live, (8, 48), generator=generator)
-    ]
+    old = torch.tensor(drawn)
+    texts = encoded_texts(directory, drawn) or _drawn(old, (8, 48), generator).tolist()
     if tokens < COMPACT:
-        return _compact(texts, live, positions, tokens, generator, pad)
+        return _compact(texts, old, positions, tokens, generator, pad)
     width = max(min(positions, tokens // 40, 64), 4)
-    longest = torch.randint(live, (1, max(min(positions, tokens // 4), 4)), generator=generator)
+    longest = _drawn(old, (1, max(min(positions, tokens // 4), 4)), generator)
     cut = [text[:width] for text in texts]
     probes = [
         _batch("texts, right padding", [(text, False) for text in cut], pad),
@@ -102,7 +103,14 @@ def make_probes(directory: Path, live: int, positions: int, budget: Budget, seed
         replace(_batch("cached decoding", [(texts[0][: min(width, 24)], False)], pad), steps=4),
         _full("random ids to the longest position", longest),
     ]
-    return [*probes, *_every_id(live, positions, budget, sum(probe.ids.numel() for probe in probes), generator)]
+    return [*probes, *_every_id(old, positions, budget, sum(probe.ids.numel() for probe in probes), generator)]
+
+
+def _drawn(old: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Ids drawn from ``old``, with replacement."""
+    import torch
+
+    return old[torch.randint(len(old), shape, generator=generator)]
 
 
 def make_image_probes(count: int) -> list[Probe]:
@@ -115,30 +123,32 @@ def make_image_probes(count: int) -> list[Probe]:
 
 
 def _compact(
-    texts: list[list[int]], live: int, positions: int, tokens: int, generator: torch.Generator, pad: int
+    texts: list[list[int]], old: Tensor, positions: int, tokens: int, generator: torch.Generator, pad: int
 ) -> list[Probe]:
     """Three forwards of a big model: texts and random ids with both paddings, cached decoding, and one longer row."""
     import torch
 
     width = max(min(positions, tokens // 8), 4)
     rows = [(text[: width - index % 3], index % 2 == 1) for index, text in enumerate(texts[:6])]
-    fresh = torch.randperm(live, generator=generator)[: 2 * width].tolist()
-    batch = _batch("texts and random ids, both paddings", [*rows, (fresh[:width], False), (fresh[-width:], False)], pad)
+    others = old[torch.randperm(len(old), generator=generator)[: 2 * width]].tolist()
+    batch = _batch(
+        "texts and random ids, both paddings", [*rows, (others[:width], False), (others[-width:], False)], pad
+    )
     cached = _batch("cached decoding", [(texts[0][: min(width, 12)], False)], pad)
-    longest = torch.randint(live, (1, max(min(positions, tokens // 4), 4)), generator=generator)
+    longest = _drawn(old, (1, max(min(positions, tokens // 4), 4)), generator)
     return [batch, replace(cached, steps=2), _full("random ids to the longest position", longest)]
 
 
-def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: torch.Generator) -> Iterator[Probe]:
+def _every_id(old: Tensor, positions: int, budget: Budget, spent: int, generator: torch.Generator) -> Iterator[Probe]:
     """Every old id once, with hidden states alone where the logits would not fit; else a sample, without replacement."""
     import torch
 
     room = max(budget.kept - spent, 64)
-    if live <= min(budget.tokens, budget.hidden // 2):
-        order, name = torch.arange(live), "every old id"
+    if len(old) <= min(budget.tokens, budget.hidden // 2):
+        order, name = old, "every old id"
     else:
         count = min(room, budget.tokens, MOST_TOKENS)
-        order, name = torch.randperm(live, generator=generator)[:count].sort().values, "a sample of old ids"
+        order, name = old[torch.randperm(len(old), generator=generator)[:count].sort().values], "a sample of old ids"
     rows = min(positions, 128)
     whole = len(order) // rows * rows
     hidden_only = len(order) > room
@@ -148,26 +158,24 @@ def _every_id(live: int, positions: int, budget: Budget, spent: int, generator: 
         yield replace(_full(f"{name}, rest", order[whole:].view(1, -1)), hidden_only=hidden_only)
 
 
-def covered_ids(probes: list[Probe], live: int) -> int:
-    """How many of the old ids stand in at least one unmasked place."""
+def covered_ids(probes: list[Probe]) -> int:
+    """How many ids stand in at least one unmasked place."""
     import torch
 
-    seen = torch.zeros(live, dtype=torch.bool)
-    for probe in probes:
-        seen[probe.ids[probe.mask.bool()]] = True
-    return int(seen.sum())
+    return len(torch.unique(torch.cat([probe.ids[probe.mask.bool()] for probe in probes])))
 
 
-def encoded_texts(directory: Path, live: int) -> list[list[int]]:
-    """Ids of the probe texts as the tokenizer in ``directory`` splits them, those below ``live``; empty without one."""
+def encoded_texts(directory: Path, drawn: Sequence[int]) -> list[list[int]]:
+    """Ids of the probe texts as the tokenizer in ``directory`` splits them, those of ``drawn``; empty without one."""
     if not (directory / "tokenizer.json").exists():
         return []
     document = object_of({"tokenizer.json": read_document(directory, "tokenizer.json")}, "tokenizer.json")
     tokenizer = backend_of(document)
+    known = drawn if isinstance(drawn, range) else frozenset(drawn)
     with tokenizers_faults():
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        encoded = [[i for i in tokenizer.encode(text).ids if i < live] for text in PROBE_TEXTS]
+        encoded = [[i for i in tokenizer.encode(text).ids if i in known] for text in PROBE_TEXTS]
     long = [ids for ids in encoded if len(ids) >= 4]
     return long if len(long) > 1 else []  # a normalizer may leave nothing of texts
 

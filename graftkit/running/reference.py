@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def run_source(
     source: Path,
-    live: int | None,
+    drawn: Sequence[int] | None,
     seed: int,
     tokens: int | None,
     seconds: dict[str, float],
@@ -94,7 +94,7 @@ def run_source(
         split_large_tables(old.model)
         keep_freed_memory(old)
     try:
-        return run_loaded(old, source, live, seed, tokens, seconds, step, backbone=backbone)
+        return run_loaded(old, source, drawn, seed, tokens, seconds, step, backbone=backbone)
     finally:
         release(old.model)
 
@@ -118,7 +118,7 @@ def load_source(source: Path, *, backbone: bool, paged: bool = False) -> Loaded:
 def run_loaded(
     old: Loaded,
     directory: Path,
-    live: int | None,
+    drawn: Sequence[int] | None,
     seed: int,
     tokens: int | None,
     seconds: dict[str, float],
@@ -126,32 +126,32 @@ def run_loaded(
     *,
     backbone: bool = False,
 ) -> Reference:
-    """Run a loaded model on its probes, with texts of the tokenizer in ``directory`` where there is one.
+    """Run a loaded model on its probes over the ids ``drawn``, with texts of the tokenizer in ``directory`` where there is one.
 
     Raises:
         VerificationFailed: the forward needs inputs that cannot be made.
     """
-    probes, budget, live, rows = plan_probes(old.model, directory, live, seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, directory, drawn, seed, tokens)
     with timed(seconds, "run source"):
         return _collect(old, probes, budget, live, rows, step, backbone=backbone)
 
 
 def plan_probes(
-    model: PreTrainedModel, source: Path, live: int | None, seed: int, tokens: int | None
+    model: PreTrainedModel, source: Path, drawn: Sequence[int] | None, seed: int, tokens: int | None
 ) -> tuple[list[Probe], Budget, int, int]:
-    """The probes of a model, their budget, how many old ids there are, and the rows of its table.
+    """The probes of a model over the ids ``drawn``, or all; their budget, how many ids that are, and the rows of its table.
 
     Of a model that takes images alone, how many images there are, and how many labels.
     """
     if embedding_of(model, INPUT) is None and takes_images(model):
         return _plan_images(model, tokens)
     rows, width, item_bytes = _table(model)
-    live = rows if live is None else live
+    old = range(rows) if drawn is None else drawn
     budget = _budget(model, rows, width, item_bytes, tokens)
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
-    pad = pad if isinstance(pad, int) and 0 <= pad < live else 0
+    pad = pad if isinstance(pad, int) and pad in old else old[0]
     positions = min(largest_position(model) or POSITIONS, budget.tokens)
-    return make_probes(source, live, positions, budget, seed, pad), budget, live, rows
+    return make_probes(source, old, positions, budget, seed, pad), budget, len(old), rows
 
 
 def _plan_images(model: PreTrainedModel, tokens: int | None) -> tuple[list[Probe], Budget, int, int]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.verification.checks import Row
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
@@ -15,8 +17,8 @@ from graftkit.verification.promises import Promise, PromiseClass, Scope
 class Accounted:
     """How a folder agrees with the report beside it: sentences for what does not, notes, and the tensors that do.
 
-    ``promise``, ``tensors`` and ``values`` are the report's, and empty where anything does not agree: what was promised, the
-    names of the tensors that operations changed, and the documents with the places in them.
+    What follows ``figure`` is the report's, and empty where anything does not agree: what was promised, the names of the tensors that
+    operations changed, the documents with the places in them, the renamed tokens by their old names, and which id is which.
     """
 
     failures: tuple[str, ...]
@@ -26,6 +28,8 @@ class Accounted:
     promise: Mapping[str, Any] = field(default_factory=dict)
     tensors: frozenset[str] = frozenset()
     values: frozenset[tuple[str, str]] = frozenset()
+    renamed: Mapping[str, Renamed] = field(default_factory=dict)
+    correspondence: Correspondence = IDENTITY
     name: str = "report"
 
     def rows(self) -> Iterator[Row]:

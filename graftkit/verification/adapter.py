@@ -172,7 +172,7 @@ class AdapterCheck:
         reference = None
         if source is not None:
             reference = run_loaded(
-                self._original(source, residual), source, residual.correspondence.live, seed, None, seconds, lambda _: None,
+                self._original(source, residual), source, residual.correspondence.drawn_ids, seed, None, seconds, lambda _: None,
                 backbone=residual.backbone,
             )  # fmt: skip
         model = load(base)

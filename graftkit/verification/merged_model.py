@@ -154,7 +154,7 @@ def compare_with_adapted(
         )
         dtype = merged.dtype
         release(merged.model)
-        native = run_loaded(adapted, source, later.live, seed, None, {}, lambda _: None)
+        native = run_loaded(adapted, source, later.drawn_ids, seed, None, {}, lambda _: None)
         reference = _in_float64(adapted.model, native, skipped)
         release(adapted.model)
         outputs, broken = _outputs(

@@ -143,7 +143,7 @@ def compare_outputs(
     from_files = max(paged_in((directory,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for directory in (source, result))
     with undisturbed():
         before = run_source(
-            source, correspondence.live, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
+            source, correspondence.drawn_ids, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
             paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
@@ -166,7 +166,7 @@ def compare_outputs(
         probes=_tokens_by_probe(before.parts),
         skipped=before.skipped,
         inputs=tuple(sorted(before.extra_inputs)),
-        ids_covered=covered_ids(before.parts, before.live),
+        ids_covered=covered_ids(before.parts),
         ids=before.live,
         cached_decoding=before.cached,
         coverage=before.coverage,

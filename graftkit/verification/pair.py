@@ -57,6 +57,9 @@ class Pair:
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
         correspondence = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
+        reported = report.correspondence if report else IDENTITY
+        if reported.ids is not None and [reported.ids.source, reported.ids.result] == rows:
+            correspondence = reported
         return cls(old, new, vocabularies, tokenizers, correspondence, report)
 
     @property
@@ -91,6 +94,7 @@ class Pair:
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
+            self.accounted.renamed,
         )
 
     def tensors(self) -> Iterator[str]:

@@ -54,6 +54,7 @@ class TokenizerCheck:
             special=tokens.special,
             chat_template_changed=tokens.chat_template_changed,
             eos_may_pad=tokens.eos_may_pad,
+            renamed=tokens.renamed,
         )
 
 

@@ -11,6 +11,7 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.verification.promises import Promise, Scope
 
 if TYPE_CHECKING:
+    from graftkit.checkpoint.tokenizer import Renamed
     from graftkit.verification.digests import BaseDigests
     from graftkit.verification.kl_promise import KLPromise
     from graftkit.verification.pair import Pair
@@ -25,13 +26,15 @@ class NewTokens:
     """How a tokenizer changed on purpose.
 
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
-    chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token.
+    chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
+    name each token that has another one.
     """
 
     ids: Mapping[str, int]
     special: frozenset[str]
     chat_template_changed: bool
     eos_may_pad: bool = False
+    renamed: Mapping[str, Renamed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

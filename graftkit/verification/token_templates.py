@@ -25,7 +25,7 @@ _TURNS = ({"role": "user", "content": "Where is the quokka?"}, {"role": "assista
 
 def check_templates(before: LoadedTokenizer, after: LoadedTokenizer, *, changed: bool) -> Iterator[str]:
     """Yield how the template is neither the source's nor, where it was to be ``changed``, one that works."""
-    old, now = before.tokenizer.chat_template, after.tokenizer.chat_template
+    old, now = before.chat_template, after.tokenizer.chat_template
     if changed and not now:
         yield "the chat template was to be set, but none is loaded"
     if not changed and old != now:
@@ -36,15 +36,29 @@ def check_templates(before: LoadedTokenizer, after: LoadedTokenizer, *, changed:
             yield from _lost_messages(after, name, text)
     for name in TEMPLATE_COPIES:
         source, copy = ((loaded.document(name) or {}).get("chat_template") for loaded in (before, after))
-        if changed and isinstance(copy, str) and copy != now:
+        source = before.under_names(source)
+        if changed and isinstance(copy, str) and copy != now and not (now == old and copy == source):
             yield f"{name}: the copy of the chat template is not the new one"
         if not changed and copy != source:
             yield f"{name}: the copy of the chat template is not the source's"
 
 
+def check_same_ids(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
+    """Yield each template that gives a conversation other ids than before, although only tokens in it were renamed."""
+    was, now = _named(before.tokenizer.chat_template), _named(after.tokenizer.chat_template)
+    for name, text in _named(before.chat_template).items():
+        if now.get(name) != text:
+            continue
+        for turns in (_TURNS, (_SYSTEM, *_TURNS), _in_parts(_TURNS)):
+            (old, _), (new, _) = _rendered(before, was[name], turns), _rendered(after, text, turns)
+            if before.encode([old]) != after.encode([new]):
+                yield f"{_which(name)} gives a conversation other ids than under the old names: rendered, it is {_short(new)}"
+                break
+
+
 def template_notes(before: LoadedTokenizer, after: LoadedTokenizer) -> tuple[str, ...]:
     """A template of the source's own that holds no Jinja, which is kept; it is read and not rendered."""
-    kept = set(_named(before.tokenizer.chat_template).items()) & set(_named(after.tokenizer.chat_template).items())
+    kept = set(_named(before.chat_template).items()) & set(_named(after.tokenizer.chat_template).items())
     return tuple(
         f"{_which(name)} is the source's and holds no Jinja: {_short(text)}"
         for name, text in sorted(kept)

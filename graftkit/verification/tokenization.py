@@ -16,14 +16,17 @@ from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
+from graftkit.verification.token_names import check_renamed
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
 from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts
-from graftkit.verification.token_templates import check_templates, template_notes
+from graftkit.verification.token_templates import check_same_ids, check_templates, template_notes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+
+    from graftkit.checkpoint.tokenizer import Renamed
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
@@ -39,6 +42,9 @@ SETTINGS = (
     "model_input_names",
 )
 
+
+#: What else an added token is told, beside whether it is special.
+FLAGS = ("normalized", "lstrip", "rstrip", "single_word")
 
 #: The key under which texts are counted that a new token in them splits in another way.
 DIFFERING = "texts_split_differently"
@@ -90,10 +96,12 @@ def check_tokenization(
     probes: Sequence[str] | None = None,
     chat_template_changed: bool = False,
     eos_may_pad: bool = False,
+    renamed: Mapping[str, Renamed] | None = None,
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
 
-    ``special`` names those of the new tokens that have to be special. ``probes`` replaces the embedded texts; texts
+    ``special`` names those of the new tokens that have to be special, ``renamed`` gives by its old name each token that is the
+    source's under another name. ``probes`` replaces the embedded texts; texts
     derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose.
 
     Raises:
@@ -101,29 +109,38 @@ def check_tokenization(
 
     """
     start = time.perf_counter()
-    before = LoadedTokenizer.of(source)
+    renamed = renamed or {}
+    before = LoadedTokenizer.of(source, {old: now.content for old, now in renamed.items()})
     try:
         after = LoadedTokenizer.of(result)
     except InputRejected as error:
         return TokenizationReport((f"tokenizer: {error}",), (), {}, (), time.perf_counter() - start)
-    every_special = {*special, *(content for content, index in new.items() if _is_special(after, index))}
-    texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, new, every_special)]
-    split_failures, differences, differing = compare_splits(before, after, texts, new, every_special)
+    every_new = {
+        **new,
+        **{now.content: before.ids[now.content] for now in renamed.values() if now.content in before.ids},
+    }
+    every_special = {*special, *(content for content, index in every_new.items() if _is_special(after, index))}
+    made_special = {now.content for now in renamed.values() if now.special and not _was_special(before, now.content)}
+    texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, every_new, every_special)]
+    split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
     role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad)
     failures = chain(
         _check_ids(before, after, new),
-        check_new_tokens(after, new, special),
+        check_new_tokens(after, every_new, {*special, *made_special}),
+        check_renamed(before, after, renamed),
         _check_parts(before, after),
-        _check_kept(before, after),
+        _check_kept(before, after, renamed),
         split_failures,
         role_failures,
         _check_frame(before, after, texts[:1]),
         check_templates(before, after, changed=chat_template_changed),
+        check_same_ids(before, after) if renamed else (),
     )
     covered = {
         "old_ids": len(before.ids),
         "new_tokens": len(new),
-        "placements": len(new) * len(PLACEMENTS),
+        "renamed_tokens": len(renamed),
+        "placements": len(every_new) * len(PLACEMENTS),
         "probe_texts": len(texts),
         DIFFERING: differing,
     }
@@ -134,6 +151,10 @@ def check_tokenization(
 
 def _is_special(after: LoadedTokenizer, index: int) -> bool:
     return index in after.added and bool(after.added[index].special)
+
+
+def _was_special(before: LoadedTokenizer, content: str) -> bool:
+    return _is_special(before, before.ids.get(content, -1))
 
 
 def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str, int]) -> Iterator[str]:
@@ -171,15 +192,15 @@ def _check_parts(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[st
             yield f"tokenizer.json: {part} is not the source's"
 
 
-def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
-    """Yield what the old tokens and the tokenizer itself lost: flags, specialness, class, settings."""
-    lost = [token for token in before.tokenizer.all_special_tokens if token not in after.tokenizer.all_special_tokens]
+def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mapping[str, Renamed]) -> Iterator[str]:
+    """Yield what the old tokens and the tokenizer itself lost: flags, specialness, class, settings.
+
+    Whether a ``renamed`` token is special was asked for.
+    """
+    special = {now.content: now.special for now in renamed.values()}
+    lost = [token for token in before.special if token not in after.special and special.get(token, True)]
     yield from _some(f"{printable(token)!r} is no longer a special token" for token in lost)
-    yield from _some(
-        f"the added token {printable(token.content)!r} was {_flags(token)}, now it is {_flags(after.added.get(index))}"
-        for index, token in before.added.items()
-        if _flags(token) != _flags(after.added.get(index)) and not _was_given_a_role(after, index)
-    )
+    yield from _some(_other_flags(before, after, special))
     names = [type(loaded.tokenizer).__name__ for loaded in (before, after)]
     if names[0] != names[1]:
         yield f"AutoTokenizer loads a {names[1]}, it was a {names[0]}"
@@ -189,14 +210,21 @@ def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str
             yield f"{name} was {printable(old)}, now {printable(now)}"
 
 
+def _other_flags(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Collection[str]) -> Iterator[str]:
+    for index, token in before.added.items():
+        flags = FLAGS if before.name(token.content) in renamed else ("special", *FLAGS)
+        was, now = (_flags(one, flags) for one in (token, after.added.get(index)))
+        if was != now and not _was_given_a_role(after, index):
+            yield f"the added token {printable(token.content)!r} was {was}, now it is {now}"
+
+
 def _was_given_a_role(after: LoadedTokenizer, index: int) -> bool:
     return _is_special(after, index) and after.added[index].content in after.roles.values()
 
 
-def _flags(token: object) -> str:
+def _flags(token: object, names: Sequence[str]) -> str:
     if token is None:
         return "gone"
-    names = ("special", "normalized", "lstrip", "rstrip", "single_word")
     return ", ".join(name for name in names if getattr(token, name, False)) or "without flags"
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftkit.architecture.correspondence import Correspondence, IndexMap
+from graftkit.architecture.correspondence import IDENTITY, Correspondence, IndexMap
 
 
 def test_a_grown_axis_keeps_all_but_what_was_made_anew():
@@ -137,3 +137,10 @@ def test_one_operation_behind_the_other_renumbers_twice():
     ]
     assert GROWN.then(Correspondence(IndexMap.identity(8), 8)).blocks == GROWN.blocks
     assert GROWN.within_source().blocks is None
+
+
+def test_inputs_are_drawn_of_the_ids_that_both_tokenizers_have_and_the_result_keeps():
+    assert IDENTITY.drawn_ids is None
+    assert Correspondence.of_ids(10, 12, 8, (8, 9, 10, 11)).drawn_ids == range(8)
+    assert Correspondence.of_ids(10, 10, 8, (2, 3, 9)).drawn_ids == (0, 1, 4, 5, 6, 7)
+    assert Correspondence(IndexMap.of_kept(6, (0, 2, 4)), 5).drawn_ids == (0, 2, 4)

@@ -25,6 +25,8 @@ SPECS = {
         {"tokens": ["zqx"], "init": {"scheme": "copy", "token": "nowhere"}},
         "init",
     ),
+    "rename_tokens": ({"names": {"<unk>": "<|tool|>"}}, {"names": {"<nowhere>": "<|tool|>"}}, "names.<nowhere>"),
+    "reinit_rows": ({"tokens": ["<unk>", 9]}, {"tokens": ["<unk>", 999]}, r"tokens.1"),
     "replace_head": (
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<pad>"},
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<|nowhere|>"},

@@ -23,7 +23,8 @@ HEAD = "version: 1\nbase_model: a\noutput: o\noperations:\n"
 OPERATIONS = ", ".join(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))
 SCHEMES = "mean, subword_mean, describe, copy, mean_cov, normal, zeros"
 FIELDS = (
-    "op, tokens, special_tokens, roles, allow_pad_is_eos, init, output_init, pad_to_multiple_of, chat_template"
+    "op, tokens, special_tokens, roles, existing, lstrip, rstrip, single_word, normalized, allow_pad_is_eos, init, output_init,"
+    " pad_to_multiple_of, chat_template"
 )  # fmt: skip
 
 
@@ -50,7 +51,7 @@ operations:
       - a
       - "  "
       - {content: b, inti: mean}
-      - {content: c, init: describe}
+      - {content: c, init: copy}
     special_tokens:
       - content: d
         init: {scheme: mean_cov, eps: 1e-5}
@@ -76,7 +77,7 @@ on: 3
         "recipe.yaml:10: operations.1.tokens.2: the token 'a' is given a second time, after tokens.0",
         "recipe.yaml:11: operations.1.tokens.3: must not be only white space",
         "recipe.yaml:12: operations.1.tokens.4.inti: unknown field; did you mean 'init'?",
-        "recipe.yaml:13: operations.1.tokens.5.init: 'describe' needs text; write {scheme: describe, text: ...}",
+        "recipe.yaml:13: operations.1.tokens.5.init: 'copy' needs token; write {scheme: copy, token: ...}",
         "recipe.yaml:16: operations.1.special_tokens.0.init.eps: must be a number, but YAML reads 1e-5 as text;"
         " write 1.0e-5",
         "recipe.yaml:17: operations.1.special_tokens.1.content: required field is missing",

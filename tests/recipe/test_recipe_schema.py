@@ -18,11 +18,21 @@ def op(**fields):
     return {**HEAD, "operations": [{"op": "extend_vocab", **fields}]}
 
 
+def rename(**fields):
+    return {**HEAD, "operations": [{"op": "rename_tokens", **fields}]}
+
+
 GOOD = [
     op(tokens=["x"]),
     op(tokens=["x", {"content": "y", "init": "mean", "output_init": None, "lstrip": True}], init={"scheme": "mean"}),
     op(special_tokens=["x"], init={"scheme": "describe", "text": "t"}, output_init="normal"),
     op(roles={"pad_token": "p"}, init={"scheme": "mean_cov", "eps": 1e-3}),
+    op(tokens=["x"], init="describe"),
+    op(tokens={"file": "w.txt"}, existing="skip", single_word=True),
+    rename(names={"a": "b", "c": {"content": "d", "special": False, "init": "keep"}}),
+    rename(names={"a": "b"}, special=True, init={"scheme": "describe", "text": "t"}, output_init="mean"),
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": "never_trained"}]},
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": ["a", 5, {"first": 7, "last": 9}], "init": "normal"}]},
     op(chat_template="{{ x }}"),
     op(chat_template={"file": "x"}, pad_to_multiple_of=8, output_init=None),
     {**op(tokens=["x"]), "verify": {"outputs": False}, "seed": 3, "revision": None, "allow_nonfinite": True},
@@ -40,7 +50,17 @@ BAD = [
     op(tokens=[" "]),
     op(tokens=[{"init": "mean"}]),
     op(tokens=["x"], init="men"),
-    op(tokens=["x"], init="describe"),
+    op(tokens=["x"], init="copy"),
+    op(tokens={"file": "w.txt", "init": "mean"}),
+    op(tokens=["x"], existing="keep"),
+    rename(),
+    rename(names={}),
+    rename(names={"a": "b"}, init="men"),
+    rename(names={"a": {"special": True}}),
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": "never"}]},
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": []}]},
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": [-1]}]},
+    {**HEAD, "operations": [{"op": "reinit_rows", "tokens": [{"first": 1}]}]},
     op(tokens=["x"], init={"text": "t"}),
     op(tokens=["x"], init={"scheme": "mean", "eps": 1}),
     op(tokens=["x"], init={"scheme": "normal", "std": 0}),
@@ -97,5 +117,5 @@ def test_defaults_are_written_as_in_a_recipe_and_names_of_specs_are_required():
     definitions = json_schema()["$defs"]
     assert definitions["ExtendVocab"]["properties"]["init"]["default"] == "mean"
     assert definitions["ExtendVocab"]["required"] == ["op"]
-    assert definitions["Describe"]["required"] == ["scheme", "text"]
+    assert definitions["Copy"]["required"] == ["scheme", "token"]
     assert json.loads(json.dumps(json_schema())) == json_schema()

@@ -56,15 +56,19 @@ class TokenizerFiles:
 
     def within(self, rows: int) -> TokenizerFiles:
         """The tokenizer without the tokens that have no row in a table of ``rows`` rows: it splits them as any text."""
-        if self.size <= rows:
+        return self.without(range(rows, self.size))
+
+    def without(self, ids: Collection[int]) -> TokenizerFiles:
+        """The tokenizer without the tokens of ``ids``: it splits those that it has beside the model's own pieces as any text."""
+        if not ids:
             return self
         document = self.document
-        listed = [entry for entry in document.get("added_tokens") or [] if entry["id"] < rows]
+        listed = [entry for entry in document.get("added_tokens") or [] if entry["id"] not in ids]
         return replace(
             self,
-            ids=MappingProxyType({token: index for token, index in self.ids.items() if index < rows}),
-            tokens=MappingProxyType({index: token for index, token in self.tokens.items() if index < rows}),
-            added=tuple(entry for entry in self.added if entry.index < rows),
+            ids=MappingProxyType({token: index for token, index in self.ids.items() if index not in ids}),
+            tokens=MappingProxyType({index: token for index, token in self.tokens.items() if index not in ids}),
+            added=tuple(entry for entry in self.added if entry.index not in ids),
             document=MappingProxyType({**document, "added_tokens": listed}),
         )
 

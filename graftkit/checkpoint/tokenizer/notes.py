@@ -10,7 +10,7 @@ from graftkit.checkpoint.tokenizer.vocabulary import object_of
 from graftkit.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
 
 def tokenizer_notes(
@@ -38,7 +38,12 @@ def tokenizer_notes(
             forced = document.get(f"forced_{role}_id")
             if role in roles and forced is not None and forced != files.ids.get(roles[role]):
                 yield f"{name}: forced_{role}_id still names id {printable(forced)}"
-    slow = sorted(name for name in {*documents, *carried} if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
+    yield from slow_notes([*documents, *carried])
+
+
+def slow_notes(names: Iterable[str]) -> Iterator[str]:
+    """Yield a sentence where slow tokenizer files are among the files of a checkpoint."""
+    slow = sorted(name for name in set(names) if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
     if slow:
-        names = ", ".join(map(printable, slow))
-        yield f"{names}: kept unchanged; whatever reads nothing else does not know the new tokens"
+        shown = ", ".join(map(printable, slow))
+        yield f"{shown}: kept unchanged; whatever reads nothing else does not know the new tokens"

@@ -48,14 +48,20 @@ def check_not_one_piece(files: TokenizerFiles, contents: Iterable[str]) -> None:
     ``Cat`` is one where the normalizer lowers letters and the vocabulary has ``cat``; so is ``é``, which byte-level
     vocabularies spell ``Ã©``. Adding it would take all text away from the old token.
     """
-    unknown = files.document["model"].get("unk_token")
     for content in contents:
-        pieces = files.encode(content)
-        if len(pieces) == 1 and not _is_unknown(files, pieces[0], unknown):
+        index = one_piece(files, content)
+        if index is not None:
             raise InputRejected(
                 f"tokenizer.json: the token {printable(content)!r} exists already: it is read as"
-                f" {printable(files.token_of(pieces[0]))!r}, id {pieces[0]}"
+                f" {printable(files.token_of(index))!r}, id {index}"
             )
+
+
+def one_piece(files: TokenizerFiles, content: str) -> int | None:
+    """The id of the single piece of the vocabulary that ``content`` is read as; None where it is more, or unknown."""
+    pieces = files.encode(content)
+    unknown = files.document["model"].get("unk_token")
+    return pieces[0] if len(pieces) == 1 and not _is_unknown(files, pieces[0], unknown) else None
 
 
 def check_roles(files: TokenizerFiles, known: Mapping[str, int], roles: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -39,6 +40,7 @@ class Choice:
             case SubwordMean():
                 pieces = _encode(tokenizer, content or "", f"token {content!r}")
             case Describe(text=text):
+                text = text or _words(content or "")
                 pieces = _encode(tokenizer, text, f"description {text!r}")
             case Copy(token=token):
                 index = tokenizer.id_of(token)
@@ -48,6 +50,14 @@ class Choice:
             case _:
                 pieces = ()
         return cls(scheme, pieces)
+
+
+def _words(name: str) -> str:
+    """The words in the name of a token, ``tool call`` for ``<|tool_call|>``."""
+    words = " ".join(re.findall(r"[^\W_]+", name))
+    if not words:
+        raise RecipeError(f"describe: the name {printable(name)!r} holds no word; give text", field="init")
+    return words
 
 
 def _encode(tokenizer: TokenizerFiles, text: str, what: str) -> tuple[int, ...]:
@@ -74,7 +84,10 @@ class NewRow:
 
 @dataclass
 class RowMaker:
-    """Makes the new rows of each vocabulary tensor on demand; statistics of a table are read once and kept."""
+    """Makes the new rows of each vocabulary tensor on demand; statistics of a table are read once and kept.
+
+    ``live_ids`` is how many ids the tokenizer has with a row; what stood in a row that is made anew counts nowhere.
+    """
 
     checkpoint: Checkpoint
     vocabulary: Vocabulary
@@ -104,7 +117,7 @@ class RowMaker:
             if self.is_bias(item):
                 self._statistics[item.name] = _bias_statistics(source, self.statistics(self._output_table()))
             else:
-                self._statistics[item.name] = table_statistics(source, self.live_ids)
+                self._statistics[item.name] = table_statistics(source, self.live_ids, self.ids)
         return self._statistics[item.name]
 
     def kl_promise(self) -> KLPromise | None:
@@ -203,5 +216,6 @@ def _bias_statistics(source: Callable[[], Iterator[tuple[int, Tensor]]], table: 
     values = torch.cat([chunk for _, chunk in source()]).double()[table.live]
     mean = values.mean(0)
     return TableStatistics(
-        table.size, table.live, mean, float((values - mean).square().mean().sqrt()), 0, 0, 0, table.all_used
-    )
+        table.size, table.live, mean, float((values - mean).square().mean().sqrt()), table.norms,
+        torch.zeros_like(table.kinds), table.all_used,
+    )  # fmt: skip

@@ -100,10 +100,12 @@ def _figure(value: str, label: str) -> Markup:
 
 
 def _tokens(report: Mapping[str, Any]) -> Markup | None:
-    tokens = report.get("new_tokens") or {}
+    new = [joined(chip(token), tag("small", index)) for token, index in (report.get("new_tokens") or {}).items()]
+    renamed = (report.get("renamed_tokens") or {}).items()
+    tokens = [*new, *(joined(chip(now["content"]), tag("small", f"was {old}")) for old, now in renamed)]
     if not tokens:
         return None
-    shown = [joined(chip(token), tag("small", index)) for token, index in list(tokens.items())[:NAMED]]
+    shown = tokens[:NAMED]
     more = tag("span", f"and {count(len(tokens) - NAMED)} more", class_="note") if len(tokens) > NAMED else None
     return tag("p", *(tag("span", item, class_="token") for item in shown), more, class_="tokens")
 

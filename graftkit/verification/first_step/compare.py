@@ -47,7 +47,7 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            texts = first_texts(old, source, correspondence.live, seed)
+            texts = first_texts(old, source, correspondence.drawn_ids, seed)
             before = None if scope else _old_gradients(Training.of(old, texts, correspondence), correspondence)
         release(old)
         _tell(progress, 0.3)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from graftkit.running.loss import Observed
+    from graftkit.running.loss import Columns, Observed
     from graftkit.running.probes import Probe
 
 EPSILON, WEIGHT_DECAY = 1e-8, 0.01
@@ -62,7 +62,7 @@ def direction(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor])
 
 
 def old_outputs(
-    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], seen: Observed, ids: int | None
+    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], seen: Observed, ids: Columns
 ) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """A function from parameters to what is seen at the unmasked places, ``(places, width)``; of logits over the old ids."""
     import torch

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from graftkit.running.loss import Columns
+
 #: A difference counts from this many times the noise on, as in the lens.
 MARGIN = 100
 
@@ -57,7 +59,7 @@ class GradientGap:
 
 
 def null_gradients(
-    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: int | None, more: int
+    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: Columns, more: int
 ) -> Iterator[tuple[str, Gradients]]:
     """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
     loss = FACTOR * loss_of(model, texts, extra_inputs, ids)

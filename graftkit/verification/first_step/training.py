@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.running.forward import run
 from graftkit.running.inputs import find_inputs
-from graftkit.running.loss import Observed, loss_of, name_of_loss, observe, old_ids
+from graftkit.running.loss import Columns, Observed, loss_of, name_of_loss, observe, old_columns
 from graftkit.running.reference import plan_probes
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.reach import first_moves
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Training:
     """``model`` on ``texts`` of old ids, and on ``task``, the same texts with the ``fresh`` ids in them.
 
-    It is fed what ``extra_inputs`` names beside ids. ``seen`` is the output that is looked at, over the first ``ids`` columns;
+    It is fed what ``extra_inputs`` names beside ids. ``seen`` is the output that is looked at, over the columns ``ids``;
     ``left_out`` counts new ids that the task has no room for.
     """
 
@@ -39,7 +39,7 @@ class Training:
     task: Probe
     extra_inputs: frozenset[str]
     seen: Observed
-    ids: int | None
+    ids: Columns
     fresh: tuple[int, ...]
     left_out: int
 
@@ -49,7 +49,7 @@ class Training:
         extra_inputs, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
         seen, fresh = observe(outputs, texts), correspondence.fresh_ids[:MOST_IDS]
         left_out = len(correspondence.fresh_ids) - len(fresh)
-        ids = old_ids(seen, outputs, correspondence)
+        ids = old_columns(seen, correspondence)
         return cls(model, texts, with_ids(texts, fresh), extra_inputs, seen, ids, fresh, left_out)
 
     def old_gradients(self) -> Mapping[str, Tensor]:
@@ -78,7 +78,7 @@ class Training:
         )  # fmt: skip
 
 
-def first_texts(model: PreTrainedModel, directory: Path, live: int | None, seed: int) -> Probe:
+def first_texts(model: PreTrainedModel, directory: Path, drawn: Sequence[int] | None, seed: int) -> Probe:
     """The texts of the batch."""
-    probes, *_ = plan_probes(model, directory, live, seed, None)
+    probes, *_ = plan_probes(model, directory, drawn, seed, None)
     return replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])

@@ -64,7 +64,7 @@ def texts_for(directory: Path, rows: int, pad: int, eos: int | None) -> list[lis
     """Four short texts without pad and eos inside, each ended by ``eos`` where the head looks for it."""
     import torch
 
-    found = encoded_texts(directory, rows)
+    found = encoded_texts(directory, range(rows))
     generator = torch.Generator().manual_seed(0)
     while len(found) < len(LENGTHS):
         found.append(torch.randint(rows, (32,), generator=generator).tolist())

@@ -91,7 +91,7 @@ def prepare(
     A ``backbone`` does not generate.
     """
     device = next(old.model.parameters()).device
-    probes, budget, live, rows = plan_probes(old.model, source, correspondence.live, seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, source, correspondence.drawn_ids, seed, tokens)
     probes = [_on(device, probe) for probe in probes]
     extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, _head(probes[0]), tried))
     cached = not backbone and can_cache(old.model, extra_inputs) is None

@@ -69,7 +69,7 @@ def compare_signal(
         with timed(seconds, "load"):
             old, new = load_both(source, result, device_of(device), backbone=Scope.BACKBONE in scope, adapter=adapter)
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
-        probes, *_ = plan_probes(old.model, source, correspondence.live, seed, tokens)
+        probes, *_ = plan_probes(old.model, source, correspondence.drawn_ids, seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
         extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []
