@@ -11,6 +11,7 @@ from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
+from graftkit.operations.retarget_adapter import retarget_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -21,6 +22,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "reinit": reinit,
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
+    "retarget_adapter": retarget_adapter,
 }
 
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.

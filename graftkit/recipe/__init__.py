@@ -14,6 +14,7 @@ from graftkit.recipe.recipe import Recipe, VerifyOptions
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
+from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
@@ -34,6 +35,7 @@ __all__ = [
     "Reinit",
     "ReplaceHead",
     "ResizeAdapter",
+    "RetargetAdapter",
     "Scheme",
     "Spec",
     "SubwordMean",

@@ -16,11 +16,20 @@ from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
+from graftkit.recipe.retarget_adapter import RetargetAdapter
 
 Operation = Annotated[
-    ExtendVocab | AddAdapter | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter,
+    ExtendVocab
+    | AddAdapter
+    | AddLora
+    | ExtractLora
+    | MergeAdapter
+    | Reinit
+    | ReplaceHead
+    | ResizeAdapter
+    | RetargetAdapter,
     OneOf("op", "operation"),
 ]
 
 #: The operations that make an adapter for the base as it is then.
-MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter"})
+MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter", "retarget_adapter"})
