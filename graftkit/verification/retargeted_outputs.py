@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import GraftkitError, InputRejected, few
+from graftkit.running.bits import equal
 from graftkit.running.forward import Loaded, load, run
 from graftkit.running.lent import lend
 from graftkit.running.peft_loading import adapt
@@ -120,53 +121,66 @@ def _note_runs(model: Any, modules: Iterable[str], ran: set[str]) -> Iterator[Re
 class _Source:
     """The class that the old adapter was trained on, with that adapter and the weights of the base.
 
-    ``plain`` is how its outputs differ from those of the target, both without an adapter.
+    ``plain`` is how its outputs differ from those of the target, both without an adapter; ``same`` are the outputs without a
+    difference, each by its probe and its name.
     """
 
     name: str
     model: Any
     plain: Comparison
+    same: frozenset[tuple[str, str]]
 
     def gap(self, model: Any, after: Reference) -> _Gap:
-        """How its outputs differ from ``after``, what the adapted target ``model`` gave."""
-        noise: Mapping[str, float] = {} if self.plain.bitwise else own_noise(model, after)
-        alike = {name for name, one in self.plain.outputs.items() if not one.gone}
-        differing = {name for name in alike if self._differs(name, noise)}
-        names, why = frozenset(alike - differing), ""
-        if differing:
-            worst = max(self.plain.relative[name] for name in differing)
-            why = (
-                f"{few(differing)}: {self.name} and {after.architecture} differ by up to {worst:.2g} without an adapter"
-            )
-        if not names:
-            return _Gap(not_compared=why or f"{self.name} and {after.architecture} have no output in common")
+        """How its outputs differ from ``after``, what the adapted target ``model`` gave.
+
+        What is the same without an adapter has to be the same with it. Where nothing is, all may differ by rounding.
+        """
+        if all(one.gone for one in self.plain.outputs.values()):
+            return _Gap(not_compared=f"{self.name} and {after.architecture} have no output in common")
+        if not self.same:
+            return self._within_noise(model, after)
+        found, tokens = self._compare(after, lambda part, name: (part, name) in self.same)
+        beyond = [name for name, one in found.outputs.items() if not one.bitwise]
+        failures = self._failures(beyond, found, {})
+        return _Gap(self.name, self._left_out(after), tokens, found.worst, 0.0, tuple(failures))
+
+    def _within_noise(self, model: Any, after: Reference) -> _Gap:
+        """The same for two classes that do not compute alike: twice what they differ by without, or the noise of the target."""
+        noise, plain = own_noise(model, after), self.plain.relative
+        if any(value > NOISE_RATIO * noise.get(name, 0.0) for name, value in plain.items()):
+            return _Gap(not_compared=self._left_out(after))
+        found, tokens = self._compare(after, lambda _, name: STEP.sub("", name) in plain)
+        allowed = {name: NOISE_RATIO * max(value, noise.get(name, 0.0)) for name, value in plain.items()}
+        beyond = [name for name, one in found.outputs.items() if one.gone or not one.relative <= allowed[name]]
+        failures = self._failures(beyond, found, allowed)
+        return _Gap(self.name, "", tokens, found.worst, max(allowed.values()), tuple(failures))
+
+    def _compare(self, after: Reference, wanted: Callable[[str, str], bool]) -> tuple[Comparison, int]:
+        """The difference over the outputs that are ``wanted``, by probe and name, and the tokens behind them."""
         found, tokens = Comparison(join_steps=True), 0
         for part, outputs in _runs(self.model, after):
-            found.add(part, _common(after.kept[part.name], outputs, names), outputs)
-            tokens += part.tokens
-        bitwise = all(self.plain.outputs[name].bitwise for name in names)
-        plain = self.plain.relative
-        allowed = {name: 0.0 if bitwise else NOISE_RATIO * max(plain[name], noise.get(name, 0.0)) for name in names}
-        beyond = [
-            name
-            for name, one in found.outputs.items()
-            if not (one.bitwise or 0 < one.relative <= allowed[name]) or one.gone
-        ]
-        return _Gap(
-            self.name, why, tokens, found.worst, max(allowed.values()), tuple(self._failures(beyond, found, allowed))
-        )
+            kept = {name: value for name, value in after.kept[part.name].items() if wanted(part.name, name)}
+            found.add(part, kept, outputs)
+            tokens += part.tokens if kept else 0
+        return found, tokens
 
-    def _differs(self, name: str, noise: Mapping[str, float]) -> bool:
-        """Whether an output differs without an adapter, by more than the noise of the adapted target."""
-        one = self.plain.outputs[name]
-        return not one.bitwise and one.relative > NOISE_RATIO * noise.get(name, 0.0)
+    def _left_out(self, after: Reference) -> str:
+        """Which outputs differ without an adapter, on some of the probes or on all; empty where none does."""
+        names = [name for name, one in self.plain.outputs.items() if not one.bitwise]
+        if not names:
+            return ""
+        worst = max(self.plain.relative[name] for name in names)
+        where = "on some probes " if self.same else ""
+        return (
+            f"{where}{self.name} and {after.architecture} differ by up to {worst:.2g} without an adapter: {few(names)}"
+        )
 
     def _failures(self, beyond: list[str], found: Comparison, allowed: Mapping[str, float]) -> Iterator[str]:
         if beyond:
             worst = max(beyond, key=lambda name: found.relative[name])
             yield (
                 f"outputs: {few(beyond)} differ by up to {found.relative[worst]:.3g} from the old adapter's on {self.name} with the"
-                f" same weights; {allowed[worst]:.3g} is allowed"
+                f" same weights; {allowed.get(worst, 0.0):.3g} is allowed"
             )
 
 
@@ -180,9 +194,12 @@ def _find_source(own: Loaded, config: Mapping[str, Any], old: Path, before: Refe
         skeleton = build()
         find_edits(build(), adapter, "the old adapter")
         model, plain = lend(own.model, skeleton), Comparison(join_steps=True)
+        same: set[tuple[str, str]] = set()
         for part, outputs in _runs(model, before):
-            plain.add(part, _common(before.kept[part.name], outputs), outputs)
-        return _Source(skeleton.architecture, adapt(model, old).get_base_model().eval(), plain)
+            kept = {name: value for name, value in before.kept[part.name].items() if name in outputs}
+            plain.add(part, kept, outputs)
+            same |= {(part.name, name) for name, value in kept.items() if equal(value, outputs[name])}
+        return _Source(skeleton.architecture, adapt(model, old).get_base_model().eval(), plain, frozenset(same))
     except GraftkitError as error:
         return str(error)
 
@@ -206,13 +223,6 @@ def _runs(model: Any, reference: Reference) -> Iterator[tuple[Probe, Outputs]]:
         raise InputRejected(
             f"{type(model).__name__} does not run on token ids with the weights of this base: {refusal}"
         )
-
-
-def _common(old: Outputs, new: Outputs, names: frozenset[str] | None = None) -> Outputs:
-    """The outputs of ``old`` that ``new`` has too, of ``names`` alone where they are given."""
-    return {
-        name: value for name, value in old.items() if name in new and (names is None or STEP.sub("", name) in names)
-    }
 
 
 def _trained(edits: Iterable[Edit], model: Any) -> Iterator[str]:

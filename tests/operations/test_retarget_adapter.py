@@ -298,22 +298,31 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def done(bases, adapter_of, tmp_path_factory):
+    """An adapter, the report of its retargeting, and the new adapter."""
+    output = tmp_path_factory.mktemp("done") / "out"
+    return adapter_of(LLAMA, **LORA), retarget(bases / "llava", adapter_of(LLAMA, **LORA), output), output / "adapter"
+
+
 @pytest.mark.parametrize(("change", "fields", "words"), FAULTS.values(), ids=FAULTS)
-def test_a_planted_fault_is_caught(bases, adapter_of, tmp_path, change, fields, words):
-    adapter = adapter_of(LLAMA, **LORA)
-    report = retarget(bases / "llava", adapter, tmp_path / "out")
-    wrong = edit_adapter(tmp_path / "out/adapter", tmp_path / "wrong", change, **fields)
-    assert compared(report, bases / "llava", adapter, tmp_path / "out/adapter").failures == ()
+def test_a_planted_fault_is_caught(bases, done, tmp_path, change, fields, words):
+    adapter, report, new = done
+    wrong = edit_adapter(new, tmp_path / "wrong", change, **fields)
     assert any(words in failure for failure in compared(report, bases / "llava", adapter, wrong).failures)
 
 
-def test_places_that_are_wrong_are_caught_by_the_outputs(bases, adapter_of, tmp_path):
+def test_what_was_written_has_no_failures(bases, done):
+    adapter, report, new = done
+    assert compared(report, bases / "llava", adapter, new).failures == ()
+
+
+def test_places_that_are_wrong_are_caught_by_the_outputs(bases, done, tmp_path):
     """Every product is where the operation says, and that is another layer."""
     from dataclasses import replace
 
-    adapter = adapter_of(LLAMA, **LORA)
-    report = retarget(bases / "llava", adapter, tmp_path / "out")
-    wrong = edit_adapter(tmp_path / "out/adapter", tmp_path / "wrong", layers_swapped)
+    adapter, report, new = done
+    wrong = edit_adapter(new, tmp_path / "wrong", layers_swapped)
     places = report.plan.outcomes[0].checks[0].places
     swapped = replace(
         places, modules={old: new.translate(str.maketrans("01", "10")) for old, new in places.modules.items()}
