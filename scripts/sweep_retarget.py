@@ -277,7 +277,7 @@ def markdown(verdicts: list[Verdict]) -> str:
              f"Written by `scripts/sweep_retarget.py` with transformers {transformers.__version__} and peft {peft.__version__}: a LoRA on every",
              "linear of a text model, or of the wrapper's base model, is retargeted to the wrapper that transformers' mappings name, and",
              "back. Code that is not graftkit's says whether each factor lies on the weight that it was made for, whether peft loads all",
-             "of them, and whether the way back gives the same bytes by the same names.", "",
+             f"of them, and whether the way back gives the same bytes by the same names: of {len({item.wrapper for item in verdicts})} wrappers.", "",
              "| inside the wrapper | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * len(VERDICTS)]  # fmt: skip
     for relation in (*INSIDE, BACKBONE, ""):
         counts = Counter(item.verdict for item in verdicts if item.relation == relation)

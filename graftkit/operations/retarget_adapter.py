@@ -55,8 +55,8 @@ def retarget_adapter(spec: RetargetAdapter, checkpoint: Checkpoint, context: Con
         raise RecipeError(f"every name of the adapter is one of {skeleton.architecture} already: it loads as it is")
     plain = replace(adapter, config={**adapter.config, "task_type": None})
     placed = place_adapter(under_old_names(build(), adapter, places), plain, shown)
-    make = _converted if places.converted else _renamed
-    found = make(adapter, placed, places, skeleton, shown)
+    joined = bool(places.converted)
+    found = _converted(adapter, places, skeleton, shown) if joined else _renamed(adapter, placed, places, skeleton)
     found = replace(found, config=written_config(found.config, checkpoint, context))
     edits = find_edits(build(), found, shown)
     if wrong := next(unlike_edits(placed.edits, edits, places, skeleton.tied), None):
@@ -94,15 +94,13 @@ def _builder(spec: RetargetAdapter, checkpoint: Checkpoint, own: Skeleton) -> Ca
     return lambda: related_skeleton(config, to)
 
 
-def _renamed(adapter: Adapter, placed: Placed, places: Places, skeleton: Skeleton, shown: str) -> Adapter:
+def _renamed(adapter: Adapter, placed: Placed, places: Places, skeleton: Skeleton) -> Adapter:
     """The same tensors by other names."""
     tensors = {places.key(name): tensor for name, tensor in adapter.tensors.items()}
-    if len(tensors) < len(adapter.tensors):
-        raise InputRejected(f"{shown}: holds tensors by old and by new names, of which only one can be meant")
     return Adapter(retargeted_config(adapter.config, placed.model.base_model.model, places, skeleton), tensors)
 
 
-def _converted(adapter: Adapter, placed: Placed, places: Places, skeleton: Skeleton, shown: str) -> Adapter:
+def _converted(adapter: Adapter, places: Places, skeleton: Skeleton, shown: str) -> Adapter:
     """What peft itself makes of an adapter with a factor for each expert, on a class that holds experts in fused weights.
 
     Raises:
@@ -113,7 +111,6 @@ def _converted(adapter: Adapter, placed: Placed, places: Places, skeleton: Skele
             f"{shown}: has weights of experts that are fused now, and another prefix: peft converts them under the class that it was"
             " trained on alone; retarget it to that class first"
         )
-    del placed
     config = {**adapter.config, **class_fields(adapter.config, skeleton)}
     fused = place_adapter(skeleton, replace(adapter, config=config), shown)
     return Adapter({**saved_config(fused.model), "base_model_name_or_path": None}, dict(_saved_tensors(fused)))

@@ -170,10 +170,7 @@ class _Source:
         if not names:
             return ""
         worst = max(self.plain.relative[name] for name in names)
-        where = "on some probes " if self.same else ""
-        return (
-            f"{where}{self.name} and {after.architecture} differ by up to {worst:.2g} without an adapter: {few(names)}"
-        )
+        return f"{self.name} and {after.architecture} differ by up to {worst:.2g} without an adapter, in {few(names)}"
 
     def _failures(self, beyond: list[str], found: Comparison, allowed: Mapping[str, float]) -> Iterator[str]:
         if beyond:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -85,6 +86,9 @@ def find_places(skeleton: Skeleton, adapter: Adapter, source: Callable[[], Skele
         name = ".".join(place or path)
         modules[".".join(path)] = older[path].name.removesuffix(".weight") if path in older else name
     converted = frozenset(".".join(path) for path, found in older.items() if found.converted)
+    plain = Counter(new for old, new in modules.items() if old not in converted)
+    if twice := [name for name, count in plain.items() if count > 1]:
+        raise InputRejected(f"holds tensors by old and by new names, of which only one can be meant: {few(twice)}")
     return Places(modules, converted, exchange, tuple(_notes(lost, exchange, older.keys(), converted)))
 
 

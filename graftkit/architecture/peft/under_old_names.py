@@ -5,13 +5,14 @@ Regular expressions, patterns and layers of the config are meant for those names
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from graftkit.architecture.peft.adapter_modules import modules_of
 from graftkit.architecture.skeleton import Skeleton
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
     from graftkit.architecture.peft.places import Places
     from graftkit.checkpoint.adapter import Adapter
@@ -25,11 +26,13 @@ def under_old_names(skeleton: Skeleton, adapter: Adapter, places: Places) -> Ske
     import torch
 
     class Root(torch.nn.Module):
+        base_model_prefix = ""
+
         def get_input_embeddings(self) -> Any:
             return skeleton.model.get_input_embeddings()
 
-    root: Any = Root()
-    root.base_model_prefix = ""
+    Root.__name__ = skeleton.architecture  # as peft's refusals call it
+    root = Root()
     shapes = {".".join(path): held for path, held in modules_of(adapter).items()}
     for old in sorted(places.modules):
         if old in places.converted:
@@ -38,7 +41,7 @@ def under_old_names(skeleton: Skeleton, adapter: Adapter, places: Places) -> Ske
             module = skeleton.model.get_submodule(places.modules[old])
         _put(root, old, module)
     held = {name: tuple(value.shape) for name, value in root.state_dict().items()}
-    return Skeleton(skeleton.architecture, root, held, {})
+    return Skeleton(skeleton.architecture, cast("PreTrainedModel", root), held, {})
 
 
 def _linear(held: list[tuple[tuple[str, ...], tuple[int, ...]]]) -> nn.Module:
