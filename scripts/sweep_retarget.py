@@ -273,11 +273,14 @@ def markdown(verdicts: list[Verdict]) -> str:
     import peft
     import transformers
 
+    every = wrappers("")
+    left = [name for name in every if name not in {item.wrapper for item in verdicts}]
     lines = ["# retarget_adapter over every wrapper and what is inside it", "",
              f"Written by `scripts/sweep_retarget.py` with transformers {transformers.__version__} and peft {peft.__version__}: a LoRA on every",
              "linear of a text model, or of the wrapper's base model, is retargeted to the wrapper that transformers' mappings name, and",
              "back. Code that is not graftkit's says whether each factor lies on the weight that it was made for, whether peft loads all",
-             f"of them, and whether the way back gives the same bytes by the same names: of {len({item.wrapper for item in verdicts})} wrappers.", "",
+             "of them, and whether the way back gives the same bytes by the same names.", "",
+             f"{len(every) - len(left)} of the {len(every)} wrappers that transformers names were run.", "",
              "| inside the wrapper | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * len(VERDICTS)]  # fmt: skip
     for relation in (*INSIDE, BACKBONE, ""):
         counts = Counter(item.verdict for item in verdicts if item.relation == relation)
@@ -297,7 +300,10 @@ def markdown(verdicts: list[Verdict]) -> str:
         f"## works, the outputs of both classes not bitwise equal or not compared: {len(apart)} of {works}",
         "",
     ]
-    return "\n".join([*lines, *_rows(apart, "there / back")]) + "\n"
+    lines += _rows(apart, "there / back")
+    if left:
+        lines += ["", f"## not run: {len(left)}", "", ", ".join(left)]
+    return "\n".join(lines) + "\n"
 
 
 def _rows(found: list[tuple[Verdict, str]], title: str) -> list[str]:

@@ -89,7 +89,7 @@ def compare_retargeted(
     """Compare the adapters of the folders ``old`` and ``new``; ``places`` says where the modules of the old one are in the new.
 
     Raises:
-        InputRejected, VerificationFailed: base or adapters do not load, or the forward needs inputs that cannot be made.
+        InputRejected, VerificationFailed: base or adapters do not load.
     """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
 
@@ -107,10 +107,11 @@ def compare_retargeted(
         ]
         failures = [f"products: {sentence}" for sentence in wrong]
         reason = cannot_run(base)
-        outputs = None if reason else compare_outputs(base, old, new, to, after, seed=seed)
-    failures += outputs.failures if outputs else ()
+        found = reason or compare_outputs(base, old, new, to, after, seed=seed)
     weights = len({edit.weight for edit in after})
-    return RetargetedReport(skeleton.architecture, weights, outputs, reason, tuple(failures))
+    if isinstance(found, str):
+        return RetargetedReport(skeleton.architecture, weights, None, found, tuple(failures))
+    return RetargetedReport(skeleton.architecture, weights, found, "", (*failures, *found.failures))
 
 
 def _old_edits(build: Callable[[], Skeleton], folder: Path, places: Places) -> tuple[Edit, ...]:

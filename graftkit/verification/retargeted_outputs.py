@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from graftkit.architecture.related_class import related_skeleton
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.reading import read_tensor
-from graftkit.errors import GraftkitError, InputRejected, few
+from graftkit.errors import GraftkitError, InputRejected, VerificationFailed, few
 from graftkit.running.bits import equal
 from graftkit.running.forward import Loaded, load, run
 from graftkit.running.lent import lend
@@ -68,18 +68,21 @@ class _Gap:
 
 def compare_outputs(
     base: Path, old: Path, new: Path, to: str | None, edits: Iterable[Edit], *, seed: int = 0
-) -> RetargetedOutputs:
+) -> RetargetedOutputs | str:
     """Run the adapter of ``new`` on the checkpoint ``base``, or on its class ``to``, and that of ``old`` on its own class.
 
-    ``edits`` are those of the new adapter.
+    ``edits`` are those of the new adapter. Returns why nothing was run where the forward needs inputs that cannot be made.
 
     Raises:
-        InputRejected, VerificationFailed: base or adapter do not load, or the forward needs inputs that cannot be made.
+        InputRejected, VerificationFailed: base or adapter do not load.
     """
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     own = load(base)
     target = own if to is None else dataclasses.replace(own, model=lend(own.model, related_skeleton(config, to)))
-    before = run_loaded(target, base, None, seed, None, {}, lambda _: None)
+    try:
+        before = run_loaded(target, base, None, seed, None, {}, lambda _: None)
+    except VerificationFailed as error:
+        return str(error).removeprefix("outputs: ").partition("; verify:")[0]
     trained = frozenset(_trained(edits, target.model))
     source = _find_source(own, config, old, before)
     model = adapt(target.model, new).get_base_model().eval()
@@ -133,27 +136,25 @@ class _Source:
     def gap(self, model: Any, after: Reference) -> _Gap:
         """How its outputs differ from ``after``, what the adapted target ``model`` gave.
 
-        What is the same without an adapter has to be the same with it. Where nothing is, all may differ by rounding.
+        What is the same without an adapter has to be the same with it. What differs by no more than the noise of the adapted target
+        may differ twice as much, or by twice that noise; the rest is left out.
         """
-        if all(one.gone for one in self.plain.outputs.values()):
-            return _Gap(not_compared=f"{self.name} and {after.architecture} have no output in common")
-        if not self.same:
-            return self._within_noise(model, after)
-        found, tokens = self._compare(after, lambda part, name: (part, name) in self.same)
-        beyond = [name for name, one in found.outputs.items() if not one.bitwise]
-        failures = self._failures(beyond, found, {})
-        return _Gap(self.name, self._left_out(after), tokens, found.worst, 0.0, tuple(failures))
-
-    def _within_noise(self, model: Any, after: Reference) -> _Gap:
-        """The same for two classes that do not compute alike: twice what they differ by without, or the noise of the target."""
-        noise, plain = own_noise(model, after), self.plain.relative
-        if any(value > NOISE_RATIO * noise.get(name, 0.0) for name, value in plain.items()):
-            return _Gap(not_compared=self._left_out(after))
-        found, tokens = self._compare(after, lambda _, name: STEP.sub("", name) in plain)
-        allowed = {name: NOISE_RATIO * max(value, noise.get(name, 0.0)) for name, value in plain.items()}
-        beyond = [name for name, one in found.outputs.items() if one.gone or not one.relative <= allowed[name]]
-        failures = self._failures(beyond, found, allowed)
-        return _Gap(self.name, "", tokens, found.worst, max(allowed.values()), tuple(failures))
+        plain = self.plain.relative
+        differing = {name for name, one in self.plain.outputs.items() if not (one.bitwise or one.gone)}
+        noise: Mapping[str, float] = own_noise(model, after) if differing else {}
+        near = {name for name in differing if plain[name] <= NOISE_RATIO * noise.get(name, 0.0)}
+        allowed = {name: NOISE_RATIO * max(plain[name], noise[name]) for name in near}
+        left_out = self._left_out(differing - near, after.architecture)
+        found, tokens = self._compare(after, lambda part, name: STEP.sub("", name) in near or (part, name) in self.same)
+        if not found.outputs:
+            nothing = f"{self.name} and {after.architecture} have no output in common"
+            return _Gap(not_compared=left_out or nothing)
+        beyond = [
+            name for name, one in found.outputs.items() if not (one.bitwise or one.relative <= allowed.get(name, -1))
+        ]
+        beyond += [name for name, one in found.outputs.items() if one.gone and name not in beyond]
+        failures = tuple(self._failures(beyond, found, allowed))
+        return _Gap(self.name, left_out, tokens, found.worst, max(allowed.values(), default=0.0), failures)
 
     def _compare(self, after: Reference, wanted: Callable[[str, str], bool]) -> tuple[Comparison, int]:
         """The difference over the outputs that are ``wanted``, by probe and name, and the tokens behind them."""
@@ -164,13 +165,12 @@ class _Source:
             tokens += part.tokens if kept else 0
         return found, tokens
 
-    def _left_out(self, after: Reference) -> str:
-        """Which outputs differ without an adapter, on some of the probes or on all; empty where none does."""
-        names = [name for name, one in self.plain.outputs.items() if not one.bitwise]
+    def _left_out(self, names: Collection[str], target: str) -> str:
+        """Which outputs are not compared since they differ without an adapter on some probes or all; empty where none is."""
         if not names:
             return ""
         worst = max(self.plain.relative[name] for name in names)
-        return f"{self.name} and {after.architecture} differ by up to {worst:.2g} without an adapter, in {few(names)}"
+        return f"{self.name} and {target} differ by up to {worst:.2g} without an adapter, in {few(names)}"
 
     def _failures(self, beyond: list[str], found: Comparison, allowed: Mapping[str, float]) -> Iterator[str]:
         if beyond:

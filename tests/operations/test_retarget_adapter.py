@@ -138,6 +138,31 @@ def test_names_of_an_older_transformers_become_those_of_now(bases, adapter_of, t
         assert report.checks[0].outputs.changed == 0
 
 
+@pytest.mark.parametrize(("base", "inner"), [("llava", "model.language_model."), ("llama", "model.")])
+def test_tables_by_older_names_come_along(bases, adapter_of, tmp_path, base, inner):
+    adapter = adapter_of(LLAVA, target_modules=["up_proj"], modules_to_save=["lm_head", "embed_tokens"])
+
+    def old_names(tensors):
+        return {name.replace(".lm_head.", ".language_model.lm_head."): value for name, value in older(tensors).items()}
+
+    old = edit_adapter(adapter, tmp_path / "old", old_names)
+    retarget(bases / base, old, tmp_path / "out")
+    after = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    before = load_file(adapter / "adapter_model.safetensors")
+    assert {name.replace("model.language_model.", inner) for name in before} == after.keys()
+    assert all(after[name.replace("model.language_model.", inner)].equal(value) for name, value in before.items())
+    assert config_of(tmp_path / "out")["modules_to_save"] == ["lm_head", f"{inner}embed_tokens"]
+
+
+def test_rows_of_a_table_that_is_tied_under_the_head_are_the_head_s_too(tmp_path, sources):
+    base = sources("llama_tied")
+    config = {"target_modules": ["q_proj"], "trainable_token_indices": [4]}
+    _, adapter = make_adapter(tmp_path, BACKBONE, base=base, **config)
+    (check,) = retarget(base, adapter, tmp_path / "out").checks
+    assert check.weights == 4  # two products, the rows, and those of the output table
+    assert (check.outputs.source, check.outputs.changed) == (BACKBONE, 0)
+
+
 @pytest.mark.parametrize("to", ["RobertaForMaskedLM", "RobertaForTokenClassification"])
 def test_a_backbone_s_adapter_gets_the_prefix_of_a_head(tmp_path, sources, to):
     base = sources("roberta")
@@ -290,7 +315,20 @@ def layers_swapped(tensors):
     }
 
 
+def one_more(tensors):
+    import torch
+
+    name = "base_model.model.model.language_model.layers.0.self_attn.k_proj"
+    return {**tensors, f"{name}.lora_A.weight": torch.ones(4, 32), f"{name}.lora_B.weight": torch.ones(16, 4)}
+
+
+MORE = [f"language_model.layers.{i}.{name}" for i in range(2) for name in ("self_attn.q_proj", "mlp.down_proj")]
 FAULTS = {
+    "one more product": (
+        one_more,
+        {"target_modules": [*MORE, "language_model.layers.0.self_attn.k_proj"]},
+        "is changed too",
+    ),
     "a tensor is missing": (without_one, {}, "is missing"),
     "a last bit": (last_bit, {}, "gets something else"),
     "layers swapped": (layers_swapped, {}, "gets something else"),

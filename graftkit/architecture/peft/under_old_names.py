@@ -58,10 +58,10 @@ def _put(root: nn.Module, name: str, module: nn.Module) -> None:
 
     *path, leaf = name.split(".")
     for part in path:
-        inner = getattr(root, part, None)
-        if not isinstance(inner, torch.nn.Module):
+        inner = dict(root.named_children()).get(part)
+        if inner is None:
             inner = torch.nn.Module()
-            root.add_module(part, inner)
+            root.register_module(part, inner)
         root = inner
-    if getattr(root, leaf, None) is None:
-        root.add_module(leaf, module)
+    if leaf not in dict(root.named_children()):
+        root.register_module(leaf, module)
