@@ -13,6 +13,7 @@ from graftkit.operations.reinit_rows import reinit_rows
 from graftkit.operations.rename_tokens import rename_tokens
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
+from graftkit.operations.retarget_adapter import retarget_adapter
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -25,6 +26,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "reinit": reinit,
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
+    "retarget_adapter": retarget_adapter,
 }
 
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.

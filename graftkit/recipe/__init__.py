@@ -16,6 +16,7 @@ from graftkit.recipe.reinit_rows import ReinitRows
 from graftkit.recipe.rename_tokens import Keep, RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
+from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
@@ -39,6 +40,7 @@ __all__ = [
     "RenameTokens",
     "ReplaceHead",
     "ResizeAdapter",
+    "RetargetAdapter",
     "Scheme",
     "Spec",
     "SubwordMean",

@@ -18,6 +18,7 @@ from graftkit.recipe.reinit_rows import ReinitRows
 from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
+from graftkit.recipe.retarget_adapter import RetargetAdapter
 
 Operation = Annotated[
     ExtendVocab
@@ -29,9 +30,10 @@ Operation = Annotated[
     | MergeAdapter
     | Reinit
     | ReplaceHead
-    | ResizeAdapter,
+    | ResizeAdapter
+    | RetargetAdapter,
     OneOf("op", "operation"),
 ]
 
 #: The operations that make an adapter for the base as it is then.
-MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter"})
+MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter", "retarget_adapter"})

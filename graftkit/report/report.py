@@ -103,7 +103,9 @@ class Report:
         if adapter is not None:
             base = adapter.config["base_model_name_or_path"]
             written = f"{self.plan.recipe.output}/{FOLDER}"
-            return adapter_snippets(base, written, architecture_of(self.plan.result.config), adapter.config, labels)
+            noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
+            name = noted or architecture_of(self.plan.result.config)
+            return adapter_snippets(base, written, name, adapter.config, labels)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name].name

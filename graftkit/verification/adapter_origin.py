@@ -15,10 +15,10 @@ from typing import Any
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.embeddings import INPUT
+from graftkit.architecture.peft.source_class import named_folder
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import CONFIG
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.location import cached_folder
 from graftkit.checkpoint.tokenizer import find_tokenizer
 from graftkit.errors import GraftkitError, InputRejected, few, printable
 from graftkit.verification.adapter_record import AdapterRecord
@@ -57,7 +57,7 @@ def find_origin(
     named, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(named, str) or not named or not isinstance(revision, str | None):
         return Origin("", unknown=f"{CONFIG} names no base")
-    folder = _folder(named, revision)
+    folder = named_folder(named, revision)
     if folder is not None:
         return _beside(named, folder, base, digests, replaced, weights=weights)
     if named == base.name and revision in (None, base.revision):
@@ -68,11 +68,6 @@ def find_origin(
         )
     unknown = f"{CONFIG} names {printable(named)!r}, which is not on this machine to compare with"
     return Origin("", tuple(_other_class(config, base)), unknown)
-
-
-def _folder(named: str, revision: str | None) -> Path | None:
-    path = Path(os.path.expanduser(named))
-    return path if path.is_dir() else cached_folder(named, revision)
 
 
 def _beside(

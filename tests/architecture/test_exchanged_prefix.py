@@ -92,7 +92,7 @@ def test_the_refusal_names_the_exchange(
     said = str(caught.value)
     assert "names its modules otherwise" in said
     assert f"the adapter's {theirs!r} is the base's {ours!r}, by which {count} modules would find a place" in said
-    assert "rename the adapter's keys, or give the model" in said
+    assert "retarget_adapter writes it with the base's names, or give the model" in said
     assert "\n" not in said
 
 

@@ -35,6 +35,9 @@ def test_a_trained_adapter_goes_through_the_recipes_that_merge_extract_and_resiz
     printed, _ = run_recipe("resize", tmp_path / "resized", f"operations.0.adapter={again}")
     assert "adapter's products" in printed
     assert not (tmp_path / "resized/model.safetensors").exists()
+    printed, report = run_recipe("retarget_adapter", tmp_path / "retargeted", f"operations.0.adapter={adapter}")
+    assert "beside LlamaForCausalLM" in printed
+    assert report["checks"]["retargeted against old adapter"]["outputs"]["changed"] == 0
     assert json.loads((tmp_path / "resized/adapter/adapter_config.json").read_text())["r"] == 8
 
 

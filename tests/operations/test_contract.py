@@ -36,6 +36,11 @@ SPECS = {
     "add_adapter": ({"peft_type": "IA3"}, {"peft_type": "LOHA", "target_modules": ["nowhere"]}, "target_modules"),
     "merge_adapter": ({"adapter": "{adapter}"}, None, ""),
     "resize_adapter": ({"adapter": "{adapter}", "r": 2}, {"adapter": "{adapter}", "r": 4}, "r"),
+    "retarget_adapter": (
+        {"adapter": "{adapter}", "to": "LlamaModel"},
+        {"adapter": "{adapter}", "to": "BertModel"},
+        "to",
+    ),
     "extract_lora": (
         {"fine_tuned": "{tuned}", "r": 4},
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},

@@ -11,6 +11,7 @@ import functools
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Layout, Replaced, TokenRows
@@ -34,6 +35,20 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
         InputRejected: peft cannot put the adapter on this base, a tensor is missing or left over, or what the adapter
             does cannot be folded into weights; the module or field is named.
     """
+    return place_adapter(skeleton, adapter, shown).edits
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An adapter on a class: the ``model`` that peft has made of both, where each tensor went, and what the adapter changes."""
+
+    model: Any
+    placement: Placement
+    edits: tuple[Edit, ...]
+
+
+def place_adapter(skeleton: Skeleton, adapter: Adapter, shown: str) -> Placed:
+    """Let peft put ``adapter`` on the class of ``skeleton``, which is used up; raises as :func:`find_edits` does."""
     with _refusals(skeleton, adapter, shown):
         model = wrap_on_meta(skeleton.model, peft_config(adapter))
         placement = fill(model, adapter)
@@ -41,7 +56,7 @@ def find_edits(skeleton: Skeleton, adapter: Adapter, shown: str) -> tuple[Edit, 
     if placement.unused:
         name = printable(min(placement.unused))
         raise InputRejected(f"{shown}: tensor {name!r} lands in no place that can be folded into a weight")
-    return edits
+    return Placed(model, placement, edits)
 
 
 def check_fit(skeleton: Skeleton, adapter: Adapter, shown: str) -> None:

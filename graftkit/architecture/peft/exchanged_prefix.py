@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 
-from graftkit.architecture.peft.parts import PREFIX
+from graftkit.architecture.names import MemoryName
+from graftkit.architecture.peft.adapter_modules import Parts, Shape, modules_of, modules_of_class
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.errors import plural, printable
 
-#: A name, component by component.
-Parts = tuple[str, ...]
 
-Shape = tuple[int, ...]
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Names begin with ``new`` in the class where they begin with ``old`` in the adapter."""
 
-#: What peft puts between the name of a module and what it adds to it, beside the parts that begin with ``lora_``.
-INSIDE = ("base_layer", "token_adapter")
+    old: Parts
+    new: Parts
+
+    def place(self, path: Parts) -> Parts | None:
+        """The name in the class; None of one that begins otherwise."""
+        return self.new + path[len(self.old) :] if path[: len(self.old)] == self.old else None
 
 
 def exchanged_prefix(skeleton: Skeleton, adapter: Adapter) -> str | None:
@@ -24,56 +30,57 @@ def exchanged_prefix(skeleton: Skeleton, adapter: Adapter) -> str | None:
     Names and shapes must agree, and of the exchanges that leave most of a name only one may do. None where that is not so, which
     costs nothing where every module has its place. Asked before peft changes the model of ``skeleton``.
     """
-    base: dict[Parts, dict[str, Shape]] = {}
-    for name, shape in skeleton.shapes.items():
-        *path, leaf = name.split(".")
-        base.setdefault(tuple(path), {})[leaf] = shape
-    strange = {path: held for path, held in _modules_of(adapter).items() if path not in base}
-    older = _older_names(skeleton, strange)
+    base = modules_of_class(skeleton)
+    strange = {path: held for path, held in modules_of(adapter).items() if path not in base}
+    older = older_names(skeleton, strange)
     lost = {path: held for path, held in strange.items() if path not in older}
-    if not lost:
+    exchanges = find_exchanges(base, lost)
+    if len(exchanges) != 1:
         return None
     first = min(lost)
-    fitting: dict[int, set[tuple[Parts, Parts]]] = {}
-    for place in base:
-        if length := _common_end(first, place):
-            old, new = first[:-length], place[:-length]
-            if all(_fits(base, path, held, old, new) for path, held in lost.items()):
-                fitting.setdefault(length, set()).add((old, new))
-    longest = max(fitting, default=0)
-    if longest == 0 or len(fitting[longest]) > 1:
-        return None
-    ((old, new),) = fitting[longest]
-    theirs, ours = (".".join((*prefix, first[-longest])) for prefix in (old, new))
+    place = exchanges[0].place(first) or ()
+    left = common_end(first, place)
+    theirs, ours = (".".join(name[: len(name) - left + 1]) for name in (first, place))
     return (
         f"the adapter's {printable(theirs)!r} is the base's {printable(ours)!r}, by which {plural(len(lost), 'module')} would find a"
-        " place of the same shape; rename the adapter's keys, or give the model that it was trained on as base_model"
+        " place of the same shape; retarget_adapter writes it with the base's names, or give the model that it was trained on as"
+        " base_model"
     )
 
 
-def _modules_of(adapter: Adapter) -> dict[Parts, list[tuple[Parts, Shape]]]:
-    """Name of each module that the adapter changes -> what lies behind that name, with the shape."""
-    found: dict[Parts, list[tuple[Parts, Shape]]] = {}
-    for name, tensor in adapter.tensors.items():
-        parts = tuple(name.removeprefix(PREFIX).split("."))
-        inside = (i for i, part in enumerate(parts) if part in INSIDE or part.startswith("lora_"))
-        end = next(inside, len(parts) - 1)
-        found.setdefault(parts[:end], []).append((parts[end:], tensor.shape))
-    return found
+def find_exchanges(
+    base: Mapping[Parts, Mapping[str, Shape]], lost: Mapping[Parts, list[tuple[Parts, Shape]]]
+) -> list[Exchange]:
+    """The exchanges by which every module of ``lost`` has a place in ``base``: those that leave most of a name."""
+    if not lost:
+        return []
+    first = min(lost)
+    fitting: dict[int, list[Exchange]] = {}
+    for exchange in exchanges_for(base, first):
+        if all(fits(base, path, held, exchange) for path, held in lost.items()):
+            fitting.setdefault(len(first) - len(exchange.old), []).append(exchange)
+    return fitting[max(fitting)] if fitting else []
 
 
-def _older_names(skeleton: Skeleton, paths: Collection[Parts]) -> frozenset[Parts]:
+def exchanges_for(base: Mapping[Parts, Mapping[str, Shape]], path: Parts) -> Iterator[Exchange]:
+    """Yield the exchange of as little as possible for each module of ``base`` whose name ends as ``path`` does."""
+    for place in base:
+        if length := common_end(path, place):
+            yield Exchange(path[:-length], place[:-length])
+
+
+def older_names(skeleton: Skeleton, paths: Collection[Parts]) -> dict[Parts, MemoryName]:
     """Those of ``paths`` that the loader, and so peft, renames to a module's; a prefix that only the loader adds does not count."""
     names = {".".join((*path, "weight")): path for path in paths}
     known, prefix = (skeleton.memory_names(names) if names else {}), skeleton.model.base_model_prefix
-    return frozenset(
-        path
+    return {
+        path: known[name]
         for name, path in names.items()
         if (now := known[name].name) in skeleton.shapes and now != f"{prefix}.{name}" and name != f"{prefix}.{now}"
-    )
+    }
 
 
-def _common_end(one: Parts, other: Parts) -> int:
+def common_end(one: Parts, other: Parts) -> int:
     """How many components are the same, counted from the end."""
     length = 0
     for mine, theirs in zip(reversed(one), reversed(other), strict=False):
@@ -83,13 +90,12 @@ def _common_end(one: Parts, other: Parts) -> int:
     return length
 
 
-def _fits(
-    base: Mapping[Parts, Mapping[str, Shape]], path: Parts, held: list[tuple[Parts, Shape]], old: Parts, new: Parts
+def fits(
+    base: Mapping[Parts, Mapping[str, Shape]], path: Parts, held: list[tuple[Parts, Shape]], exchange: Exchange
 ) -> bool:
-    """Whether a module of the adapter has a place in the base, with ``new`` for ``old`` at the beginning of its name."""
-    if path[: len(old)] != old:
-        return False
-    place = base.get(new + path[len(old) :])
+    """Whether a module of the adapter has a place of its shape in the base by this exchange."""
+    name = exchange.place(path)
+    place = None if name is None else base.get(name)
     return place is not None and all(_has_room(place, behind, shape) for behind, shape in held)
 
 

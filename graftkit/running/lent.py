@@ -1,0 +1,93 @@
+"""A model of one class that holds the parameters of another: a text model those of its wrapper, a backbone those under a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from graftkit.errors import InputRejected
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from graftkit.architecture.skeleton import Skeleton
+
+
+def lend(donor: PreTrainedModel, skeleton: Skeleton) -> PreTrainedModel:
+    """The model of ``skeleton`` with the tensors of ``donor``, which both then share; in eval mode.
+
+    A tensor without a counterpart is zero, such as the head that a base model lacks.
+
+    Raises:
+        InputRejected: nothing of the one is in the other, or it is not clear which part is.
+    """
+    model: Any = skeleton.model
+    tensors = _tensors(donor)
+    names = _counterparts(model, donor)
+    for path, module in model.named_modules(remove_duplicate=False):
+        for held in (module._parameters, module._buffers):  # noqa: SLF001 - torch offers no way to replace a tied parameter
+            for leaf in held:
+                name = names.get(f"{path}.{leaf}" if path else leaf)
+                if name is not None:
+                    held[leaf] = tensors[name]
+                elif held[leaf] is not None and held[leaf].is_meta:
+                    held[leaf] = _zeros(held[leaf], donor.dtype)
+    lent: PreTrainedModel = model.eval()
+    return lent
+
+
+def _zeros(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zeros of the same shape, of ``dtype`` where the tensor is floating; a parameter where it is one."""
+    import torch
+
+    zeros = torch.zeros(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
+    return torch.nn.Parameter(zeros, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else zeros
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def _counterparts(model: nn.Module, donor: nn.Module) -> dict[str, str]:
+    """Name of each tensor of ``model`` -> that of the donor's tensor of the same shape that stands in its place.
+
+    The models inside both are laid on one another, and what lies outside has the same name in both.
+    """
+    from torch import nn
+
+    if type(model) is type(donor):
+        return {name: name for name, _ in _tensors(model).items()}
+    wanted, kinds = (
+        {name: (tensor.shape, isinstance(tensor, nn.Parameter)) for name, tensor in _tensors(one).items()}
+        for one in (model, donor)
+    )
+    found: dict[frozenset[tuple[str, str]], int] = {}
+    for ours in _models(model):
+        for theirs in _models(donor):
+            pairs = ((name, _exchanged(name, ours, theirs)) for name in wanted)
+            fitting = frozenset((name, other) for name, other in pairs if kinds.get(other) == wanted[name])
+            found[fitting] = len(fitting)
+    most = max(found.values())
+    best = [pairs for pairs, count in found.items() if count == most]
+    if most == 0 or len(best) > 1:
+        what = "no tensor of one is in" if most == 0 else "it is not clear which part of one is"
+        raise InputRejected(f"{what} the other: {type(donor).__name__} and {type(model).__name__}")
+    return dict(best[0])
+
+
+def _models(model: nn.Module) -> Iterator[str]:
+    """Yield the names of the models of transformers in a model, itself first."""
+    from transformers import PreTrainedModel
+
+    yield from (name for name, module in model.named_modules() if isinstance(module, PreTrainedModel))
+
+
+def _exchanged(name: str, ours: str, theirs: str) -> str:
+    if not ours:
+        return f"{theirs}.{name}" if theirs else name
+    if not name.startswith(f"{ours}."):
+        return name
+    return f"{theirs}.{name[len(ours) + 1 :]}" if theirs else name[len(ours) + 1 :]
