@@ -34,6 +34,11 @@ SPECS = {
     "add_adapter": ({"peft_type": "IA3"}, {"peft_type": "LOHA", "target_modules": ["nowhere"]}, "target_modules"),
     "merge_adapter": ({"adapter": "{adapter}"}, None, ""),
     "resize_adapter": ({"adapter": "{adapter}", "r": 2}, {"adapter": "{adapter}", "r": 4}, "r"),
+    "combine_adapters": (
+        {"adapters": [{"path": "{adapter}", "weight": 0.5}]},
+        {"adapters": ["{adapter}"]},
+        "adapters",
+    ),
     "extract_lora": (
         {"fine_tuned": "{tuned}", "r": 4},
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},
