@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from graftkit.architecture.peft.adapter_edits import find_edits
@@ -44,10 +44,11 @@ def combine_adapters(spec: CombineAdapters, checkpoint: Checkpoint, context: Con
     )
     _check_change(spec)
     _check_sum(sources, combination)
-    refuse = _refuse_other_bases(spec, sources, checkpoint)
-    refuse(weights=False)
+    assumed = tuple(_check_origins(spec, sources, checkpoint, weights=False))
     holder = holder_of_values(sources)
     combined = combined_weights(sources, combination, spec.svd_rank)
+    if not combined:
+        raise InputRejected(f"{sources[0].shown}: holds no low-rank update, so that there is nothing to combine")
     made = CombinedTensors(combination)
     fields = _fields(combined, sources, holder, build_skeleton(checkpoint.config))
     injection = inject(skeleton_of(checkpoint.config, loaded_dtype(checkpoint)), fields)
@@ -57,11 +58,11 @@ def combine_adapters(spec: CombineAdapters, checkpoint: Checkpoint, context: Con
     _check_forms(combined, adapter, checkpoint)
     return Outcome(
         checkpoint,
-        _promise(combination, combined),
+        _promise(combination, combined, assumed),
         tuple(_notes(sources, combination, combined, holder)),
         adapter=adapter,
         checks=(CombineCheck(tuple(Source(source.folder, source.weight) for source in sources), combination),),
-        prepare=lambda _: refuse(weights=True),
+        prepare=lambda _: _refuse_others(spec, sources, checkpoint),
         figures=lambda: {
             "adapters": [
                 {"adapter": one.path, "weight": one.weight, **adapter_digests(source.folder)}
@@ -83,31 +84,12 @@ def _check_sum(sources: Sequence[SourceAdapter], combination: Combination) -> No
     Raises:
         InputRejected: an adapter has magnitudes and is not taken as it is, or biases and the combination is no sum.
     """
-    dora = {
-        source.shown: weight
-        for source in sources
-        for weight, pair in source.factors.items()
-        if pair.magnitude is not None
-    }
-    if dora:
-        counts = Counter(weight for source in sources for weight in source.factors)
-        shared = sorted(weight for weight, count in counts.items() if count > 1)
-        why = (
-            f"{few(shared)} is adapted by more than one"
-            if shared
-            else "the others have no magnitudes"
-            if len(dora) < sum(bool(source.factors) for source in sources)
-            else "a weight is not 1"
-            if any(source.weight != 1 for source in sources)
-            else f"{combination.kind} is not cat"
-            if combination.kind != "cat"
-            else ""
+    dora = [source for source in sources if any(pair.magnitude is not None for pair in source.factors.values())]
+    if dora and (why := _why_no_dora(dora, sources, combination)):
+        raise InputRejected(
+            f"{dora[0].shown}: is DoRA, whose update is divided by the norm of base and update, so that it adds to no other, and"
+            f" {why}; merge it into the base first"
         )
-        if why:
-            raise InputRejected(
-                f"{min(dora)}: is DoRA, whose update is divided by the norm of base and update, so that it adds to no other, and"
-                f" {why}; merge it into the base first"
-            )
     for source in sources:
         if source.shifts and not combination.is_sum:
             raise InputRejected(
@@ -115,15 +97,37 @@ def _check_sum(sources: Sequence[SourceAdapter], combination: Combination) -> No
             )
 
 
-def _refuse_other_bases(
-    spec: CombineAdapters, sources: Sequence[SourceAdapter], checkpoint: Checkpoint
-) -> Callable[..., None]:
-    def refuse(*, weights: bool) -> None:
-        if spec.base == "check":
-            for source, origin in zip(sources, origins(sources, checkpoint, weights=weights), strict=True):
-                refuse_other_base(origin, source.shown)
+def _why_no_dora(dora: Sequence[SourceAdapter], sources: Sequence[SourceAdapter], combination: Combination) -> str:
+    """Why adapters of which some are DoRA cannot be taken as they are; empty where they can."""
+    counts = Counter(weight for source in sources for weight in source.factors)
+    if shared := sorted(weight for weight, count in counts.items() if count > 1):
+        return f"{few(shared)} is adapted by more than one"
+    if len(dora) < len(sources):
+        return "the others have no magnitudes"
+    if any(source.weight != 1 for source in sources):
+        return "a weight is not 1"
+    return "" if combination.kind == "cat" else f"{combination.kind} makes other factors"
 
-    return refuse
+
+def _check_origins(
+    spec: CombineAdapters, sources: Sequence[SourceAdapter], checkpoint: Checkpoint, *, weights: bool
+) -> Iterator[str]:
+    """Yield what is not known of the base that an adapter was made for; the base's weights are read only with ``weights``.
+
+    Raises:
+        InputRejected: it was made for another one, and ``spec.base`` does not accept that.
+    """
+    for source, origin in zip(sources, origins(sources, checkpoint, weights=weights), strict=True):
+        if spec.base == "check":
+            refuse_other_base(origin, source.shown)
+        if origin.different:
+            yield f"the base was accepted for {source.shown}: {origin.different[0]}"
+        elif not origin.known_by:
+            yield f"{source.shown} was made for this base: {origin.unknown}"
+
+
+def _refuse_others(spec: CombineAdapters, sources: Sequence[SourceAdapter], checkpoint: Checkpoint) -> None:
+    tuple(_check_origins(spec, sources, checkpoint, weights=True))
 
 
 def _fields(
@@ -195,14 +199,14 @@ def _check_forms(combined: Sequence[CombinedWeight], adapter: Adapter, checkpoin
             )
 
 
-def _promise(combination: Combination, combined: Sequence[CombinedWeight]) -> Promise:
+def _promise(combination: Combination, combined: Sequence[CombinedWeight], assumed: tuple[str, ...]) -> Promise:
     domain = "sequences of token ids, with the adapter loaded by peft"
     if not combination.is_sum:
         observable = f"the factors of peft's {combination.kind}, which are those of no sum"
-        return Promise(PromiseClass.INTENTIONAL, observable, domain)
+        return Promise(PromiseClass.INTENTIONAL, observable, domain, assumed)
     wanted = "the weighted sum of the products of every weight"
     if combination.chooses_rank:
-        return Promise(PromiseClass.ROUNDED, f"{wanted}, to the best of its rank", domain)
+        return Promise(PromiseClass.ROUNDED, f"{wanted}, to the best of its rank", domain, assumed)
     if all(one.exact for one in combined):
         return Promise(PromiseClass.EXACT, wanted, domain, ("a kernel may sum in another order",))
     return Promise(
