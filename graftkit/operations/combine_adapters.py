@@ -118,16 +118,17 @@ def _check_origins(
         InputRejected: it was made for another one, and ``spec.base`` does not accept that.
     """
     for source, origin in zip(sources, origins(sources, checkpoint, weights=weights), strict=True):
-        if spec.base == "check":
-            refuse_other_base(origin, source.shown)
-        if origin.different:
-            yield f"the base was accepted for {source.shown}: {origin.different[0]}"
-        elif not origin.known_by:
+        if spec.base == "accept":
+            found = f": {origin.different[0]}" if origin.different else ""
+            yield f"the base was accepted without asking whether {source.shown} was made for it{found}"
+            continue
+        refuse_other_base(origin, source.shown)
+        if not origin.known_by:
             yield f"{source.shown} was made for this base: {origin.unknown}"
 
 
 def _refuse_others(spec: CombineAdapters, sources: Sequence[SourceAdapter], checkpoint: Checkpoint) -> None:
-    tuple(_check_origins(spec, sources, checkpoint, weights=True))
+    tuple(_check_origins(spec, sources, checkpoint, weights=spec.base == "check"))
 
 
 def _fields(
