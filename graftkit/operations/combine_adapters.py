@@ -209,10 +209,9 @@ def _promise(combination: Combination, combined: Sequence[CombinedWeight], assum
     if combination.chooses_rank:
         return Promise(PromiseClass.ROUNDED, f"{wanted}, to the best of its rank", domain, assumed)
     if all(one.exact for one in combined):
-        return Promise(PromiseClass.EXACT, wanted, domain, ("a kernel may sum in another order",))
-    return Promise(
-        PromiseClass.ROUNDED, wanted, domain, ("factors are rounded once where a weight is no power of two",)
-    )
+        return Promise(PromiseClass.EXACT, wanted, domain, ("a kernel may sum in another order", *assumed))
+    rounded = "factors are rounded once where what they are multiplied with is no power of two"
+    return Promise(PromiseClass.ROUNDED, wanted, domain, (rounded, *assumed))
 
 
 def _notes(
