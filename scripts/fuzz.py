@@ -46,6 +46,7 @@ RECIPES: tuple[list[dict[str, Any]], ...] = (
     [{"op": "merge_adapter", "adapter": "adapter"}], [{"op": "resize_adapter", "adapter": "adapter", "r": 2}],
     [{"op": "add_adapter", "peft_type": "OFT", "target_modules": "all-linear", "config": {"oft_block_size": 4}}],
     [{"op": "extract_lora", "fine_tuned": "model", "r": 2}],
+    [{"op": "combine_adapters", "adapters": [{"path": "adapter", "weight": 0.5}]}],
 )  # fmt: skip
 
 #: A case: the file that it damages, how, and the commands that are run on it; RECIPE is written from operations.
@@ -71,8 +72,8 @@ KINDS: dict[str, tuple[str, Damage, list[list[str]], tuple[int, ...]]] = {
     "tokenizer": ("model/tokenizer.json", _json, LOOKS, (0, 1, 2, 3)),
     "tokenizer config": ("model/tokenizer_config.json", _json, LOOKS, (0, 1, 2)),
     "generation config": ("model/generation_config.json", _json, LOOKS, (0, 1, 4)),
-    "adapter config": ("adapter/adapter_config.json", _json, ADAPTER, (6, 7)),
-    "adapter": ("adapter/adapter_model.safetensors", damage_safetensors, ADAPTER, (6, 7)),
+    "adapter config": ("adapter/adapter_config.json", _json, ADAPTER, (6, 7, 10)),
+    "adapter": ("adapter/adapter_model.safetensors", damage_safetensors, ADAPTER, (6, 7, 10)),
     "examples": ("examples.jsonl", lambda raw, dice: b"\n".join(
         _json(line, dice) if dice.random() < 0.1 else line for line in raw.splitlines()), PLANS, (2,)),
     "report": ("made/graft_report.json", _json, [

@@ -20,6 +20,7 @@ from graftkit.checkpoint.tokenizer import find_tokenizer
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.adapters.base import written_config
 from graftkit.operations.adapters.growth import lines_to_grow
+from graftkit.operations.adapters.target_names import target_names
 from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
@@ -201,23 +202,13 @@ def _config(spec: ExtractLora, changes: Changes, ranks: Mapping[str, int], skele
         lora_alpha=common,
         rank_pattern=pattern,
         alpha_pattern=dict(pattern),
-        target_modules=sorted(_targets(changes, skeleton)),
+        target_modules=sorted(target_names(changes.linears, skeleton)),
         modules_to_save=sorted({name.rpartition(".")[0] for name in changes.saved}) or None,
         fan_in_fan_out=any(difference.transposed for difference in changes.linears.values()),
         inference_mode=True,
     )
     del spec
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-
-
-def _targets(changes: Changes, skeleton: Skeleton) -> Iterator[str]:
-    """Last names where every module of that name differs, else full names."""
-    leaves: dict[str, list[str]] = {}
-    for name, _ in skeleton.model.named_modules():
-        leaves.setdefault(name.rpartition(".")[2], []).append(name)
-    for leaf, names in leaves.items():
-        found = [name for name in names if name in changes.linears]
-        yield from [leaf] if found == names else found
 
 
 def _promise() -> Promise:

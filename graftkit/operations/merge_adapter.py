@@ -21,6 +21,7 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.merge import edited
+from graftkit.operations.adapters.origin import refuse_other_base
 from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.adapters.tokenizer_beside import tokenizer_differences
 from graftkit.operations.adapters.values_beside import left_beside
@@ -85,12 +86,8 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
 
 
 def _check_origin(origin: Origin, spec: MergeAdapter) -> None:
-    if origin.different and spec.base == "check":
-        more = f" (and {len(origin.different) - 1} more)" if len(origin.different) > 1 else ""
-        raise InputRejected(
-            f"{printable(spec.adapter)}: {origin.different[0]}{more}; give the base that it was made for as base_model, or set"
-            " base: accept"
-        )
+    if spec.base == "check":
+        refuse_other_base(origin, printable(spec.adapter))
 
 
 def _order(edit: Edit) -> tuple[int, bool]:

@@ -15,14 +15,17 @@ from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter, adapter_digests, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup
-from graftkit.checkpoint.reading import read_tensor, torch_dtype
+from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.initializers.combination import join_experts
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.base import check_base, written_config
-from graftkit.operations.adapters.change_rank import pad, truncate
+from graftkit.operations.adapters.change_rank import to_rank
 from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.pattern_notes import pattern_notes
+from graftkit.operations.adapters.read_factors import read_factors
+from graftkit.operations.adapters.scaling import alpha_for
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
 from graftkit.verification.promises import Promise, PromiseClass
@@ -97,46 +100,21 @@ class Resizer:
         Raises:
             InputRejected: a value is not finite.
         """
-        import torch
-
         generator = generator_for(*self.seed, pair.weight)
-        a = read_tensor(pair.a).double().reshape(pair.experts, pair.rank, -1)
-        b = read_tensor(pair.b).double().reshape(-1, pair.rank, pair.experts)
-        if bad := sum(factor.numel() - int(factor.isfinite().sum()) for factor in (a, b)):
-            raise InputRejected(
-                f"{self.shown}: the factors of {printable(pair.weight)} have {bad:,} value(s) that are not finite: the training"
-                " diverged; take an earlier checkpoint"
-            )
-        made, losses = [], []
-        for expert in range(pair.experts):
-            one, lost = (a[expert], b[..., expert]), 0.0
-            if self.rank < pair.rank:
-                *shorter, lost = truncate(*one, self.rank)
-                one = (shorter[0], shorter[1])
-            if one[0].shape[0] < self.rank:
-                one = pad(*one, self.rank, generator)
-            made.append(one)
-            losses.append(lost)
+        made = [to_rank(*factors, self.rank, generator) for factors in read_factors(pair, self.shown)]
         if self.rank < pair.rank:
-            self.lost[pair.weight] = max(losses)
-        new_a, new_b = torch.cat([one for one, _ in made]), torch.stack([other for _, other in made], -1).flatten(1)
+            self.lost[pair.weight] = max(lost for *_, lost in made)
+        new_a, new_b = join_experts([(a, b) for a, b, _ in made])
         return new_a.to(torch_dtype(pair.a.dtype)), new_b.to(torch_dtype(pair.b.dtype))
 
 
 def _fields(pairs: list[Factors], rank: int, config: Mapping[str, Any]) -> dict[str, Any]:
     """The rank for all, and the alphas that leave every scaling as it is: the most common for all, others by module."""
     divisor = math.sqrt(rank) if config.get("use_rslora") else rank
-    alphas = {pair.weight: _alpha(pair.scaling, divisor) for pair in pairs}
+    alphas = {pair.weight: alpha_for(pair.scaling, divisor) for pair in pairs}
     common = Counter(alphas.values()).most_common(1)[0][0]
     pattern = {weight.removesuffix(".weight"): alpha for weight, alpha in alphas.items() if alpha != common}
     return {"r": rank, "rank_pattern": {}, "lora_alpha": common, "alpha_pattern": pattern}
-
-
-def _alpha(scaling: float, divisor: float) -> float:
-    """The alpha with ``alpha / divisor == scaling`` to the last bit, where there is one; an integer where it is whole."""
-    alpha = scaling * divisor
-    near = (round(alpha), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, 0.0))
-    return next((value for value in near if value / divisor == scaling), alpha)
 
 
 def _check_scaling(before: list[Factors], edits: tuple[Edit, ...], shown: str) -> None:

@@ -4,6 +4,7 @@
 """
 
 from graftkit.recipe.chat_template import ChatTemplateFile
+from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
@@ -24,6 +25,7 @@ from graftkit.recipe.weight_schemes import WeightScheme
 
 __all__ = [
     "ChatTemplateFile",
+    "CombineAdapters",
     "Copy",
     "Describe",
     "ExtendVocab",

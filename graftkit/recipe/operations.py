@@ -10,6 +10,7 @@ from typing import Annotated
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.choice import OneOf
+from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.merge_adapter import MergeAdapter
@@ -26,6 +27,7 @@ Operation = Annotated[
     | ReinitRows
     | AddAdapter
     | AddLora
+    | CombineAdapters
     | ExtractLora
     | MergeAdapter
     | Reinit
@@ -36,4 +38,6 @@ Operation = Annotated[
 ]
 
 #: The operations that make an adapter for the base as it is then.
-MAKE_ADAPTERS = frozenset({"add_adapter", "add_lora", "extract_lora", "resize_adapter", "retarget_adapter"})
+MAKE_ADAPTERS = frozenset(
+    {"add_adapter", "add_lora", "combine_adapters", "extract_lora", "resize_adapter", "retarget_adapter"}
+)

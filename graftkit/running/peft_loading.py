@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.placement import repeated_names
-from graftkit.architecture.peft.tuner import silent
+from graftkit.architecture.peft.tuner import fill_with_stand_ins, silent
 from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, read_adapter_config
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -70,6 +70,13 @@ def assembled(base: Checkpoint) -> Loaded:
     model_class = type(build_skeleton(base.config).model)
     model = model_class.from_pretrained(None, config=build_config(base.config), state_dict=state)
     return Loaded(model.eval(), frozenset(), frozenset(), frozenset())
+
+
+def stand_ins(base: Path) -> Loaded:
+    """The model of the folder ``base`` with stand-ins for its weights: peft can put adapters on it, and nothing can be run."""
+    skeleton = build_skeleton(Checkpoint.open(str(base)).config)
+    fill_with_stand_ins(skeleton.model, {})
+    return Loaded(skeleton.model, frozenset(), frozenset(), frozenset())
 
 
 def with_peft(model: PreTrainedModel, adapter: Path) -> tuple[Any, tuple[str, ...]]:

@@ -27,6 +27,14 @@ def stored(a: Tensor, b: Tensor, dtypes: tuple[torch.dtype, torch.dtype]) -> flo
     return magnitude(error_a, b) + magnitude(a, error_b) + magnitude(error_a, error_b)
 
 
+def underflow(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
+    """The most that ``b @ a`` can be off because powers of two were multiplied into ``b`` in ``dtype``: what falls below its range."""
+    import torch
+
+    info = torch.finfo(dtype)
+    return magnitude(a, torch.full_like(b, info.smallest_normal * info.eps / 2))
+
+
 def summed(a: Tensor, b: Tensor) -> float:
     """The most that two QR decompositions and an SVD in float64 can be off the singular values of ``b @ a``."""
     length = int(a.shape[1] + b.shape[0] + a.shape[0])

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graftkit.architecture.peft.tuner import fill_with_stand_ins
-from graftkit.architecture.skeleton import build_skeleton
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, undisturbed
-from graftkit.running.peft_loading import adapt
+from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -171,11 +168,5 @@ def _bounds(
 
 def _adapted(base: Path, folder: Path, *, hollow: bool) -> Loaded:
     """The base with an adapter; ``hollow`` with stand-ins for its weights: peft can put adapters on it, and nothing can be run."""
-    loaded = _stand_ins(base) if hollow else load(base)
+    loaded = stand_ins(base) if hollow else load(base)
     return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
-
-
-def _stand_ins(base: Path) -> Loaded:
-    skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
-    fill_with_stand_ins(skeleton.model, {})
-    return Loaded(skeleton.model, frozenset(), frozenset(), frozenset())

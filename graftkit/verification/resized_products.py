@@ -17,7 +17,8 @@ from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.errors import few, printable
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.factor_rounding import WIDE, stored, summed
+from graftkit.verification.factor_rounding import WIDE, stored
+from graftkit.verification.product_loss import product_loss
 
 if TYPE_CHECKING:
     import torch
@@ -111,46 +112,11 @@ def _same(old: Product, new: Product) -> bool:
 
 def _compare(name: str, old: Product, new: Product) -> ProductComparison:
     """Hold what is lost, as a norm, to the least that must be, and to what rounding adds: the stored factors, and this sum."""
-    import torch
-
-    rank, shrunk = len(new.a), len(new.a) < len(old.a)
+    shrunk = len(new.a) < len(old.a)
     if not shrunk and _same(old, new):
         return ProductComparison(name, 0.0, 0.0, exact=True, shrunk=False, failure="")
-    old_b, new_b = old.b * old.scaling, new.b * new.scaling
-    values = _singular(old.a, old_b)
-    size = float(values.norm())
-    least = float(values[rank:].norm())
-    lost = float(_singular(torch.cat((old.a, new.a)), torch.cat((old_b, -new_b), 1)).norm())
     rounding = abs(new.scaling) * stored(new.a, new.b, new.dtypes)
-    allowed = rounding + summed(old.a, old_b) + summed(new.a, new_b)
-    shares = (lost / (size or 1.0)) ** 2, (least / (size or 1.0)) ** 2
-    failure = ""
-    if not shrunk or not lost <= least + allowed:
-        failure = f"loses {shares[0]:.3g} of its energy; factors of rank {rank} lose {shares[1]:.3g} at least"
-    elif not (off := _off_nearest(old.a, old_b, new.a, new_b)) <= allowed + rounding:
-        failure = (
-            f"is {off / size:.3g} off the nearest product of rank {rank}, {(allowed + rounding) / size:.3g} is allowed"
-        )
+    loss = product_loss(old.a, old.b * old.scaling, new.a, new.b * new.scaling, rounding)
+    failure = loss.failure if shrunk else loss.sentence
     failure = failure and f"products: {printable(name)!r} {failure}"
-    return ProductComparison(name, shares[0], shares[1], exact=False, shrunk=shrunk, failure=failure)
-
-
-def _off_nearest(old_a: Tensor, old_b: Tensor, new_a: Tensor, new_b: Tensor) -> float:
-    """How far the new product is from the nearest to the old one among those with its own column space.
-
-    Rounding turns that space by a unit at most, in which the old product has nothing larger than the smallest value kept: this
-    adds less than the rounding of the product itself.
-    """
-    import torch
-
-    used = new_b.any(0)
-    q, r = torch.linalg.qr(new_b[:, used])
-    return float((r @ new_a[used] - (q.T @ old_b) @ old_a).norm())
-
-
-def _singular(a: Tensor, b: Tensor) -> Tensor:
-    """The singular values of ``b @ a``, by QR of both."""
-    import torch
-
-    values: Tensor = torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.T).R.T)
-    return values
+    return ProductComparison(name, loss.lost, loss.must, exact=False, shrunk=shrunk, failure=failure)

@@ -41,6 +41,11 @@ SPECS = {
         {"adapter": "{adapter}", "to": "BertModel"},
         "to",
     ),
+    "combine_adapters": (
+        {"adapters": [{"path": "{adapter}", "weight": 0.5}]},
+        {"adapters": ["{adapter}"]},
+        "adapters",
+    ),
     "extract_lora": (
         {"fine_tuned": "{tuned}", "r": 4},
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},

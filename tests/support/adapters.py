@@ -11,8 +11,8 @@ from support.tiny import build
 TRAINED = 0.05
 
 
-def make_adapter(directory, class_name, *, dtype="float32", tie=None, scale=TRAINED, base=None, **config):
-    """Write ``directory/base`` (unless given) and ``directory/adapter``; every adapter parameter is moved by noise."""
+def make_adapter(directory, class_name, *, dtype="float32", tie=None, scale=TRAINED, base=None, seed=0, **config):
+    """Write ``directory/base`` (unless given) and ``directory/adapter``; every adapter parameter is moved by noise of this ``seed``."""
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model
@@ -24,7 +24,7 @@ def make_adapter(directory, class_name, *, dtype="float32", tie=None, scale=TRAI
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = getattr(transformers, class_name).from_pretrained(base)
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         adapted = get_peft_model(model, LoraConfig(**{"r": 4, "lora_alpha": 8, **config}))
         with torch.no_grad():
             for name, parameter in adapted.named_parameters():

@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def to_rank(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Factors of rank ``rank``, cut or padded, and the share of energy lost."""
+    lost = 0.0
+    if rank < len(a):
+        a, b, lost = truncate(a, b, rank)
+    if len(a) < rank:
+        a, b = pad(a, b, rank, generator)
+    return a, b, lost
+
+
 def pad(a: Tensor, b: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """More directions: rows of ``a`` as peft initialises them, uniform within ±1/sqrt(in), and zero columns of ``b``."""
     import torch
