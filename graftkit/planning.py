@@ -157,6 +157,18 @@ class Plan:
                 f" fit {'it' if one else 'them'} again"
             )
 
+    def __repr__(self) -> str:
+        """What `graftkit plan` prints."""
+        from graftkit.report.terminal import plan_text
+
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        """The top of the page, for notebooks."""
+        from graftkit.report.report import plan_html
+
+        return plan_html(self)
+
     @property
     def new_tokens(self) -> Mapping[str, int]:
         """Content of each new token -> its id."""

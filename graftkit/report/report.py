@@ -12,8 +12,10 @@ from graftkit.recipe import dump_recipe
 from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
+from graftkit.report.page import render_top
 from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
+from graftkit.report.terminal import report_text
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
 from graftkit.verification.checks import Row, find_kind
@@ -129,11 +131,7 @@ class Report:
                 "scope": plan.scope.value,
                 "kl": _kl_json(plan),
             },
-            "source": {
-                "name": plan.source.name,
-                "revision": plan.source.revision,
-                "left_behind": dict(plan.source.left_behind),
-            },
+            "source": _source_json(plan),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
@@ -154,9 +152,36 @@ class Report:
         }
         return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}
 
+    def __repr__(self) -> str:
+        """What `graftkit apply` prints behind the plan."""
+        return report_text(self)
+
+    def _repr_html_(self) -> str:
+        """The top of the page, for notebooks."""
+        return render_top(self.to_json())
+
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
+
+
+def plan_html(plan: Plan) -> str:
+    """The top of the page that applying a plan would give, for notebooks: what is planned and what is promised."""
+    return render_top(
+        {
+            "planned": True,
+            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
+            "source": _source_json(plan),
+            "recipe": dump_recipe(plan.recipe),
+            "new_tokens": dict(plan.new_tokens),
+            "notes": list(plan.notes),
+        }
+    )
+
+
+def _source_json(plan: Plan) -> dict[str, Any]:
+    source = plan.source
+    return {"name": source.name, "revision": source.revision, "left_behind": dict(source.left_behind)}
 
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Plans, reports and differences as text for a terminal. Only the command line calls this."""
+"""Plans, reports and differences as text: for a terminal, and as what Python shows of the values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.size import size
+from graftkit.report.tables import captured
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
@@ -60,9 +61,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan, *, verbose: bool) -> None:
+def plan_text(plan: Plan) -> str:
+    """What `graftkit plan` prints."""
+    return captured(lambda console: print_plan(plan, verbose=False, console=console))
+
+
+def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> None:
     """Print every change that `apply` would make."""
-    console = _console()
+    console = console or _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan)
     if plan.new_tokens:
@@ -149,9 +155,14 @@ def progress(*, silent: bool) -> Iterator[Progress | None]:
         yield update
 
 
-def print_report(report: Report) -> None:
+def report_text(report: Report) -> str:
+    """What `graftkit apply` prints behind the plan."""
+    return captured(lambda console: print_report(report, console))
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
     """Print what was verified, with the figures, and the lines to paste into a trainer's config."""
-    console = _console()
+    console = console or _console()
     table = _table("verification", "check", "result", "figure")
     for row in report.rows():
         table.add_row(*map(_text, row))
@@ -232,10 +243,15 @@ def _more(console: Console, count: int) -> None:
         console.print(f"[dim]… and {count:,} more (--verbose)[/dim]")
 
 
-def print_verification(found: Verification) -> None:
+def verification_text(found: Verification) -> str:
+    """What `graftkit verify` prints of two checkpoints."""
+    return captured(lambda console: print_verification(found, console))
+
+
+def print_verification(found: Verification, console: Console | None = None) -> None:
     """Print the checks between two checkpoints."""
     verdict = "" if found.failures else comparison_verdict(found)
-    _print_checks(found, comparison_rows(found), verdict, "green")
+    _print_checks(found, comparison_rows(found), verdict, "green", console)
 
 
 def print_adapter_verification(found: AdapterVerification) -> None:
@@ -258,10 +274,14 @@ def print_merge_verification(found: MergeVerification) -> None:
 
 
 def _print_checks(
-    found: Verification | AdapterVerification | MergeVerification, rows: Iterable[Row], verdict: str, colour: str
+    found: Verification | AdapterVerification | MergeVerification,
+    rows: Iterable[Row],
+    verdict: str,
+    colour: str,
+    console: Console | None = None,
 ) -> None:
     """Print a table of checks, what is worth knowing, and what failed or the verdict."""
-    console = _console()
+    console = console or _console()
     table = _table("verification", "check", "result", "figure")
     for row in rows:
         table.add_row(*map(_text, row))
