@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from graftkit.compare import Difference, Verification, diff, verify
     from graftkit.engine import apply
     from graftkit.errors import GraftkitError
+    from graftkit.grafting import graft
     from graftkit.inspection import Inspection, inspect
     from graftkit.merge_verification import MergeVerification, verify_merge
     from graftkit.planning import Plan, plan
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "apply",
     "diff",
+    "graft",
     "inspect",
     "load_recipe",
     "parse_recipe",
@@ -60,6 +62,7 @@ _PLACES = {
     "verify": "graftkit.compare",
     "apply": "graftkit.engine",
     "GraftkitError": "graftkit.errors",
+    "graft": "graftkit.grafting",
     "Inspection": "graftkit.inspection",
     "inspect": "graftkit.inspection",
     "MergeVerification": "graftkit.merge_verification",

@@ -72,15 +72,30 @@ class Plan:
         return document_changes(self.source, self.result)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether a model in memory is operated on, and nothing is written."""
+        return self.source.in_memory
+
+    @property
     def bytes_taken_over(self) -> int:
-        """Bytes of shards that are taken over whole."""
-        return bytes_to_write(self.source, self.result)[0] if self.writes_base else 0
+        """Bytes of shards that are taken over whole; of tensors that a model in memory shares."""
+        return self._base_bytes[0]
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of shards that are written anew, unchanged tensors in them copied as byte ranges; and of the adapter."""
-        base = bytes_to_write(self.source, self.result)[1] if self.writes_base else 0
-        return base + (self.adapter.nbytes if self.adapter else 0)
+        """Bytes of shards, or in memory of tensors, that are made anew, with what is copied into them; and of the adapter."""
+        return self._base_bytes[1] + (self.adapter.nbytes if self.adapter else 0)
+
+    @property
+    def _base_bytes(self) -> tuple[int, int]:
+        if not self.writes_base:
+            return 0, 0
+        if not self.in_memory:
+            return bytes_to_write(self.source, self.result)
+        before = {id(tensor) for tensor in self.source.tensors.values()}
+        after = self.result.tensors.values()
+        kept = sum(tensor.nbytes for tensor in after if id(tensor) in before)
+        return kept, sum(tensor.nbytes for tensor in after) - kept
 
     @property
     def memory(self) -> int:
@@ -93,6 +108,8 @@ class Plan:
         both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
         if not (both or self.compares_outputs):
             return WRITING_BYTES
+        if self.in_memory and not both:
+            return self.bytes_written + KEPT_BYTES + LOGIT_BYTES
         models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
         paged = whole > memory.available() if self.paged is None else self.paged
@@ -191,7 +208,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
 
@@ -200,7 +216,13 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         InputRejected: the checkpoint cannot be operated on.
     """
     recipe = _as_recipe(recipe)
-    source = result = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    return plan_on(Checkpoint.open(recipe.base_model, revision=recipe.revision), recipe)
+
+
+@_collector_paused()
+def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
+    """Plan a recipe on an opened checkpoint, whatever the recipe calls its base; see :func:`plan`."""
+    result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)

@@ -20,7 +20,7 @@ LAYERS = [
     {"operations"},
     {"report"},
     {"planning"},
-    {"engine", "compare", "inspection", "adapter_verification", "merge_verification"},
+    {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"selftest"},
     {"commands", "process"},
     {"cli"},

@@ -96,12 +96,14 @@ class Report:
 
     @property
     def snippets(self) -> str:
-        """Lines to paste into the common trainers' configs."""
+        """Lines to paste into the common trainers' configs; of a model in memory those for its new rows alone."""
         from graftkit.architecture.accounting import account
         from graftkit.architecture.skeleton import architecture_of
 
         adapter = self.plan.adapter
         labels = len(self.plan.result.config.get("id2label") or "01")
+        if adapter is not None and self.plan.in_memory:
+            return ""
         if adapter is not None:
             base = adapter.config["base_model_name_or_path"]
             written = f"{self.plan.recipe.output}/{FOLDER}"
@@ -116,13 +118,15 @@ class Report:
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
         ids = list(self.plan.vocabulary.untrained) if self.plan.vocabulary else []
-        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels)
+        output = None if self.plan.in_memory else self.plan.recipe.output
+        return trainer_snippets(output, structure.skeleton.architecture, modules, ids, labels)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
         plan = self.plan
         found = {
             "graftkit": 1,
+            "in_memory": plan.in_memory,
             "verdict": self.verdict,
             "promise": {
                 **dataclasses.asdict(plan.promise),

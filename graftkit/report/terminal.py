@@ -88,7 +88,8 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
     for name, reason in plan.source.left_behind.items():
         console.print(f"[dim]not copied:[/dim] {_text(name)} ({_text(reason)})")
     console.print(f"promise    {_text(plan.promise.sentence())}")
-    console.print(f"bytes      copied unchanged {size(plan.bytes_taken_over)}, rewritten {size(plan.bytes_written)}")
+    kept, made = ("shared", "made") if plan.in_memory else ("copied unchanged", "rewritten")
+    console.print(f"bytes      {kept} {size(plan.bytes_taken_over)}, {made} {size(plan.bytes_written)}")
     console.print(f"memory     about {size(plan.memory)} on top of the loaded libraries")
 
 
@@ -172,11 +173,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
+    in_memory = report.plan.in_memory
     missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
-    console.print(f"[dim]not checked:[/dim] {_text(missing)} [dim](why: graft_report.html)[/dim]")
+    why = "" if in_memory else " [dim](why: graft_report.html)[/dim]"
+    console.print(f"[dim]not checked:[/dim] {_text(missing)}{why}")
     console.print(f"[green]{_text(report.verdict)}[/green]")
-    console.print(f"written to {_text(report.plan.recipe.output)}\n")
-    console.print(f"[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
+    console.print("in memory; nothing was written" if in_memory else f"written to {_text(report.plan.recipe.output)}")
+    if report.snippets:
+        console.print(f"\n[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
 
 
 def _text_lines(text: str) -> str:

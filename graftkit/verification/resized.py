@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit.architecture.peft.tuner import fill_with_stand_ins
 from graftkit.architecture.skeleton import build_skeleton
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt
+from graftkit.running.place import Place, open_place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -79,8 +80,8 @@ class ResizeCheck(LoadsModels):
         return compare_resized(subject.result, self.old, subject.adapter or self.old, seed=subject.seed)
 
 
-def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> ResizedReport:
-    """Compare the adapters of the folders ``old`` and ``new`` on the checkpoint ``base``: every tensor and product, and outputs.
+def compare_resized(base: Place, old: AdapterPlace, new: AdapterPlace, *, seed: int = 0) -> ResizedReport:
+    """Compare the adapters ``old`` and ``new`` on the checkpoint ``base``: every tensor and product, and outputs.
 
     One base is in memory at a time.
 
@@ -151,7 +152,7 @@ def _report(
 
 
 def _bounds(
-    base: Path, old: Path, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
+    base: Place, old: AdapterPlace, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
 ) -> dict[str, _Bound]:
     """By output, twice the larger of two: the rounding of one product, and the old adapter's noise where that is not enough.
 
@@ -169,13 +170,13 @@ def _bounds(
     return {name: _Bound(NOISE_RATIO * max(value, floor), value) for name, value in own.items()}
 
 
-def _adapted(base: Path, folder: Path, *, hollow: bool) -> Loaded:
+def _adapted(base: Place, adapter: AdapterPlace, *, hollow: bool) -> Loaded:
     """The base with an adapter; ``hollow`` with stand-ins for its weights: peft can put adapters on it, and nothing can be run."""
     loaded = _stand_ins(base) if hollow else load(base)
-    return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
+    return dataclasses.replace(loaded, model=adapt(loaded.model, adapter).get_base_model().eval())
 
 
-def _stand_ins(base: Path) -> Loaded:
-    skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
+def _stand_ins(base: Place) -> Loaded:
+    skeleton = build_skeleton(open_place(base).config)
     fill_with_stand_ins(skeleton.model, {})
     return Loaded(skeleton.model, frozenset(), frozenset(), frozenset())
