@@ -8,7 +8,7 @@ import gc
 import itertools
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.file_kinds import holds_values
+from graftkit.checkpoint.inputs import Files, input_files
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
@@ -40,7 +41,7 @@ class Plan:
     """What `apply` would write, computed from headers, config and tokenizer alone.
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
-    the result that no class loads.
+    the result that no class loads. ``inputs`` are the files that the recipe reads, as they were when it was planned.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Plan:
     promise: Promise
     table_note: str = ""
     unknown: tuple[str, ...] = ()
+    inputs: Mapping[str, Files] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -216,7 +218,9 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         InputRejected: the checkpoint cannot be operated on.
     """
     recipe = _as_recipe(recipe)
-    return plan_on(Checkpoint.open(recipe.base_model, revision=recipe.revision), recipe)
+    source = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    inputs = input_files(recipe)
+    return replace(plan_on(source, recipe), inputs=inputs)
 
 
 @_collector_paused()

@@ -136,6 +136,7 @@ class Report:
                 "kl": _kl_json(plan),
             },
             "source": _source_json(plan),
+            "inputs": dict(plan.inputs),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
