@@ -7,38 +7,82 @@
     report = graftkit.apply(recipe)
     print(report.verdict)
 
-Importing this package loads neither torch nor transformers.
+Importing this package loads neither torch nor transformers: a name is imported when it is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graftkit.adapter_verification import AdapterVerification, verify_adapter
+    from graftkit.compare import Difference, Verification, diff, verify
+    from graftkit.engine import apply
+    from graftkit.errors import GraftkitError
+    from graftkit.grafting import graft
+    from graftkit.inspection import Inspection, inspect
+    from graftkit.merge_verification import MergeVerification, verify_merge
+    from graftkit.planning import Plan, plan
+    from graftkit.recipe import Recipe, load_recipe, parse_recipe
+    from graftkit.report.report import Report
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AdapterVerification",
+    "Difference",
+    "GraftkitError",
+    "Inspection",
+    "MergeVerification",
+    "Plan",
+    "Recipe",
+    "Report",
+    "Verification",
+    "__version__",
+    "apply",
+    "diff",
+    "graft",
+    "inspect",
+    "load_recipe",
+    "parse_recipe",
+    "plan",
+    "verify",
+    "verify_adapter",
+    "verify_merge",
+]
+
+#: Where each name is defined.
 _PLACES = {
+    "AdapterVerification": "graftkit.adapter_verification",
+    "verify_adapter": "graftkit.adapter_verification",
+    "Difference": "graftkit.compare",
+    "Verification": "graftkit.compare",
+    "diff": "graftkit.compare",
+    "verify": "graftkit.compare",
+    "apply": "graftkit.engine",
+    "GraftkitError": "graftkit.errors",
+    "graft": "graftkit.grafting",
+    "Inspection": "graftkit.inspection",
+    "inspect": "graftkit.inspection",
+    "MergeVerification": "graftkit.merge_verification",
+    "verify_merge": "graftkit.merge_verification",
+    "Plan": "graftkit.planning",
+    "plan": "graftkit.planning",
     "Recipe": "graftkit.recipe",
     "load_recipe": "graftkit.recipe",
     "parse_recipe": "graftkit.recipe",
-    "Plan": "graftkit.planning",
-    "plan": "graftkit.planning",
-    "apply": "graftkit.engine",
     "Report": "graftkit.report.report",
-    "diff": "graftkit.compare",
-    "verify": "graftkit.compare",
-    "verify_adapter": "graftkit.adapter_verification",
-    "verify_merge": "graftkit.merge_verification",
-    "inspect": "graftkit.inspection",
 }
 
-__all__ = ["GraftkitError", "__version__", *_PLACES]  # noqa: PLE0604 - the names are strings
+
+if not TYPE_CHECKING:  # a type checker would take any name for an object
+
+    def __getattr__(name: str) -> object:
+        if name in _PLACES:
+            return getattr(importlib.import_module(_PLACES[name]), name)
+        raise AttributeError(f"module 'graftkit' has no attribute {name!r}")
 
 
-def __getattr__(name: str) -> object:
-    if name == "GraftkitError":
-        from graftkit.errors import GraftkitError
-
-        return GraftkitError
-    if name in _PLACES:
-        return getattr(importlib.import_module(_PLACES[name]), name)
-    raise AttributeError(f"module 'graftkit' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return list(__all__)

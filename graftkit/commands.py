@@ -90,6 +90,8 @@ def apply(options: Namespace) -> int:
     if options.dry_run:
         return plan(options)
     recipe, document = _recipe(options)
+    if options.if_changed and _is_up_to_date(options, recipe):
+        return 0
     _quiet_libraries()
     from pathlib import Path
 
@@ -115,6 +117,19 @@ def apply(options: Namespace) -> int:
     if not silent:
         terminal.print_report(written)
     return 0
+
+
+def _is_up_to_date(options: Namespace, recipe: Any) -> bool:
+    """Whether the output is what the recipe gives; says so, or what has changed."""
+    from graftkit.report.up_to_date import why_stale
+
+    why = why_stale(recipe)
+    if options.json and not why:
+        _print_json({"up_to_date": True, "output": recipe.output})
+    elif not (options.quiet or options.json) and os.path.lexists(recipe.output):
+        said = f"not up to date: {why}" if why else f"up to date: {printable(recipe.output)}"
+        sys.stdout.write(f"{said}\n")
+    return not why
 
 
 def inspect(options: Namespace) -> int:

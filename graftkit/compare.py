@@ -15,7 +15,10 @@ from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.changes import ValueChange, document_changes, value_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.recipe.paths import expand_path
+from graftkit.report.comparison import comparison_json
 from graftkit.report.manifest import account_for
+from graftkit.report.page import render_top
+from graftkit.report.terminal import verification_text
 from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
@@ -155,6 +158,14 @@ class Verification:
     def failures(self) -> tuple[str, ...]:
         """One sentence for each thing found; empty when the second checkpoint does what the first did."""
         return tuple(sentence for finding in self.findings for sentence in finding.failures)
+
+    def __repr__(self) -> str:
+        """What `graftkit verify` prints of two checkpoints."""
+        return verification_text(self)
+
+    def _repr_html_(self) -> str:
+        """The top of the page, for notebooks."""
+        return render_top(comparison_json(self.pair.old.name, self.pair.new.name, self))
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import FOLDER, open_adapter, write_adapter
+from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.stamps import require_unchanged
@@ -19,6 +19,7 @@ from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planning import Plan, plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
+from graftkit.running.place import Place
 from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
@@ -72,22 +73,22 @@ def execute(
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
     with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
-        _prepare(planned, progress)
+        prepare(planned, progress)
         try:
             ledger = _write(planned, staging, link=link, progress=progress)
-            findings = tuple(_verify(planned, staging.path, device, progress))
+            findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
         except VerificationFailed as error:
             require_unchanged(planned.source.directory, planned.source.stamps)
-            _blame_inputs(planned, error)
+            blame_inputs(planned, error)
             raise
-        report = Report(planned, ledger, findings, _figures(planned))
+        report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
         require_unchanged(planned.source.directory, planned.source.stamps)
         staging.commit(committed)
     return report
 
 
-def _blame_inputs(planned: Plan, error: VerificationFailed) -> None:
+def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
     """Where what went in holds NaN or infinity, nothing that comes out can verify, and that is not the result's fault.
 
     Raises:
@@ -107,7 +108,7 @@ def _blame_inputs(planned: Plan, error: VerificationFailed) -> None:
             ) from error
 
 
-def _prepare(planned: Plan, progress: Progress | None) -> None:
+def prepare(planned: Plan, progress: Progress | None) -> None:
     """Let operations compute what takes long, before a byte is written."""
     for place, (spec, outcome) in enumerate(zip(planned.recipe.operations, planned.outcomes, strict=True)):
         if outcome.prepare is not None:
@@ -122,7 +123,7 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
     """Write base and adapter, each file being read back and compared while the next one is written."""
     total = planned.bytes_taken_over + planned.bytes_written
     allow = planned.recipe.allow_nonfinite
-    write, compare = _counter(progress, "write", total), _counter(progress, "compare with the source", total)
+    write, compare = counter(progress, "write", total), counter(progress, "compare with the source", total)
     ledger: tuple[LedgerEntry, ...] = ()
     if planned.writes_base:
         with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
@@ -141,7 +142,7 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
     return ledger
 
 
-def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
+def counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:
     if progress is None:
         return None
     done = 0
@@ -154,13 +155,12 @@ def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int]
     return count
 
 
-def _verify(planned: Plan, staged: Path, device: str | None, progress: Progress | None) -> Iterator[Finding]:
-    """Run every check on what was written, up to the first that fails.
+def run_checks(planned: Plan, subject: Subject) -> Iterator[Finding]:
+    """Run every check on what was made, up to the first that fails.
 
     Raises:
         VerificationFailed: a check failed.
     """
-    subject = subject_of(planned, staged, device, progress)
     own = [
         (check, behind(subject, planned.outcomes[place + 1 :]))
         for place, outcome in enumerate(planned.outcomes)
@@ -179,6 +179,21 @@ def behind(subject: Subject, later: Sequence[Outcome]) -> Subject:
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
     """What the checks of a plan look at, written to ``staged``."""
+    source = planned.source.directory
+    result, adapter = staged if planned.writes_base else source, staged / FOLDER if planned.adapter else None
+    return subject_at(planned, source, result, adapter, device=device, progress=progress)
+
+
+def subject_at(
+    planned: Plan,
+    source: Place,
+    result: Place,
+    adapter: AdapterPlace | None,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> Subject:
+    """What the checks of a plan look at, wherever it was made."""
     vocabulary, wanted = planned.vocabulary, planned.recipe.verify
     tokens = None
     if vocabulary is not None:
@@ -190,10 +205,10 @@ def subject_of(planned: Plan, staged: Path, device: str | None = None, progress:
             vocabulary.renamed,
         )
     return Subject(
-        planned.source.directory,
-        staged if planned.writes_base else planned.source.directory,
+        source,
+        result,
         planned.promise,
-        adapter=staged / FOLDER if planned.adapter else None,
+        adapter=adapter,
         scope=planned.scope,
         correspondence=planned.correspondence,
         tokens=tokens,
@@ -213,7 +228,7 @@ def _raise_first(failures: Sequence[str]) -> None:
         raise VerificationFailed(f"{failures[0]}{more}; nothing was written")
 
 
-def _figures(planned: Plan) -> dict[str, Any]:
+def figures_of(planned: Plan) -> dict[str, Any]:
     """What the operations measured on the way, by their place."""
     return {
         f"operations.{place}.{planned.recipe.operations[place].op}": dict(outcome.figures())

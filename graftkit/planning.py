@@ -8,7 +8,7 @@ import gc
 import itertools
 import operator
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.file_kinds import holds_values
+from graftkit.checkpoint.inputs import Files, input_files
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
@@ -40,7 +41,7 @@ class Plan:
     """What `apply` would write, computed from headers, config and tokenizer alone.
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
-    the result that no class loads.
+    the result that no class loads. ``inputs`` are the files that the recipe reads, as they were when it was planned.
     """
 
     recipe: Recipe
@@ -50,6 +51,7 @@ class Plan:
     promise: Promise
     table_note: str = ""
     unknown: tuple[str, ...] = ()
+    inputs: Mapping[str, Files] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -72,15 +74,30 @@ class Plan:
         return document_changes(self.source, self.result)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether a model in memory is operated on, and nothing is written."""
+        return self.source.in_memory
+
+    @property
     def bytes_taken_over(self) -> int:
-        """Bytes of shards that are taken over whole."""
-        return bytes_to_write(self.source, self.result)[0] if self.writes_base else 0
+        """Bytes of shards that are taken over whole; of tensors that a model in memory shares."""
+        return self._base_bytes[0]
 
     @property
     def bytes_written(self) -> int:
-        """Bytes of shards that are written anew, unchanged tensors in them copied as byte ranges; and of the adapter."""
-        base = bytes_to_write(self.source, self.result)[1] if self.writes_base else 0
-        return base + (self.adapter.nbytes if self.adapter else 0)
+        """Bytes of shards, or in memory of tensors, that are made anew, with what is copied into them; and of the adapter."""
+        return self._base_bytes[1] + (self.adapter.nbytes if self.adapter else 0)
+
+    @property
+    def _base_bytes(self) -> tuple[int, int]:
+        if not self.writes_base:
+            return 0, 0
+        if not self.in_memory:
+            return bytes_to_write(self.source, self.result)
+        before = {id(tensor) for tensor in self.source.tensors.values()}
+        after = self.result.tensors.values()
+        kept = sum(tensor.nbytes for tensor in after if id(tensor) in before)
+        return kept, sum(tensor.nbytes for tensor in after) - kept
 
     @property
     def memory(self) -> int:
@@ -93,6 +110,8 @@ class Plan:
         both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
         if not (both or self.compares_outputs):
             return WRITING_BYTES
+        if self.in_memory and not both:
+            return self.bytes_written + KEPT_BYTES + LOGIT_BYTES
         models = [room.checkpoint_nbytes(checkpoint) for checkpoint in (self.source, self.result)]
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
         paged = whole > memory.available() if self.paged is None else self.paged
@@ -157,6 +176,18 @@ class Plan:
                 f" fit {'it' if one else 'them'} again"
             )
 
+    def __repr__(self) -> str:
+        """What `graftkit plan` prints."""
+        from graftkit.report.terminal import plan_text
+
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        """The top of the page, for notebooks."""
+        from graftkit.report.report import plan_html
+
+        return plan_html(self)
+
     @property
     def new_tokens(self) -> Mapping[str, int]:
         """Content of each new token -> its id."""
@@ -184,7 +215,6 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_paused()
 def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
 
@@ -193,7 +223,15 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
         InputRejected: the checkpoint cannot be operated on.
     """
     recipe = _as_recipe(recipe)
-    source = result = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    source = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    inputs = input_files(recipe)
+    return replace(plan_on(source, recipe), inputs=inputs)
+
+
+@_collector_paused()
+def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
+    """Plan a recipe on an opened checkpoint, whatever the recipe calls its base; see :func:`plan`."""
+    result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)

@@ -18,9 +18,9 @@ LAYERS = [
     {"running"},
     {"verification"},
     {"operations"},
-    {"planning"},
     {"report"},
-    {"engine", "compare", "inspection", "adapter_verification", "merge_verification"},
+    {"planning"},
+    {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"selftest"},
     {"commands", "process"},
     {"cli"},
@@ -94,7 +94,7 @@ def test_light_commands_load_no_heavy_module(arguments):
 
 
 def test_the_library_imports_without_torch():
-    program = "import sys, graftkit; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    program = "import sys, graftkit; dir(graftkit); sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

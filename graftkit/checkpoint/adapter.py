@@ -108,6 +108,28 @@ def _open(directory: Path) -> Adapter:
     return Adapter(config, header.tensors)
 
 
+#: Where an adapter is: in a folder, or in memory.
+AdapterPlace = Path | Adapter
+
+
+def adapter_at(place: AdapterPlace) -> Adapter:
+    """The adapter as a value.
+
+    Raises:
+        InputRejected: a folder cannot be opened as one.
+    """
+    return open_adapter(str(place)) if isinstance(place, Path) else place
+
+
+def config_at(place: AdapterPlace) -> dict[str, Any]:
+    """The config of an adapter, whose weights may be missing.
+
+    Raises:
+        InputRejected: it is missing, malformed or too large.
+    """
+    return read_adapter_config(place) if isinstance(place, Path) else dict(place.config)
+
+
 def adapter_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of the adapter's two files, by name."""
     digests = {}

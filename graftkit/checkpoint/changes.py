@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import LazyTensor, Patched, Stored
+from graftkit.checkpoint.held import is_original
+from graftkit.checkpoint.tensors import LazyTensor, Patched
 
 Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed"]
 
@@ -54,7 +55,7 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
         if before is tensor or before == tensor:
             continue
         below, rows = _patches(tensor)
-        if rows and isinstance(below, Stored):
+        if rows and is_original(below):
             yield TensorChange(
                 name, "patched", tensor.dtype, below.shape, tensor.shape, len(rows),
                 len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), renamed.get(name, ""),
@@ -63,7 +64,7 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
             yield TensorChange(name, "renamed", tensor.dtype, tensor.shape, tensor.shape, 0, 0, renamed[name])
         else:
             kind: Kind = "added" if before is None else "computed"
-            produced = 0 if isinstance(tensor, Stored) else tensor.nbytes
+            produced = 0 if is_original(tensor) else tensor.nbytes
             yield TensorChange(name, kind, tensor.dtype, before.shape if before else None, tensor.shape, 0, produced)
     for name, tensor in old.items():
         if name not in new and name not in renamed.values():

@@ -12,7 +12,7 @@ from graftkit.checkpoint.inventory import inventory
 from graftkit.checkpoint.location import Location, locate
 from graftkit.checkpoint.stamps import Stamps, stamps_of
 from graftkit.checkpoint.trust import check_config, check_root, check_sizes, quantization, remote_code
-from graftkit.checkpoint.weights import read_weights
+from graftkit.checkpoint.weights import SINGLE, Weights, read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Checkpoint:
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
         notes: one line for each thing that is worth reporting and no error, such as a quantization config.
         stamps: what the source's files were when it was opened.
+        in_memory: whether a model in memory holds the tensors, so that the folder has documents alone.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Checkpoint:
     remote_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stamps: Stamps = field(default_factory=dict, compare=False)
+    in_memory: bool = False
 
     @classmethod
     def open(cls, base_model: str, *, revision: str | None = None) -> Checkpoint:
@@ -75,12 +77,25 @@ class Checkpoint:
             raise StorageFault(f"{printable(base_model)}: cannot be read: {error.strerror or error}") from error
 
     @classmethod
-    def _open(cls, location: Location) -> Checkpoint:
+    def of_model(cls, name: str, directory: Path, tensors: Mapping[str, LazyTensor]) -> Checkpoint:
+        """The checkpoint of a model in memory: its documents lie in ``directory``, its ``tensors`` are by their names on disk.
+
+        Raises:
+            InputRejected: a document is malformed or unsafe.
+        """
+        weights = Weights(tensors, {SINGLE: tuple(tensors)}, {SINGLE: {"format": "pt"}}, None, {})
+        opened = cls._open(Location(name, directory, None), weights)
+        dict(opened.documents)  # the folder may go before this checkpoint does
+        return opened
+
+    @classmethod
+    def _open(cls, location: Location, given: Weights[LazyTensor] | None = None) -> Checkpoint:
+        """Open a folder, with the weights that lie there or those that are ``given``."""
         directory = location.directory.resolve()
         stamps = stamps_of(directory)
         check_root(directory)
         config = check_config(read_document(directory, "config.json"))
-        weights = read_weights(directory, config)
+        weights: Weights[LazyTensor] = given or read_weights(directory, config)
         check_sizes(config, len(weights.tensors))
         names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
         small = [name for name in names if name != TOKENIZER]
@@ -108,6 +123,7 @@ class Checkpoint:
             remote_code=remote_code(known),
             notes=quantization(config),
             stamps=stamps,
+            in_memory=given is not None,
         )
 
     @property

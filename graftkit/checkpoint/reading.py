@@ -81,6 +81,26 @@ def _pieces(tensor: LazyTensor, size: int) -> Iterator[memoryview]:
             yield segment.produce()
 
 
+class Reader:
+    """Reads the bytes of a tensor in order, as many at a time as are asked for."""
+
+    def __init__(self, tensor: LazyTensor) -> None:
+        self._cutter, self._done = Cutter(tensor.segments()), 0
+
+    def read(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """The next ``nbytes`` bytes; what lies in one piece of memory is not copied."""
+        import numpy as np
+
+        start, self._done = self._done, self._done + nbytes
+        pieces = [
+            read_range(segment.path, segment.offset, segment.nbytes)
+            if isinstance(segment, FileRange)
+            else np.frombuffer(segment.produce(), np.uint8)
+            for segment in self._cutter.take(start, self._done)
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty(0, np.uint8)])
+
+
 def equal_bytes(left: LazyTensor, right: LazyTensor) -> bool:
     """Whether two tensors hold the same bytes; read in chunks."""
     if (left.dtype, left.shape) != (right.dtype, right.shape):

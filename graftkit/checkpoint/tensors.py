@@ -1,8 +1,8 @@
 """Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
 
-A tensor is *stored* (a byte range of a source file), *patched* (source bytes with some rows replaced or appended) or
-*computed* (bytes made on demand, whole or some rows at a time). A writer only ever sees :class:`FileRange` and
-:class:`Produced` segments.
+A tensor is *stored* (a byte range of a source file), *held* (a tensor of a model in memory), *patched* (the source's bytes
+with some rows replaced or appended) or *computed* (bytes made on demand, whole or some rows at a time). A reader only ever
+sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the source's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -44,7 +44,17 @@ class Produced:
     blank: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Lent(Produced):
+    """Bytes of a tensor that a model in memory holds: the source's, as those of a file are."""
+
+
 Segment = FileRange | Produced
+
+
+def from_source(segment: Segment) -> bool:
+    """Whether the bytes of a segment are the source's."""
+    return isinstance(segment, FileRange | Lent)
 
 
 class LazyTensor(Protocol):
@@ -223,7 +233,7 @@ class Cutter:
     def _next(self) -> Segment:
         segment = next(self._segments)
         if isinstance(segment, Produced):
-            segment = Produced(segment.nbytes, functools.cache(segment.produce), segment.blank)
+            segment = replace(segment, produce=functools.cache(segment.produce))
         self._held = segment
         return segment
 
@@ -233,7 +243,7 @@ def _part_of(segment: Segment, start: int, stop: int) -> Segment:
         return segment
     if isinstance(segment, FileRange):
         return FileRange(segment.path, segment.offset + start, stop - start)
-    return Produced(stop - start, lambda: segment.produce()[start:stop], segment.blank)
+    return replace(segment, nbytes=stop - start, produce=lambda: segment.produce()[start:stop])
 
 
 def patch_rows(

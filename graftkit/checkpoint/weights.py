@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graftkit.checkpoint.documents import decode_json
 from graftkit.checkpoint.file_kinds import PICKLES, is_model_weights, is_training_state
 from graftkit.checkpoint.files import is_plain_name, read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import Header, read_header
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -24,18 +25,22 @@ INDEX = "model.safetensors.index.json"
 _MAX_INDEX_BYTES = 64 * 2**20
 
 
+#: The kind of tensors: those of files are all stored.
+Kind_co = TypeVar("Kind_co", bound=LazyTensor, covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Generic[Kind_co]):
     """The tensors in shard order, then file order; ``superseded`` names what transformers would not load, and why."""
 
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Kind_co]
     shards: Mapping[str, tuple[str, ...]]
     metadata: Mapping[str, Mapping[str, str]]
     index: Mapping[str, Any] | None
     superseded: Mapping[str, str]
 
 
-def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights:
+def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights[Stored]:
     """Return what the headers and the index of the checkpoint in ``directory`` say; no weight is read.
 
     As in transformers' ``from_pretrained``, ``model.safetensors`` wins over an index beside it, which is not read.
@@ -65,7 +70,7 @@ def _check_explicit(directory: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _sharded(directory: Path) -> Weights:
+def _sharded(directory: Path) -> Weights[Stored]:
     index = _index(directory)
     weight_map = index["weight_map"]
     headers = {shard: _header(directory, shard) for shard in sorted(set(weight_map.values()))}

@@ -19,6 +19,9 @@ from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, parse_yaml
 #: What errors call the recipe that the command line names ``-``.
 STANDARD_INPUT = "standard input"
 
+#: What stands for the output where a model in memory is grafted, and nothing is written.
+IN_MEMORY = "in memory"
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at ``path``, or for ``-`` on standard input.
@@ -33,12 +36,35 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
     """The same with the document, which knows where each value stands; see :func:`places_added`."""
+    document = _document(path)
+    apply_overrides(list(overrides), document)
+    return _validated(document), document
+
+
+def _document(path: str | Path) -> Document:
     name = STANDARD_INPUT if path == "-" else str(path)
     document = parse_yaml(_read(path, name), lambda line: Place(f"{name}:{line}", (0, line)))
     if document.data is None:
         raise RecipeError(document.lines() or f"{printable(name)}: is empty; a recipe begins with version: 1")
-    apply_overrides(list(overrides), document)
-    return _validated(document), document
+    return document
+
+
+def recipe_for_model(recipe: Mapping[str, object] | Recipe | str | Path, name: str) -> tuple[Recipe, Document]:
+    """A recipe for a model in memory that is called ``name``, with the document that knows where its values stand.
+
+    Its ``base_model``, ``revision`` and ``output`` count for nothing, and may be left out.
+
+    Raises:
+        RecipeError: all problems at once, as :func:`load_recipe` and :func:`parse_recipe` say them.
+    """
+    own = {"base_model": name, "revision": None, "output": IN_MEMORY}
+    if isinstance(recipe, Recipe):
+        return recipe.model_copy(update=own), Document(None)
+    document = _document(recipe) if isinstance(recipe, str | Path) else Document(_plain_containers(recipe, MAX_DEPTH))
+    if isinstance(document.data, dict):
+        others = {key: value for key, value in document.data.items() if key not in own}
+        document.data = {**others, "base_model": IN_MEMORY, "output": IN_MEMORY}
+    return _validated(document).model_copy(update=own), document
 
 
 @contextlib.contextmanager

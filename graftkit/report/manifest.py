@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,10 @@ from graftkit.checkpoint.write import INDEX
 from graftkit.errors import InputRejected, few, printable
 from graftkit.report.json_text import json_text
 from graftkit.report.page import PAGE, REPORT, render_page
+from graftkit.report.seal import SEAL, UNSEALED, is_sealed, sealed
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.digests import tensor_digests
 
-#: The key of the report's own digest.
-SEAL = "sha256_of_this_report"
-
-_UNSEALED, _END = "0" * 64, '"\n}\n'
-_SEALED = re.compile(rb'"' + SEAL.encode() + rb'": "([0-9a-f]{64})"\n\}\n\Z')
 _PIECE = 8 << 20
 
 
@@ -71,10 +66,7 @@ def write_manifest(report: Mapping[str, Any], directory: Path) -> None:
     plain["files"].append(
         {"name": PAGE, "covers": "file", "bytes": len(page), "sha256": hashlib.sha256(page).hexdigest()}
     )
-    raw = encode_json(json_text({**plain, SEAL: _UNSEALED}) + "\n")
-    digest = hashlib.sha256(raw).hexdigest()
-    start = len(raw) - len(_UNSEALED) - len(_END)
-    (directory / REPORT).write_bytes(raw[:start] + (digest + _END).encode())
+    (directory / REPORT).write_bytes(sealed(encode_json(json_text({**plain, SEAL: UNSEALED}) + "\n")))
     (directory / PAGE).write_bytes(page)
 
 
@@ -88,9 +80,7 @@ def account_for(checkpoint: Checkpoint) -> Accounted | None:
     if not path.is_file():
         return None
     raw = path.read_bytes()
-    seal = _SEALED.search(raw)
-    whole = seal and hashlib.sha256(raw[: seal.start(1)] + _UNSEALED.encode() + raw[seal.end(1) :]).hexdigest()
-    if not seal or whole != seal[1].decode():
+    if not is_sealed(raw):
         return _unused(f"{REPORT} is not the one that was written: its own digest, its last value, does not fit it")
     try:
         return _account_for(checkpoint, json.loads(raw))

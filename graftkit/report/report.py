@@ -12,8 +12,10 @@ from graftkit.recipe import dump_recipe
 from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
+from graftkit.report.page import render_top
 from graftkit.report.size import size
 from graftkit.report.snippets import adapter_snippets, trainer_snippets
+from graftkit.report.terminal import report_text
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
 from graftkit.verification.checks import Row, find_kind
@@ -94,12 +96,14 @@ class Report:
 
     @property
     def snippets(self) -> str:
-        """Lines to paste into the common trainers' configs."""
+        """Lines to paste into the common trainers' configs; of a model in memory those for its new rows alone."""
         from graftkit.architecture.accounting import account
         from graftkit.architecture.skeleton import architecture_of
 
         adapter = self.plan.adapter
         labels = len(self.plan.result.config.get("id2label") or "01")
+        if adapter is not None and self.plan.in_memory:
+            return ""
         if adapter is not None:
             base = adapter.config["base_model_name_or_path"]
             written = f"{self.plan.recipe.output}/{FOLDER}"
@@ -116,13 +120,15 @@ class Report:
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
         ids = list(self.plan.vocabulary.untrained) if self.plan.vocabulary else []
-        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels)
+        output = None if self.plan.in_memory else self.plan.recipe.output
+        return trainer_snippets(output, structure.skeleton.architecture, modules, ids, labels)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
         plan = self.plan
         found = {
             "graftkit": 1,
+            "in_memory": plan.in_memory,
             "verdict": self.verdict,
             "promise": {
                 **dataclasses.asdict(plan.promise),
@@ -131,11 +137,8 @@ class Report:
                 "scope": plan.scope.value,
                 "kl": _kl_json(plan),
             },
-            "source": {
-                "name": plan.source.name,
-                "revision": plan.source.revision,
-                "left_behind": dict(plan.source.left_behind),
-            },
+            "source": _source_json(plan),
+            "inputs": dict(plan.inputs),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
@@ -158,6 +161,14 @@ class Report:
         }
         return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}
 
+    def __repr__(self) -> str:
+        """What `graftkit apply` prints behind the plan."""
+        return report_text(self)
+
+    def _repr_html_(self) -> str:
+        """The top of the page, for notebooks."""
+        return render_top(self.to_json())
+
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
@@ -166,6 +177,25 @@ class Report:
 def _renamed_json(plan: Plan) -> dict[str, Any]:
     renamed = plan.vocabulary.renamed if plan.vocabulary else {}
     return {old: dataclasses.asdict(now) for old, now in renamed.items()}
+
+
+def plan_html(plan: Plan) -> str:
+    """The top of the page that applying a plan would give, for notebooks: what is planned and what is promised."""
+    return render_top(
+        {
+            "planned": True,
+            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
+            "source": _source_json(plan),
+            "recipe": dump_recipe(plan.recipe),
+            "new_tokens": dict(plan.new_tokens),
+            "notes": list(plan.notes),
+        }
+    )
+
+
+def _source_json(plan: Plan) -> dict[str, Any]:
+    source = plan.source
+    return {"name": source.name, "revision": source.revision, "left_behind": dict(source.left_behind)}
 
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:

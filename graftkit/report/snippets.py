@@ -18,13 +18,21 @@ LISTED = 10
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int], labels: int) -> str:
-    """Return what the trainers need to train from ``output``.
+def trainer_snippets(output: str | None, architecture: str, modules: list[str], new_ids: list[int], labels: int) -> str:
+    """Return what the trainers need to train from ``output``, which is None where the model is in memory.
 
     ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes;
     ``labels`` is the number of a classifier's labels.
     """
-    path = json.dumps(output)
+    lines = [] if output is None else _loading(json.dumps(output), architecture, labels)
+    if new_ids and modules:
+        rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(new_ids)}" for name in sorted(set(modules)))
+        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={{{rows}}}"]
+        lines += _for_trl(modules, architecture)
+    return "\n".join(lines)
+
+
+def _loading(path: str, architecture: str, labels: int) -> list[str]:
     lines = [
         "# transformers Trainer, TRL",
         f"model = {architecture}.from_pretrained({path})",
@@ -32,12 +40,7 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
     ]
     if architecture.endswith(GENERATING):
         lines += ["# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}"]
-    lines += _swift(path, architecture, labels)
-    if new_ids and modules:
-        rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(new_ids)}" for name in sorted(set(modules)))
-        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={{{rows}}}"]
-        lines += _for_trl(modules, architecture)
-    return "\n".join(lines)
+    return [*lines, *_swift(path, architecture, labels)]
 
 
 def ids_in_python(ids: Sequence[int]) -> str:

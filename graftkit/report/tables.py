@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,6 +16,13 @@ from graftkit.errors import printable, shortened
 def open_console() -> Console:
     """A console that wraps at the terminal's width, or at 120 columns where there is none."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 120)
+
+
+def captured(show: Callable[[Console], None]) -> str:
+    """The text that ``show`` prints where nobody watches, without the last line's end."""
+    file = io.StringIO()
+    show(Console(file=file, highlight=False, soft_wrap=True, width=120))
+    return file.getvalue().removesuffix("\n")
 
 
 def text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Plans, reports and differences as text for a terminal. Only the command line calls this."""
+"""Plans, reports and differences as text: for a terminal, and as what Python shows of the values."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.size import size
+from graftkit.report.tables import captured
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
@@ -62,9 +63,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan, *, verbose: bool) -> None:
+def plan_text(plan: Plan) -> str:
+    """What `graftkit plan` prints."""
+    return captured(lambda console: print_plan(plan, verbose=False, console=console))
+
+
+def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> None:
     """Print every change that `apply` would make."""
-    console = _console()
+    console = console or _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan)
     tokens, left_out = token_table(plan, verbose=verbose)
@@ -83,7 +89,8 @@ def print_plan(plan: Plan, *, verbose: bool) -> None:
     for name, reason in plan.source.left_behind.items():
         console.print(f"[dim]not copied:[/dim] {_text(name)} ({_text(reason)})")
     console.print(f"promise    {_text(plan.promise.sentence())}")
-    console.print(f"bytes      copied unchanged {size(plan.bytes_taken_over)}, rewritten {size(plan.bytes_written)}")
+    kept, made = ("shared", "made") if plan.in_memory else ("copied unchanged", "rewritten")
+    console.print(f"bytes      {kept} {size(plan.bytes_taken_over)}, {made} {size(plan.bytes_written)}")
     console.print(f"memory     about {size(plan.memory)} on top of the loaded libraries")
 
 
@@ -145,9 +152,14 @@ def progress(*, silent: bool) -> Iterator[Progress | None]:
         yield update
 
 
-def print_report(report: Report) -> None:
+def report_text(report: Report) -> str:
+    """What `graftkit apply` prints behind the plan."""
+    return captured(lambda console: print_report(report, console))
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
     """Print what was verified, with the figures, and the lines to paste into a trainer's config."""
-    console = _console()
+    console = console or _console()
     table = _table("verification", "check", "result", "figure")
     for row in report.rows():
         table.add_row(*map(_text, row))
@@ -160,11 +172,14 @@ def print_report(report: Report) -> None:
             console.print(f"[dim]… and {more:,} more texts that new tokens split (graft_report.json)[/dim]")
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
+    in_memory = report.plan.in_memory
     missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
-    console.print(f"[dim]not checked:[/dim] {_text(missing)} [dim](why: graft_report.html)[/dim]")
+    why = "" if in_memory else " [dim](why: graft_report.html)[/dim]"
+    console.print(f"[dim]not checked:[/dim] {_text(missing)}{why}")
     console.print(f"[green]{_text(report.verdict)}[/green]")
-    console.print(f"written to {_text(report.plan.recipe.output)}\n")
-    console.print(f"[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
+    console.print("in memory; nothing was written" if in_memory else f"written to {_text(report.plan.recipe.output)}")
+    if report.snippets:
+        console.print(f"\n[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
 
 
 def _text_lines(text: str) -> str:
@@ -233,10 +248,15 @@ def _more(console: Console, count: int) -> None:
         console.print(f"[dim]… and {count:,} more (--verbose)[/dim]")
 
 
-def print_verification(found: Verification) -> None:
+def verification_text(found: Verification) -> str:
+    """What `graftkit verify` prints of two checkpoints."""
+    return captured(lambda console: print_verification(found, console))
+
+
+def print_verification(found: Verification, console: Console | None = None) -> None:
     """Print the checks between two checkpoints."""
     verdict = "" if found.failures else comparison_verdict(found)
-    _print_checks(found, comparison_rows(found), verdict, "green")
+    _print_checks(found, comparison_rows(found), verdict, "green", console)
 
 
 def print_adapter_verification(found: AdapterVerification) -> None:
@@ -259,10 +279,14 @@ def print_merge_verification(found: MergeVerification) -> None:
 
 
 def _print_checks(
-    found: Verification | AdapterVerification | MergeVerification, rows: Iterable[Row], verdict: str, colour: str
+    found: Verification | AdapterVerification | MergeVerification,
+    rows: Iterable[Row],
+    verdict: str,
+    colour: str,
+    console: Console | None = None,
 ) -> None:
     """Print a table of checks, what is worth knowing, and what failed or the verdict."""
-    console = _console()
+    console = console or _console()
     table = _table("verification", "check", "result", "figure")
     for row in rows:
         table.add_row(*map(_text, row))

@@ -5,12 +5,18 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
+#: The libraries whose words or arithmetic a report rests on.
+LIBRARIES = ("graftkit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries whose words or arithmetic a report rests on, and the kernels that computed."""
-    names = ("graftkit", "torch", "transformers", "tokenizers", "safetensors", "numpy")
-    found = {name: metadata.version(name) for name in names}
-    return {"python": platform.python_version(), **found, "kernels": kernels()}
+    """Versions of Python and of the libraries, and the kernels that computed."""
+    return {**installed(), "kernels": kernels()}
+
+
+def installed() -> dict[str, str]:
+    """Versions of Python and of the libraries, without importing one."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
 
 
 def kernels() -> str:

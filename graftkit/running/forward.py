@@ -14,6 +14,8 @@ from graftkit.architecture.capabilities import CACHES, declares_cache, returned_
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
+from graftkit.running.live.model import LiveModel, aligned_weights, fresh_weights
+from graftkit.running.place import Place
 from graftkit.running.probes import Probe
 
 if TYPE_CHECKING:
@@ -68,10 +70,11 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def load(directory: Path, *, paged: bool = False) -> Loaded:
+def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
     """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
 
-    A ``paged`` model's parameters stay in their files and are read as its forward asks for them.
+    A ``paged`` model's parameters stay in their files and are read as its forward asks for them. Of a model in memory this is a copy;
+    where it is ``lent``, one that lies in the same memory, whose parameters are not to be changed.
 
     float32 tensors are copied into fresh aligned memory: mapped ones start anywhere in their file, and float32
     matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
@@ -83,6 +86,10 @@ def load(directory: Path, *, paged: bool = False) -> Loaded:
     import torch
     import transformers
 
+    if isinstance(place, LiveModel):
+        second = aligned_weights(place.model) if lent else fresh_weights(place.model)
+        return Loaded(second.eval(), frozenset(), frozenset(), frozenset())
+    directory = place
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     name = architecture_of(config)
     model_class: Any = getattr(transformers, name, None)

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
@@ -26,6 +25,7 @@ from graftkit.running.forward import (
 from graftkit.running.inputs import find_inputs, patches_of, takes_images
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
+from graftkit.running.place import Place, folder_of
 from graftkit.running.probes import (
     FEWEST_IMAGES,
     KEPT_BYTES,
@@ -73,7 +73,7 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def run_source(
-    source: Path,
+    source: Place,
     drawn: Sequence[int] | None,
     seed: int,
     tokens: int | None,
@@ -90,7 +90,7 @@ def run_source(
         VerificationFailed: the forward needs inputs that cannot be made.
     """
     with timed(seconds, "load source"):
-        old = load_source(source, backbone=backbone, paged=paged)
+        old = load_source(source, backbone=backbone, paged=paged, lent=True)
         split_large_tables(old.model)
         keep_freed_memory(old)
     try:
@@ -99,14 +99,14 @@ def run_source(
         release(old.model)
 
 
-def load_source(source: Path, *, backbone: bool, paged: bool = False) -> Loaded:
-    """Load the source, whole or without its head, in memory or ``paged`` in.
+def load_source(source: Place, *, backbone: bool, paged: bool = False, lent: bool = False) -> Loaded:
+    """Load the source, whole or without its head, in memory, ``paged`` in, or ``lent``; see :func:`~graftkit.running.forward.load`.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
     """
     try:
-        old = load(source, paged=paged)
+        old = load(source, paged=paged, lent=lent)
     except VerificationFailed as error:
         raise InputRejected(str(error)) from error
     old = old.backbone() if backbone else old
@@ -117,7 +117,7 @@ def load_source(source: Path, *, backbone: bool, paged: bool = False) -> Loaded:
 
 def run_loaded(
     old: Loaded,
-    directory: Path,
+    place: Place,
     drawn: Sequence[int] | None,
     seed: int,
     tokens: int | None,
@@ -126,18 +126,18 @@ def run_loaded(
     *,
     backbone: bool = False,
 ) -> Reference:
-    """Run a loaded model on its probes over the ids ``drawn``, with texts of the tokenizer in ``directory`` where there is one.
+    """Run a loaded model on its probes over the ids ``drawn``, with texts of the tokenizer at ``place`` where there is one.
 
     Raises:
         VerificationFailed: the forward needs inputs that cannot be made.
     """
-    probes, budget, live, rows = plan_probes(old.model, directory, drawn, seed, tokens)
+    probes, budget, live, rows = plan_probes(old.model, place, drawn, seed, tokens)
     with timed(seconds, "run source"):
         return _collect(old, probes, budget, live, rows, step, backbone=backbone)
 
 
 def plan_probes(
-    model: PreTrainedModel, source: Path, drawn: Sequence[int] | None, seed: int, tokens: int | None
+    model: PreTrainedModel, source: Place, drawn: Sequence[int] | None, seed: int, tokens: int | None
 ) -> tuple[list[Probe], Budget, int, int]:
     """The probes of a model over the ids ``drawn``, or all; their budget, how many ids that are, and the rows of its table.
 
@@ -151,7 +151,7 @@ def plan_probes(
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     pad = pad if isinstance(pad, int) and pad in old else old[0]
     positions = min(largest_position(model) or POSITIONS, budget.tokens)
-    return make_probes(source, old, positions, budget, seed, pad), budget, len(old), rows
+    return make_probes(folder_of(source), old, positions, budget, seed, pad), budget, len(old), rows
 
 
 def _plan_images(model: PreTrainedModel, tokens: int | None) -> tuple[list[Probe], Budget, int, int]:

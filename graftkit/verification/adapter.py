@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
-from graftkit.checkpoint.adapter import WEIGHTS, open_adapter
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.errors import InputRejected
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, load, undisturbed
 from graftkit.running.peft_loading import assembled, with_peft
+from graftkit.running.place import Place, open_place
 from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
 from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.digests import BaseDigests, base_digests
+from graftkit.verification.digests import BaseDigests, checkpoint_digests
 from graftkit.verification.liveness import Liveness, liveness
 from graftkit.verification.promises import PromiseClass
 from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
@@ -124,7 +123,7 @@ class AdapterCheck:
         return subject.adapter is not None
 
     def run(self, subject: Subject) -> AdapterReport:
-        """Run the check on what lies on disk; see :meth:`look`."""
+        """Run the check on what was made; see :meth:`look`."""
         if subject.adapter is None:
             raise ValueError("there is no adapter")
         source = None if self.residual is None else subject.source
@@ -133,7 +132,7 @@ class AdapterCheck:
         )
 
     def look(
-        self, base: Path, adapter: Path, source: Path | None, *, seed: int = 0, reason: str = "",
+        self, base: Place, adapter: AdapterPlace, source: Place | None, *, seed: int = 0, reason: str = "",
         digests: Callable[[bool], BaseDigests] | None = None,
     ) -> AdapterReport:  # fmt: skip
         """Check ``adapter`` on ``base``; with a ``reason`` not to run the model, digests and the fit of shapes alone.
@@ -144,12 +143,12 @@ class AdapterCheck:
             InputRejected: base or adapter cannot be opened.
         """
         reason = reason or cannot_run(base)
-        header = read_header(adapter / WEIGHTS)
+        tensors = adapter_at(adapter).tensors
         report = AdapterReport(
             self.strength.word if self.strength is not None else "",
-            len(header.tensors),
-            sum(tensor.nbytes for tensor in header.tensors.values()),
-            digests(not reason) if digests else base_digests(base, weights=not reason),
+            len(tensors),
+            sum(tensor.nbytes for tensor in tensors.values()),
+            digests(not reason) if digests else checkpoint_digests(open_place(base), weights=not reason),
             reason,
             self.residual,
         )
@@ -162,9 +161,9 @@ class AdapterCheck:
     def _loaded(
         self,
         report: AdapterReport,
-        base: Path,
-        adapter: Path,
-        source: Path | None,
+        base: Place,
+        adapter: AdapterPlace,
+        source: Place | None,
         seed: int,
         seconds: dict[str, float],
     ) -> AdapterReport:
@@ -210,7 +209,7 @@ class AdapterCheck:
         """Whether gradients at step 0 are judged: those of an adapter that somebody has trained lie behind it."""
         return self.strength is not None or gap.bitwise
 
-    def _start(self, base: Path, source: Path | None, residual: Residual) -> Any:
+    def _start(self, base: Place, source: Place | None, residual: Residual) -> Any:
         """The model that the adapted one is compared with, loaded anew."""
         return load(base).model if source is None else self._original(source, residual).model
 
@@ -228,7 +227,7 @@ class AdapterCheck:
         move_by_one_rounding(model, names, getattr(peft_model.active_peft_config, "r", None) or 1, seed)
         return dataclasses.replace(gap, noise=compare(model, reference).relative)
 
-    def _original(self, source: Path, residual: Residual) -> Loaded:
+    def _original(self, source: Place, residual: Residual) -> Loaded:
         if self.before is not None:
             return assembled(self.before)
         return load_source(source, backbone=residual.backbone)
@@ -239,7 +238,7 @@ class AdapterCheck:
         peft_model: Any,
         named: tuple[str, ...],
         reference: Reference,
-        base: Path,
+        base: Place,
         seed: int,
     ) -> AdapterReport:
         """The same for a kind of adapter that is no LoRA; no promise speaks of merging it."""
@@ -251,7 +250,7 @@ class AdapterCheck:
         found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": gradients}
         return dataclasses.replace(report, gap=gap, gradients=alive, found=found)
 
-    def _merged(self, peft_model: Any, reference: Reference, base: Path) -> str:
+    def _merged(self, peft_model: Any, reference: Reference, base: Place) -> str:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
@@ -269,11 +268,11 @@ def adapted_weights(model: Any) -> Iterator[str]:
             yield from (f"{name}.{leaf}" for leaf, _ in module.get_base_layer().named_parameters(recurse=False))
 
 
-def _misfit(base: Path, adapter: Path) -> tuple[str, ...]:
+def _misfit(base: Place, adapter: AdapterPlace) -> tuple[str, ...]:
     """A sentence where peft cannot put the adapter on the base, as far as config and shapes tell."""
-    skeleton = build_skeleton(Checkpoint.open(str(base)).config)
+    skeleton = build_skeleton(open_place(base).config)
     try:
-        check_fit(skeleton, open_adapter(str(adapter)), "adapter")
+        check_fit(skeleton, adapter_at(adapter), "adapter")
     except InputRejected as refused:
         return (str(refused),)
     return ()

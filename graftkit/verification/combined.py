@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.parts import NAME, LoraPart, lora_parts
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few
 from graftkit.initializers.combination import Combination, Update, join_experts, stacked
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt, stand_ins
+from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -90,15 +92,15 @@ class CombineCheck(LoadsModels):
 
     def run(self, subject: Subject) -> CombinedReport:
         """See :func:`compare_with_sources`."""
-        return compare_with_sources(
-            subject.result, self.sources, subject.adapter or subject.result, self.combination, seed=subject.seed
-        )
+        if subject.adapter is None:
+            raise ValueError("there is no adapter")
+        return compare_with_sources(subject.result, self.sources, subject.adapter, self.combination, seed=subject.seed)
 
 
 def compare_with_sources(
-    base: Path, sources: Sequence[Source], new: Path, combination: Combination, *, seed: int = 0
+    base: Place, sources: Sequence[Source], new: AdapterPlace, combination: Combination, *, seed: int = 0
 ) -> CombinedReport:
-    """Compare the adapter of the folder ``new`` with those of ``sources``, all on the checkpoint ``base``, which is loaded once.
+    """Compare the adapter ``new`` with those of ``sources``, all on the checkpoint ``base``, which is loaded once.
 
     Raises:
         InputRejected, VerificationFailed: base or adapters do not load, or the forward needs inputs that cannot be made.
@@ -120,13 +122,18 @@ def compare_with_sources(
         return _with_outputs(report, base, new, known, made, seed)
 
 
-def _products(base: Path, folder: Path) -> dict[str, list[Product]]:
+def _products(base: Place, adapter: AdapterPlace) -> dict[str, list[Product]]:
     """The products of an adapter as peft puts it on the base, whose own weights are stand-ins: none of them is read."""
-    return products(adapt(stand_ins(base).model, folder).get_base_model(), base, folder)
+    return products(adapt(stand_ins(base).model, adapter).get_base_model(), base, adapter)
 
 
 def _with_outputs(
-    report: CombinedReport, base: Path, new: Path, known: SourceProducts, made: Mapping[str, list[Product]], seed: int
+    report: CombinedReport,
+    base: Place,
+    new: AdapterPlace,
+    known: SourceProducts,
+    made: Mapping[str, list[Product]],
+    seed: int,
 ) -> CombinedReport:
     """The report with the outputs of the adapter ``new`` beside those of the weighted sum, which are held where that is exact."""
     loaded = load(base)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.adapter_edits import find_edits
@@ -12,11 +11,11 @@ from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced,
 from graftkit.architecture.peft.equal_edits import equal_edits
 from graftkit.architecture.peft.replaced import without_base_values
 from graftkit.architecture.skeleton import build_skeleton
-from graftkit.checkpoint.adapter import open_adapter
-from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.checkpoint.reading import equal_bytes, read_tensor, torch_dtype
 from graftkit.errors import few, printable
 from graftkit.initializers.combination import Combination, Update, exact_multiplier, stacked
+from graftkit.running.place import Place, open_place
 from graftkit.verification.factor_rounding import WIDE, stored, underflow
 from graftkit.verification.product_loss import product_loss
 from graftkit.verification.resized_products import Product
@@ -89,18 +88,18 @@ def _compare(
     return CombinedProduct(name, whole.lost**0.5, loss.lost, loss.must, exact=exact, failure=failure)
 
 
-def other_edits(base: Path, sources: Sequence[tuple[Path, float]], new: Path) -> Iterator[str]:
+def other_edits(base: Place, sources: Sequence[tuple[AdapterPlace, float]], new: AdapterPlace) -> Iterator[str]:
     """Yield a sentence where heads, tables, rows of tokens, magnitudes or biases are not what the sources give."""
-    found = [(_edits(base, folder), times) for folder, times in sources]
+    found = [(_edits(base, place), times) for place, times in sources]
     made = _edits(base, new)
     yield from _values(found, made)
     yield from _magnitudes(found, made)
     yield from _biases(found, made)
 
 
-def _edits(base: Path, folder: Path) -> tuple[Edit, ...]:
-    checkpoint = Checkpoint.open(str(base))
-    edits = find_edits(build_skeleton(checkpoint.config), open_adapter(str(folder)), str(folder))
+def _edits(base: Place, place: AdapterPlace) -> tuple[Edit, ...]:
+    checkpoint = open_place(base)
+    edits = find_edits(build_skeleton(checkpoint.config), adapter_at(place), "adapter")
     return without_base_values(edits, checkpoint)
 
 

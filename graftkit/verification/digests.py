@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import chunks
@@ -41,15 +40,6 @@ def _digest(tensor: LazyTensor) -> str:
     for piece in chunks(tensor):
         found.update(piece)
     return found.hexdigest()
-
-
-def base_digests(directory: Path, *, weights: bool) -> BaseDigests:
-    """Digest the checkpoint in a folder; its weights are read only when ``weights`` is set.
-
-    Raises:
-        InputRejected: it cannot be opened.
-    """
-    return checkpoint_digests(Checkpoint.open(str(directory)), weights=weights)
 
 
 def checkpoint_digests(base: Checkpoint, *, weights: bool) -> BaseDigests:

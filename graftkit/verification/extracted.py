@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.parts import SavedPart, adapter_parts, lora_parts
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import printable
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
+from graftkit.running.place import Place
 from graftkit.running.reference import run_loaded
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import compare_runs
@@ -57,15 +59,15 @@ class ExtractCheck(LoadsModels):
 
     def run(self, subject: Subject) -> ExtractedReport:
         """See :func:`compare_with_tuned`."""
-        return compare_with_tuned(
-            subject.result, self.tuned, subject.adapter or subject.result, self.expected(), seed=subject.seed
-        )
+        if subject.adapter is None:
+            raise ValueError("there is no adapter")
+        return compare_with_tuned(subject.result, self.tuned, subject.adapter, self.expected(), seed=subject.seed)
 
 
 def compare_with_tuned(
-    base: Path, tuned: Path, folder: Path, expected: Mapping[str, float], *, seed: int = 0
+    base: Place, tuned: Path, adapter: AdapterPlace, expected: Mapping[str, float], *, seed: int = 0
 ) -> ExtractedReport:
-    """Compare ``base`` with the adapter of ``folder`` with ``tuned``. ``expected`` gives the least that each linear must lose.
+    """Compare ``base`` with ``adapter`` with ``tuned``. ``expected`` gives the least that each linear must lose.
 
     What may be lost beyond that is the rounding of the stored factors, and of their making in float64.
 
@@ -76,7 +78,7 @@ def compare_with_tuned(
     with undisturbed():
         wanted = load(tuned)
         reference = run_loaded(wanted, tuned, None, seed, None, {}, lambda _: None)
-        adapted = adapt(load(base).model, folder)
+        adapted = adapt(load(base).model, adapter)
         model = adapted.get_base_model().eval()
         found = {name: (lost, allowed) for name, lost, allowed in _lost(model, wanted.model, expected)}
         failures = [

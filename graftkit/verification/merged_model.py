@@ -20,6 +20,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
+from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
@@ -132,7 +133,7 @@ def _advice(kept: float, dtype: str) -> str:
 
 
 def compare_with_adapted(
-    source: Path, result: Path, folder: Path, *, base: Checkpoint | None = None, later: Correspondence = IDENTITY,
+    source: Place, result: Place, folder: Path, *, base: Checkpoint | None = None, later: Correspondence = IDENTITY,
     backbone: bool = False, seed: int = 0, by_others: bool = False,
 ) -> AdaptedReport:  # fmt: skip
     """Compare the merged checkpoint ``result`` with ``source`` and the adapter of ``folder``, unmerged.

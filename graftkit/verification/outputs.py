@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
@@ -16,6 +15,7 @@ from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
+from graftkit.running.place import Place
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
 from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.verification.checks import Report, Row
@@ -125,7 +125,7 @@ def _figure(items: list[OutputComparison]) -> str:
 
 
 def compare_outputs(
-    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
+    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
     progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
@@ -140,14 +140,14 @@ def compare_outputs(
     """
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
-    from_files = max(paged_in((directory,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for directory in (source, result))
+    from_files = max(paged_in((place,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for place in (source, result))
     with undisturbed():
         before = run_source(
             source, correspondence.drawn_ids, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
             paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
-            new = load(result, paged=from_files)
+            new = load(result, paged=from_files, lent=True)
             split_large_tables(new.model)
         failures = _loading_failures(before, new, backbone=backbone)
         new = new.backbone() if backbone else new

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from graftkit.errors import VerificationFailed
+from graftkit.running.place import folder_of
 from graftkit.verification.checks import Check, Finding, LeftOut, Sentences, SentencesCheck
 from graftkit.verification.pair import Pair
 from graftkit.verification.prepared_adapter import PreparedAdapter
@@ -48,8 +49,8 @@ class TokenizerCheck:
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
         return check_tokenization(
-            subject.source,
-            subject.result,
+            folder_of(subject.source),
+            folder_of(subject.result),
             new=tokens.ids,
             special=tokens.special,
             chat_template_changed=tokens.chat_template_changed,

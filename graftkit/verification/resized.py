@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt, stand_ins
+from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -76,8 +78,8 @@ class ResizeCheck(LoadsModels):
         return compare_resized(subject.result, self.old, subject.adapter or self.old, seed=subject.seed)
 
 
-def compare_resized(base: Path, old: Path, new: Path, *, seed: int = 0) -> ResizedReport:
-    """Compare the adapters of the folders ``old`` and ``new`` on the checkpoint ``base``: every tensor and product, and outputs.
+def compare_resized(base: Place, old: AdapterPlace, new: AdapterPlace, *, seed: int = 0) -> ResizedReport:
+    """Compare the adapters ``old`` and ``new`` on the checkpoint ``base``: every tensor and product, and outputs.
 
     One base is in memory at a time.
 
@@ -148,7 +150,7 @@ def _report(
 
 
 def _bounds(
-    base: Path, old: Path, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
+    base: Place, old: AdapterPlace, before: Reference, changes: Comparison, known: Mapping[str, list[Product]]
 ) -> dict[str, _Bound]:
     """By output, twice the larger of two: the rounding of one product, and the old adapter's noise where that is not enough.
 
@@ -166,7 +168,7 @@ def _bounds(
     return {name: _Bound(NOISE_RATIO * max(value, floor), value) for name, value in own.items()}
 
 
-def _adapted(base: Path, folder: Path, *, hollow: bool) -> Loaded:
+def _adapted(base: Place, adapter: AdapterPlace, *, hollow: bool) -> Loaded:
     """The base with an adapter; ``hollow`` with stand-ins for its weights: peft can put adapters on it, and nothing can be run."""
     loaded = stand_ins(base) if hollow else load(base)
-    return dataclasses.replace(loaded, model=adapt(loaded.model, folder).get_base_model().eval())
+    return dataclasses.replace(loaded, model=adapt(loaded.model, adapter).get_base_model().eval())

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.peft.edits import Factors
 from graftkit.architecture.peft.parts import LoraPart, lora_parts
 from graftkit.architecture.skeleton import build_skeleton
-from graftkit.checkpoint.adapter import open_adapter
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.errors import few, printable
+from graftkit.running.place import Place, open_place
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.factor_rounding import WIDE, stored
 from graftkit.verification.product_loss import product_loss
@@ -56,9 +55,9 @@ class Product:
     dtypes: tuple[torch.dtype, torch.dtype]
 
 
-def products(model: nn.Module, base: Path, folder: Path) -> dict[str, list[Product]]:
-    """The products of every adapted weight, one for each expert, of the adapter of ``folder`` as peft put it on ``model``."""
-    dtypes = {pair.weight: (torch_dtype(pair.a.dtype), torch_dtype(pair.b.dtype)) for pair in _pairs(base, folder)}
+def products(model: nn.Module, base: Place, place: AdapterPlace) -> dict[str, list[Product]]:
+    """The products of every adapted weight, one for each expert, of an adapter as peft put it on ``model``."""
+    dtypes = {pair.weight: (torch_dtype(pair.a.dtype), torch_dtype(pair.b.dtype)) for pair in _pairs(base, place)}
     return {part.weight: list(_experts(part, dtypes[part.weight])) for part in lora_parts(model)}
 
 
@@ -69,9 +68,9 @@ def compare_products(old: Mapping[str, list[Product]], new: Mapping[str, list[Pr
         yield max(found, key=lambda one: (bool(one.failure), one.lost))
 
 
-def changed_tensors(base: Path, old: Path, new: Path) -> Iterator[str]:
+def changed_tensors(base: Place, old: AdapterPlace, new: AdapterPlace) -> Iterator[str]:
     """Yield a sentence where tensors that hold no factor (heads, rows of tokens, magnitudes, biases) are not byte-equal."""
-    before, after = ({**open_adapter(str(folder)).tensors} for folder in (old, new))
+    before, after = ({**adapter_at(place).tensors} for place in (old, new))
     factors = {id(tensor) for pair in _pairs(base, old, before) for tensor in (pair.a, pair.b)}
     kept = [name for name, tensor in before.items() if id(tensor) not in factors]
     changed = [name for name in kept if name not in after or not equal_bytes(before[name], after[name])]
@@ -81,11 +80,11 @@ def changed_tensors(base: Path, old: Path, new: Path) -> Iterator[str]:
         yield f"tensors: {few(set(changed))} of the adapter changed, though no rank of theirs did"
 
 
-def _pairs(base: Path, folder: Path, tensors: Mapping[str, LazyTensor] | None = None) -> list[Factors]:
-    adapter = open_adapter(str(folder))
+def _pairs(base: Place, place: AdapterPlace, tensors: Mapping[str, LazyTensor] | None = None) -> list[Factors]:
+    adapter = adapter_at(place)
     adapter = adapter if tensors is None else dataclasses.replace(adapter, tensors=tensors)
-    skeleton = build_skeleton(json.loads((base / "config.json").read_text(encoding="utf-8")))
-    return [edit for edit in find_edits(skeleton, adapter, str(folder)) if isinstance(edit, Factors)]
+    skeleton = build_skeleton(open_place(base).config)
+    return [edit for edit in find_edits(skeleton, adapter, "adapter") if isinstance(edit, Factors)]
 
 
 def _experts(part: LoraPart, dtypes: tuple[torch.dtype, torch.dtype]) -> Iterator[Product]:

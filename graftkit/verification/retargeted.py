@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,10 @@ from graftkit.architecture.peft.places import Places
 from graftkit.architecture.peft.under_old_names import under_old_names
 from graftkit.architecture.related_class import related_skeleton
 from graftkit.architecture.skeleton import Skeleton, build_skeleton
-from graftkit.checkpoint.adapter import open_adapter
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.errors import InputRejected, plural
 from graftkit.running.forward import undisturbed
+from graftkit.running.place import Place, open_place
 from graftkit.running.runnable import cannot_run
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.retargeted_edits import unlike_edits, unlike_products
@@ -84,14 +84,14 @@ class RetargetCheck(LoadsModels):
 
 
 def compare_retargeted(
-    base: Path, old: Path, new: Path, places: Places, to: str | None, *, seed: int = 0
+    base: Place, old: Path, new: AdapterPlace, places: Places, to: str | None, *, seed: int = 0
 ) -> RetargetedReport:
-    """Compare the adapters of the folders ``old`` and ``new``; ``places`` says where the modules of the old one are in the new.
+    """Compare the adapters ``old`` and ``new``; ``places`` says where the modules of the old one are in the new.
 
     Raises:
         InputRejected, VerificationFailed: base or adapters do not load.
     """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = open_place(base).config
 
     def build() -> Skeleton:
         return build_skeleton(config) if to is None else related_skeleton(config, to)
@@ -115,15 +115,15 @@ def compare_retargeted(
 
 
 def _old_edits(build: Callable[[], Skeleton], folder: Path, places: Places) -> tuple[Edit, ...]:
-    adapter = open_adapter(str(folder))
+    adapter = adapter_at(folder)
     plain = dataclasses.replace(adapter, config={**adapter.config, "task_type": None})
     placed: Placed = place_adapter(under_old_names(build(), plain, places), plain, str(folder))
     return placed.edits
 
 
-def _new_edits(build: Callable[[], Skeleton], folder: Path) -> tuple[Edit, ...] | str:
+def _new_edits(build: Callable[[], Skeleton], place: AdapterPlace) -> tuple[Edit, ...] | str:
     """What peft makes of the new adapter, or why it makes nothing of it."""
     try:
-        return find_edits(build(), open_adapter(str(folder)), "adapter")
+        return find_edits(build(), adapter_at(place), "adapter")
     except InputRejected as refused:
         return f"products: {refused}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, TokenRows
 from graftkit.architecture.peft.source_class import find_source
 from graftkit.architecture.related_class import related_skeleton
 from graftkit.architecture.skeleton import one_line
-from graftkit.checkpoint.adapter import open_adapter
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import GraftkitError, InputRejected, VerificationFailed, few
 from graftkit.running.bits import equal
 from graftkit.running.forward import Loaded, load, run
 from graftkit.running.lent import lend
 from graftkit.running.peft_loading import adapt
+from graftkit.running.place import Place, open_place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.comparison import NOISE_RATIO, STEP, Comparison, Outputs
 from graftkit.verification.own_noise import own_noise
@@ -67,16 +67,16 @@ class _Gap:
 
 
 def compare_outputs(
-    base: Path, old: Path, new: Path, to: str | None, edits: Iterable[Edit], *, seed: int = 0
+    base: Place, old: Path, new: AdapterPlace, to: str | None, edits: Iterable[Edit], *, seed: int = 0
 ) -> RetargetedOutputs | str:
-    """Run the adapter of ``new`` on the checkpoint ``base``, or on its class ``to``, and that of ``old`` on its own class.
+    """Run the adapter ``new`` on the checkpoint ``base``, or on its class ``to``, and that of ``old`` on its own class.
 
     ``edits`` are those of the new adapter. Returns why nothing was run where the forward needs inputs that cannot be made.
 
     Raises:
         InputRejected, VerificationFailed: base or adapter do not load.
     """
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config = open_place(base).config
     own = load(base)
     target = own if to is None else dataclasses.replace(own, model=lend(own.model, related_skeleton(config, to)))
     try:
@@ -183,7 +183,7 @@ class _Source:
 
 def _find_source(own: Loaded, config: Mapping[str, Any], old: Path, before: Reference) -> _Source | str:
     """The class of the old adapter with that adapter on it, or why there is none."""
-    adapter = open_adapter(str(old))
+    adapter = adapter_at(old)
     build = find_source(adapter, config)
     if build is None:
         return "the class that the adapter was trained on is not known, or not to be had from this base"

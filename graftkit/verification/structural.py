@@ -13,9 +13,10 @@ from typing import Any, Self
 
 from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import CHUNK, read_range
+from graftkit.checkpoint.held import is_original
+from graftkit.checkpoint.reading import CHUNK, Reader, chunks, read_range
 from graftkit.checkpoint.safetensors_header import read_header
-from graftkit.checkpoint.tensors import ITEM_BYTES, FileRange, LazyTensor, Stored
+from graftkit.checkpoint.tensors import ITEM_BYTES, FileRange, LazyTensor, from_source
 from graftkit.errors import InputRejected, VerificationFailed, printable
 
 #: Exponent bits that are all ones in an infinity or a NaN, by dtype, with the width of the word that holds them.
@@ -29,7 +30,10 @@ EXPONENTS = {
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One tensor of the written checkpoint: where it lies, its digest, and how many of its bytes are the source's."""
+    """One tensor of the result: where it lies, its digest, and how many of its bytes are the source's.
+
+    One that a model in memory shares with the source has no digest: there are no other bytes.
+    """
 
     name: str
     shard: str
@@ -91,13 +95,13 @@ class StructureCheck:
             planned = self._planned.tensors.get(name)
             if planned is not None and (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape):
                 self._jobs[name] = self._pool.submit(
-                    _check_tensor, name, planned, tensor, path.name, self._allow, self._progress
+                    check_tensor, name, planned, tensor, path.name, self._allow, self._progress
                 )
 
     def finish(self) -> tuple[LedgerEntry, ...]:
         """Check what only the whole directory shows, and return the ledger; raises as :func:`check_structure` does."""
         written = Checkpoint.open(str(self._directory))
-        _check_names(self._planned.tensors, written.tensors)
+        check_names(self._planned.tensors, written.tensors)
         _check_documents(self._planned, written)
         return tuple(self._jobs[name].result() for name in self._planned.tensors)
 
@@ -114,15 +118,20 @@ def check_adapter(
     if json.loads((directory / CONFIG).read_bytes()) != json.loads(json.dumps(dict(planned.config))):
         raise VerificationFailed(f"structure: {CONFIG} on disk is not the planned one")
     written = read_header(directory / WEIGHTS).tensors
-    _check_names(planned.tensors, written)
+    check_names(planned.tensors, written)
     where = f"{FOLDER}/{WEIGHTS}"
     return tuple(
-        _check_tensor(name, tensor, written[name], where, allow_nonfinite, progress)
+        check_tensor(name, tensor, written[name], where, allow_nonfinite, progress)
         for name, tensor in planned.tensors.items()
     )
 
 
-def _check_names(planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
+def check_names(planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTensor]) -> None:
+    """Compare names, dtypes and shapes.
+
+    Raises:
+        VerificationFailed: one is not what was planned.
+    """
     if planned.keys() != written.keys():
         names = sorted(planned.keys() ^ written.keys())
         raise VerificationFailed(
@@ -146,24 +155,29 @@ def _check_documents(planned: Checkpoint, written: Checkpoint) -> None:
         raise VerificationFailed(f"structure: file {printable(missing[0])} was not carried along")
 
 
-def _check_tensor(
+def check_tensor(
     name: str, planned: LazyTensor, written: LazyTensor, shard: str, allow_nonfinite: bool,
     progress: Callable[[int], None] | None,
 ) -> LedgerEntry:  # fmt: skip
-    if not isinstance(written, Stored):
-        raise VerificationFailed(f"structure: tensor {printable(name)!r} is not stored")
+    """Compare a tensor with the planned one, byte for byte; ``shard`` says where it lies.
+
+    Raises:
+        VerificationFailed: a byte is not what was planned, or a produced value is not finite.
+        InputRejected: the source holds a value that is not finite, and ``allow_nonfinite`` is off.
+    """
+    reader = Reader(written)
     digest, done, taken = hashlib.sha256(), 0, 0
-    for expected, from_source in _expected(planned):
-        found = read_range(written.path, written.offset + done, len(expected))
+    for expected, own in _expected(planned):
+        found = reader.read(len(expected))
         if not _equal(expected, found):
             raise VerificationFailed(
-                f"structure: tensor {printable(name)!r} differs from {'the source' if from_source else 'what was computed'}"
+                f"structure: tensor {printable(name)!r} differs from {'the source' if own else 'what was computed'}"
                 f" in bytes {done}..{done + len(expected)}"
             )
-        _check_finite(name, planned.dtype, found, done, from_source=from_source, allow=allow_nonfinite)
+        _check_finite(name, planned.dtype, found, done, own=own, allow=allow_nonfinite)
         digest.update(found.data)
         done += len(expected)
-        taken += len(expected) * from_source
+        taken += len(expected) * own
         if progress is not None:
             progress(len(expected))
     return LedgerEntry(name, shard, planned.dtype, planned.shape, digest.hexdigest(), taken, done - taken)
@@ -179,7 +193,7 @@ def _expected(tensor: LazyTensor, size: int = CHUNK) -> Iterator[tuple[Any, bool
                 count = min(size, segment.nbytes - start)
                 yield read_range(segment.path, segment.offset + start, count), True
         else:
-            yield np.frombuffer(segment.produce(), np.uint8), False
+            yield np.frombuffer(segment.produce(), np.uint8), from_source(segment)
 
 
 def _equal(left: Any, right: Any) -> bool:
@@ -199,23 +213,23 @@ def first_not_finite(dtype: str, raw: Any) -> int | None:
 
 
 def not_finite(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
-    """Yield the name of each stored tensor that holds NaN or infinity; read in chunks."""
+    """Yield the name of each of the source's tensors that holds NaN or infinity; read in chunks."""
+    import numpy as np
+
     for name, tensor in tensors.items():
-        if isinstance(tensor, Stored) and tensor.dtype in EXPONENTS:
-            for start in range(0, tensor.nbytes, CHUNK):
-                piece = read_range(tensor.path, tensor.offset + start, min(CHUNK, tensor.nbytes - start))
-                if first_not_finite(tensor.dtype, piece) is not None:
-                    yield name
-                    break
+        if is_original(tensor) and tensor.dtype in EXPONENTS:
+            pieces = (np.frombuffer(piece, np.uint8) for piece in chunks(tensor))
+            if any(first_not_finite(tensor.dtype, piece) is not None for piece in pieces):
+                yield name
 
 
-def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, from_source: bool, allow: bool) -> None:
+def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, own: bool, allow: bool) -> None:
     found = first_not_finite(dtype, raw)
     if found is None:
         return
     index = offset // ITEM_BYTES[dtype] + found
     what = f"tensor {printable(name)!r} has a value that is not finite at element {index}"
-    if not from_source:
+    if not own:
         raise VerificationFailed(f"structure: {what}; it was computed by the recipe")
     if not allow:
         raise InputRejected(f"{what}; such weights give garbage silently: set allow_nonfinite: true to keep them")

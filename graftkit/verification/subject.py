@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.checkpoint.adapter import AdapterPlace
+from graftkit.running.place import Place
 from graftkit.verification.promises import Promise, Scope
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class NewTokens:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Everything that a check may ask for. Paths are directories.
+    """Everything that a check may ask for. Paths are directories; a model in memory is one of those that lie elsewhere.
 
     Attributes:
         source: the checkpoint that all started from.
@@ -63,10 +64,10 @@ class Subject:
         progress: called with what is being done and the share of it that is.
     """
 
-    source: Path
-    result: Path
+    source: Place
+    result: Place
     promise: Promise | None = None
-    adapter: Path | None = None
+    adapter: AdapterPlace | None = None
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
     later: Correspondence = IDENTITY

@@ -38,8 +38,13 @@ def written_config(config: Mapping[str, Any], checkpoint: Checkpoint, context: C
 
 
 def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
-    """``base_model_name_or_path`` and ``revision``: the written base where the recipe changes it, else the source."""
+    """``base_model_name_or_path`` and ``revision``: the written base where the recipe changes it, else the source.
+
+    Of a model in memory peft takes the model's own name.
+    """
     source = context.source
+    if source.in_memory:
+        return {"base_model_name_or_path": None, "revision": None}
     if checkpoint is not source:
         return {"base_model_name_or_path": str(context.output.absolute()), "revision": None}
     if source.revision is not None:

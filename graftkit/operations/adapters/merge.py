@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, TypeGuard
 from graftkit.architecture.fused import Slice
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.checkpoint.computed import as_bytes
+from graftkit.checkpoint.held import Original, is_original
 from graftkit.checkpoint.reading import read_rows, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Stored, Streamed, patch_rows
+from graftkit.checkpoint.tensors import Computed, LazyTensor, Rows, Streamed, patch_rows
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers.one_thread import OneThread
 
@@ -35,7 +36,7 @@ BLOCK = 4 << 20
 def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None) -> LazyTensor:
     """``base`` with ``edits`` applied in their order, in its own dtype; ``part`` says what of the edited weight it is."""
     rows = edits[0]
-    if len(edits) == 1 and isinstance(rows, TokenRows) and isinstance(base, Stored):
+    if len(edits) == 1 and isinstance(rows, TokenRows) and is_original(base):
         return _with_rows(base, rows)
     if len(edits) == 1 and isinstance(rows, Factors) and part is None and _streams(base, rows):
         edit = rows
@@ -48,13 +49,15 @@ def edited(base: LazyTensor, edits: tuple[Edit, ...], part: Slice | None = None)
     return Computed(base.dtype, base.shape, lambda: _produce(base, edits, part))
 
 
-def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Stored]:
+def _streams(base: LazyTensor, edit: Factors) -> TypeGuard[Original]:
     """Whether rows can be folded one at a time; not where the result must equal peft's product of the whole to the last bit."""
     plain = edit.magnitude is None and edit.layout in {"linear", "transposed"}
-    return plain and isinstance(base, Stored) and base.dtype in ("BF16", "F16")
+    return plain and is_original(base) and base.dtype in ("BF16", "F16")
 
 
-def folded(base: Stored, factors: Callable[[], tuple[Tensor, Tensor]], scaling: float, *, transposed: bool) -> Streamed:
+def folded(
+    base: Original, factors: Callable[[], tuple[Tensor, Tensor]], scaling: float, *, transposed: bool
+) -> Streamed:
     """``base + scaling·B·A``, some rows at a time; ``factors`` gives A and B in float32.
 
     The sum is formed in float32 for half precision, else in float64, and rounded once.
@@ -63,7 +66,7 @@ def folded(base: Stored, factors: Callable[[], tuple[Tensor, Tensor]], scaling: 
     return Streamed(base.dtype, base.shape, count, lambda: _folding(base, factors(), scaling, transposed=transposed))
 
 
-def _folding(base: Stored, factors: tuple[Tensor, Tensor], scaling: float, *, transposed: bool) -> Rows:
+def _folding(base: Original, factors: tuple[Tensor, Tensor], scaling: float, *, transposed: bool) -> Rows:
     """What reads rows of ``base`` and folds the factors into them."""
     import torch
 
@@ -84,7 +87,7 @@ def _folding(base: Stored, factors: tuple[Tensor, Tensor], scaling: float, *, tr
     return rows
 
 
-def _with_rows(base: Stored, edit: TokenRows) -> LazyTensor:
+def _with_rows(base: Original, edit: TokenRows) -> LazyTensor:
     order = sorted(range(len(edit.rows)), key=edit.rows.__getitem__)
 
     def produce() -> memoryview:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup, as_bytes, computed
+from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
-from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Stored, Zeros
+from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
 from graftkit.initializers.one_thread import OneThread
@@ -76,7 +77,7 @@ class AdapterMaker:
     def residual(self, target: Target) -> LazyTensor:
         """The weight less scaling·B·A, rounded once to its own dtype."""
         stored = self.base_tensor(target.weight)
-        if isinstance(stored, Stored):
+        if is_original(stored):
             return folded(stored, lambda: self.factors(target), -target.scaling, transposed=target.transposed)
 
         def produce() -> memoryview:

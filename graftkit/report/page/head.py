@@ -24,9 +24,10 @@ NAMED = 12
 
 
 def head(report: Mapping[str, Any]) -> Markup:
-    """Verdict, promise, figures and recipe."""
-    promise, partial = report["promise"], report.get("outputs") is None and not report.get("checks")
-    word, kind = ("Verified in part", "doubt") if partial else ("Verified", "good")
+    """Verdict, promise, figures and recipe; of a plan, what is promised."""
+    promise, planned = report["promise"], bool(report.get("planned"))
+    partial = not planned and report.get("outputs") is None and not report.get("checks")
+    word, kind = ("Planned", "plain") if planned else ("Verified in part", "doubt") if partial else ("Verified", "good")
     strength = promise["strength"]
     verdict = tag(
         "div",

@@ -51,6 +51,13 @@ def _attribute(value: object) -> str:
     return text(str(value))
 
 
+def frame(document: str, *, height: int) -> Markup:
+    """A frame of ``height`` pixels that shows a whole document."""
+    return Markup(
+        f'<iframe title="graftkit" srcdoc="{html.escape(document)}" width="100%" height="{height}" frameborder="0"></iframe>'
+    )
+
+
 def data(name: str, value: Any) -> Markup:
     """JSON for the script of the page, in an element of its own that no content can close."""
     raw = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)

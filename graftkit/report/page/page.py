@@ -16,11 +16,14 @@ from graftkit.errors import InputRejected, printable
 from graftkit.report.page.comparison_head import comparison_head
 from graftkit.report.page.foot import not_checked, provenance
 from graftkit.report.page.head import head
-from graftkit.report.page.markup import Markup, joined, tag
+from graftkit.report.page.markup import Markup, frame, joined, tag
 from graftkit.report.page.sections import SECTIONS
 
 REPORT = "graft_report.json"
 PAGE = "graft_report.html"
+
+#: Pixels that the frame of a notebook is high; what is longer scrolls.
+TOP_HEIGHT = 560
 
 #: The two halves of a disc, for the button that turns the theme over.
 _DISC = '<svg viewBox="0 0 16 16" aria-hidden="true"><circle cx="8" cy="8" r="6.25"/><path d="M8 1.75a6.25 6.25 0 0 1 0 12.5z"/></svg>'
@@ -38,15 +41,31 @@ def render_page(report: Mapping[str, Any]) -> str:
     try:
         sections = [section for render in SECTIONS.values() if (section := render(report)) is not None]
         parts = [*sections, not_checked(report), provenance(report)]
-        top = comparison_head(report) if "comparison" in report else head(report)
-        body = joined(_bar(), tag("main", top, _contents(parts), *(part.html() for part in parts)))
-        name = str(report["source"]["name"]).rpartition("/")[2]
-        title = f"{name}, compared" if "comparison" in report else f"{name}, grafted"
+        body = joined(_bar(), tag("main", _top(report), _contents(parts), *(part.html() for part in parts)))
+        return _document(report, body)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
         raise InputRejected(
             f"{REPORT}: is not a report of graftkit: {type(error).__name__} {printable(error)}"
         ) from error
-    return f"<!doctype html>\n{tag('html', _head(title), tag('body', body), lang='en')}\n"
+
+
+def render_top(report: Mapping[str, Any]) -> str:
+    """The top of the page for a notebook: in a frame, so that its style reaches nothing else.
+
+    ``report`` may be that of a plan, which says so by ``planned``.
+    """
+    return frame(_document(report, tag("main", _top(report))), height=TOP_HEIGHT)
+
+
+def _top(report: Mapping[str, Any]) -> Markup:
+    return comparison_head(report) if "comparison" in report else head(report)
+
+
+def _document(report: Mapping[str, Any], body: Markup) -> str:
+    """The whole HTML document, titled by the name of the source."""
+    name = str(report["source"]["name"]).rpartition("/")[2]
+    what = "compared" if "comparison" in report else "planned" if report.get("planned") else "grafted"
+    return f"<!doctype html>\n{tag('html', _head(f'{name}, {what}'), tag('body', body), lang='en')}\n"
 
 
 def write_page(directory: Path) -> Path:

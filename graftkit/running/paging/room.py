@@ -11,19 +11,25 @@ from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES
 from graftkit.checkpoint.weights import read_weights
 from graftkit.errors import RecipeError
 from graftkit.running import memory
+from graftkit.running.place import Place
 
 #: Item bytes by the name that a config gives its dtype.
 DTYPES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def paged(directories: tuple[Path, ...], extra_nbytes: int, *, wanted: bool | None) -> bool:
+def paged(places: tuple[Place, ...], extra_nbytes: int, *, wanted: bool | None) -> bool:
     """Whether models that must be in memory together are to be paged in: as ``wanted``, else where they do not fit.
 
     ``extra_nbytes`` is what else must fit beside them.
 
     Raises:
-        RecipeError: it is wanted for a quantized model, whose layers the loader makes of its tensors itself.
+        RecipeError: it is wanted for a model in memory, or for a quantized one, whose layers the loader makes of its tensors itself.
     """
+    directories = [place for place in places if isinstance(place, Path)]
+    if len(directories) < len(places):
+        if wanted:
+            raise RecipeError("verify.paged: the model is in memory already; leave the option out")
+        return False
     quantized = next((d for d in directories if _config(d).get("quantization_config")), None)
     if quantized is not None:
         if wanted:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.errors import few
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.inputs import feed
+from graftkit.running.peft_loading import adapt, peft_config
+from graftkit.running.place import Place
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.task import differentiable
@@ -25,8 +27,8 @@ FROZEN = "the base is frozen"
 
 
 def adapter_first_step(
-    base: Path,
-    adapter: Path,
+    base: Place,
+    adapter: AdapterPlace,
     correspondence: Correspondence,
     seed: int,
     scope: Scope,
@@ -37,15 +39,13 @@ def adapter_first_step(
     Raises:
         VerificationFailed: the base does not load, or its forward cannot be differentiated.
     """
-    from peft import PeftConfig, PeftModel
-
     seconds: dict[str, float] = {}
-    if PeftConfig.from_pretrained(str(adapter)).is_prompt_learning:
+    if peft_config(adapter_at(adapter)).is_prompt_learning:
         why = "a prompt is no part of the model's weights"
         return FirstStepReport(None, FROZEN, {}, 0, (), None, why, seconds, ())
     with undisturbed(), differentiable():
         with timed(seconds, "load"):
-            loaded = PeftModel.from_pretrained(load(base).model, str(adapter), is_trainable=True)
+            loaded = adapt(load(base).model, adapter, trainable=True)
             model: PreTrainedModel = loaded.float().eval().get_base_model()
         training = Training.of(model, first_texts(model, base, None, seed), correspondence)
         tell(0.3)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, release, undisturbed
+from graftkit.running.place import Place
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
@@ -28,8 +29,8 @@ OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
 def compare_first_step(
-    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, progress: Progress | None = None,
+    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
 ) -> FirstStepReport:  # fmt: skip
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from graftkit.running.forward import run
 from graftkit.running.inputs import find_inputs
 from graftkit.running.loss import Columns, Observed, loss_of, name_of_loss, observe, old_columns
+from graftkit.running.place import Place
 from graftkit.running.reference import plan_probes
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
 from graftkit.verification.first_step.reach import first_moves
@@ -16,8 +17,6 @@ from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.task import MOST_IDS, TEXTS, gradients, with_ids
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -78,7 +77,7 @@ class Training:
         )  # fmt: skip
 
 
-def first_texts(model: PreTrainedModel, directory: Path, drawn: Sequence[int] | None, seed: int) -> Probe:
+def first_texts(model: PreTrainedModel, place: Place, drawn: Sequence[int] | None, seed: int) -> Probe:
     """The texts of the batch."""
-    probes, *_ = plan_probes(model, directory, drawn, seed, None)
+    probes, *_ = plan_probes(model, place, drawn, seed, None)
     return replace(probes[0], ids=probes[0].ids[:TEXTS], mask=probes[0].mask[:TEXTS])

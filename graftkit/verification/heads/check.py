@@ -14,6 +14,7 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, undisturbed
+from graftkit.running.place import Place, folder_of
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.heads.media import Backbone, compare_backbones, main_inputs, takes_text
@@ -124,7 +125,7 @@ class HeadCheck(LoadsModels):
 
 
 def check_head(
-    source: Path, result: Path, promise: HeadPromise, correspondence: Correspondence = IDENTITY
+    source: Place, result: Place, promise: HeadPromise, correspondence: Correspondence = IDENTITY
 ) -> HeadReport:
     """Load ``result`` twice and run it; see :class:`HeadReport`.
 
@@ -144,7 +145,7 @@ def check_head(
         del first
         second = load(result)
         report = _report(second, same_bits=_digests(second.model) == digests)
-        return _run(second.model, result, promise, report)
+        return _run(second.model, folder_of(result), promise, report)
 
 
 def _report(loaded: Loaded, *, same_bits: bool) -> HeadReport:

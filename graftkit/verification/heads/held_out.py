@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 from graftkit.running.forward import load, undisturbed
+from graftkit.running.place import Place, folder_of
 from graftkit.running.texts import outputs_of_texts
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.subject import Subject
@@ -90,7 +90,7 @@ class HeldOutCheck(LoadsModels):
 
 
 def check_held_out(
-    result: Path, examples: Callable[[], Iterable[tuple[int, str]]], figures: Callable[[], Mapping[str, Any]], classes: int
+    result: Place, examples: Callable[[], Iterable[tuple[int, str]]], figures: Callable[[], Mapping[str, Any]], classes: int
 ) -> HeldOutReport:  # fmt: skip
     """Run the written checkpoint on the held-out ``(label, text)`` pairs. ``figures`` gives the fitted scores and the length.
 
@@ -101,7 +101,7 @@ def check_held_out(
 
     with undisturbed():
         model = load(result).model
-        tokenizer = AutoTokenizer.from_pretrained(result)
+        tokenizer = AutoTokenizer.from_pretrained(folder_of(result))
         found = figures()
         length = found["max_length"]
         numbered = [(index, label, text) for index, (label, text) in enumerate(examples())]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import flatten, load
+from graftkit.running.place import Place
 from graftkit.verification.comparison import Comparison
 from graftkit.verification.outputs import hidden_states
 
@@ -69,7 +69,7 @@ def _shapes(config: Any, name: str) -> Iterator[tuple[int, ...]]:
         yield (SAMPLES,)
 
 
-def compare_backbones(source: Path, result: Path, correspondence: Correspondence = IDENTITY) -> Backbone:
+def compare_backbones(source: Place, result: Place, correspondence: Correspondence = IDENTITY) -> Backbone:
     """Run the base models of both on the same noise, one in memory at a time, and compare every hidden state."""
     old = load(source).backbone().model
     fed: dict[str, Tensor] = {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, few
 from graftkit.running.float64 import float64
 from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
@@ -17,6 +17,7 @@ from graftkit.running.nulls import null_runs
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
+from graftkit.running.place import Place
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Step, timed
 from graftkit.verification.comparison import paired
@@ -55,8 +56,8 @@ class _Found:
 
 
 def compare_lens(
-    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, token_budget: int | None = None, paged: bool | None = None,
+    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, token_budget: int | None = None, paged: bool | None = None,
     progress: Progress | None = None,
 ) -> LensReport:  # fmt: skip
     """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
@@ -96,7 +97,7 @@ def compare_lens(
     )  # fmt: skip
 
 
-def _paged(source: Path, result: Path, device: torch.device, *, wanted: bool | None) -> bool:
+def _paged(source: Place, result: Place, device: torch.device, *, wanted: bool | None) -> bool:
     if device.type == "cpu":
         return paged_in((source, result), KEPT_BYTES, wanted=wanted)
     if wanted:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import one_line
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, VerificationFailed, printable
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, can_cache, load, run
 from graftkit.running.inputs import find_inputs
+from graftkit.running.peft_loading import put_inside
+from graftkit.running.place import Place
 from graftkit.running.probes import Probe, split
 from graftkit.running.reference import load_source, plan_probes
 from graftkit.verification.lens.floor import Floor, measure_floor
@@ -58,7 +60,13 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_both(
-    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None, paged: bool = False
+    source: Place,
+    result: Place,
+    device: torch.device,
+    *,
+    backbone: bool,
+    adapter: AdapterPlace | None,
+    paged: bool = False,
 ) -> tuple[Loaded, Loaded]:
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
 
@@ -71,7 +79,7 @@ def load_both(
     new = load(result, paged=paged)
     if adapter is not None:
         try:
-            new.model.load_adapter(str(adapter))
+            put_inside(new.model, adapter)
         except ValueError as error:  # so peft says that a kind cannot be put into a model of transformers
             raise RecipeError(
                 f"verify: lens, signal and first_step cannot take this adapter ({one_line(error)}); leave them out"
@@ -84,7 +92,7 @@ def load_both(
 
 
 def prepare(
-    source: Path, old: Loaded, new: Loaded, correspondence: Correspondence, seed: int, tokens: int, *, backbone: bool
+    source: Place, old: Loaded, new: Loaded, correspondence: Correspondence, seed: int, tokens: int, *, backbone: bool
 ) -> Setting:  # fmt: skip
     """Make the probes, find out what they must be fed, measure the floor, and cut them to what fits into memory.
 

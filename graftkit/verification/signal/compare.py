@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
+from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import VerificationFailed
 from graftkit.running.forward import run, undisturbed
 from graftkit.running.inputs import find_inputs
+from graftkit.running.place import Place
 from graftkit.running.probes import Probe
 from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.lens.setting import device_of, load_both
@@ -55,8 +56,8 @@ SHOWN = {
 
 
 def compare_signal(
-    source: Path, result: Path, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: Path | None = None, progress: Progress | None = None,
+    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
+    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
 ) -> SignalReport:  # fmt: skip
     """Load both checkpoints, run forward and backward on a few texts of old ids, and set their figures side by side.
 

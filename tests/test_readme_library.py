@@ -1,0 +1,28 @@
+"""README's examples of the library run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+from peft import PeftModel
+
+pytestmark = pytest.mark.numerical
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_examples_of_the_library_run(tmp_path, monkeypatch, capsys):
+    section = (ROOT / "README.md").read_text().partition("## As a library")[2].partition("\n## ")[0]
+    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(examples) == 2
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), names)  # noqa: S102 - as a reader runs it
+    assert isinstance(names["model"], PeftModel)
+    assert "<|pad|>" in names["tokenizer"].get_vocab()
+    printed = capsys.readouterr().out
+    assert "coroutine" in printed.splitlines()[0]
+    assert "in memory; nothing was written" in printed
+    assert (tmp_path / "out" / "quickstart" / "model.safetensors").is_file()
