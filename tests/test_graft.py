@@ -3,13 +3,14 @@
 import contextlib
 import gc
 import json
+import shutil
 import tempfile
 
 import pytest
 import torch
 import transformers
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.families import FAMILIES
 from support.recipes import config_of, recipe
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -139,13 +140,20 @@ def test_an_adapter_leaves_the_given_model_and_tokenizer_alone(sources):
     assert report.not_compared == "the base is unchanged"
 
 
-@pytest.mark.parametrize("op", ["merge_adapter", "resize_adapter", "extract_lora"])
+@pytest.mark.parametrize(
+    "op", ["merge_adapter", "resize_adapter", "combine_adapters", "retarget_adapter", "extract_lora"]
+)
 def test_adapters_and_checkpoints_on_disk_meet_a_model_in_memory(op, sources, tmp_path):
     source = sources("llama")
     operation = {"op": op, "adapter": str(tmp_path / "adapter")}
     theirs = PeftModel.from_pretrained(loaded(source)[0], trained_adapter(source, tmp_path / "adapter"))
     if op == "resize_adapter":
         operation["r"] = 6
+    if op == "combine_adapters":
+        folders = [tmp_path / "adapter", shutil.copytree(tmp_path / "adapter", tmp_path / "again")]
+        operation = {"op": op, "adapters": [{"path": str(folder), "weight": 0.5} for folder in folders]}
+    if op == "retarget_adapter":
+        as_of_the_base_model(tmp_path / "adapter")
     if op == "extract_lora":
         theirs.merge_and_unload().save_pretrained(tmp_path / "tuned")
         (tmp_path / "tuned" / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
@@ -158,6 +166,14 @@ def test_adapters_and_checkpoints_on_disk_meet_a_model_in_memory(op, sources, tm
         expected = theirs.base_model.model(ids) if op == "extract_lora" else theirs.eval()(ids)
         torch.testing.assert_close(new.eval()(ids).logits, expected.logits, rtol=1e-3, atol=1e-3)
     assert isinstance(new, PeftModel) == (op != "merge_adapter")
+
+
+def as_of_the_base_model(folder):
+    """Let the adapter's names be those of the class without a head."""
+    path = folder / "adapter_model.safetensors"
+    save_file({name.replace("model.model.", "model.", 1): value for name, value in load_file(path).items()}, path)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "task_type": None}))
 
 
 def trained_adapter(source, folder):

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from graftkit.architecture.peft.edits import Edit, Factors, Replaced
+from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import equal_bytes, read_tensor
-from graftkit.checkpoint.tensors import LazyTensor, Stored
+from graftkit.checkpoint.tensors import LazyTensor
 
 
 def equal_edits(one: tuple[Edit, ...], other: tuple[Edit, ...]) -> bool:
-    """Whether these edits of one weight are those of the other; stored tensors are compared by their bytes.
+    """Whether these edits of one weight are those of the other; tensors of a source are compared by their bytes.
 
     What lies below the last replacement of a weight is not seen. A product that lies transposed in one of the two weights is the
     same one: that of a table, and of a linear tied to it.
@@ -29,14 +30,14 @@ def _equal(one: Edit, other: Edit) -> bool:
     if one == dataclasses.replace(other, weight=one.weight):
         return True
     mine, theirs = _fields(one), _fields(other)
-    plain = {name: value for name, value in mine.items() if not isinstance(value, Stored)}
+    plain = {name: value for name, value in mine.items() if not is_original(value)}
     if type(one) is not type(other) or plain != {name: value for name, value in theirs.items() if name in plain}:
         return False
     if isinstance(one, Factors) and isinstance(other, Factors) and one.layout != other.layout:
         return (
             {one.layout, other.layout} == {"linear", "transposed"} and one.magnitude is None and _mirrored(one, other)
         )
-    return all(_equal_tensors(value, theirs[name]) for name, value in mine.items() if isinstance(value, Stored))
+    return all(_equal_tensors(value, theirs[name]) for name, value in mine.items() if is_original(value))
 
 
 def _fields(edit: Edit) -> Mapping[str, Any]:
@@ -46,7 +47,7 @@ def _fields(edit: Edit) -> Mapping[str, Any]:
 
 
 def _equal_tensors(one: LazyTensor, other: LazyTensor) -> bool:
-    return isinstance(other, Stored) and equal_bytes(one, other)
+    return is_original(other) and equal_bytes(one, other)
 
 
 def _mirrored(one: Factors, other: Factors) -> bool:
@@ -55,8 +56,8 @@ def _mirrored(one: Factors, other: Factors) -> bool:
     return all(
         left.dtype == right.dtype
         and left.shape == right.shape[::-1]
-        and isinstance(left, Stored)
-        and isinstance(right, Stored)
+        and is_original(left)
+        and is_original(right)
         and read_tensor(left).equal(read_tensor(right).T)
         for left, right in pairs
     )
