@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.adapter import FOLDER
-from graftkit.recipe import dump_recipe
+from graftkit.recipe import ReplaceHead, dump_recipe
+from graftkit.recipe.head_schemes import HeadZeros
 from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
 from graftkit.report.page import render_top
 from graftkit.report.size import size
-from graftkit.report.snippets import adapter_snippets, trainer_snippets
+from graftkit.report.snippets import Written, adapter_snippets, trainer_snippets
 from graftkit.report.terminal import report_text
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
@@ -119,9 +120,13 @@ class Report:
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
-        ids = list(self.plan.vocabulary.untrained) if self.plan.vocabulary else []
+        ids = tuple(self.plan.vocabulary.untrained) if self.plan.vocabulary else ()
         output = None if self.plan.in_memory else self.plan.recipe.output
-        return trainer_snippets(output, structure.skeleton.architecture, modules, ids, labels)
+        checkpoint = Written(
+            structure.skeleton.architecture, tuple(modules), ids, labels, _has_zero_head(self.plan),
+            sentences="modules.json" in self.plan.result.carried,
+        )  # fmt: skip
+        return trainer_snippets(output, checkpoint)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
@@ -172,6 +177,12 @@ class Report:
     def _adapter_json(self) -> dict[str, Any] | None:
         adapter = self.plan.adapter
         return {"config": dict(adapter.config), "bytes": adapter.nbytes} if adapter else None
+
+
+def _has_zero_head(plan: Plan) -> bool:
+    """Whether the last new head of the recipe begins with zeros."""
+    heads = [operation for operation in plan.recipe.operations if isinstance(operation, ReplaceHead)]
+    return bool(heads) and isinstance(heads[-1].init, HeadZeros)
 
 
 def _renamed_json(plan: Plan) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Lines to paste into the common trainers' configs: for a checkpoint whose new rows stand in its base, or for an adapter.
 
-transformers and TRL train every class; axolotl, LLaMA-Factory and unsloth only models that generate text; ms-swift those
-and sequence classifiers.
+transformers and TRL train every class; LLaMA-Factory and unsloth only models that generate text; axolotl those and reward models;
+ms-swift those and sequence classifiers. Where a trainer would do something else than its lines say, a comment says so.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 #: So many ids are listed one by one.
@@ -17,30 +18,70 @@ LISTED = 10
 #: How the names of the classes end that every trainer trains.
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
+#: How those end that give labels of a text, or its reward.
+CLASSIFIER = "ForSequenceClassification"
 
-def trainer_snippets(output: str | None, architecture: str, modules: list[str], new_ids: list[int], labels: int) -> str:
-    """Return what the trainers need to train from ``output``, which is None where the model is in memory.
 
-    ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes;
-    ``labels`` is the number of a classifier's labels.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What trainers have to know of a checkpoint that was written.
+
+    ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes, and ``new_ids`` the ids
+    of the rows; ``labels`` is the number of a classifier's labels. ``zero_head`` says that its head is zero, ``sentences`` that the
+    folder is one of sentence-transformers.
     """
-    lines = [] if output is None else _loading(json.dumps(output), architecture, labels)
-    if new_ids and modules:
-        rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(new_ids)}" for name in sorted(set(modules)))
-        lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={{{rows}}}"]
-        lines += _for_trl(modules, architecture)
+
+    architecture: str
+    modules: tuple[str, ...] = ()
+    new_ids: tuple[int, ...] = ()
+    labels: int = 2
+    zero_head: bool = False
+    sentences: bool = False
+
+
+def trainer_snippets(output: str | None, written: Written) -> str:
+    """Return what the trainers need to train from ``output``, which is None where the model is in memory."""
+    lines = [] if output is None else list(_loading(json.dumps(output), written))
+    if written.new_ids and written.modules:
+        lines += _for_new_rows(written)
+        lines += _for_trl(written.modules, written.architecture)
     return "\n".join(lines)
 
 
-def _loading(path: str, architecture: str, labels: int) -> list[str]:
-    lines = [
-        "# transformers Trainer, TRL",
-        f"model = {architecture}.from_pretrained({path})",
-        f"tokenizer = AutoTokenizer.from_pretrained({path})",
-    ]
+def _loading(path: str, written: Written) -> Iterator[str]:
+    architecture = written.architecture
+    if written.sentences:
+        yield from ("# sentence-transformers", f"model = SentenceTransformer({path})")
+    yield "# transformers Trainer, TRL"
+    yield f"model = {architecture}.from_pretrained({path})"
+    yield f"tokenizer = AutoTokenizer.from_pretrained({path})"
     if architecture.endswith(GENERATING):
-        lines += ["# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}"]
-    return [*lines, *_swift(path, architecture, labels)]
+        yield from ("# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}")
+    elif architecture.endswith(CLASSIFIER):
+        yield from _for_a_reward(path, written)
+        yield "# LLaMA-Factory reads this as a model that generates text, with a head of random values: it has no lines for it"
+    yield from _swift(path, architecture, written.labels)
+
+
+def _for_a_reward(path: str, written: Written) -> Iterator[str]:
+    """Yield axolotl's lines for a reward model, which is the one classifier that it trains."""
+    if written.labels != 1:
+        return
+    yield from ("# axolotl", f"base_model: {path}", "model_type: AutoModelForSequenceClassification", "num_labels: 1")
+    yield "reward_model: true"
+    if written.zero_head:
+        yield "# axolotl takes a head of zeros for one that was not loaded, and draws another; one that is not zero it keeps, such as"
+        yield "# init: {scheme: normal, std: 1e-4} of replace_head"
+
+
+def _for_new_rows(written: Written) -> Iterator[str]:
+    """Yield how the new rows are trained beside a LoRA, by peft's name for it and by axolotl's."""
+    rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(written.new_ids)}" for name in sorted(set(written.modules)))
+    several = len(set(written.modules)) > 1
+    yield f"# with peft's LoRA, so that the new rows learn (peft 0.15 and later{'; of an output table of its own 0.18' * several})"
+    yield f"trainable_token_indices={{{rows}}}"
+    if written.architecture.endswith(GENERATING):
+        yield "# axolotl calls it peft_trainable_token_indices; LLaMA-Factory trains whole tables: additional_target"
 
 
 def ids_in_python(ids: Sequence[int]) -> str:
@@ -83,7 +124,22 @@ def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping
             "# unsloth, which would load the base in 4 bits",
             f"model, tokenizer = FastLanguageModel.from_pretrained({prepared}, load_in_4bit=False)",
         ]
-    return "\n".join([*lines, *_swift(path, architecture, labels, f" --adapters {prepared}")])
+    lines += _swift(path, architecture, labels, f" --adapters {prepared}")
+    return "\n".join([*lines, *_for_servers(config, architecture)])
+
+
+def _for_servers(config: Mapping[str, Any], architecture: str) -> Iterator[str]:
+    """Yield that an adapter has to be merged for serving, where it holds more than vLLM and llama.cpp take of one."""
+    beyond = {
+        "DoRA": config.get("use_dora"),
+        "trained rows": config.get("trainable_token_indices"),
+        "modules that are saved whole": config.get("modules_to_save"),
+    }
+    held = [what for what, there in beyond.items() if there]
+    if held and architecture.endswith(GENERATING):
+        yield f"# after training, merge it with merge_adapter: vLLM and llama.cpp take no {' and no '.join(held)} from an adapter"
+        if config.get("trainable_token_indices"):
+            yield "# (axolotl's merge-lora drops the trained rows)"
 
 
 def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) -> str:
@@ -98,7 +154,7 @@ def _peft_alone(path: str, prepared: str, architecture: str, *, prompt: bool) ->
 
 
 def _swift(path: str, architecture: str, labels: int, more: str = "") -> Iterator[str]:
-    if architecture.endswith((*GENERATING, "ForSequenceClassification")):
+    if architecture.endswith((*GENERATING, CLASSIFIER)):
         task = "" if architecture.endswith(GENERATING) else f" --task_type seq_cls --num_labels {labels}"
         yield "# ms-swift"
         yield f"swift sft --model {path}{task}{more}"
