@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,9 @@ class AdapterVerification:
         }
 
 
-def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = True) -> AdapterVerification:
+def verify_adapter(
+    adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None = None, *, outputs: bool = True
+) -> AdapterVerification:
     """Check the adapter in the folder ``adapter`` on ``base``, by default the one that it names.
 
     With the report of the run that made it, digests of config, weights and base are compared; without it, only what
@@ -102,6 +105,7 @@ def verify_adapter(adapter: str, base: str | None = None, *, outputs: bool = Tru
         InputRejected: the folder holds no adapter, or its base cannot be found or opened.
         VerificationFailed: the base does not load, or its forward needs inputs that cannot be made.
     """
+    adapter, base = os.fspath(adapter), base if base is None else os.fspath(base)
     directory = Path(adapter)
     there = open_adapter(adapter)
     opened = _open_base(directory, there.config, base)

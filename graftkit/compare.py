@@ -6,6 +6,7 @@ Where the report of the run that wrote the second lies in its folder, its digest
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Difference:
     equal: int
 
 
-def diff(before: str, after: str) -> Difference:
+def diff(before: str | os.PathLike[str], after: str | os.PathLike[str]) -> Difference:
     """Compare config, tokenizer and tensors of two checkpoints, or of two adapters, a bounded piece at a time.
 
     Raises:
@@ -63,10 +64,10 @@ def diff(before: str, after: str) -> Difference:
     return _diff(Checkpoint.open(before), Checkpoint.open(after))
 
 
-def _is_adapter(folder: str) -> bool:
+def _is_adapter(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds an adapter and no base beside it."""
     try:
-        place = Path(expand_path(folder))
+        place = Path(expand_path(os.fspath(folder)))
     except ValueError:  # it is refused in full when it is opened
         return False
     return (place / CONFIG).is_file() and not (place / "config.json").exists()
@@ -185,8 +186,8 @@ class Verification:
 
 
 def verify(
-    before: str,
-    after: str,
+    before: str | os.PathLike[str],
+    after: str | os.PathLike[str],
     *,
     outputs: bool = True,
     leave_out: Collection[str] = (),

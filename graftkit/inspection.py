@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vo
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
-from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer, template_notes
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
 from graftkit.errors import InputRejected, few, plural
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
@@ -77,7 +78,7 @@ class Inspection:
     input: str = "input_ids"
 
 
-def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
+def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
     """Inspect a checkpoint; reads the vocabulary's tables, and every tensor when ``nonfinite`` is asked for.
 
     Raises:
@@ -93,7 +94,7 @@ def inspect(model: str, *, revision: str | None = None, nonfinite: bool = False)
     for tensor in checkpoint.tensors.values():
         dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
     return Inspection(
-        name=model,
+        name=checkpoint.name,
         architecture=structure.skeleton.architecture,
         model_type=str(checkpoint.config["model_type"]),
         parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
@@ -127,6 +128,7 @@ def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> I
         yield past
     yield from special_token_findings(checkpoint.documents, tokenizer)
     yield from template_notes(checkpoint.documents, tokenizer)
+    yield from class_note(checkpoint.documents)
 
 
 def _table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ class MergeVerification:
         }
 
 
-def verify_merge(base: str, merged: str, adapter: str) -> MergeVerification:
+def verify_merge(
+    base: str | os.PathLike[str], merged: str | os.PathLike[str], adapter: str | os.PathLike[str]
+) -> MergeVerification:
     """Check that the checkpoint ``merged`` is ``base`` with the adapter in the folder ``adapter``, whoever merged them.
 
     Every weight is replayed from base and adapter in float64, and the outputs are compared with those of both, unmerged.
@@ -80,6 +83,7 @@ def verify_merge(base: str, merged: str, adapter: str) -> MergeVerification:
     Raises:
         InputRejected: one of the three cannot be opened or loaded.
     """
+    base, merged, adapter = (os.fspath(path) for path in (base, merged, adapter))
     folder, there = Path(adapter), open_adapter(adapter)
     old, new = Checkpoint.open(base), Checkpoint.open(merged)
     known = read_record(folder)

@@ -20,6 +20,7 @@ from graftkit.checkpoint.changes import TensorChange, ValueChange, document_chan
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.inputs import Files, input_files
+from graftkit.checkpoint.tokenizer import class_note
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
@@ -154,9 +155,10 @@ class Plan:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to know of the operations, of ids without a row, and of trained values that lie beside the model."""
+        """What to know of the operations, of the tokenizer, of ids without a row, and of trained values beside the model."""
         own = (note for outcome in self.outcomes for note in outcome.notes)
-        return (*own, *([self.table_note] if self.table_note else ()), *self._unknown_tensors(), *self._values_beside())
+        tables = [self.table_note] if self.table_note else []
+        return (*own, *tables, *class_note(self.result.documents), *self._unknown_tensors(), *self._values_beside())
 
     def _unknown_tensors(self) -> Iterator[str]:
         if self.unknown:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import math
 import time
 from collections import Counter
@@ -21,6 +22,8 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from graftkit.checkpoint.tokenizer.class_note import KNOWN_NAME
 
 ROWS, TOKENS, CONTEXT = 2_048, 2_040, 128
 
@@ -82,6 +85,12 @@ def train_tokenizer(corpus: list[str]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def name_known_class(path: Path) -> None:
+    """Let tokenizer_config.json name the class as all versions of transformers know it."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "tokenizer_class": KNOWN_NAME}, indent=2) + "\n", encoding="utf-8")
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, corpus: list[str]) -> torch.Tensor:
@@ -170,6 +179,7 @@ def main() -> None:
         model = train(encode(tokenizer, training), options.steps, options.batch)
         model.to(torch.bfloat16).save_pretrained(options.directory)
         tokenizer.save_pretrained(options.directory)
+        name_known_class(options.directory / "tokenizer_config.json")
         (options.directory / "model.safetensors").chmod(0o644)
     print(write_card(options.directory, options.steps, options.batch))
 

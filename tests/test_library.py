@@ -137,3 +137,12 @@ def test_a_verification_shows_what_the_command_prints(given, applied):
     from graftkit.report.comparison import comparison_json
 
     assert comparison_head(comparison_json(*both, found)) in framed(found)
+
+
+def test_paths_may_be_paths_as_well_as_texts(demo):
+    assert graftkit.inspect(demo).to_json() == graftkit.inspect(str(demo)).to_json()
+    assert not graftkit.diff(demo, demo).tensors
+    assert (
+        graftkit.verify(demo, demo, outputs=False).verdict
+        == graftkit.verify(str(demo), str(demo), outputs=False).verdict
+    )

@@ -54,7 +54,7 @@ def write_adapter(adapter: Adapter, directory: Path, progress: Callable[[int], N
     write_tensors(adapter.tensors, directory / WEIGHTS, {"format": "pt"}, progress)
 
 
-def open_adapter(path: str) -> Adapter:
+def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     """Open the folder of a peft adapter: its config and the header of its weights are read, no weight.
 
     Raises:
@@ -62,6 +62,7 @@ def open_adapter(path: str) -> Adapter:
             model, or a tensor of a LoRA is not floating point; the file is named.
         StorageFault: the file system failed.
     """
+    path = os.fspath(path)
     try:
         directory = Path(expand_path(path))
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,7 @@ class Checkpoint:
     in_memory: bool = False
 
     @classmethod
-    def open(cls, base_model: str, *, revision: str | None = None) -> Checkpoint:
+    def open(cls, base_model: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
 
         Raises:
@@ -68,6 +69,7 @@ class Checkpoint:
             InputRejected: there is no such checkpoint, or it is malformed, unsafe, or has no safetensors weights.
             StorageFault: reading or downloading failed.
         """
+        base_model = os.fspath(base_model)
         location = locate(base_model, revision)
         try:
             return cls._open(location)

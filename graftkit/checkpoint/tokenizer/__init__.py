@@ -7,6 +7,7 @@ is shared with the given ones.
 
 from graftkit.checkpoint.tokenizer.additions import NewToken, add_tokens
 from graftkit.checkpoint.tokenizer.chat_template import set_chat_template
+from graftkit.checkpoint.tokenizer.class_note import class_note
 from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, find_tokenizer, read_tokenizer
 from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
 from graftkit.checkpoint.tokenizer.renaming import Renamed, Renaming, rename_tokens
@@ -19,6 +20,7 @@ __all__ = [
     "Renaming",
     "TokenizerFiles",
     "add_tokens",
+    "class_note",
     "find_tokenizer",
     "read_tokenizer",
     "rename_tokens",
