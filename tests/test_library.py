@@ -142,7 +142,4 @@ def test_a_verification_shows_what_the_command_prints(given, applied):
 def test_paths_may_be_paths_as_well_as_texts(demo):
     assert graftkit.inspect(demo).to_json() == graftkit.inspect(str(demo)).to_json()
     assert not graftkit.diff(demo, demo).tensors
-    assert (
-        graftkit.verify(demo, demo, outputs=False).verdict
-        == graftkit.verify(str(demo), str(demo), outputs=False).verdict
-    )
+    assert not graftkit.verify(demo, demo, outputs=False).failures
