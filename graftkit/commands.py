@@ -68,16 +68,28 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _plan(recipe: Any, document: Any, *, overwrite: bool) -> Any:
+    """Plan a recipe; an output that could not be written is refused first, and one that meets the source as soon as that is known."""
+    from pathlib import Path
+
+    from graftkit import engine
+    from graftkit.checkpoint.output_place import refuse_output
+    from graftkit.recipe.load import places_added
+
+    refuse_output(Path(recipe.output), source=None, overwrite=overwrite)
+    with places_added(document):
+        planned = engine.plan(recipe)
+    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=overwrite)
+    return planned
+
+
 def plan(options: Namespace) -> int:
     """Show what `apply` would write."""
     recipe, document = _recipe(options)
     _quiet_libraries()
-    from graftkit import engine
-    from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
-    with places_added(document):
-        planned = engine.plan(recipe)
+    planned = _plan(recipe, document, overwrite=options.overwrite)
     if options.json:
         return _print_json(terminal.plan_json(planned))
     if not options.quiet:
@@ -93,17 +105,11 @@ def apply(options: Namespace) -> int:
     if options.if_changed and _is_up_to_date(options, recipe):
         return 0
     _quiet_libraries()
-    from pathlib import Path
-
     from graftkit import engine
-    from graftkit.checkpoint.staging import refuse_output
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
-    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    with places_added(document):
-        planned = engine.plan(recipe)
-    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
+    planned = _plan(recipe, document, overwrite=options.overwrite)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
