@@ -245,6 +245,19 @@ def test_the_readme_lists_every_command_with_its_options_and_no_other():
         assert "--adapter" in usage or missing <= {"--help", "--json", "--debug", "--adapter"}, name
 
 
+def test_the_readme_shows_the_recipe_whose_output_it_shows():
+    shown = next(block for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "version: 1" in block)
+    text = (ROOT / "recipes" / "quickstart.yaml").read_text(encoding="utf-8")
+    assert shown == "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for link in (*re.findall(r"\]\(([^)#\s]+)", text), *re.findall(r'src="([^"]+)"', text)):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
 def test_the_readme_shows_what_the_command_prints(applied):
     """But for the figures, which another processor may round otherwise."""
 

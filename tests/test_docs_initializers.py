@@ -16,7 +16,6 @@ from graftkit.initializers.make import MAKERS
 pytestmark = pytest.mark.numerical
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGE = (ROOT / "docs" / "initializers.md").read_text(encoding="utf-8")
 
 
@@ -56,8 +55,8 @@ def test_what_the_page_says_of_torchs_fans():
     assert (torch_fans(7, 20, 12), fans((7, 20, 12), experts())[0]) == ((240, 84), (12, 20))
 
 
-def test_the_trainer_of_the_readme_reads_the_multipliers(tmp_path, monkeypatch):
-    code = re.search(r"<!-- tested: tests/test_docs_initializers.py .*? -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+def test_the_trainer_of_the_page_reads_the_multipliers(tmp_path, monkeypatch):
+    code = re.search(r"<!-- tested: tests/test_docs_initializers.py .*? -->\n```python\n(.*?)```", PAGE, re.DOTALL)[1]
     assert len(code.strip().splitlines()) <= 20
     operation = {"op": "reinit", "layers": "last 2", "init": {"scheme": "mup", "base_width": 8}}
     source = build("llama", tmp_path / "source")
@@ -68,7 +67,7 @@ def test_the_trainer_of_the_readme_reads_the_multipliers(tmp_path, monkeypatch):
     ids = torch.randint(4, 300, (64, 16), generator=torch.Generator().manual_seed(0))
     code = code.replace('"out/run", max_steps=20', '"out/run", max_steps=2, report_to=[], use_cpu=True')
     space = {"dataset": [{"input_ids": row, "labels": row} for row in ids]}
-    exec(compile(textwrap.dedent(code), "README.md", "exec"), space)  # noqa: S102 - README's own code
+    exec(compile(textwrap.dedent(code), "initializers.md", "exec"), space)  # noqa: S102 - the page's own code
     rates = {id(p): group["initial_lr"] for group in space["optimizer"].param_groups for p in group["params"]}
     named = dict(space["model"].named_parameters())
     assert rates[id(named["model.layers.1.mlp.up_proj.weight"])] == pytest.approx(3e-4 / 4)
