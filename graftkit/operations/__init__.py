@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
+from graftkit.operations.arrange_blocks import arrange_blocks
 from graftkit.operations.base import Context, Operation, Outcome
+from graftkit.operations.drop_blocks import drop_blocks
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
+from graftkit.operations.insert_blocks import insert_blocks
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.replace_head import replace_head
@@ -16,14 +19,23 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
+    "arrange_blocks": arrange_blocks,
+    "drop_blocks": drop_blocks,
     "extract_lora": extract_lora,
+    "insert_blocks": insert_blocks,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
 }
 
-#: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
-NEED_PLAIN_WEIGHTS = frozenset({"extend_vocab", "extract_lora", "merge_adapter", "reinit", "replace_head"})
+#: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
+#: quantization_config may speak of them; a quantized base is refused.
+NEED_PLAIN_WEIGHTS = frozenset(
+    {
+        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "insert_blocks", "merge_adapter", "reinit",
+        "replace_head",
+    }
+)  # fmt: skip
 
 __all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

@@ -9,16 +9,29 @@ from typing import Annotated
 
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
+from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.choice import OneOf
+from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
+from graftkit.recipe.insert_blocks import InsertBlocks
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 
 Operation = Annotated[
-    ExtendVocab | AddAdapter | AddLora | ExtractLora | MergeAdapter | Reinit | ReplaceHead | ResizeAdapter,
+    ExtendVocab
+    | AddAdapter
+    | AddLora
+    | ArrangeBlocks
+    | DropBlocks
+    | ExtractLora
+    | InsertBlocks
+    | MergeAdapter
+    | Reinit
+    | ReplaceHead
+    | ResizeAdapter,
     OneOf("op", "operation"),
 ]
 

@@ -96,6 +96,7 @@ class Report:
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs."""
         from graftkit.architecture.accounting import account
+        from graftkit.architecture.layers import layer_list
         from graftkit.architecture.skeleton import architecture_of
 
         adapter = self.plan.adapter
@@ -114,7 +115,10 @@ class Report:
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
         ]
         ids = list(self.plan.vocabulary.untrained) if self.plan.vocabulary else []
-        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels)
+        blocks = self.plan.correspondence.blocks
+        path = layer_list(structure.skeleton).path if blocks else ""
+        new = [f"{path}.{place}" for place in blocks.fresh] if blocks else []
+        return trainer_snippets(self.plan.recipe.output, structure.skeleton.architecture, modules, ids, labels, new)
 
     def to_json(self) -> dict[str, Any]:
         """The whole report as JSON values."""
@@ -143,6 +147,7 @@ class Report:
                 "tensors": [dataclasses.asdict(change) for change in plan.tensors],
                 "values": [dataclasses.asdict(change) for change in plan.values],
             },
+            "correspondence": dataclasses.asdict(plan.correspondence),
             "ledger": [dataclasses.asdict(entry) for entry in self.ledger],
             "tokenization": [dataclasses.asdict(found) for found in self.tokenization],
             "outputs": self.outputs.to_json() if self.outputs is not None else None,

@@ -7,6 +7,7 @@ and sequence classifiers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from typing import Any
 GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
-def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids: list[int], labels: int) -> str:
+def trainer_snippets(
+    output: str, architecture: str, modules: list[str], new_ids: list[int], labels: int, new_blocks: Sequence[str] = ()
+) -> str:
     """Return what the trainers need to train from ``output``.
 
     ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes;
-    ``labels`` is the number of a classifier's labels.
+    ``labels`` is the number of a classifier's labels, ``new_blocks`` are the names of blocks that may be trained alone.
     """
     path = json.dumps(output)
     lines = [
@@ -33,7 +36,20 @@ def trainer_snippets(output: str, architecture: str, modules: list[str], new_ids
         rows = dict.fromkeys(sorted(set(modules)), new_ids)
         lines += ["# with peft's LoRA, so that the new rows learn", f"trainable_token_indices={json.dumps(rows)}"]
         lines += _for_trl(modules, architecture)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_only(new_blocks, architecture)])
+
+
+def _only(blocks: Sequence[str], architecture: str) -> Iterator[str]:
+    """Yield what freezes everything but some blocks."""
+    if not blocks:
+        return
+    yield "# to train the new blocks alone, all else frozen: transformers Trainer, TRL"
+    yield f"new_blocks = ({', '.join(json.dumps(f'{block}.') for block in blocks)},)"
+    yield "for name, parameter in model.named_parameters():"
+    yield "    parameter.requires_grad = name.startswith(new_blocks)"
+    if architecture.endswith(GENERATING):
+        yield "# the same for axolotl"
+        yield f"unfrozen_parameters: {json.dumps([f'^{re.escape(block)}[.]' for block in blocks])}"
 
 
 def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any], labels: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.verification.checks import Row
 from graftkit.verification.promises import Promise, PromiseClass, Scope
 
@@ -15,8 +16,8 @@ from graftkit.verification.promises import Promise, PromiseClass, Scope
 class Accounted:
     """How a folder agrees with the report beside it: sentences for what does not, notes, and the tensors that do.
 
-    ``promise``, ``tensors`` and ``values`` are the report's, and empty where anything does not agree: what was promised, the
-    names of the tensors that operations changed, and the documents with the places in them.
+    ``promise``, ``tensors``, ``values`` and ``correspondence`` are the report's, and empty where anything does not agree: what was
+    promised, the names of the tensors that operations changed, the documents with the places in them, and which index is which.
     """
 
     failures: tuple[str, ...]
@@ -26,6 +27,7 @@ class Accounted:
     promise: Mapping[str, Any] = field(default_factory=dict)
     tensors: frozenset[str] = frozenset()
     values: frozenset[tuple[str, str]] = frozenset()
+    correspondence: Correspondence = IDENTITY
     name: str = "report"
 
     def rows(self) -> Iterator[Row]:
