@@ -59,7 +59,7 @@ def never_learning(skeleton: Skeleton, zeros: Collection[str]) -> tuple[str, ...
     import torch
 
     model = skeleton.model
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad and name in zeros}
     with quiet(), torch.enable_grad():
         try:
             prepare_for_meta(model)

@@ -25,7 +25,7 @@ WRITERS = {
     "t5": {"layer.0.SelfAttention.o.weight", "layer.1.EncDecAttention.o.weight", "layer.2.DenseReluDense.wo.weight"},
     "llava": {"self_attn.o_proj.weight", "mlp.down_proj.weight"},
 }
-POST_NORM = ("bert", "roberta", "bart")
+POST_NORM = ("bert", "bart")
 
 
 def grown(family):
@@ -47,7 +47,7 @@ def test_the_last_to_run_are_found_and_all_of_them_learn(family):
     assert never_learning(skeleton, found) == ()
 
 
-@pytest.mark.parametrize("family", [family for family in WRITERS if family != "llava"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "t5"])
 def test_a_real_block_is_the_identity_with_them_at_zero_and_with_none_fewer(family):
     """Values are random, and each writer that is given back changes the outputs."""
     config, skeleton, layers = grown(family)

@@ -141,7 +141,7 @@ def test_kinds_of_changes_when_blocks_go(deep):
 
 
 def test_numbers_are_those_of_the_base_as_the_operation_finds_it(deep):
-    found = planned(deep, drop(0), insert(0))
+    found = planned(deep, drop(0), insert(0, init="copy"))
     names = {change.old_name for change in found.tensors if change.kind == "copied"}
     assert {name.split(".")[2] for name in names} == {"1"}
     blocks = found.correspondence.blocks
@@ -209,13 +209,13 @@ def test_blocks_that_were_swapped_on_the_way_are_caught(sources, tmp_path, monke
     assert verify(str(sources("llama")), str(tmp_path / "swapped")).failures
 
 
-def test_a_second_identity_beside_the_first_is_refused(deep, tmp_path):
-    for second in (insert(2), insert(1)):  # a copy of the new one, and one more between it and its source
-        with pytest.raises(RecipeError, match="operations.1: insert_blocks: block 2 gives what it is given already"):
-            planned(deep, insert(1), second)
-    assert planned(deep, insert(1), insert(3)).promise.strength.word == "bitwise"
-    graftkit.apply(recipes.recipe(deep, tmp_path / "grown", insert(1), verify={"outputs": False}))
-    for place, refused in ((2, True), (1, True), (3, False)):
+def test_a_second_identity_beside_the_first_is_refused(sources, tmp_path):
+    llama = sources("llama")
+    for second in (insert(1), insert(0)):  # a copy of the new one, and one more between it and its source
+        with pytest.raises(RecipeError, match="operations.1: insert_blocks: block 1 gives what it is given already"):
+            planned(llama, insert(0), second)
+    graftkit.apply(recipes.recipe(llama, tmp_path / "grown", insert(0), verify={"outputs": False}))
+    for place, refused in ((1, True), (0, True), (2, False)):
         (outcome,) = planned(tmp_path / "grown", insert(place)).outcomes  # whose blocks are zero is seen by their bytes
         with (
             pytest.raises(RecipeError, match="gives what it is given already") if refused else contextlib.nullcontext()
@@ -223,42 +223,47 @@ def test_a_second_identity_beside_the_first_is_refused(deep, tmp_path):
             outcome.prepare(lambda _: None)
 
 
-def test_two_identity_blocks_in_a_row_get_the_same_gradient(deep, tmp_path):
+def test_two_identity_blocks_in_a_row_get_the_same_gradient(sources, tmp_path):
     """Why they are refused."""
-    graftkit.apply(recipes.recipe(deep, tmp_path / "one", insert(1), verify={"outputs": False}))
-    graftkit.apply(
-        recipes.recipe(tmp_path / "one", tmp_path / "two", arrange("0-2", 2, "3-5"), verify={"outputs": False})
-    )
+    twice = (insert(0), arrange("0-1", 1, 2))
+    graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "two", *twice, verify={"outputs": False}))
     model, _ = recipes.load(tmp_path / "two")
     model(torch.arange(5, 25)[None]).logits.square().sum().backward()
-    first, second = (model.model.layers[index].mlp.down_proj.weight.grad for index in (2, 3))
+    first, second = (model.model.layers[index].mlp.down_proj.weight.grad for index in (1, 2))
     assert bool(first.any())
     assert torch.equal(first, second)
 
 
-def test_dora_on_an_identity_block_is_refused_and_elsewhere_is_not(deep):
-    dora = {"op": "add_lora", "r": 2, "use_dora": True}
+def test_dora_on_an_identity_block_is_refused_and_elsewhere_is_not(sources):
+    llama, dora = sources("llama"), {"op": "add_lora", "r": 2, "use_dora": True, "target_modules": ["o_proj"]}
     with pytest.raises(
-        RecipeError, match="divides each row by its norm, and 'model.layers.2.self_attn.o_proj.weight' is made zero"
+        RecipeError, match="divides each row by its norm, and 'model.layers.1.self_attn.o_proj.weight' is made zero"
     ):
-        planned(deep, insert(1), {**dora, "target_modules": ["o_proj"]})
-    assert planned(deep, insert(1), {**dora, "target_modules": ["q_proj"]}).adapter is not None
-    assert planned(deep, insert(1), drop(2), {**dora, "target_modules": ["o_proj"]}).adapter is not None
+        planned(llama, insert(0), dora)
+    assert planned(llama, insert(0), {**dora, "target_modules": ["q_proj"]}).adapter is not None
+    assert planned(llama, insert(0), drop(1), dora).adapter is not None
 
 
-def test_a_copy_of_a_block_with_zeros_on_the_way_would_never_learn(deep):
-    blank = {"op": "reinit", "parameters": ["model.layers.1.mlp.up_proj.weight"], "init": "zeros"}
-    with pytest.raises(InputRejected, match="the new blocks would never learn: no gradient reaches model.layers.2.mlp"):
-        planned(deep, blank, insert(1))
-    blank["parameters"] = ["model.layers.2.mlp.up_proj.weight"]
+def test_a_copy_of_a_block_with_zeros_on_the_way_would_never_learn(sources):
+    llama = sources("llama")
+    blank = {"op": "reinit", "parameters": ["model.layers.0.mlp.up_proj.weight"], "init": "zeros"}
+    with pytest.raises(InputRejected, match="the new blocks would never learn: no gradient reaches model.layers.1.mlp"):
+        planned(llama, blank, insert(0))
+    blank["parameters"] = ["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(RecipeError, match="operations.1.init: from these zeros no gradient ever reaches"):
-        planned(deep, insert(1), blank)
+        planned(llama, insert(0), blank)
 
 
 def test_blocks_vocabulary_head_and_adapter_in_one_recipe(sources, tmp_path):
     vocabulary = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
     report = graftkit.apply(
-        recipes.recipe(sources("llama"), tmp_path / "lm", insert(0), vocabulary, {"op": "add_lora", "r": 2})
+        recipes.recipe(
+            sources("llama"),
+            tmp_path / "lm",
+            insert(0),
+            vocabulary,
+            {"op": "add_lora", "r": 2, "target_modules": ["q_proj"]},
+        )
     )
     assert report.plan.promise.strength.word == "bitwise"
     assert (tmp_path / "lm/adapter/adapter_model.safetensors").is_file()
@@ -308,13 +313,13 @@ def test_the_trainer_is_told_which_blocks_are_new(sources, tmp_path):
     assert trained == {"1"}
 
 
-def test_names_without_a_number_of_their_own_block_are_refused(deep, monkeypatch):
+def test_names_without_a_number_of_their_own_block_are_refused(deep):
     from graftkit.operations.blocks import stack
 
     found = stack.find_stack(graftkit_checkpoint(deep))
     odd = stack.Stack(found.checkpoint, found.structure, found.layers, ({"model.norm.weight": "norm.weight"},) * 5)
     with pytest.raises(InputRejected, match="'model.norm.weight' does not say in its name which block it belongs to"):
-        stack.names_on_disk(odd, found.structure.skeleton, 0, 1)
+        stack.names_on_disk(odd, found.structure.skeleton, (1, 0, 2, 3, 4))
 
 
 def graftkit_checkpoint(directory):

@@ -56,7 +56,7 @@ def arrange(stack: Stack, order: Sequence[int], copies: Collection[int] = ()) ->
     config, skeleton, found = rearranged(stack.checkpoint.config, stack.structure.skeleton, stack.layers, order, copies)
     kept = [None if place in copies else source for place, source in enumerate(found)]
     moved = tuple(source is not None and source not in kept[:place] for place, source in enumerate(kept))
-    names = tuple(names_on_disk(stack, skeleton, source, place) for place, source in enumerate(found))
+    names = names_on_disk(stack, skeleton, found)
     checkpoint = _with_blocks(stack, moved, names).with_documents({"config.json": config})
     if FILE in checkpoint.documents:
         multipliers = _multipliers(checkpoint.documents[FILE], stack, found)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from graftkit.architecture.accounting import Structure, account
@@ -56,28 +57,43 @@ def find_stack(checkpoint: Checkpoint) -> Stack:
     return Stack(checkpoint, structure, layers, tuple(members))
 
 
-def names_on_disk(stack: Stack, new: Skeleton, source: int, place: int) -> dict[str, str]:
-    """What the tensors of block ``source`` are called on disk as block ``place``: old name -> new name.
+def names_on_disk(stack: Stack, new: Skeleton, order: Sequence[int]) -> tuple[dict[str, str], ...]:
+    """What the tensors of each block are called on disk where blocks stand as in ``order``: old name -> new name, for each place.
 
     The number of the block is found in each name, and transformers' own renamings must agree.
 
     Raises:
         InputRejected: they do not.
     """
-    found: dict[str, str] = {}
-    for disk, rest in stack.members[source].items():
-        wanted = f"{stack.layers.prefix(place)}{rest}"
-        steps = disk.split(".")
-        for index in (index for index, step in enumerate(steps) if step == str(source)):
-            name = ".".join([*steps[:index], str(place), *steps[index + 1 :]])
-            if new.memory_names([name])[name].name == wanted:
-                found[disk] = name
-                break
-        else:
+    found: list[dict[str, str]] = [{} for _ in order]
+    left = [(place, disk, rest) for place, source in enumerate(order) for disk, rest in stack.members[source].items()]
+    for nth in itertools.count():
+        tried = {(place, disk): _renumbered(disk, order[place], place, nth) for place, disk, _ in left}
+        if lost := next((disk for (_, disk), name in tried.items() if name is None), None):
             raise InputRejected(
-                f"{stack.checkpoint.name}: tensor {printable(disk)!r} does not say in its name which block it belongs to"
+                f"{stack.checkpoint.name}: tensor {printable(lost)!r} does not say in its name which block it belongs to"
             )
-    return found
+        memory = new.memory_names(name for name in tried.values() if name is not None)
+        unlike = []
+        for place, disk, rest in left:
+            name = tried[place, disk] or ""
+            if memory[name].name == f"{stack.layers.prefix(place)}{rest}":
+                found[place][disk] = name
+            else:
+                unlike.append((place, disk, rest))
+        left = unlike
+        if not left:
+            break
+    return tuple(found)
+
+
+def _renumbered(name: str, source: int, place: int, nth: int) -> str | None:
+    """A name in which the ``nth`` step that is the number ``source`` is ``place``; None where there are not so many."""
+    steps = name.split(".")
+    numbers = [index for index, step in enumerate(steps) if step == str(source)]
+    if nth >= len(numbers):
+        return None
+    return ".".join([*steps[: numbers[nth]], str(place), *steps[numbers[nth] + 1 :]])
 
 
 def zero_on_disk(new: Skeleton, tensors: Iterable[str], writers: Iterable[str]) -> tuple[str, ...]:
