@@ -57,17 +57,17 @@ def main() -> int:
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
     names = list(dict.fromkeys(n for kind in kinds for n in classes(kind) if re.search(arguments.match, n)))
     started, verdicts = time.monotonic(), []
+    command = shlex.join(["python", "scripts/sweep_blocks.py", *sys.argv[1:]])
     for name, found, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
         verdict = found or Verdict(name, dict.fromkeys(OPERATIONS, "wrong"), dict.fromkeys(OPERATIONS, why))
         verdicts.append(verdict)
         print(f"{name:46} {verdict.found or verdict.not_built} ({seconds:.1f} s)", flush=True)
+        if arguments.out:  # as it goes, so that what was found is there if it is stopped
+            arguments.out.write_text(markdown(verdicts, command), encoding="utf-8")
     counts = {column: Counter(v.found[column] for v in verdicts if v.found) for column in OPERATIONS}
     print(
         f"{len(names)} classes in {time.monotonic() - started:.0f} s:", {c: dict(found) for c, found in counts.items()}
     )
-    if arguments.out:
-        command = shlex.join(["python", "scripts/sweep_blocks.py", *sys.argv[1:]])
-        arguments.out.write_text(markdown(verdicts, command), encoding="utf-8")
     return 1 if any(found["wrong"] for found in counts.values()) else 0
 
 

@@ -103,6 +103,22 @@ def test_a_number_that_no_value_makes_right_is_named():
         arranged(config, 2, 1, 0, 3)
 
 
+def test_a_period_is_named_too():
+    """Each second block of Jamba has experts."""
+    config = config_of("JambaForCausalLM", num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=1)
+    with pytest.raises(
+        InputRejected, match="config.json: .*expert_layer_period.* place kinds of blocks by number: block 1 as"
+    ):
+        arranged(config, 1, 0, 2, 3)
+    assert arranged(config, 0, 1, 2, 3, 0)[0]["num_hidden_layers"] == 5
+
+
+def test_a_number_that_reaches_past_the_blocks_is_moved_when_they_come_there():
+    """All of two blocks are dense below a third that is not there."""
+    config = config_of("DeepseekV3ForCausalLM", num_hidden_layers=2, first_k_dense_replace=3)
+    assert arranged(config, 0, 0, 1, 1)[0]["first_k_dense_replace"] == 4
+
+
 def test_where_the_config_wants_another_kind_the_nearest_block_of_it_is_copied():
     """ModernBERT's first block alone has no norm."""
     config = config_of("ModernBertDecoderForCausalLM", num_hidden_layers=3, layer_types=ALIKE)
@@ -127,6 +143,15 @@ def test_what_a_block_computes_by_its_number_is_seen(class_name, fields, words):
         arranged(config, 0, 0, 1)
 
 
+def test_a_switch_is_not_taken_for_the_number_of_its_block():
+    """False in block 0 and True in block 1 are no numbers, though Python says that they equal 0 and 1."""
+    old = build_skeleton(config_of("LlamaForCausalLM"))
+    for index, layer in enumerate(old.model.model.layers):
+        layer.is_special = bool(index)
+    words = first_difference(old, old, layer_list(old), (1, 0))
+    assert words == "block 1 as block 0: is_special would be False, and is True"
+
+
 def test_what_only_the_operations_show_is_seen():
     """A block that scales by a number that it is given on each call, and holds nowhere."""
     config = config_of("LlamaForCausalLM", num_hidden_layers=3)
@@ -136,6 +161,16 @@ def test_what_only_the_operations_show_is_seen():
     new.model.model.layers[1].mlp.forward = lambda x: inner(x) / 2
     words = first_difference(old, new, layer_list(old), range(3))
     assert words == "block 1 as block 1 would compute otherwise: div(2) in place of add()"
+
+
+def test_blocks_that_the_class_cannot_run_are_refused():
+    """Qwen3-Next counts the tokens of its cache in a block with full attention."""
+    config = config_of("Qwen3NextForCausalLM", layer_types=["linear_attention", "full_attention"])
+    with pytest.raises(
+        InputRejected, match="Qwen3NextForCausalLM does not run with these blocks: ValueError: `get_seq_length`"
+    ):
+        arranged(config, 0)
+    assert arranged(config, 1)[0]["layer_types"] == ["full_attention"]
 
 
 def test_tables_outside_that_grow_with_the_blocks_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from graftkit.architecture.blocks.kinds import block_count, first_difference, kind_of, unlike
@@ -46,7 +47,9 @@ def rearranged(
         difference = first_difference(old, new, layers, order)
         if difference is None:
             return changed, new, tuple(order)
-        placing = list(_placing(config, depth, old, layers))
+        deeper = replace(layers, count=len(order))
+        found = dict((*_placing(config, depth, old, layers), *_placing(changed, depth, new, deeper)))
+        placing = list(found.items())
         moved = _recomputed(changed, depth, old, layers, order, placing)
         if moved is not None:
             return *moved, tuple(order)
@@ -125,13 +128,18 @@ def _placing(config: Mapping[str, Any], depth: Path, old: Skeleton, layers: Laye
 
 
 def _moves_kinds(old: Skeleton, new: Skeleton, layers: LayerList) -> bool:
-    """Whether some block became what another one was: a size makes what none was."""
+    """Whether some block became what another one was, or has other parts and none of another size: a size makes what none was."""
     before = [kind_of(old, layers, index) for index in range(layers.count)]
     after = [kind_of(new, layers, index) for index in range(layers.count)]
     changed = [index for index in range(layers.count) if _unlike(before, index, after, index)]
-    return bool(changed) and all(
-        any(not _unlike(before, other, after, index) for other in range(layers.count)) for index in changed
-    )
+    known = [any(not _unlike(before, other, after, index) for other in range(layers.count)) for index in changed]
+    return bool(changed) and (all(known) or not any(_resized(before[index], after[index]) for index in changed))
+
+
+def _resized(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a part that a block has on both sides, other than a module as a whole, is of another size or set otherwise."""
+    common = [key for key in before if key in after and not key.startswith("module ")]
+    return any(before[key] != after[key] for key in common)
 
 
 def _unlike(before: Sequence[Any], index: int, after: Sequence[Any], other: int) -> bool:

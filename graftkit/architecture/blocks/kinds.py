@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.blocks.trace import trace_blocks
+from graftkit.architecture.blocks.trace import trace_blocks, why_it_does_not_run
 from graftkit.architecture.layers import LayerList
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import printable
@@ -50,6 +50,8 @@ def _differences(old: Skeleton, new: Skeleton, layers: LayerList, order: Sequenc
     for place, source in enumerate(order) if all(traces) else ():
         if traces[0][source] != traces[1][place]:
             yield f"block {source} as block {place} would compute otherwise: {_operation(traces[0][source], traces[1][place])}"
+    if (said := why_it_does_not_run(new)) and not why_it_does_not_run(old):
+        yield f"{new.architecture} does not run with these blocks: {said}"
 
 
 def kind_of(skeleton: Skeleton, layers: LayerList, index: int) -> Mapping[str, Any]:
@@ -68,7 +70,8 @@ def unlike(kind: Mapping[str, Any], index: int, other: Mapping[str, Any], other_
     """Yield the keys in which two kinds differ, less those that hold nothing but the number of the block."""
     for key in dict.fromkeys([*kind, *other]):
         values = kind.get(key), other.get(key)
-        if values[0] != values[1] and values != (index, other_index):
+        numbers = values == (index, other_index) and bool not in map(type, values)
+        if values[0] != values[1] and not numbers:
             yield key
 
 

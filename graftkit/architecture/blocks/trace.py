@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from graftkit.architecture.layers import LayerList
 from graftkit.architecture.meta_run import answer_of, asks_for_value, inputs_on_meta, prepare_for_meta
-from graftkit.architecture.skeleton import Skeleton, quiet
+from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 
 
 def trace_blocks(skeleton: Skeleton, layers: LayerList) -> tuple[tuple[str, ...], ...]:
@@ -45,6 +45,20 @@ def trace_blocks(skeleton: Skeleton, layers: LayerList) -> tuple[tuple[str, ...]
             hook.remove()
     traces = tuple(tuple(operations) for operations in found)
     return traces if len(traces) == len(stack) else ()
+
+
+def why_it_does_not_run(skeleton: Skeleton) -> str:
+    """What one forward says on the meta device, with a cache where the class keeps one; empty where it runs."""
+    import torch
+
+    model = skeleton.model
+    try:
+        with _Recorder(), quiet(), torch.device("meta"), torch.no_grad():
+            prepare_for_meta(model)
+            model(**inputs_on_meta(model), return_dict=True)
+    except Exception as error:  # noqa: BLE001 - as above
+        return one_line(error)
+    return ""
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
