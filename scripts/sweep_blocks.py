@@ -135,7 +135,7 @@ def markdown(verdicts: list[Verdict], command: str) -> str:
     words = ("works", "works, outputs not run", "refused", "wrong")
     built = [verdict for verdict in verdicts if verdict.found]
     lines = [
-        "# Blocks of every class", "",
+        "# Blocks, class by class", "",
         f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
         "Each class is built small with random weights. *identity*: `insert_blocks` behind the first and the last block, whose",
         "outputs must be the source's bit for bit; *copy*: the last block twice; *reversed*: `arrange_blocks`; *drop last*: `drop_blocks`.",

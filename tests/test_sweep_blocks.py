@@ -47,7 +47,10 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("outside", "an old weight") else name for name in FAULTS],
+)
 def test_a_damaged_result_is_called_wrong(fault, sweep, llama, tmp_path, monkeypatch):
     apply, (name, change, words) = graftkit.apply, FAULTS[fault]
 

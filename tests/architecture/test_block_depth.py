@@ -103,6 +103,7 @@ def test_a_number_that_no_value_makes_right_is_named():
         arranged(config, 2, 1, 0, 3)
 
 
+@pytest.mark.slow
 def test_a_period_is_named_too():
     """Each second block of Jamba has experts."""
     config = config_of("JambaForCausalLM", num_hidden_layers=4, attn_layer_period=4, attn_layer_offset=1)
@@ -113,6 +114,7 @@ def test_a_period_is_named_too():
     assert arranged(config, 0, 1, 2, 3, 0)[0]["num_hidden_layers"] == 5
 
 
+@pytest.mark.slow
 def test_a_number_that_reaches_past_the_blocks_is_moved_when_they_come_there():
     """All of two blocks are dense below a third that is not there."""
     config = config_of("DeepseekV3ForCausalLM", num_hidden_layers=2, first_k_dense_replace=3)

@@ -25,7 +25,8 @@ WRITERS = {
     "t5": {"layer.0.SelfAttention.o.weight", "layer.1.EncDecAttention.o.weight", "layer.2.DenseReluDense.wo.weight"},
     "llava": {"self_attn.o_proj.weight", "mlp.down_proj.weight"},
 }
-POST_NORM = ("bert", "bart")
+SLOW = ("cohere", "gpt_neox", "llava")  # they show nothing that the others do not
+POST_NORM = ("bert",)
 
 
 def grown(family):
@@ -39,7 +40,10 @@ def grown(family):
     return changed, new, layers
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family in WRITERS])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FAMILIES if name in WRITERS],
+)
 def test_the_last_to_run_are_found_and_all_of_them_learn(family):
     _, skeleton, layers = grown(family)
     found = find_writers(skeleton, layers, 1)
@@ -47,7 +51,7 @@ def test_the_last_to_run_are_found_and_all_of_them_learn(family):
     assert never_learning(skeleton, found) == ()
 
 
-@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt2", "t5"])
 def test_a_real_block_is_the_identity_with_them_at_zero_and_with_none_fewer(family):
     """Values are random, and each writer that is given back changes the outputs."""
     config, skeleton, layers = grown(family)

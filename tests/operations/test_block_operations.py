@@ -66,9 +66,9 @@ def equal(old, new):
     [
         ("llama", drop(0), (1,)),
         ("gpt2", arrange(1, 0, 1), (1, 0, 1)),
-        ("mixtral", insert(0, init="copy"), (0, 0, 1)),
+        pytest.param("mixtral", insert(0, init="copy"), (0, 0, 1), marks=pytest.mark.slow),
         ("t5", insert(1, init="copy"), (0, 1, 1)),
-        ("llava", drop("last 1"), (0,)),
+        pytest.param("llava", drop("last 1"), (0,), marks=pytest.mark.slow),
         ("bert", arrange(1, 0), (1, 0)),
     ],
 )
@@ -83,7 +83,13 @@ def test_each_block_is_the_one_that_was_named(family, operation, order, sources,
 
 
 @pytest.mark.parametrize(
-    "class_name", ["LlamaForCausalLM", "GPT2LMHeadModel", "Qwen3NextForCausalLM", "MambaForCausalLM"]
+    "class_name",
+    [
+        "GPT2LMHeadModel",
+        "MambaForCausalLM",
+        pytest.param("LlamaForCausalLM", marks=pytest.mark.slow),
+        pytest.param("Qwen3NextForCausalLM", marks=pytest.mark.slow),
+    ],
 )
 def test_new_blocks_that_are_the_identity_leave_every_bit(class_name, tmp_path):
     tiny(class_name, tmp_path / "source", dtype="bfloat16")
@@ -117,6 +123,7 @@ def test_moved_blocks_are_bytes_and_clean_shards_stay_clean(deep):
     assert not set(dirty) & set(untouched)
 
 
+@pytest.mark.slow
 def test_copies_are_spread_over_the_files_that_change_anyway(deep):
     found = planned(deep, arrange("0-3", "1-4"))
     dirty = [shard for shard in found.result.shards if not is_clean(found.source, found.result, shard)]
@@ -215,7 +222,7 @@ def test_a_second_identity_beside_the_first_is_refused(sources, tmp_path):
         with pytest.raises(RecipeError, match="operations.1: insert_blocks: block 1 gives what it is given already"):
             planned(llama, insert(0), second)
     graftkit.apply(recipes.recipe(llama, tmp_path / "grown", insert(0), verify={"outputs": False}))
-    for place, refused in ((1, True), (0, True), (2, False)):
+    for place, refused in ((0, True), (2, False)):
         (outcome,) = planned(tmp_path / "grown", insert(place)).outcomes  # whose blocks are zero is seen by their bytes
         with (
             pytest.raises(RecipeError, match="gives what it is given already") if refused else contextlib.nullcontext()
@@ -223,6 +230,7 @@ def test_a_second_identity_beside_the_first_is_refused(sources, tmp_path):
             outcome.prepare(lambda _: None)
 
 
+@pytest.mark.slow
 def test_two_identity_blocks_in_a_row_get_the_same_gradient(sources, tmp_path):
     """Why they are refused."""
     twice = (insert(0), arrange("0-1", 1, 2))
@@ -272,6 +280,7 @@ def test_blocks_vocabulary_head_and_adapter_in_one_recipe(sources, tmp_path):
     assert {item.name for item in report.outputs.comparisons if item.bitwise} >= {"hidden_states.1", "hidden_states.2"}
 
 
+@pytest.mark.slow
 def test_an_adapter_of_the_grown_base_is_merged_into_it(sources, tmp_path):
     from support.adapters import make_adapter, merged_by_peft
 
