@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sweep_pool import sweep
-from sweep_vocab_check import LIVE, ROWS, Wrong, input_table, load, one_line
+from sweep_vocab_check import LIVE, ROWS, Wrong, input_table, load_plain, one_line
 from sweep_vocab_page import VERDICTS, Verdict
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="critical", TOKENIZERS_PARALLELISM="false")
@@ -122,7 +122,7 @@ def check(source: Path, output: Path, fresh: tuple[int, ...], *, renamed: bool) 
     import torch
     import transformers
 
-    (old, old_info), (new, new_info) = load(source), load(output)
+    (old, old_info), (new, new_info) = load_plain(source), load_plain(output)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if set(map(str, new_info[kind])) - set(map(str, old_info[kind])):
             raise Wrong(f"{kind}: {sorted(map(str, new_info[kind]))[:3]}")

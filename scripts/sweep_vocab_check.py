@@ -26,7 +26,7 @@ def check(source: Path, output: Path, tokens: int, multiple: int | None) -> floa
     import torch
     import transformers
 
-    (old, old_info), (new, new_info) = load(source), load(output)
+    (old, old_info), (new, new_info) = load_plain(source), load_plain(output)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if set(map(str, new_info[kind])) - set(map(str, old_info[kind])):
             raise Wrong(f"{kind}: {sorted(map(str, new_info[kind]))[:3]}")
@@ -48,8 +48,8 @@ def check(source: Path, output: Path, tokens: int, multiple: int | None) -> floa
     return _compare(old, new, tokens)
 
 
-def load(directory: Path) -> tuple[Any, Any]:
-    """The model that the config names, in memory of its own, and what transformers says of its loading."""
+def load_plain(directory: Path) -> tuple[Any, Any]:
+    """The model that the config names by plain transformers, and what its loader says."""
     import transformers
 
     name = json.loads((directory / "config.json").read_text(encoding="utf-8"))["architectures"][0]

@@ -52,6 +52,12 @@ class IndexMap:
                 runs.append((count - 1, index, 1))
         return cls(source, count, tuple(runs))
 
+    @classmethod
+    def of_origins(cls, source: int, origins: Sequence[int | None]) -> IndexMap:
+        """Each index of the result has its own of ``origins``, an index of the source or None; none is there twice."""
+        runs = ((place, index, 1) for place, index in enumerate(origins) if index is not None)
+        return cls(source, len(origins), tuple(_joined(runs)))
+
     @property
     def kept(self) -> tuple[int, ...]:
         """Indices of the source that the result has, in the result's order."""
@@ -147,13 +153,15 @@ class Correspondence:
 
     ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, of which probes draw those
     that the result has too. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``. A base model
-    alone names everything without the first word of it.
+    alone names everything without the first word of it. ``behind_first`` says of the class that its first hidden state is what the
+    first block gives, where most have what it takes.
     """
 
     ids: IndexMap | None = None
     live: int | None = None
     blocks: IndexMap | None = None
     stack: str = ""
+    behind_first: bool = False
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
@@ -174,8 +182,9 @@ class Correspondence:
         """The composition of this correspondence and ``later``, which comes after it."""
         live = self.live if self.ids is not None else later.live
         return Correspondence(
-            _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack
-        )
+            _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack,
+            self.behind_first or later.behind_first,
+        )  # fmt: skip
 
     def within_source(self) -> Correspondence:
         """The source beside itself, over the ids that the result keeps."""
@@ -203,11 +212,11 @@ class Correspondence:
 
     def output_in_source(self, name: str) -> str | None:
         """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""
-        return name if self.blocks is None else _renamed_output(name, self.stack, self.blocks)
+        return name if self.blocks is None else self._renamed_output(name, self.blocks)
 
     def output_in_result(self, name: str) -> str | None:
         """What the result calls an output of the source; None where the block that gives it was dropped."""
-        return name if self.blocks is None else _renamed_output(name, self.stack, self.blocks.inverse)
+        return name if self.blocks is None else self._renamed_output(name, self.blocks.inverse)
 
     def shown(self, name: str) -> str:
         """A module, parameter or output of the source for a sentence, with the result's name for it where that is another."""
@@ -216,6 +225,26 @@ class Correspondence:
 
     def _stacks(self) -> tuple[str, ...]:
         return tuple(stack for stack in (self.stack, self.stack.partition(".")[2]) if stack)
+
+    def _renamed_output(self, name: str, blocks: IndexMap) -> str | None:
+        """The first hidden state is what the first block takes, and the last what the whole stack gives, normed in most classes.
+
+        Those between are what the block before them gives. Where the first is what the first block gives, all but the last are
+        numbered as their blocks.
+        """
+        stem, _, number = name.rpartition(".")
+        kind = stem.rpartition(" ")[2]
+        side = kind.removesuffix("hidden_states").removesuffix("_")
+        if not (number.isdigit() and kind.endswith("hidden_states")) or (side and side not in self.stack.split(".")):
+            return name
+        index = int(number)
+        if index == blocks.result:
+            return f"{stem}.{blocks.source}"
+        if self.behind_first or index == 0:
+            origin = blocks.origin(index) if self.behind_first else 0
+            return None if origin is None else f"{stem}.{origin}"
+        origin = blocks.origin(index - 1)
+        return None if origin is None or origin + 1 == blocks.source else f"{stem}.{origin + 1}"
 
     @property
     def fresh_ids(self) -> tuple[int, ...]:
@@ -276,20 +305,3 @@ def _renamed_module(name: str, stacks: tuple[str, ...], blocks: IndexMap) -> str
             origin = blocks.origin(int(index))
             return None if origin is None else f"{stack}.{origin}{dot}{rest}"
     return name
-
-
-def _renamed_output(name: str, stack: str, blocks: IndexMap) -> str | None:
-    """The first hidden state is what the first block takes, and the last what the whole stack gives, normed in most classes.
-
-    Those between are what the block before them gives.
-    """
-    stem, _, number = name.rpartition(".")
-    kind = stem.rpartition(" ")[2]
-    side = kind.removesuffix("hidden_states").removesuffix("_")
-    if not (number.isdigit() and kind.endswith("hidden_states")) or (side and side not in stack.split(".")):
-        return name
-    index = int(number)
-    if index in (0, blocks.result):
-        return f"{stem}.{blocks.source if index else 0}"
-    origin = blocks.origin(index - 1)
-    return None if origin is None or origin + 1 == blocks.source else f"{stem}.{origin + 1}"

@@ -43,7 +43,7 @@ def layer_list(skeleton: Skeleton) -> LayerList:
     if len(found) == 1:
         return next(LayerList(name, len(module)) for name, module in found.items())
     what = f"{len(found)} lists of layers: {', '.join(found)}" if found else "no list of layers"
-    raise InputRejected(f"{skeleton.architecture}: has {what}; leave out 'layers' and name the parameters")
+    raise InputRejected(f"{skeleton.architecture}: has {what}")
 
 
 def _decoder(model: PreTrainedModel) -> Any:

@@ -7,20 +7,21 @@ and what is not found may still be there.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from graftkit.architecture.meta_run import answer_of, asks_for_value, inputs_on_meta, prepare_for_meta
 from graftkit.architecture.skeleton import Skeleton, quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-#: Tokens of the one sequence, and how many steps of an optimiser are followed.
-TOKENS, STEPS = 4, 3
+#: How many steps of an optimiser are followed.
+STEPS = 3
 
 #: Zero where one of these arguments is, by their places.
 PRODUCTS: Mapping[str, tuple[int, ...]] = {
@@ -58,12 +59,10 @@ def never_learning(skeleton: Skeleton, zeros: Collection[str]) -> tuple[str, ...
     import torch
 
     model = skeleton.model
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad and name in zeros}
     with quiet(), torch.enable_grad():
         try:
-            model.eval()
-            model.set_attn_implementation("eager")
-            model.set_experts_implementation("batched_mm")
+            prepare_for_meta(model)
             reached = set(_with_gradient(model, parameters, ()))
             zero = {name for name in zeros if name in parameters and name in reached}
             for _ in range(STEPS):
@@ -80,9 +79,8 @@ def _with_gradient(model: PreTrainedModel, parameters: Mapping[str, Tensor], zer
     """Yield the names of the parameters whose gradient is not certain to be zero."""
     import torch
 
-    ids = torch.zeros(1, TOKENS, dtype=torch.long, device="meta")
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    with _Zeros(parameters[name] for name in zeros) as known, torch.device("meta"):
+    inputs = inputs_on_meta(model)
+    with KnownZeros(parameters[name] for name in zeros) as known, torch.device("meta"):
         outputs = model(**inputs, use_cache=False, return_dict=True).to_tuple()
         total = sum((value * torch.randn_like(value)).sum() for value in tree_leaves(outputs) if _differentiable(value))
         found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
@@ -95,52 +93,54 @@ def _differentiable(value: Any) -> bool:
     return hasattr(value, "requires_grad") and value.requires_grad and value.is_floating_point()
 
 
-class _Zeros(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
+class KnownZeros(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Knows which memory holds nothing but zeros: views share it, and what it knows is kept alive, so that no address returns."""
 
-    def __init__(self, tensors: Iterator[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: dict[int, Tensor] = {_memory(tensor): tensor for tensor in tensors}
+        self._known: dict[int, Tensor] = {memory_of(tensor): tensor for tensor in tensors}
 
     def holds(self, tensor: Tensor) -> bool:
-        return _memory(tensor) in self._known
+        """Whether a tensor is zero for sure."""
+        return memory_of(tensor) in self._known
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (
-            func.overloadpacket.__name__ == "_local_scalar_dense"
-        ):  # a question about values, mostly about a mask: there are none
-            return args[0].dtype.is_floating_point and 0.0
+        if asks_for_value(func):
+            return answer_of(args[0])
         zero = self._makes_zero(func, args)
         made = func(*args, **(kwargs or {}))
-        given = {_memory(value) for value in tree_leaves((args, kwargs)) if _is_tensor(value)}
-        for value in filter(_is_tensor, tree_leaves(made)):
+        given = {memory_of(value) for value in tree_leaves((args, kwargs)) if is_tensor(value)}
+        for value in filter(is_tensor, tree_leaves(made)):
             if func._schema.is_mutable and not zero:  # noqa: SLF001 - torch has no other name for what writes in place
-                self._known.pop(_memory(value), None)
-            elif zero and _memory(value) not in given:
-                self._known[_memory(value)] = value
+                self._known.pop(memory_of(value), None)
+            elif zero and memory_of(value) not in given:
+                self._known[memory_of(value)] = value
         return made
 
     def _makes_zero(self, func: Any, args: Any) -> bool:
         name = func.overloadpacket.__name__.rstrip("_")
         if name in PRODUCTS:
-            return any(self._zero(args[place]) for place in PRODUCTS[name] if place < len(args))
+            return any(self.is_zero(args[place]) for place in PRODUCTS[name] if place < len(args))
         if name in KEEPING:
-            return self._zero(args[0])
+            return self.is_zero(args[0])
         if name in SUMS:
             terms = [args[place] for place in SUMS[name] if place < len(args)]
-            return all(self._zero(term) for term in tree_leaves(terms))
+            return all(self.is_zero(term) for term in tree_leaves(terms))
         if name in ADDED_PRODUCTS:
-            return self._zero(args[0]) and (self._zero(args[1]) or self._zero(args[2]))
+            return self.is_zero(args[0]) and (self.is_zero(args[1]) or self.is_zero(args[2]))
         return name in BLANK
 
-    def _zero(self, value: Any) -> bool:
-        return _is_tensor(value) and self.holds(value)
+    def is_zero(self, value: Any) -> bool:
+        """The same of any argument; what is no tensor is not zero."""
+        return is_tensor(value) and self.holds(value)
 
 
-def _is_tensor(value: Any) -> bool:
+def is_tensor(value: Any) -> bool:
+    """Whether a value has memory of its own kind."""
     return hasattr(value, "untyped_storage")
 
 
-def _memory(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from any other while both live; views share it."""
     address: int = tensor.untyped_storage()._cdata  # noqa: SLF001 - a tensor without data has no other identity
     return address

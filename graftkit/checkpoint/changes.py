@@ -10,14 +10,15 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.tensors import LazyTensor, Patched
 
-Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed"]
+Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed", "moved", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
     """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's.
 
-    ``old_name`` is the source's name of a renamed tensor, whose bytes are kept; ``operation`` names whose change it is, in a plan.
+    ``old_name`` is the source's name of a tensor that is *renamed*, *moved* to a name that another one had or has, or *copied*, whose
+    bytes are kept; ``operation`` names whose change it is, in a plan.
     """
 
     name: str
@@ -47,27 +48,34 @@ def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange
 
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
-    names = {id(tensor): name for name, tensor in old.items() if name not in new}
-    origins = {n: id(_patches(t)[0]) for n, t in new.items() if n not in old}
-    renamed = {name: names[origin] for name, origin in origins.items() if origin in names}
+    names = {id(tensor): name for name, tensor in old.items()}
+    below = {name: _patches(tensor) for name, tensor in new.items()}
+    origins = {name: origin for name, (found, _) in below.items() if (origin := names.get(id(found)))}
+    kept, taken = set(origins.values()), {origin for name, origin in origins.items() if name == origin}
     for name, tensor in new.items():
-        before = old.get(name)
+        before, origin, rows = old.get(name), origins.get(name, ""), below[name][1]
         if before is tensor or before == tensor:
             continue
-        below, rows = _patches(tensor)
-        if rows and is_original(below):
+        other = "" if origin == name else origin
+        if rows and origin:
             yield TensorChange(
-                name, "patched", tensor.dtype, below.shape, tensor.shape, len(rows),
-                len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), renamed.get(name, ""),
+                name, "patched", tensor.dtype, old[origin].shape, tensor.shape, len(rows),
+                len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), other,
             )  # fmt: skip
-        elif name in renamed:
-            yield TensorChange(name, "renamed", tensor.dtype, tensor.shape, tensor.shape, 0, 0, renamed[name])
+        elif other:
+            carried: Kind = "moved" if origin in new or before else "renamed"
+            kind: Kind = "copied" if origin in taken else carried
+            yield TensorChange(name, kind, tensor.dtype, tensor.shape, tensor.shape, 0, 0, other)
         else:
-            kind: Kind = "added" if before is None else "computed"
+            replaced = before is not None and name not in kept
             produced = 0 if is_original(tensor) else tensor.nbytes
-            yield TensorChange(name, kind, tensor.dtype, before.shape if before else None, tensor.shape, 0, produced)
+            old_shape = before.shape if before and replaced else None
+            yield TensorChange(
+                name, "computed" if replaced else "added", tensor.dtype, old_shape, tensor.shape, 0, produced
+            )
+        taken.add(origin)
     for name, tensor in old.items():
-        if name not in new and name not in renamed.values():
+        if name not in kept and (name not in new or name in origins):
             yield TensorChange(name, "dropped", tensor.dtype, tensor.shape, None, 0, 0)
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
+from graftkit.operations.arrange_blocks import arrange_blocks
 from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.combine_adapters import combine_adapters
+from graftkit.operations.drop_blocks import drop_blocks
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
+from graftkit.operations.insert_blocks import insert_blocks
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.reinit_rows import reinit_rows
@@ -23,7 +26,10 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "combine_adapters": combine_adapters,
+    "arrange_blocks": arrange_blocks,
+    "drop_blocks": drop_blocks,
     "extract_lora": extract_lora,
+    "insert_blocks": insert_blocks,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
@@ -31,9 +37,13 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "retarget_adapter": retarget_adapter,
 }
 
-#: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
+#: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
+#: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
-    {"extend_vocab", "extract_lora", "merge_adapter", "reinit", "reinit_rows", "replace_head"}
-)
+    {
+        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "insert_blocks", "merge_adapter", "reinit",
+        "reinit_rows", "replace_head",
+    }
+)  # fmt: skip
 
 __all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

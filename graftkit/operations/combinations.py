@@ -37,7 +37,7 @@ def check_combination(
         return outcome
     if spec.use_dora:
         adapted = [name for name in outcome.adapter.tensors if ".lora_magnitude_vector" in name]
-        for name in _zeroed(before, source, earlier):
+        for name in _zero_now(earlier):
             if any(tensor.startswith(f"base_model.model.{name.removesuffix('.weight')}.") for tensor in adapted):
                 raise RecipeError(
                     f"divides each row by its norm, and {printable(name)!r} is"
@@ -52,7 +52,9 @@ def check_combination(
 def _check_learning(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequence[Outcome]) -> None:
     """Refuse zeros that have each other as a factor of their gradients, or that stand where an activation has no slope."""
     result = outcomes[-1].checkpoint
-    zeros = [name for name in dict.fromkeys(_zeroed(specs, source, outcomes)) if _holds_zeros(result.tensors[name])]
+    made = (name for name in _zeroed(specs, source, outcomes) if _holds_zeros(result.tensors[name]))
+    blank = (name for name, tensor in result.tensors.items() if isinstance(tensor, ZeroTensor))
+    zeros = list(dict.fromkeys((*made, *blank)))
     skeleton = build_skeleton(result.config)
     memory = {found.name for found in skeleton.memory_names(zeros).values() if not found.converted}
     stuck = never_learning(skeleton, memory)
@@ -83,6 +85,14 @@ def check_zero_factors(spec: ReplaceHead, head: Head) -> None:
             " and neither would ever have a gradient; leave inner_init out",
             field="inner_init",
         )
+
+
+def _zero_now(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Names in memory of the tensors that operations made zero and that are so behind the last of them."""
+    result = outcomes[-1].checkpoint if outcomes else None
+    names = [name for name, tensor in result.tensors.items() if isinstance(tensor, ZeroTensor)] if result else []
+    if result and names:
+        yield from (found.name for found in build_skeleton(result.config).memory_names(names).values())
 
 
 def _zeroed(specs: Sequence[Spec], source: Checkpoint, outcomes: Sequence[Outcome]) -> Iterator[str]:

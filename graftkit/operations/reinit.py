@@ -34,7 +34,7 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
         RecipeError: a pattern or a layer that is not there, or an ``init`` that no selected tensor would get.
     """
     structure = account(checkpoint)
-    layers = layer_list(structure.skeleton) if spec.layers is not None else None
+    layers = _layers(structure.skeleton) if spec.layers is not None else None
     targets = _targets(spec, checkpoint, structure, layers)
     _check_ties(checkpoint, structure, targets)
     matrices = [target for target in targets if target.layout is not None]
@@ -54,6 +54,13 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", EVERY_INPUT)
     notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, facts, structure.skeleton))
     return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
+
+
+def _layers(skeleton: sk.Skeleton) -> LayerList:
+    try:
+        return layer_list(skeleton)
+    except InputRejected as error:
+        raise InputRejected(f"{error}; leave out 'layers' and name the parameters") from error
 
 
 def _targets(spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers: LayerList | None) -> list[Target]:

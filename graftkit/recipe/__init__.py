@@ -3,11 +3,14 @@
 :func:`load_recipe` reads a file, :func:`parse_recipe` a mapping; :func:`dump_recipe` and :func:`json_schema` write.
 """
 
+from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
+from graftkit.recipe.insert_blocks import InsertBlocks
 from graftkit.recipe.load import load_recipe, parse_recipe
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.operations import Operation
@@ -24,12 +27,15 @@ from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import WeightScheme
 
 __all__ = [
+    "ArrangeBlocks",
     "ChatTemplateFile",
     "CombineAdapters",
     "Copy",
     "Describe",
+    "DropBlocks",
     "ExtendVocab",
     "ExtractLora",
+    "InsertBlocks",
     "Keep",
     "Mean",
     "MeanCov",

@@ -9,10 +9,13 @@ from typing import Annotated
 
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
+from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
+from graftkit.recipe.insert_blocks import InsertBlocks
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.reinit_rows import ReinitRows
@@ -33,7 +36,10 @@ Operation = Annotated[
     | Reinit
     | ReplaceHead
     | ResizeAdapter
-    | RetargetAdapter,
+    | RetargetAdapter
+    | ArrangeBlocks
+    | DropBlocks
+    | InsertBlocks,
     OneOf("op", "operation"),
 ]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_json, read_report
@@ -135,11 +135,20 @@ def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted
     return Accounted(
         (), notes, written, f"{figure} as written",
         dict(report["promise"]),
-        frozenset(str(item["old_name"] or item["name"]) for item in report["changes"]["tensors"] if item["kind"] != "patched"),
+        frozenset(_changed_names(report["changes"]["tensors"])),
         frozenset((str(item["document"]), str(item["place"])) for item in report["changes"]["values"]),
         {str(old): Renamed(str(now["content"]), bool(now["special"])) for old, now in report.get("renamed_tokens", {}).items()},
-        Correspondence.from_json(report["correspondence"]) if "correspondence" in report else IDENTITY,
+        Correspondence.from_json(report.get("correspondence") or {}),
     )  # fmt: skip
+
+
+def _changed_names(changes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the names of the source under which the result has another tensor, or none."""
+    for item in changes:
+        if item["kind"] != "patched":
+            yield str(item["name"])
+        if item["kind"] in ("renamed", "moved"):
+            yield str(item["old_name"])
 
 
 def _is_adapters(shard: str) -> bool:

@@ -99,6 +99,7 @@ class Report:
     def snippets(self) -> str:
         """Lines to paste into the common trainers' configs; of a model in memory those for its new rows alone."""
         from graftkit.architecture.accounting import account
+        from graftkit.architecture.layers import layer_list
         from graftkit.architecture.skeleton import architecture_of
 
         adapter = self.plan.adapter
@@ -122,9 +123,12 @@ class Report:
         ]
         ids = tuple(self.plan.vocabulary.untrained) if self.plan.vocabulary else ()
         output = None if self.plan.in_memory else self.plan.recipe.output
+        blocks = self.plan.correspondence.blocks
+        path = layer_list(structure.skeleton).path if blocks else ""
         checkpoint = Written(
             structure.skeleton.architecture, tuple(modules), ids, labels, _has_zero_head(self.plan),
             sentences="modules.json" in self.plan.result.carried,
+            new_blocks=tuple(f"{path}.{place}" for place in blocks.fresh) if blocks else (),
         )  # fmt: skip
         return trainer_snippets(output, checkpoint)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class Written:
 
     ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes, and ``new_ids`` the ids
     of the rows; ``labels`` is the number of a classifier's labels. ``zero_head`` says that its head is zero, ``sentences`` that the
-    folder is one of sentence-transformers.
+    folder is one of sentence-transformers; ``new_blocks`` are the names of blocks that may be trained alone.
     """
 
     architecture: str
@@ -37,6 +38,7 @@ class Written:
     labels: int = 2
     zero_head: bool = False
     sentences: bool = False
+    new_blocks: tuple[str, ...] = ()
 
 
 def trainer_snippets(output: str | None, written: Written) -> str:
@@ -45,7 +47,20 @@ def trainer_snippets(output: str | None, written: Written) -> str:
     if written.new_ids and written.modules:
         lines += _for_new_rows(written)
         lines += _for_trl(written.modules, written.architecture)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_only(written.new_blocks, written.architecture)])
+
+
+def _only(blocks: Sequence[str], architecture: str) -> Iterator[str]:
+    """Yield what freezes everything but some blocks."""
+    if not blocks:
+        return
+    yield "# to train the new blocks alone, all else frozen: transformers Trainer, TRL"
+    yield f"new_blocks = ({', '.join(json.dumps(f'{block}.') for block in blocks)},)"
+    yield "for name, parameter in model.named_parameters():"
+    yield "    parameter.requires_grad = name.startswith(new_blocks)"
+    if architecture.endswith(GENERATING):
+        yield "# the same for axolotl"
+        yield f"unfrozen_parameters: {json.dumps([f'^{re.escape(block)}[.]' for block in blocks])}"
 
 
 def _loading(path: str, written: Written) -> Iterator[str]:

@@ -34,6 +34,13 @@ SHOWN = 12
 #: The same of a comparison.
 LISTED = 60
 
+#: Changes of a name that leave the bytes as they are, one line for all of a kind; what is ``copied`` has its bytes twice.
+CARRIED = {
+    "renamed": "of them get the name that the new class gives them",
+    "moved": "of them move to another block",
+    "copied": "more are copies of others",
+}
+
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"
@@ -72,7 +79,7 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
     """Print every change that `apply` would make."""
     console = console or _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
-    _print_tensors(console, plan)
+    _print_tensors(console, plan, verbose=verbose)
     tokens, left_out = token_table(plan, verbose=verbose)
     if tokens.row_count:
         console.print(tokens)
@@ -94,11 +101,13 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
     console.print(f"memory     about {size(plan.memory)} on top of the loaded libraries")
 
 
-def _print_tensors(console: Console, plan: Plan) -> None:
+def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
     tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change", "operation")
-    renamed = [change for change in plan.tensors if change.kind == "renamed"]
+    carried = [change for change in plan.tensors if change.kind in CARRIED]
+    dropped = [change for change in plan.tensors if change.kind == "dropped"]
+    summed_up = {*carried, *(dropped if len(dropped) > SHOWN and not verbose else ())}
     for change in plan.tensors:
-        if change.kind == "renamed":
+        if change in summed_up:
             continue
         what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
         tensors.add_row(
@@ -111,14 +120,18 @@ def _print_tensors(console: Console, plan: Plan) -> None:
             "adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made", made
         )
     kept = len(plan.result.tensors) - sum(
-        change.new_shape is not None for change in plan.tensors if change.kind != "renamed"
+        change.new_shape is not None for change in plan.tensors if change.kind not in ("renamed", "moved")
     )
     console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
     kept_how = "are kept byte for byte" if plan.writes_base else "stay where they are: the base is not written again"
     console.print(f"[dim]{kept} tensors {kept_how}[/dim]")
-    if renamed:
-        shown = f"{_text(renamed[0].old_name)} -> {_text(renamed[0].name)}"
-        console.print(f"[dim]{len(renamed)} of them get the name that the new class gives them, such as {shown}[/dim]")
+    for kind, what in CARRIED.items():
+        found = [change for change in carried if change.kind == kind]
+        if found:
+            shown = f"{_text(found[0].old_name)} -> {_text(found[0].name)}"
+            console.print(f"[dim]{len(found)} {what}, such as {shown}[/dim]")
+    if len(summed_up) > len(carried):
+        console.print(f"[dim]{len(dropped)} are dropped, such as {_text(dropped[0].name)}[/dim]")
 
 
 def _short(value: object, limit: int = 60) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
@@ -56,10 +56,11 @@ class Pair:
         bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
-        correspondence = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
-        reported = report.correspondence if report else IDENTITY
-        if reported.ids is not None and [reported.ids.source, reported.ids.result] == rows:
-            correspondence = reported
+        ids = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
+        correspondence = report.correspondence if report else IDENTITY
+        reported = correspondence.ids
+        if reported is None or [reported.source, reported.result] != rows:
+            correspondence = replace(correspondence, ids=ids.ids, live=ids.live)
         return cls(old, new, vocabularies, tokenizers, correspondence, report)
 
     @property

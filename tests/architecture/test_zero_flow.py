@@ -10,7 +10,7 @@ from support.families import FAMILIES, _model
 from torch.utils._pytree import tree_leaves
 
 from graftkit.architecture.skeleton import build_skeleton
-from graftkit.architecture.zero_flow import STEPS, _Zeros, never_learning
+from graftkit.architecture.zero_flow import STEPS, KnownZeros, never_learning
 
 #: Pairs of matrices of the last block that are tried in each family.
 PAIRS = 8
@@ -71,7 +71,7 @@ def test_what_is_found_is_what_training_leaves_without_a_gradient(family):
 def test_what_is_written_into_is_zero_no_longer(write):
     """Nor are the views of it; what was made zero from it before stays so."""
     weight, other = torch.zeros(2, 2), torch.ones(2, 2)
-    with _Zeros(iter([weight])) as known:
+    with KnownZeros(iter([weight])) as known:
         product = weight @ other
         view, made = product.t(), product * 2
         assert all(known.holds(value) for value in (product, view, made))

@@ -51,6 +51,9 @@ SPECS = {
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},
         "allow_lost",
     ),
+    "arrange_blocks": ({"blocks": [1, 0]}, {"blocks": [0, 2]}, "blocks"),
+    "drop_blocks": ({"blocks": "last 1"}, {"blocks": "first 2"}, "blocks"),
+    "insert_blocks": ({"after": [0]}, {"every": 3}, "every"),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

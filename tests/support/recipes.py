@@ -35,3 +35,18 @@ def applied(source, place, *operations):
     done, output = apply_by_command(source, place, *operations)
     assert done.returncode == 0, done.stderr
     return output, json.loads((output / "graft_report.json").read_text())
+
+
+def save(like, place, tensors):
+    """Write these tensors into one file, with the documents of the checkpoint ``like`` beside them."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    place.mkdir()
+    for path in like.glob("*.json"):
+        if "index" not in path.name and path.name != "graft_report.json":
+            shutil.copy(path, place)
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, place / "model.safetensors", {"format": "pt"}
+    )
