@@ -89,6 +89,15 @@ def test_the_new_model_is_what_apply_writes_and_shares_the_rest(family, dtype, o
     assert not_shared(new, old) == made
 
 
+@pytest.mark.parametrize("init", ["identity", "copy"])
+def test_a_new_block_is_no_other_block_s_memory(init, sources, tmp_path):
+    operation = {"op": "insert_blocks", "after": [0], "init": init}
+    new, old = compare_with_apply(sources("llama"), operation, tmp_path)
+    made = not_shared(new, old)
+    assert made == {name for name in new.state_dict() if name.startswith("model.layers.1.")}
+    assert len({value.data_ptr() for value in new.state_dict().values()}) == len(new.state_dict())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert_base_with_head"])
 @pytest.mark.parametrize("operation", [GROWS, HEAD, AGAIN], ids=lambda operation: operation["op"])

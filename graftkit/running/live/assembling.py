@@ -57,7 +57,7 @@ class _Shared:
 
 
 def _shared(planned: Checkpoint, skeleton: Skeleton, old: PreTrainedModel, *, same_class: bool) -> _Shared:
-    """Find what did not change, also of what is saved in another form than it has in memory.
+    """Find what did not change, also of what is saved in another form than it has in memory; of what stands twice, one is a copy.
 
     The loader is given the latter as it is in memory where the class stays the same: it would not note how another is saved.
     """
@@ -65,12 +65,15 @@ def _shared(planned: Checkpoint, skeleton: Skeleton, old: PreTrainedModel, *, sa
     before = {_bare(old, name): name for name, _ in _tensors(old)}
     by_parameter: dict[str, Tensor | str] = {}
     loaded: dict[str, tuple[str, ...]] = {}
+    taken: set[int] = set()
     for name, disks in names.disk.items():
         held = [tensor for disk in disks if isinstance(tensor := planned.tensors[disk], Held)]
         if name not in skeleton.shapes or len(held) != len(disks):
             continue
         if held[0].plain and not names[disks[0]].converted:
-            by_parameter[name] = held[0].values
+            copied = id(held[0]) in taken  # two weights that begin alike are not one
+            by_parameter[name] = held[0].values.clone() if copied else held[0].values
+            taken.add(id(held[0]))
             continue
         origin = before.get(_bare(skeleton.model, name))
         if origin is not None and all(origin in tensor.parameters for tensor in held):
