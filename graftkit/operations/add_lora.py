@@ -108,6 +108,13 @@ def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
         raise RecipeError(f"starts as the identity from B = 0, not from {kind}", field="use_dora")
 
 
+def _new_blocks(context: Context) -> list[int]:
+    blocks = correspondence_of(context.earlier).blocks
+    if blocks is None or not blocks.fresh:
+        raise RecipeError("no operation before this one makes a block", field="layers_to_transform")
+    return list(blocks.fresh)
+
+
 def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, Any]:
     """The fields of LoraConfig; the init is left to the maker, since it changes neither names nor shapes."""
     written = spec.plain_fields()
@@ -117,6 +124,8 @@ def _fields(spec: AddLora, skeleton: Skeleton, context: Context) -> dict[str, An
     fields |= {name: value for name, value in others.items() if name not in DATA_CONFIGS.values()}
     fields["task_type"] = spec.task_type or task_type(architecture_of({"architectures": [skeleton.architecture]}))
     fields["init_lora_weights"] = True
+    if fields.get("layers_to_transform") == "new":
+        fields["layers_to_transform"] = _new_blocks(context)
     saved = modules_to_save(spec.modules_to_save, skeleton, context)
     if saved:
         fields["modules_to_save"] = saved

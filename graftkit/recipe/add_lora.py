@@ -57,6 +57,11 @@ def _init(value: object) -> object:
     raise problem(f"unknown value {shown(value)}; {hint}")
 
 
+def _layers(value: object) -> object:
+    """One index as a list of it."""
+    return value if value == "new" else as_tuple(value)
+
+
 class AddLora(Spec):
     """Make a LoRA adapter that starts as the identity, beside the base (Hu 2021)."""
 
@@ -86,9 +91,11 @@ class AddLora(Spec):
         FrozenMapping()
     )
     layers_to_transform: Annotated[
-        ListOf[Annotated[int, Field(ge=0)]] | None,
-        BeforeValidator(as_tuple),
-        Field(description="Indices of the layers that get an adapter; null means all."),
+        Literal["new"] | ListOf[Annotated[int, Field(ge=0)]] | None,
+        BeforeValidator(_layers),
+        Field(
+            description="Indices of the layers that get an adapter, or new: those that this recipe inserts; null means all."
+        ),
     ] = None
     layers_pattern: Annotated[Text | None, Field(description="Name of the list of layers, such as layers.")] = None
     modules_to_save: Annotated[

@@ -280,6 +280,20 @@ def test_blocks_vocabulary_head_and_adapter_in_one_recipe(sources, tmp_path):
     assert {item.name for item in report.outputs.comparisons if item.bitwise} >= {"hidden_states.1", "hidden_states.2"}
 
 
+def test_lora_on_the_new_blocks_alone(sources):
+    llama = sources("llama")
+    lora = {"op": "add_lora", "r": 2, "layers_to_transform": "new", "target_modules": ["q_proj", "o_proj"]}
+
+    def blocks(*operations):
+        return {name.split(".layers.")[1].partition(".")[0] for name in planned(llama, *operations).adapter.tensors}
+
+    assert blocks(insert(0), lora) == {"1"}
+    assert blocks(insert(0), {**lora, "target_modules": "all-linear"}) == {"1"}
+    assert blocks(insert(0), {"op": "drop_blocks", "blocks": ["first 1"]}, lora) == {"0"}
+    with pytest.raises(RecipeError, match="layers_to_transform: no operation before this one makes a block"):
+        planned(llama, lora)
+
+
 @pytest.mark.slow
 def test_an_adapter_of_the_grown_base_is_merged_into_it(sources, tmp_path):
     from support.adapters import make_adapter, merged_by_peft
