@@ -139,7 +139,10 @@ def _both_ways(wrapper: str, inner: str, base: Path, own: Path) -> str:
     import transformers
 
     model = getattr(transformers, wrapper).from_pretrained(base).eval()
-    small = _inner_model(model, getattr(transformers, inner))
+    kind = getattr(transformers, inner, None)
+    if kind is None:
+        raise NoPair("is in a mapping, and transformers does not offer it")
+    small = _inner_model(model, kind)
     _train(small, own / "adapter")
     there = _retarget(base, own / "adapter", own / "there", None)
     check_places(own / "adapter", small, own / "there/adapter", model)
@@ -162,6 +165,9 @@ def _inner_model(model: Any, kind: Any) -> Any:
         small = kind(copy.deepcopy(config)).eval()
     except Exception as error:
         raise NoPair(f"cannot be built from the wrapper's config: {_line(error)}") from error
+    if whole := [module for module in model.modules() if _shapes(module) == _shapes(small)]:
+        small.load_state_dict(whole[0].state_dict())
+        return small
     shapes = _shapes(small.base_model)
     inside = [module for _, module in model.named_modules() if _shapes(module) == shapes]
     inside = [module for module in inside if type(module) is type(small.base_model)] or inside
@@ -182,6 +188,7 @@ def _train(small: Any, folder: Path) -> None:
     """Save a LoRA on every linear, each of whose values is random."""
     import torch
     from peft import LoraConfig, get_peft_model
+    from support.tiny import forward
 
     from graftkit.architecture.peft.task import task_type
 
@@ -191,11 +198,28 @@ def _train(small: Any, folder: Path) -> None:
         adapted = get_peft_model(copy.deepcopy(small), config)
     except Exception as error:
         raise NoPair(f"peft makes no LoRA of all its linears: {_line(error)}") from error
+    try:
+        forward(adapted.get_base_model(), torch.arange(4, 12)[None])
+    except Exception as error:
+        if _runs(small):
+            raise NoPair(f"does not run with a LoRA on all its linears: {_line(error)}") from error
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.05)
     adapted.save_pretrained(folder)
+
+
+def _runs(model: Any) -> bool:
+    """Whether a model runs on token ids."""
+    import torch
+    from support.tiny import forward
+
+    try:
+        forward(model, torch.arange(4, 12)[None])
+    except Exception:  # noqa: BLE001 - a forward that lacks an input raises anything
+        return False
+    return True
 
 
 def _retarget(base: Path, adapter: Path, output: Path, to: str | None) -> Any:

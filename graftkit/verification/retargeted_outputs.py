@@ -100,13 +100,21 @@ def compare_outputs(
 
 
 def _run(model: Any, before: Reference, modules: Iterable[str]) -> tuple[Comparison, Reference, int]:
-    """Run the probes of ``before``: the difference, what the model gave, and how many of ``modules`` were run."""
+    """Run the probes of ``before``: the difference, what the model gave, and how many of ``modules`` were run.
+
+    Raises:
+        VerificationFailed: it does not run with the adapter.
+    """
     ran: set[str] = set()
     hooks = list(_note_runs(model, modules, ran))
     effect, kept = Comparison(join_steps=True), {}
     for part in before.parts:
         old = before.kept[part.name]
-        new = run(model, part, before.extra_inputs)
+        try:
+            new = run(model, part, before.extra_inputs)
+        except Exception as error:  # whatever the forward raises is the finding
+            why = f"outputs: {before.architecture} does not run with the adapter: {one_line(error)}"
+            raise VerificationFailed(why) from error
         kept[part.name] = {name: value for name, value in new.items() if name in old}
         effect.add(part, old, new)
     for hook in hooks:

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from support.adapters import edit_adapter, load_adapted, make_adapter
 from support.families import build
 from support.recipes import recipe
+from support.tiny import build as tiny
 
 from graftkit import engine
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
@@ -380,6 +381,14 @@ def test_a_trained_adapter_without_effect_writes_nothing(bases, adapter_of, tmp_
     with pytest.raises(VerificationFailed, match="though 4 trained modules ran: the adapter has no effect"):
         retarget(bases / "llava", adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_forward_that_the_adapter_stops_is_a_failure(tmp_path):
+    """This router returns two tensors, and peft adds its product to one."""
+    tiny("Llama4ForCausalLM", tmp_path / "base")
+    _, adapter = make_adapter(tmp_path, "Llama4TextModel", base=tmp_path / "base", target_modules=["router"])
+    with pytest.raises(VerificationFailed, match="does not run with the adapter: AttributeError"):
+        retarget(tmp_path / "base", adapter, tmp_path / "out")
 
 
 def test_an_untrained_adapter_and_one_that_no_probe_runs_are_said_to_be(bases, adapter_of, tmp_path):

@@ -52,6 +52,7 @@ PLANTED = {
     "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
     "verification/retargeted.py RetargetedReport": "operations/test_retarget_adapter.py test_a_planted_fault_is_caught",
     "verification/retargeted_outputs.py RetargetedOutputs": "operations/test_retarget_adapter.py test_places_that_are_wrong_are_caught_by_the_outputs",
+    "verification/retargeted_outputs.py _run": "operations/test_retarget_adapter.py test_a_forward_that_the_adapter_stops_is_a_failure",
     "verification/retargeted_outputs.py _Gap": "operations/test_retarget_adapter.py test_places_that_are_wrong_are_caught_by_the_outputs",
     "running/live/assembling.py _load": "test_graft.py test_a_planned_checkpoint_that_lacks_a_tensor_is_not_put_together",
     "verification/signal/report.py SignalReport": "verification/test_signal.py test_what_is_not_finite_is_a_failure",
