@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftkit import commands
+from graftkit import commands, usage
+from graftkit.drafting.kinds import KINDS, USUAL
 from graftkit.errors import (
     CommittedWithWarning,
     GraftkitError,
@@ -27,7 +28,18 @@ Command = Callable[[argparse.Namespace], int]
 #: ``(name, command, text, *positionals)`` -> the parser of a command.
 Add = Callable[..., argparse.ArgumentParser]
 
+REVISION = "branch, tag or commit of a hub id"
+
 DEVICE = "where lens and signal run: cpu, cuda or cuda:N"
+
+#: What the arguments without a name are.
+POSITIONALS = {
+    "RECIPE": "the file of a recipe, or - for standard input",
+    "MODEL": "a folder with a checkpoint, or a hub id",
+    "A": "a folder with a checkpoint, or a hub id",
+    "B": "another one, compared with A",
+    "DIR": "the folder of an output",
+}
 
 #: Exit code of what should not have happened, that of a software error in sysexits.h.
 FAULT = 70
@@ -119,15 +131,21 @@ def _complain(message: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="graftkit", description="Surgery on pretrained checkpoints, verified before it is saved.")
+    parser = _Parser(
+        prog="graftkit", description="Surgery on pretrained checkpoints, verified before it is saved.",
+        epilog=usage.epilog(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=lambda options: _version() if options.version else _usage(parser))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     def add(name: str, command: Command, text: str, *positionals: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=text)
+        sub: argparse.ArgumentParser = subparsers.add_parser(
+            name, help=text, description=text, epilog=usage.epilog(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
         for positional in positionals:
-            sub.add_argument(positional.lower(), metavar=positional)
+            sub.add_argument(positional.lower(), metavar=positional, help=POSITIONALS[positional])
         sub.add_argument("--json", action="store_true", help="print JSON")
         sub.add_argument("--debug", action="store_true", help="print a traceback with an error")
         sub.set_defaults(command=command)
@@ -148,6 +166,15 @@ def _add_commands_of_recipes(add: Add) -> None:
         sub.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as operations.0.init=mean")
         return sub
 
+    init = add("init", commands.init, "write a recipe to begin with, made for a model; reads no weights", "MODEL")
+    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
+    init.add_argument(
+        "--for", dest="kind", metavar="KIND", choices=KINDS, default=USUAL, help=f"{kinds} (default: {USUAL})"
+    )
+    init.add_argument(
+        "-o", "--output", metavar="FILE", help="write the recipe there instead of printing it; it must not exist"
+    )
+    init.add_argument("--revision", help=REVISION)
     with_recipe("validate", commands.validate, "check a recipe without touching a checkpoint")
     add("schema", commands.schema, "print the JSON Schema of recipes, for editors")
     plan = with_recipe("plan", commands.plan, "show what apply would write; reads no weights")
@@ -169,7 +196,7 @@ def _add_commands_of_recipes(add: Add) -> None:
 
 def _add_inspect(add: Add) -> None:
     sub = add("inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
-    sub.add_argument("--revision", help="branch, tag or commit of a hub id")
+    sub.add_argument("--revision", help=REVISION)
     sub.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
 
 
@@ -182,8 +209,8 @@ def _add_diff(add: Add) -> None:
 
 def _add_verify(add: Add) -> None:
     sub = add("verify", commands.verify, "check that B behaves like A, an adapter on its base A, or a merge of both")
-    sub.add_argument("a", metavar="A", nargs="?")
-    sub.add_argument("b", metavar="B", nargs="?")
+    sub.add_argument("a", metavar="A", nargs="?", help=POSITIONALS["A"])
+    sub.add_argument("b", metavar="B", nargs="?", help=POSITIONALS["B"])
     sub.add_argument("--adapter", metavar="DIR", help="check this adapter on A, or that B is A with it merged")
     sub.add_argument("--no-outputs", action="store_true", help="leave out the reload and the forward")
     sub.add_argument("--lens", action="store_true", help="compare in float64, module by module, and beside the noise")
@@ -211,10 +238,11 @@ def _add_selftest(add: Add) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse; overrides may also stand behind options, where argparse leaves them over."""
     parser = _parser()
+    usage.check_command(arguments, usage.commands_of(parser))
     options, rest = parser.parse_known_args(arguments)
     strangers = [text for text in rest if text.startswith("-") or not hasattr(options, "overrides")]
     if strangers:
-        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+        parser.error(usage.unrecognized(strangers))
     if rest:
         options.overrides = [*options.overrides, *rest]
     return options

@@ -43,6 +43,31 @@ def _print_json(value: object) -> int:
     return 0
 
 
+def init(options: Namespace) -> int:
+    """Draft a recipe for a model, and print it or write it to a new file."""
+    from pathlib import Path
+
+    target = None if options.output is None else Path(_path(options.output))
+    if target is not None and os.path.lexists(target):
+        raise RecipeError(f"{printable(target)}: exists; name another file, or remove it")
+    model = _path(options.model)
+    _quiet_libraries()
+    from graftkit.drafting.init import draft_recipe
+
+    drafted = draft_recipe(model, options.kind, revision=options.revision)
+    if target is not None:
+        with target.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(drafted.text)
+    if options.json:
+        written = None if target is None else str(target)
+        return _print_json({"kind": drafted.kind, "written": written, "recipe": drafted.recipe, "text": drafted.text})
+    if target is None:
+        sys.stdout.write(drafted.text)
+    else:
+        sys.stdout.write(f"written to {printable(target)}; next: graftkit plan {printable(target)}\n")
+    return 0
+
+
 def validate(options: Namespace) -> int:
     """Check a recipe without touching a checkpoint."""
     recipe, _ = _recipe(options)

@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.dimensions import Dimensions, dimensions_of
 from graftkit.architecture.missing_rows import missing_rows
+from graftkit.architecture.module_groups import ModuleGroup, module_groups
 from graftkit.architecture.parameters import text_value
 from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
+from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.errors import InputRejected, few, plural
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
+
+#: What transformers writes as model_max_length where there is no limit is far beyond this.
+NO_LIMIT = 10**12
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -57,6 +63,8 @@ class Inspection:
     """What `graftkit inspect` prints. ``nonfinite`` is None when it was not asked for.
 
     ``input`` is what the class is fed in the first place; where that is no token ids, there may be no rows and no tokens.
+    ``modules`` is what adapters can target. ``chat_templates`` gives the number of characters of each by its name, which is
+    empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts.
     """
 
     name: str
@@ -75,7 +83,11 @@ class Inspection:
     special: Mapping[str, str]
     findings: tuple[str, ...]
     nonfinite: tuple[str, ...] | None
-    input: str = "input_ids"
+    input: str
+    dimensions: Dimensions
+    modules: tuple[ModuleGroup, ...]
+    chat_templates: Mapping[str, int]
+    model_max_length: int | None
 
 
 def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
@@ -114,7 +126,18 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
         findings=(*_unknown(structure), *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows))),
         nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
+        dimensions=dimensions_of(structure.skeleton),
+        modules=module_groups(structure.skeleton),
+        chat_templates={name: len(text) for name, text in templates(checkpoint.documents).items()},
+        model_max_length=_longest(checkpoint),
     )
+
+
+def _longest(checkpoint: Checkpoint) -> int | None:
+    """The tokenizer's own limit; None where it has none, for which transformers writes a number of thirty digits."""
+    said = checkpoint.documents.get("tokenizer_config.json")
+    length = said.get("model_max_length") if isinstance(said, dict) else None
+    return int(length) if isinstance(length, int | float) and length < NO_LIMIT else None
 
 
 def _unknown(structure: Structure) -> Iterator[str]:

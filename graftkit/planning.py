@@ -15,6 +15,8 @@ from typing import Any
 from graftkit.architecture.accounting import account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
+from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
+from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -132,6 +134,11 @@ class Plan:
     def adapter(self) -> Adapter | None:
         """The adapter that an operation makes, if one does."""
         return next((outcome.adapter for outcome in self.outcomes if outcome.adapter), None)
+
+    @property
+    def adapted(self) -> tuple[AdaptedGroup, ...]:
+        """What the adapter trains, by module of its base; empty where no adapter is made."""
+        return adapted_groups(self.adapter, build_skeleton(self.result.config)) if self.adapter else ()
 
     @property
     def writes_base(self) -> bool:

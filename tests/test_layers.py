@@ -21,8 +21,8 @@ LAYERS = [
     {"report"},
     {"planning"},
     {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
-    {"selftest"},
-    {"commands", "process"},
+    {"drafting", "selftest"},
+    {"commands", "process", "usage"},
     {"cli"},
 ]
 
@@ -79,7 +79,9 @@ def test_operations_do_not_import_one_another():
 HEAVY = ("torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "safetensors")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["schema"], ["validate", "recipes/quickstart.yaml"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["schema"], ["init", "--help"], ["validate", "recipes/quickstart.yaml"]]
+)
 def test_light_commands_load_no_heavy_module(arguments):
     program = (
         "import sys; from graftkit.cli import run\n"

@@ -35,8 +35,7 @@ def layer_list(skeleton: Skeleton) -> LayerList:
     """
     model = skeleton.model
     counts = _layer_counts(model.config)
-    lists = {name: module for name, module in model.named_modules() if _is_list(module)}
-    outer = {name: m for name, m in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
+    outer = _outermost_lists(model)
     counted = {name: module for name, module in outer.items() if len(module) in counts}
     inside = {id(module) for module in _decoder(model).modules()}
     found = {name: module for name, module in counted.items() if id(module) in inside} or counted
@@ -44,6 +43,17 @@ def layer_list(skeleton: Skeleton) -> LayerList:
         return next(LayerList(name, len(module)) for name, module in found.items())
     what = f"{len(found)} lists of layers: {', '.join(found)}" if found else "no list of layers"
     raise InputRejected(f"{skeleton.architecture}: has {what}")
+
+
+def layer_stacks(skeleton: Skeleton) -> dict[str, int]:
+    """Name in memory of each outermost list of modules that have modules of their own -> its length."""
+    lists = _outermost_lists(skeleton.model)
+    return {name: len(found) for name, found in lists.items() if any(list(item.children()) for item in found)}
+
+
+def _outermost_lists(model: PreTrainedModel) -> dict[str, Any]:
+    lists = {name: module for name, module in model.named_modules() if _is_list(module)}
+    return {name: found for name, found in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
 
 
 def _decoder(model: PreTrainedModel) -> Any:

@@ -44,9 +44,16 @@ def expand_names(field: str, entries: Sequence[str], names: Sequence[str]) -> li
     return list(dict.fromkeys(found))
 
 
-def no_match(field: str, entry: str, names: Iterable[str]) -> RecipeError:
-    """The error of an entry that fits no name, with near names."""
-    known = list(names)
-    lasts = list(dict.fromkeys(name.rpartition(".")[2] for name in known if not name.rpartition(".")[2].isdigit()))
-    close = difflib.get_close_matches(entry, known if "." in entry else lasts, n=3, cutoff=0.5) or lasts[-8:]
+def no_match(field: str, entry: str, names: Iterable[str], others: Iterable[str] = ()) -> RecipeError:
+    """The error of an entry that fits no name, with near ones of ``names``, or of the ``others`` where none of those is near."""
+    close = _near(entry, names) or _near(entry, others) or _last_steps(names)[-8:]
     return RecipeError(f"{printable(entry)!r} matches no module; near names: {', '.join(close)}", field=field)
+
+
+def _near(entry: str, names: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(entry, list(names) if "." in entry else _last_steps(names), n=3, cutoff=0.5)
+
+
+def _last_steps(names: Iterable[str]) -> list[str]:
+    lasts = (name.rpartition(".")[2] for name in names)
+    return list(dict.fromkeys(last for last in lasts if not last.isdigit()))

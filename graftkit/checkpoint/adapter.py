@@ -31,10 +31,14 @@ _PARTITIONED = (0,)
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """What peft loads: ``config`` is adapter_config.json, ``tensors`` are by their names in adapter_model.safetensors."""
+    """What peft loads: ``config`` is adapter_config.json, ``tensors`` are by their names in adapter_model.safetensors.
+
+    ``frozen`` names the tensors that training leaves as they are, such as VeRA's projections.
+    """
 
     config: Mapping[str, Any]
     tensors: Mapping[str, LazyTensor]
+    frozen: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:

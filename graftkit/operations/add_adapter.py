@@ -121,7 +121,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
     if tie_notes:
         maker = _Maker(Base(checkpoint.config, base.dtype), checkpoint, spec, fields, seed)
     tensors = maker.tensors()
-    adapter = Adapter(written_config(maker.planned.config, checkpoint, context), tensors)
+    adapter = Adapter(written_config(maker.planned.config, checkpoint, context), tensors, maker.planned.frozen)
     strength = PromiseClass.INTENTIONAL if spec.allow_change else PromiseClass[STARTS[spec.peft_type].upper()]
     return Outcome(
         checkpoint,

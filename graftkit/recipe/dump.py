@@ -46,3 +46,11 @@ _Writer.add_representer(str, _represent_text)
 def dump_recipe(recipe: Recipe) -> str:
     """Return ``recipe`` as YAML that loads to an equal one: in the order of fields, defaults written out."""
     return yaml.dump(recipe.plain(), Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
+
+
+def dump_field(name: str, value: object) -> str:
+    """One field as lines of YAML, a list or mapping in flow style, for a recipe that is put together by hand."""
+    if isinstance(value, list | dict):
+        flow = yaml.dump(value, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=100, default_flow_style=True)
+        return f"{name}: {flow.rstrip().replace(chr(10), f'{chr(10)}  ')}"
+    return yaml.dump({name: value}, Dumper=_Writer, allow_unicode=True, width=1000, default_flow_style=False).rstrip()

@@ -5,7 +5,7 @@ that literal as its default, and put the class into the union: ``ExtendVocab | R
 into ``MAKE_ADAPTERS`` too.
 """
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
@@ -42,6 +42,9 @@ Operation = Annotated[
     | InsertBlocks,
     OneOf("op", "operation"),
 ]
+
+#: The words that ``op`` can be.
+OPERATIONS: tuple[str, ...] = tuple(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))
 
 #: The operations that make an adapter for the base as it is then.
 MAKE_ADAPTERS = frozenset(

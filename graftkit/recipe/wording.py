@@ -3,8 +3,13 @@
 import difflib
 from collections.abc import Iterable
 
+from graftkit.recipe.other_names import elsewhere, known_as
+
 #: Longer texts are cut when a message quotes them.
 SHOWN_CHARACTERS = 60
+
+#: A name is taken for a slip of a longer or shorter one when they begin with so many equal characters.
+EQUAL_BEGINNING = 3
 
 #: Larger integers are not printed; Python refuses to print those of more than 4,300 digits.
 MAX_SHOWN_BITS = 200
@@ -44,15 +49,22 @@ def found(value: object) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that ``name`` is probably a slip of: one that looks like it, or else begins like it."""
+    """Return the known name that is meant by ``name``: what others call so, or one that looks like it, or else begins like it."""
     names = list(known)
+    if own := known_as(name, names):
+        return own
     close = difflib.get_close_matches(name, names, n=1)
-    begun = [other for other in names if name.startswith(other) or (name and other.startswith(name))]
+    begun = [other for other in names if other.startswith(name) or name.startswith(other)]
+    begun = [other for other in begun if min(len(name), len(other)) >= EQUAL_BEGINNING]
     return next(iter([*close, *sorted(begun, key=len, reverse=True)]), None)
 
 
 def unknown(what: str, name: object, known: Iterable[str], *, all_called: str) -> str:
-    """Say ``unknown field; did you mean 'seed'?``, or all known names where none is close."""
+    """Say ``unknown field; did you mean 'seed'?``, or which tool has that, or all known names where none is close."""
     names = list(known)
-    close = did_you_mean(name, names) if isinstance(name, str) else None
+    close = None
+    if isinstance(name, str):
+        if not known_as(name, names) and (sentence := elsewhere(name)):
+            return f"{what}; {sentence}"
+        close = did_you_mean(name, names)
     return f"{what}; did you mean {shown(close)}?" if close else f"{what}; {all_called}: {', '.join(names)}"

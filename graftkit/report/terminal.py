@@ -11,6 +11,7 @@ from rich.console import Console
 
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
+from graftkit.report.module_tables import adapted_json, print_adapted, print_modules
 from graftkit.report.size import size
 from graftkit.report.tables import captured
 from graftkit.report.tables import open_console as _console
@@ -63,6 +64,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "adapter": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in plan.adapter.tensors.items()}
         if plan.adapter
         else None,
+        **adapted_json(plan),
         "bytes_taken_over": plan.bytes_taken_over,
         "bytes_written": plan.bytes_written,
         "memory": plan.memory,
@@ -80,6 +82,7 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
     console = console or _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
     _print_tensors(console, plan, verbose=verbose)
+    print_adapted(console, plan)
     tokens, left_out = token_table(plan, verbose=verbose)
     if tokens.row_count:
         console.print(tokens)
@@ -207,6 +210,7 @@ def print_inspection(found: Inspection) -> None:
     console.print(
         f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
     )
+    print_modules(console, found)
     if found.rows:
         _print_vocabulary(console, found)
     else:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from graftkit.architecture.module_groups import kind_of
 from graftkit.architecture.module_names import ends_with, expand_names, is_glob, names_matching, no_match
 from graftkit.architecture.peft.injection import Injection, inject
 from graftkit.architecture.peft.patterns import unmatched
 from graftkit.architecture.peft.task import find_routers, towers
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import RecipeError, few, printable
-
-if TYPE_CHECKING:
-    from torch import nn
 
 ALL_LINEAR = "all-linear"
 
@@ -99,7 +97,7 @@ def resolve_names(build: Build, wanted: Any) -> tuple[Any, tuple[str, ...]]:
         glob = is_glob(entry)
         fits = names_matching(owning, entry) if glob else [name for name in names if ends_with(name, entry)]
         if not fits:
-            raise no_match("target_modules", entry, names)
+            raise no_match("target_modules", entry, _adaptable(skeleton, names), owning)
         entries += fits if glob else [entry]
     found_names = tuple(name for name in names if any(ends_with(name, entry) for entry in entries))
     kept, notes = _leave_out_towers(found_names, wanted, towers(skeleton), ())
@@ -109,14 +107,14 @@ def resolve_names(build: Build, wanted: Any) -> tuple[Any, tuple[str, ...]]:
 def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> list[str]:
     """The entries with globs replaced by the full names that they match; each entry must match something."""
     names = [name for name, _ in skeleton.model.named_modules() if name]
-    fit = {name for name in names if _is_adaptable(skeleton.model.get_submodule(name))}
+    fit = _adaptable(skeleton, names)
     parameters = [name for name, _ in skeleton.model.named_parameters()]
     entries: list[str] = []
     for entry in values["target_modules"]:
         if is_glob(entry):
-            fits = [name for name in names_matching(names, entry) if name in fit]
+            fits = names_matching(fit, entry)
             if not fits:
-                raise no_match("target_modules", entry, names)
+                raise no_match("target_modules", entry, fit)
             layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
             entries += [name for name in fits if layers is None or _layer_of(name, pattern) in layers]
         elif any(ends_with(name, entry) for name in names) or _peft_knows(build, values, entry):
@@ -127,8 +125,13 @@ def _expanded(build: Build, skeleton: Skeleton, values: Mapping[str, Any]) -> li
                 field="target_modules",
             )
         else:
-            raise no_match("target_modules", entry, names)
+            raise no_match("target_modules", entry, fit)
     return list(dict.fromkeys(entries))
+
+
+def _adaptable(skeleton: Skeleton, names: Iterable[str]) -> list[str]:
+    """The names of modules that peft's LoRA can adapt: no norms, and no modules that only hold others."""
+    return [name for name in names if kind_of(skeleton.model.get_submodule(name))]
 
 
 def _short_entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -> list[str]:
@@ -139,15 +142,6 @@ def _short_entries(before: Any, kept: tuple[str, ...], found: tuple[str, ...]) -
     )
     covered = {name for name in kept if any(ends_with(name, entry) for entry in entries)}
     return entries if covered == set(kept) else list(kept)
-
-
-def _is_adaptable(module: nn.Module) -> bool:
-    """Whether peft can adapt a module of this kind; others that a glob matches, such as norms, are not meant."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    kinds = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
-    return isinstance(module, kinds)
 
 
 def _peft_knows(build: Build, values: Mapping[str, Any], entry: str) -> bool:

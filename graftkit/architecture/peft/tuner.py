@@ -34,7 +34,7 @@ class Tuned:
 
     ``modules`` are the names of the adapted modules, as far as peft tells them; ``trained`` those in memory of the base's
     weights that are adapted or trained whole; ``read`` those of stand-ins that peft has computed with: where there are any, the
-    tensors have the right shapes and dtypes, but not the right values.
+    tensors have the right shapes and dtypes, but not the right values. ``frozen`` names the tensors that peft does not train.
     """
 
     config: Mapping[str, Any]
@@ -42,6 +42,7 @@ class Tuned:
     modules: tuple[str, ...]
     trained: frozenset[str]
     read: frozenset[str]
+    frozen: frozenset[str]
 
 
 def tune(
@@ -69,11 +70,19 @@ def tune(
                 adapted = get_peft_model(model, config, adapter_name=NAME)
                 state = get_peft_model_state_dict(adapted, adapter_name=NAME, save_embedding_layers=False)
                 tensors = {name: tensor.detach().clone() for name, tensor in state.items()}
+                frozen = _frozen(adapted, state)
         except Exception as error:  # peft raises ValueError, TypeError, KeyError and its own
             raise RecipeError(f"peft refuses: {one_line(error)}") from error
     modules = tuple(getattr(adapted.base_model, "targeted_module_names", ()))
     trained = frozenset(_trained(adapted, modules))
-    return Tuned(saved_config(adapted), tensors, modules, trained, frozenset(reads.found))
+    return Tuned(saved_config(adapted), tensors, modules, trained, frozenset(reads.found), frozen)
+
+
+def _frozen(adapted: PreTrainedModel, state: Mapping[str, Tensor]) -> frozenset[str]:
+    """Names of the tensors that are buffers, or parameters without a gradient."""
+    still = [tensor for tensor in adapted.parameters() if not tensor.requires_grad]
+    storages = {_storage(tensor) for tensor in (*still, *adapted.buffers())}
+    return frozenset(name for name, tensor in state.items() if _storage(tensor) in storages)
 
 
 @contextlib.contextmanager

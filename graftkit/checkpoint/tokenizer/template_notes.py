@@ -36,7 +36,8 @@ def templates(documents: Mapping[str, Any]) -> dict[str, str]:
     """The chat templates that transformers reads, by name; the only one has no name."""
     if isinstance(text := documents.get("chat_template.jinja"), str):
         return {"": text}
-    found = next((t for name in COPIES if (t := (documents.get(name) or {}).get("chat_template")) is not None), None)
+    copies = (documents[name] for name in COPIES if isinstance(documents.get(name), dict))
+    found = next((text for copy in copies if (text := copy.get("chat_template")) is not None), None)
     if isinstance(found, list):
         named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
         return {str(name): text for name, text in named.items() if isinstance(text, str)}
