@@ -116,7 +116,7 @@ def framed(value):
 
 def test_a_plan_shows_what_the_command_prints(given, applied):
     planned = graftkit.plan(given[0])
-    assert f"{planned!r}\n" == here("plan", given[1]).stdout
+    assert f"{planned!r}\n" == here("plan", given[1], "--overwrite").stdout
     page = framed(planned)
     assert "Planned" in page
     assert "Verified" not in page
