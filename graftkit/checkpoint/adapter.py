@@ -135,6 +135,11 @@ def config_at(place: AdapterPlace) -> dict[str, Any]:
     return read_adapter_config(place) if isinstance(place, Path) else dict(place.config)
 
 
+def tensors_at(place: AdapterPlace) -> Mapping[str, LazyTensor]:
+    """The tensors of an adapter, none where peft has saved none."""
+    return read_header(place / WEIGHTS).tensors if isinstance(place, Path) else place.tensors
+
+
 def adapter_digests(directory: Path) -> dict[str, str]:
     """SHA-256 of the adapter's two files, by name."""
     digests = {}

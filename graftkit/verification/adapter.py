@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
-from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
+from graftkit.checkpoint.adapter import AdapterPlace, adapter_at, tensors_at
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected
 from graftkit.running import memory
@@ -143,7 +143,7 @@ class AdapterCheck:
             InputRejected: base or adapter cannot be opened.
         """
         reason = reason or cannot_run(base)
-        tensors = adapter_at(adapter).tensors
+        tensors = tensors_at(adapter)
         report = AdapterReport(
             self.strength.word if self.strength is not None else "",
             len(tensors),

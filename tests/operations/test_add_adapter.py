@@ -109,7 +109,13 @@ def test_only_the_weights_that_peft_computes_from_are_read(base, tmp_path, monke
     source = base("llama")
     read = []
     real = reading.read_range
-    monkeypatch.setattr(reading, "read_range", lambda path, *rest: (read.append(rest[1]), real(path, *rest))[1])
+
+    def watched(path, *rest):
+        if path.is_relative_to(source):
+            read.append(rest[1])
+        return real(path, *rest)
+
+    monkeypatch.setattr(reading, "read_range", watched)
     off = {"verify": {"outputs": False}}
     apply(recipe(source, tmp_path / "vera", kind("VERA", target_modules="all-linear", config={"r": 4}), **off))
     assert read == []

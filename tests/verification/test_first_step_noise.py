@@ -34,8 +34,8 @@ def source(tmp_path_factory):
 def old(source):
     model = transformers.BertForMaskedLM.from_pretrained(source).eval()
     with differentiable():
-        found = gradients(model, loss_of(model, TEXTS, frozenset(), ROWS))
-        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), ROWS, 3))
+        found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
+        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), 3))
 
 
 def other_kernels(source):
@@ -43,8 +43,8 @@ def other_kernels(source):
     model = transformers.BertForMaskedLM.from_pretrained(source, attn_implementation="eager").eval()
     padded = replace(TEXTS, **{name: torch.nn.functional.pad(getattr(TEXTS, name), (0, 5)) for name in ("ids", "mask")})
     parts = [replace(TEXTS, ids=TEXTS.ids[row : row + 1], mask=TEXTS.mask[row : row + 1]) for row in range(4)]
-    single = [gradients(model, loss_of(model, part, frozenset(), ROWS)) for part in parts]
-    yield gradients(model, loss_of(model, padded, frozenset(), ROWS))
+    single = [gradients(model, loss_of(model, part, frozenset(), slice(ROWS))) for part in parts]
+    yield gradients(model, loss_of(model, padded, frozenset(), slice(ROWS)))
     yield {name: sum(part[name] for part in single) / 4 for name in single[0]}
 
 
