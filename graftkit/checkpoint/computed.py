@@ -26,6 +26,17 @@ def computed(dtype: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> 
     return Computed(dtype, shape, lambda: as_bytes(make(), dtype))
 
 
+def begin_thread() -> None:
+    """Let this thread compute with as many threads as the one that began it.
+
+    torch hands its number over when a thread asks for it or runs a loop of its own; a decomposition of the linear algebra library does
+    neither, and would round by the number of the environment.
+    """
+    import torch
+
+    torch.get_num_threads()
+
+
 class TensorGroup:
     """Tensors that one function makes together: it runs once, when the first of them is read, and what it returned is kept.
 
@@ -40,6 +51,7 @@ class TensorGroup:
         """What ``make`` returned."""
         with self._lock:
             if self._values is None:
+                begin_thread()
                 self._values = self._make()
             return self._values
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.computed import TensorGroup, as_bytes, computed
+from graftkit.checkpoint.computed import TensorGroup, as_bytes, begin_thread, computed
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
@@ -52,7 +52,7 @@ class AdapterMaker:
     _groups: dict[str, TensorGroup] = field(default_factory=dict)
     _scratch: Scratch = field(default_factory=Scratch)
     _decomposing: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors")
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="factors", initializer=begin_thread)
     )
 
     def tensors(self) -> dict[str, LazyTensor]:
