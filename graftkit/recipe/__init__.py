@@ -6,6 +6,7 @@
 from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.dump import dump_recipe
+from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.load import load_recipe, parse_recipe
@@ -28,6 +29,7 @@ __all__ = [
     "CombineAdapters",
     "Copy",
     "Describe",
+    "EditTensors",
     "ExtendVocab",
     "ExtractLora",
     "Keep",

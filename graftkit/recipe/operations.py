@@ -11,6 +11,7 @@ from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.merge_adapter import MergeAdapter
@@ -28,6 +29,7 @@ Operation = Annotated[
     | AddAdapter
     | AddLora
     | CombineAdapters
+    | EditTensors
     | ExtractLora
     | MergeAdapter
     | Reinit
