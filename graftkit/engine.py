@@ -162,7 +162,7 @@ def run_checks(planned: Plan, subject: Subject) -> Iterator[Finding]:
         VerificationFailed: a check failed.
     """
     own = [
-        (check, behind(subject, planned.outcomes[place + 1 :]))
+        (check, behind(subject, outcome, planned.outcomes[place + 1 :]))
         for place, outcome in enumerate(planned.outcomes)
         for check in outcome.checks
     ]
@@ -171,10 +171,12 @@ def run_checks(planned: Plan, subject: Subject) -> Iterator[Finding]:
         yield finding
 
 
-def behind(subject: Subject, later: Sequence[Outcome]) -> Subject:
-    """What the own check of an operation looks at that stands before the operations ``later``."""
-    scope = functools.reduce(operator.or_, (outcome.scope for outcome in later), Scope.EVERYTHING)
-    return replace(subject, later=correspondence_of(later), later_scope=scope)
+def behind(subject: Subject, outcome: Outcome, later: Sequence[Outcome]) -> Subject:
+    """What the own check of the operation with this ``outcome`` looks at, before the operations ``later``."""
+    scope = functools.reduce(operator.or_, (one.scope for one in later), Scope.EVERYTHING)
+    old, new = (one.checkpoint.tensors for one in (outcome, *later[-1:])) if later else ({}, {})
+    changed = frozenset(name for name in {**old, **new} if old.get(name) is not new.get(name))
+    return replace(subject, later=correspondence_of(later), later_scope=scope, changed_later=changed)
 
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
@@ -211,6 +213,7 @@ def subject_at(
         adapter=adapter,
         scope=planned.scope,
         correspondence=planned.correspondence,
+        carried=frozenset(planned.unknown),
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),

@@ -47,6 +47,8 @@ RECIPES: tuple[list[dict[str, Any]], ...] = (
     [{"op": "add_adapter", "peft_type": "OFT", "target_modules": "all-linear", "config": {"oft_block_size": 4}}],
     [{"op": "extract_lora", "fine_tuned": "model", "r": 2}],
     [{"op": "combine_adapters", "adapters": [{"path": "adapter", "weight": 0.5}]}],
+    [{"op": "edit_tensors", "steps": [{"scale": {"tensors": [".*norm.*"], "factor": 0.5}}, {"assert": {"finite": [".*"]}},
+                                      {"rename": {r"model\.(.*)": r"\1"}}]}],
 )  # fmt: skip
 
 #: A case: the file that it damages, how, and the commands that are run on it; RECIPE is written from operations.
@@ -66,7 +68,7 @@ ADAPTER = [
 ]
 KINDS: dict[str, tuple[str, Damage, list[list[str]], tuple[int, ...]]] = {
     "recipe": ("recipe.yaml", _json, [["validate", "recipe.yaml"], *PLANS], tuple(range(len(RECIPES)))),
-    "header": ("model/model-00001-of-00002.safetensors", damage_safetensors, LOOKS, (0, 1, 5)),
+    "header": ("model/model-00001-of-00002.safetensors", damage_safetensors, LOOKS, (0, 1, 5, 11)),
     "index": ("model/model.safetensors.index.json", _json, LOOKS, (0, 1, 5)),
     "config": ("model/config.json", _json, LOOKS, (0, 1, 2, 4, 5)),
     "tokenizer": ("model/tokenizer.json", _json, LOOKS, (0, 1, 2, 3)),

@@ -8,6 +8,7 @@ from graftkit.operations.arrange_blocks import arrange_blocks
 from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.combine_adapters import combine_adapters
 from graftkit.operations.drop_blocks import drop_blocks
+from graftkit.operations.edit_tensors import edit_tensors
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.insert_blocks import insert_blocks
@@ -28,6 +29,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "combine_adapters": combine_adapters,
     "arrange_blocks": arrange_blocks,
     "drop_blocks": drop_blocks,
+    "edit_tensors": edit_tensors,
     "extract_lora": extract_lora,
     "insert_blocks": insert_blocks,
     "merge_adapter": merge_adapter,

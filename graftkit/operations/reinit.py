@@ -15,8 +15,9 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.initializers.make import STD, ModelFacts
+from graftkit.initializers.make import ModelFacts
 from graftkit.operations.base import Context, Outcome
+from graftkit.operations.weights.facts import model_facts
 from graftkit.operations.weights.fresh import FreshTensors, Target
 from graftkit.operations.weights.learning_rates import FILE, mup_multipliers, with_multipliers
 from graftkit.recipe.reinit import Reinit
@@ -43,7 +44,7 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
             "no matrix is selected; gains and biases get what their class gives a new model", field="init"
         )
     scheme = spec.init or WeightNormal()
-    facts = _model_facts(structure.skeleton)
+    facts = model_facts(structure.skeleton)
     fresh = FreshTensors(scheme, facts, (context.seed, context.place))
     readouts = structure.skeleton.weight_names(OUTPUT)
     changes = {t.disk: fresh.computed(t, checkpoint.tensors[t.disk], readout=t.name in readouts) for t in targets}
@@ -166,17 +167,6 @@ def _check_ties(checkpoint: Checkpoint, structure: Structure, targets: list[Targ
                     f"tensor {printable(here)!r} is tied to {printable(there)!r}, and both are stored;"
                     " save the checkpoint once with transformers, which stores one"
                 )
-
-
-def _model_facts(skeleton: sk.Skeleton) -> ModelFacts:
-    std = text_value(skeleton, "initializer_range", "init_std")
-    layers = text_value(skeleton, "num_hidden_layers", "num_layers")
-    width = text_value(skeleton, "hidden_size")
-    return ModelFacts(
-        std=float(std) if isinstance(std, int | float) and std > 0 else STD,
-        layers=layers if isinstance(layers, int) else None,
-        width=width if isinstance(width, int) else None,
-    )
 
 
 def _notes(

@@ -8,6 +8,7 @@ from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.dump import dump_recipe
+from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.insert_blocks import InsertBlocks
@@ -33,6 +34,7 @@ __all__ = [
     "Copy",
     "Describe",
     "DropBlocks",
+    "EditTensors",
     "ExtendVocab",
     "ExtractLora",
     "InsertBlocks",

@@ -13,6 +13,7 @@ from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.drop_blocks import DropBlocks
+from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.insert_blocks import InsertBlocks
@@ -31,6 +32,7 @@ Operation = Annotated[
     | AddAdapter
     | AddLora
     | CombineAdapters
+    | EditTensors
     | ExtractLora
     | MergeAdapter
     | Reinit

@@ -38,13 +38,18 @@ class Spec(BaseModel):
         """
         yield from ()
 
+    @classmethod
+    def written_names(cls) -> list[str]:
+        """The names of the fields as a recipe writes them."""
+        return [field.alias or name for name, field in cls.model_fields.items()]
+
     def plain(self) -> object:
         """Return the value as a recipe writes it, down to mappings, lists and scalars."""
         return self.plain_fields()
 
     def plain_fields(self) -> dict[str, object]:
         """Return the fields in their order, less those that are null or empty and so say nothing."""
-        written = {name: plain(getattr(self, name)) for name in type(self).model_fields}
+        written = {field.alias or name: plain(getattr(self, name)) for name, field in type(self).model_fields.items()}
         return {name: value for name, value in written.items() if value not in (None, [], {})}
 
     @model_validator(mode="wrap")
@@ -67,7 +72,7 @@ class Spec(BaseModel):
         if error["type"] == OWN:
             return _details(error["loc"], problem(error["msg"]), error["input"])
         if error["type"] == "extra_forbidden":
-            message = unknown("unknown field", error["loc"][-1], cls.model_fields, all_called="the fields here are")
+            message = unknown("unknown field", error["loc"][-1], cls.written_names(), all_called="the fields here are")
             return _details(error["loc"], problem(message), error["input"])
         return {"type": error["type"], "loc": error["loc"], "input": error["input"], "ctx": error.get("ctx", {})}
 

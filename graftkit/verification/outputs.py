@@ -127,12 +127,13 @@ def _figure(items: list[OutputComparison]) -> str:
 def compare_outputs(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    progress: Progress | None = None,
+    carried: frozenset[str] = frozenset(), progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
-    from the files as the forwards ask for them; None lets the memory that is free decide.
+    from the files as the forwards ask for them; None lets the memory that is free decide. ``carried`` are tensors that the result
+    holds although no class loads them.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
@@ -149,7 +150,7 @@ def compare_outputs(
         with timed(seconds, "load result"):
             new = load(result, paged=from_files, lent=True)
             split_large_tables(new.model)
-        failures = _loading_failures(before, new, backbone=backbone)
+        failures = _loading_failures(before, new, carried, backbone=backbone)
         new = new.backbone() if backbone else new
         table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
         found = Differences(correspondence, table, measured=measured)
@@ -196,12 +197,12 @@ def _step(progress: Progress | None, what: str) -> Step:
     return (lambda share: progress(what, share)) if progress else (lambda _: None)
 
 
-def _loading_failures(before: Reference, new: Loaded, *, backbone: bool) -> list[str]:
+def _loading_failures(before: Reference, new: Loaded, carried: frozenset[str], *, backbone: bool) -> list[str]:
     failures = [
         f"outputs: the result's load reports {what}: {few(names)}"
         for what, names in (
             ("missing tensors", new.missing),
-            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected),
+            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected - carried),
             ("shapes that do not fit", new.mismatched - before.mismatched),
         )
         if names

@@ -50,6 +50,8 @@ class Subject:
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
         later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
+        changed_later: names on disk of the tensors that operations behind that one made, replaced or dropped.
+        carried: names of the result's tensors that no class loads, and that are meant to be there.
         tokens: how the tokenizer changed, None where it did not.
         kl: returns the bound on the KL that new ids promise, None where none is promised.
         wanted: names of the checks that are asked for beside those that always run.
@@ -72,6 +74,8 @@ class Subject:
     correspondence: Correspondence = IDENTITY
     later: Correspondence = IDENTITY
     later_scope: Scope = Scope.EVERYTHING
+    changed_later: frozenset[str] = frozenset()
+    carried: frozenset[str] = frozenset()
     tokens: NewTokens | None = None
     kl: Callable[[], KLPromise | None] = field(default=lambda: None)
     wanted: frozenset[str] = frozenset()

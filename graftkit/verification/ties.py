@@ -7,18 +7,24 @@ from collections.abc import Iterator
 from graftkit.architecture.accounting import Structure, account
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
-from graftkit.errors import printable
+from graftkit.errors import InputRejected, printable
 
 
 def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
     """Yield a sentence for each pair of weights that ``old`` ties, and that ``new`` stores as two with equal values.
 
+    What its class does not load ties nothing.
+
     Raises:
-        InputRejected: the tensors of one of them are not those of its class.
+        InputRejected: the tensors of ``new`` are not those of its class.
     """
     if old.config == new.config and old.tensors.keys() == new.tensors.keys():
         return
-    before, after = account(old), account(new)
+    after = account(new)
+    try:
+        before = account(old)
+    except InputRejected:
+        return
     for target, origin in before.skeleton.tied.items():
         pair = _stored(after, target, origin)
         if pair is None or not _is_tied(old, before, target, origin) or _is_tied(new, after, target, origin):

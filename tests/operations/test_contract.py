@@ -46,6 +46,11 @@ SPECS = {
         {"adapters": ["{adapter}"]},
         "adapters",
     ),
+    "edit_tensors": (
+        {"steps": [{"scale": {"tensors": ["lm_head.weight"], "factor": 0.5}}]},
+        {"steps": [{"delete": ["nowhere"]}]},
+        r"steps\.0\.delete\.0",
+    ),
     "extract_lora": (
         {"fine_tuned": "{tuned}", "r": 4},
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graftkit.checkpoint.child import SECONDS, OutOfBounds, run_in_child
+from graftkit.checkpoint.expressions import is_simple
 from graftkit.errors import printable, shortened
-
-#: Up to this many repetitions, none of them of a group, an expression takes no longer than the square of a name's length.
-_FEW_REPETITIONS = 2
-_REPETITION, _REPEATED_GROUP = re.compile(r"[*+{]"), re.compile(r"\)[*+{?]|\\[1-9]|\(\?P=")
 
 #: How peft holds an expression against a name, for each of the fields that take one.
 _PROGRAM = r"""
@@ -49,8 +45,7 @@ def _large_number(config: Mapping[str, Any], model: Any) -> str | None:
 
 def _endless_pattern(config: Mapping[str, Any], model: Any) -> str | None:
     for pattern in dict.fromkeys(_patterns(config)):
-        simple = len(_REPETITION.findall(pattern)) <= _FEW_REPETITIONS and not _REPEATED_GROUP.search(pattern)
-        if not simple and not _ends(pattern, tuple(name for name, _ in _named(model))):
+        if not is_simple(pattern) and not _ends(pattern, tuple(name for name, _ in _named(model))):
             return (
                 f"the regular expression {shortened(printable(pattern), 200)!r} takes more than {SECONDS} seconds on the names of"
                 " this model's modules; name the modules"
