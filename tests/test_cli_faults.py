@@ -103,7 +103,7 @@ def test_signals_at_random_points(place):
     subprocess.run(command(place, "--overwrite", adds="b"), check=True)
     whole = time.perf_counter() - begun
     with tried("SIGINT, SIGTERM, SIGHUP at random points") as codes:
-        for _ in range(24):
+        for _ in range(100):
             number = dice.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
             process = start(command(place, "--overwrite"))
             time.sleep(dice.uniform(0.3, 1.1) * whole)
