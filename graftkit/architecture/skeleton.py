@@ -169,28 +169,47 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
     Raises:
         InputRejected: no such class in transformers, or the class cannot be built from the config.
     """
+    built = build_config(config)
+    return build_class(model_class(architecture or architecture_of(config)), built)
+
+
+def model_class(name: str) -> type[PreTrainedModel]:
+    """The class of transformers that ``architectures`` of a config.json names.
+
+    Raises:
+        InputRejected: there is none of that name, or it is no model.
+    """
     import torch
     import transformers
 
-    built = build_config(config)
-    name = architecture or architecture_of(config)
-    model_class = getattr(transformers, name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
         raise InputRejected(f"config.json: architectures: {printable(name)!r} is not a model class of transformers")
     if (
-        getattr(model_class, "forward", None) is torch.nn.Module.forward
+        getattr(found, "forward", None) is torch.nn.Module.forward
     ):  # and building it would leave marks on the classes below it
         raise InputRejected(
             f"config.json: architectures: {printable(name)!r} is a base class of transformers, not a model"
         )
+    return found
+
+
+def build_class(kind: type[PreTrainedModel], built: Any) -> Skeleton:
+    """Build a class from transformers' config object on the meta device.
+
+    Raises:
+        InputRejected: it cannot be built from it.
+    """
+    import torch
+
     with quiet():
         try:
             with torch.device("meta"):
-                model = model_class(built)
+                model = kind(built)
         except Exception as error:  # model classes assert and raise freely
-            raise InputRejected(f"{name}: cannot be built from config.json: {one_line(error)}") from error
+            raise InputRejected(f"{kind.__name__}: cannot be built from config.json: {one_line(error)}") from error
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return Skeleton(name, model, shapes, dict(model.all_tied_weights_keys))
+    return Skeleton(kind.__name__, model, shapes, dict(model.all_tied_weights_keys))
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from graftkit.operations.add_lora import add_lora
 from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
+from graftkit.operations.extract_submodel import extract_submodel
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.reinit_rows import reinit_rows
@@ -21,6 +22,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "extract_lora": extract_lora,
+    "extract_submodel": extract_submodel,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
@@ -29,7 +31,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
-    {"extend_vocab", "extract_lora", "merge_adapter", "reinit", "reinit_rows", "replace_head"}
+    {"extend_vocab", "extract_lora", "extract_submodel", "merge_adapter", "reinit", "reinit_rows", "replace_head"}
 )
 
 __all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

@@ -12,6 +12,7 @@ from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
+from graftkit.recipe.extract_submodel import ExtractSubmodel
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.reinit_rows import ReinitRows
@@ -29,7 +30,8 @@ Operation = Annotated[
     | MergeAdapter
     | Reinit
     | ReplaceHead
-    | ResizeAdapter,
+    | ResizeAdapter
+    | ExtractSubmodel,
     OneOf("op", "operation"),
 ]
 

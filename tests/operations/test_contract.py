@@ -41,6 +41,7 @@ SPECS = {
         {"fine_tuned": "{tuned}", "r": 4, "allow_lost": ["nowhere"]},
         "allow_lost",
     ),
+    "extract_submodel": ({"architecture": "LlamaModel"}, {"architecture": "LlamaModle"}, "architecture"),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.correspondence import WHOLE, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import RecipeError, VerificationFailed, printable
 from graftkit.running import memory
@@ -58,16 +58,19 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_both(
-    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None, paged: bool = False
-) -> tuple[Loaded, Loaded]:
+    source: Path, result: Path, device: torch.device, *, backbone: bool, adapter: Path | None, paged: bool = False,
+    part: tuple[str, str] = WHOLE,
+) -> tuple[Loaded, Loaded]:  # fmt: skip
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
+
+    Of backbones, ``part`` names the module of each that is run alone.
 
     ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu.
 
     Raises:
         RecipeError: the adapter is of a kind that stands outside of the model's layers.
     """
-    old = load_source(source, backbone=backbone, paged=paged)
+    old = load_source(source, backbone=backbone, part=part[0], paged=paged)
     new = load(result, paged=paged)
     if adapter is not None:
         try:
@@ -77,7 +80,7 @@ def load_both(
                 f"verify: lens, signal and first_step cannot take this adapter ({one_line(error)}); leave them out"
             ) from error
         new.model.eval()
-    new = new.backbone() if backbone else new
+    new = new.backbone(part[1]) if backbone else new
     for loaded in () if paged else (old, new):
         loaded.model.to(device)
     return old, new
