@@ -14,6 +14,7 @@ from graftkit.operations.reinit_rows import reinit_rows
 from graftkit.operations.rename_tokens import rename_tokens
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
+from graftkit.operations.take_tensors import take_tensors
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -27,11 +28,21 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "reinit": reinit,
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
+    "take_tensors": take_tensors,
 }
 
 #: Operations that compute with weights of the base, or write some of their own beside them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
-    {"extend_vocab", "extract_lora", "extract_submodel", "merge_adapter", "reinit", "reinit_rows", "replace_head"}
+    {
+        "extend_vocab",
+        "extract_lora",
+        "extract_submodel",
+        "merge_adapter",
+        "reinit",
+        "reinit_rows",
+        "replace_head",
+        "take_tensors",
+    }
 )
 
 __all__ = ["IMPLEMENTATIONS", "NEED_PLAIN_WEIGHTS", "Context", "Operation", "Outcome"]

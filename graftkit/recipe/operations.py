@@ -19,6 +19,7 @@ from graftkit.recipe.reinit_rows import ReinitRows
 from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
+from graftkit.recipe.take_tensors import TakeTensors
 
 Operation = Annotated[
     ExtendVocab
@@ -31,7 +32,8 @@ Operation = Annotated[
     | Reinit
     | ReplaceHead
     | ResizeAdapter
-    | ExtractSubmodel,
+    | ExtractSubmodel
+    | TakeTensors,
     OneOf("op", "operation"),
 ]
 

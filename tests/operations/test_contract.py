@@ -42,6 +42,11 @@ SPECS = {
         "allow_lost",
     ),
     "extract_submodel": ({"architecture": "LlamaModel"}, {"architecture": "LlamaModle"}, "architecture"),
+    "take_tensors": (
+        {"donor": "{tuned}", "tensors": ["*.q_proj.weight"]},
+        {"donor": "{tuned}", "tensors": ["*.nowhere"]},
+        "tensors.0",
+    ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 
