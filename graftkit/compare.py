@@ -221,6 +221,7 @@ def verify(
         pair.accounted.promised,
         scope=pair.accounted.scope,
         correspondence=pair.correspondence,
+        added=pair.added,
         tokens=pair.new_tokens(),
         kl=pair.bound,
         wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),

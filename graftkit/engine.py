@@ -24,7 +24,7 @@ from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
-from graftkit.verification.subject import NewTokens, Subject
+from graftkit.verification.subject import NewTokens, Subject, places
 from graftkit.verification.ties import lost_ties
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -205,6 +205,7 @@ def subject_at(
             vocabulary.chat_template_changed,
             vocabulary.eos_may_pad,
             vocabulary.renamed,
+            places((change.document, change.place) for change in planned.values if change.new is None),
         )
     return Subject(
         source,
@@ -213,7 +214,7 @@ def subject_at(
         adapter=adapter,
         scope=planned.scope,
         correspondence=planned.correspondence,
-        carried=frozenset(planned.unknown),
+        added=planned.added,
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.accounting import account, refuse_unknown
+from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
@@ -44,7 +44,8 @@ class Plan:
     """What `apply` would write, computed from headers, config and tokenizer alone.
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
-    the result that no class loads. ``inputs`` are the files that the recipe reads, as they were when it was planned.
+    the result that no class loads; ``added`` is what the loader calls those new ones that its class leaves out. ``inputs`` are the
+    files that the recipe reads, as they were when it was planned.
     """
 
     recipe: Recipe
@@ -55,6 +56,7 @@ class Plan:
     table_note: str = ""
     unknown: tuple[str, ...] = ()
     inputs: Mapping[str, Files] = field(default_factory=dict)
+    added: frozenset[str] = frozenset()
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -73,8 +75,9 @@ class Plan:
 
     @property
     def values(self) -> tuple[ValueChange, ...]:
-        """Every value that changes in config, generation config and tokenizer files."""
-        return document_changes(self.source, self.result)
+        """Every value that changes in config, generation config and tokenizer files, and each file that does not come along."""
+        gone = (path for path in self.source.carried if path not in self.result.carried)
+        return (*document_changes(self.source, self.result), *(ValueChange(path, "", "a file", None) for path in gone))
 
     @property
     def in_memory(self) -> bool:
@@ -253,15 +256,17 @@ def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
-    unknown = _check_result(result, recipe) if result is not source else ()
+    structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
-    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown)
+    unknown = structure.unknown if structure else ()
+    added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
+    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added)
 
 
-def _check_result(result: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
+def _check_result(result: Checkpoint, recipe: Recipe) -> Structure:
     """A skeleton built from the new config must have exactly the shapes of the result; every document must be readable.
 
-    Returns the tensors that no class knows, where the recipe carries them.
+    Tensors that no class knows are in what is returned, where the recipe carries them.
     """
     dict(result.documents)
     try:
@@ -270,4 +275,4 @@ def _check_result(result: Checkpoint, recipe: Recipe) -> tuple[str, ...]:
         raise InputRejected(f"the planned result would not load: {error}") from error
     if recipe.unknown_tensors == "refuse":
         refuse_unknown(result, structure)
-    return structure.unknown
+    return structure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graftkit.architecture import skeleton as sk
@@ -30,6 +30,10 @@ class Structure:
     memory: TensorNames
     unloaded: Mapping[str, Unloaded]
     unknown: tuple[str, ...] = ()
+
+    def names_not_loaded(self, disks: Iterable[str]) -> frozenset[str]:
+        """What the loader calls those of these tensors on disk that it leaves out."""
+        return frozenset(self.memory[disk].name for disk in disks if disk in self.unloaded or disk in self.unknown)
 
 
 def account(checkpoint: Checkpoint) -> Structure:

@@ -147,14 +147,19 @@ def _select(values: Tensor, axis: int, runs: list[tuple[int, int]]) -> Tensor:
     return values.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=values.device))
 
 
+#: The part that is everything.
+WHOLE = ("", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Correspondence:
     """Which ids and blocks of a result are which of its source; None stands for the identity.
 
     ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, of which probes draw those
-    that the result has too. ``blocks`` are positions in the main stack of layers, whose name in memory is ``stack``. A base model
-    alone names everything without the first word of it. ``behind_first`` says of the class that its first hidden state is what the
-    first block gives, where most have what it takes.
+    that the result has too. ``blocks`` are positions in the main stack of layers, whose name in the source's memory is ``stack``. A
+    base model alone names everything without the first word of it. ``behind_first`` says of the class that its first hidden state
+    is what the first block gives, where most have what it takes. ``part`` are the names in memory of one module in source and
+    result, where the result is a part of the source; what lies outside of it has one name in both.
     """
 
     ids: IndexMap | None = None
@@ -162,6 +167,7 @@ class Correspondence:
     blocks: IndexMap | None = None
     stack: str = ""
     behind_first: bool = False
+    part: tuple[str, str] = WHOLE
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
@@ -176,14 +182,17 @@ class Correspondence:
             for name, value in found.items()
             if name in ("ids", "blocks")
         }
-        return cls(**{**found, **maps})
+        one, other = found.get("part", WHOLE)
+        return cls(**{**found, **maps, "part": (one, other)})
 
     def then(self, later: Correspondence) -> Correspondence:
         """The composition of this correspondence and ``later``, which comes after it."""
         live = self.live if self.ids is not None else later.live
+        stack = _moved(later.stack, *self.part[::-1]) if later.stack else self.stack
+        part = _part_of_part(self.part, later.part)
         return Correspondence(
-            _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), later.stack or self.stack,
-            self.behind_first or later.behind_first,
+            _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
+            self.behind_first or later.behind_first, part,
         )  # fmt: skip
 
     def within_source(self) -> Correspondence:
@@ -193,22 +202,33 @@ class Correspondence:
         runs = tuple((start, start, length) for _, start, length in self.ids.runs)
         return Correspondence(IndexMap(self.ids.source, self.ids.source, runs), self.live)
 
+    def stack_in_result(self, name: str) -> str | None:
+        """What the result calls a list of modules of the source; None where it is no part of the result."""
+        return _moved(name, *self.part)
+
     def blocks_of(self, stack: str) -> IndexMap | None:
-        """Which block is which in the list of modules of that name; None where each is its own, or it is another list."""
-        return self.blocks if stack and stack in self._stacks() else None
+        """Which block is which in the result's list of modules of that name; None where each is its own, or it is another list."""
+        theirs = _moved(stack, *self.part[::-1])
+        return self.blocks if theirs and theirs in self._stacks() else None
 
     def inside(self, module: str) -> Correspondence:
         """The same for what a module gives: where the main stack is not part of it, its blocks are no blocks of that."""
         within = not module or any(stack.startswith(f"{module}.") for stack in self._stacks())
         return self if within or self.blocks is None else replace(self, blocks=None)
 
+    def of_backbones(self) -> Correspondence:
+        """The same for the modules that ``part`` names, run alone: they name everything from themselves on."""
+        return replace(self, part=WHOLE, stack=_moved(self.stack, self.part[0], "") or "")
+
     def module_in_source(self, name: str) -> str | None:
         """What the source calls a module or parameter of the result; None where it is part of a new block."""
-        return name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks)
+        moved = _moved(name, *self.part[::-1])
+        return moved if moved is None or self.blocks is None else _renamed_module(moved, self._stacks(), self.blocks)
 
     def module_in_result(self, name: str) -> str | None:
-        """What the result calls a module or parameter of the source; None where its block was dropped."""
-        return name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
+        """What the result calls a module or parameter of the source; None where its block or module was dropped."""
+        kept = name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
+        return None if kept is None else _moved(kept, *self.part)
 
     def output_in_source(self, name: str) -> str | None:
         """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""
@@ -296,6 +316,34 @@ def _then(earlier: IndexMap | None, later: IndexMap | None) -> IndexMap | None:
     if earlier is None or later is None:
         return earlier if later is None else later
     return earlier.then(later)
+
+
+def _moved(name: str, old: str, new: str) -> str | None:
+    """A name below the module ``old`` as it is below ``new``; another name as it is, None where that would be a name below ``new``."""
+    if old == new:
+        return name
+    if _is_below(name, old):
+        return _below(new, name[len(old) :].lstrip("."))
+    return None if _is_below(name, new) else name
+
+
+def _is_below(name: str, module: str) -> bool:
+    return not module or f"{name}.".startswith(f"{module}.")
+
+
+def _below(module: str, name: str) -> str:
+    return ".".join(word for word in (module, name) if word)
+
+
+def _part_of_part(first: tuple[str, str], later: tuple[str, str]) -> tuple[str, str]:
+    """The part that is left of ``first`` when ``later`` takes a part of that."""
+    if WHOLE in (first, later):
+        return later if first == WHOLE else first
+    if _is_below(later[0], first[1]):
+        return _below(first[0], later[0][len(first[1]) :].lstrip(".")), later[1]
+    if _is_below(first[1], later[0]):
+        return first[0], _below(later[1], first[1][len(later[0]) :].lstrip("."))
+    raise ValueError(f"{later[0]} is no part of {first[1]}")
 
 
 def _renamed_module(name: str, stacks: tuple[str, ...], blocks: IndexMap) -> str | None:

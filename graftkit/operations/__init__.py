@@ -11,6 +11,7 @@ from graftkit.operations.drop_blocks import drop_blocks
 from graftkit.operations.edit_tensors import edit_tensors
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
+from graftkit.operations.extract_submodel import extract_submodel
 from graftkit.operations.insert_blocks import insert_blocks
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
@@ -19,6 +20,7 @@ from graftkit.operations.rename_tokens import rename_tokens
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
+from graftkit.operations.take_tensors import take_tensors
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -32,19 +34,21 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "edit_tensors": edit_tensors,
     "extract_lora": extract_lora,
     "insert_blocks": insert_blocks,
+    "extract_submodel": extract_submodel,
     "merge_adapter": merge_adapter,
     "reinit": reinit,
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
     "retarget_adapter": retarget_adapter,
+    "take_tensors": take_tensors,
 }
 
 #: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
 #: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "insert_blocks", "merge_adapter", "reinit",
-        "reinit_rows", "replace_head",
+        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
+        "reinit", "reinit_rows", "replace_head", "take_tensors",
     }
 )  # fmt: skip
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.accounting import Structure, account
@@ -20,9 +19,9 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weights.facts import model_facts
 from graftkit.operations.weights.fresh import FreshTensors, Target
 from graftkit.operations.weights.learning_rates import FILE, mup_multipliers, with_multipliers
+from graftkit.operations.weights.patterns import matching
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.weight_schemes import WeightNormal
-from graftkit.recipe.wording import did_you_mean, shown
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
@@ -70,7 +69,7 @@ def _targets(spec: Reinit, checkpoint: Checkpoint, structure: Structure, layers:
         prefixes = _prefixes(spec, layers)
         candidates = {disk: item for disk, item in candidates.items() if item[0].startswith(prefixes)}
     names = {disk: (disk, name) for disk, (name, _, _) in candidates.items()}
-    chosen = _matching(spec.parameters, names)
+    chosen = matching(spec.parameters, names)
     found = [_target(checkpoint, disk, *candidates[disk]) for disk in chosen]
     targets = [target for target in found if target.layout is not None or _has_class_values(checkpoint, target)]
     known = {target.disk for target in targets}
@@ -106,37 +105,6 @@ def _prefixes(spec: Reinit, layers: LayerList) -> tuple[str, ...]:
             f"{layers.path} has {layers.count} layers, numbered from 0 to {layers.count - 1}", field="layers"
         )
     return tuple(layers.prefix(number) for number in numbers)
-
-
-def _matching(patterns: Iterable[str], names: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The tensors of which one name matches a pattern and none a pattern that begins with ``!``."""
-    hits = {
-        pattern: {disk for disk, both in names.items() if any(fnmatchcase(n, pattern.removeprefix("!")) for n in both)}
-        for pattern in patterns
-    }
-    wrong = [(index, pattern) for index, (pattern, found) in enumerate(hits.items()) if not found]
-    if wrong:
-        fields = [f"parameters.{index}" for index, _ in wrong]
-        raise RecipeError([_no_match(pattern, names) for _, pattern in wrong], field=fields)
-    taken = [found for pattern, found in hits.items() if not pattern.startswith("!")]
-    left_out = set().union(*(found for pattern, found in hits.items() if pattern.startswith("!")))
-    chosen = set().union(*taken) if taken else set(names)
-    found = [disk for disk in names if disk in chosen - left_out]
-    if not found:
-        raise RecipeError("selects nothing: the patterns with ! leave out all that the others take")
-    return found
-
-
-def _no_match(pattern: str, names: Mapping[str, tuple[str, ...]]) -> str:
-    known = {step for both in names.values() for name in both for step in name.split(".")}
-    steps = pattern.removeprefix("!").split(".")
-    mended = [step if "*" in step or step in known else did_you_mean(step, known) or step for step in steps]
-    if len(steps) == 1 and (near := did_you_mean(pattern.strip("!*"), known)):
-        mended = [pattern.removeprefix("!").replace(pattern.strip("!*"), near)]
-    text = f"the pattern {shown(printable(pattern))} matches no parameter"
-    if mended != steps:
-        return f"{text}; did you mean {shown('.'.join(mended))}?"
-    return f"{text}; a name here is {shown(printable(next(iter(names.values()))[1]))}"
 
 
 def _target(checkpoint: Checkpoint, disk: str, name: str, converted: bool, skeleton: sk.Skeleton) -> Target:

@@ -16,6 +16,7 @@ from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
+from graftkit.recipe.extract_submodel import ExtractSubmodel
 from graftkit.recipe.insert_blocks import InsertBlocks
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
@@ -24,6 +25,7 @@ from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
+from graftkit.recipe.take_tensors import TakeTensors
 
 Operation = Annotated[
     ExtendVocab
@@ -41,7 +43,9 @@ Operation = Annotated[
     | RetargetAdapter
     | ArrangeBlocks
     | DropBlocks
-    | InsertBlocks,
+    | InsertBlocks
+    | ExtractSubmodel
+    | TakeTensors,
     OneOf("op", "operation"),
 ]
 

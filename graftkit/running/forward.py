@@ -53,10 +53,12 @@ class Loaded:
         """The dtype of the model, such as ``bfloat16``."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    def backbone(self) -> Loaded:
-        """The base model inside it, without its head; of what the loader missed, only the base model's own."""
-        inner = self.model.base_model
-        prefix = "" if inner is self.model else f"{self.model.base_model_prefix}."
+    def backbone(self, part: str = "") -> Loaded:
+        """The base model inside it, without its head, or the module ``part``; of what the loader missed, only its own."""
+        module: Any = dict(self.model.named_modules()).get(part) if part else None
+        inner = self.model.base_model if module is None else module
+        name = self.model.base_model_prefix if module is None else part
+        prefix = "" if inner is self.model else f"{name}."
         return replace(self, model=inner, missing=frozenset(n for n in self.missing if n.startswith(prefix)))
 
 

@@ -81,16 +81,17 @@ def run_source(
     step: Step,
     *,
     backbone: bool = False,
+    part: str = "",
     paged: bool = False,
 ) -> Reference:
-    """Load the source, run it (or its ``backbone``) on its probes, and let it go: only its outputs remain.
+    """Load the source, run it (or its ``backbone``, the module ``part``) on its probes, and let it go: only its outputs remain.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
         VerificationFailed: the forward needs inputs that cannot be made.
     """
     with timed(seconds, "load source"):
-        old = load_source(source, backbone=backbone, paged=paged, lent=True)
+        old = load_source(source, backbone=backbone, part=part, paged=paged, lent=True)
         split_large_tables(old.model)
         keep_freed_memory(old)
     try:
@@ -99,8 +100,10 @@ def run_source(
         release(old.model)
 
 
-def load_source(source: Place, *, backbone: bool, paged: bool = False, lent: bool = False) -> Loaded:
-    """Load the source, whole or without its head, in memory, ``paged`` in, or ``lent``; see :func:`~graftkit.running.forward.load`.
+def load_source(source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False) -> Loaded:
+    """Load the source, whole or without its head (the module ``part`` of it alone), in memory, ``paged`` in, or ``lent``.
+
+    See :func:`~graftkit.running.forward.load`.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
@@ -109,7 +112,7 @@ def load_source(source: Place, *, backbone: bool, paged: bool = False, lent: boo
         old = load(source, paged=paged, lent=lent)
     except VerificationFailed as error:
         raise InputRejected(str(error)) from error
-    old = old.backbone() if backbone else old
+    old = old.backbone(part) if backbone else old
     if old.missing:
         raise InputRejected(f"{source.name}: tensors are missing and random at every load: {few(old.missing)}")
     return old

@@ -58,9 +58,12 @@ class Allowed:
 
 
 def _is_below(place: str, changed: str) -> bool:
-    """Whether a change at the dotted place ``changed`` changes ``place``: it is the same, or one stands in the other."""
+    """Whether a change at the dotted place ``changed`` changes ``place``: it is the same, or one stands in the other.
+
+    Without a place the document came or went as a whole.
+    """
     places = (place, changed.partition("[")[0])
-    return any(f"{one}.".startswith(f"{other}.") for one, other in (places, places[::-1]))
+    return not changed or any(f"{one}.".startswith(f"{other}.") for one, other in (places, places[::-1]))
 
 
 def check_documents(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
@@ -75,16 +78,19 @@ def check_documents(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Itera
         before, after = (dict(_flat(checkpoint.documents.get(name, {}))) for checkpoint in (old, new))
         yield from _differences(name, before, after, allowed)
     yield from _moved_roles(allowed)
-    yield from _files(old, new)
+    yield from _files(old, new, allowed)
 
 
 def config_differences(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
     """Yield a sentence for each value of config.json, as transformers loads it, that is another one and not allowed.
 
+    A config that became one of another model type has its own defaults; the report that says so has its digest.
+
     Raises:
         InputRejected: transformers refuses a config.
     """
-    yield from _differences(CONFIG, _loaded(old.config), _loaded(new.config), allowed)
+    if (CONFIG, "model_type") not in allowed.changes:
+        yield from _differences(CONFIG, _loaded(old.config), _loaded(new.config), allowed)
 
 
 def _loaded(config: Mapping[str, Any]) -> dict[str, object]:
@@ -138,10 +144,12 @@ def _moved_roles(allowed: Allowed) -> Iterator[str]:
             yield f"config: {role} was {printable(old)!r}, now it is the old token {printable(now)!r}"
 
 
-def _files(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
-    """JSON files, trained values such as a head, and everything in the folders of modules: lost or changed."""
+def _files(old: Checkpoint, new: Checkpoint, allowed: Allowed) -> Iterator[str]:
+    """JSON files, trained values such as a head, and everything in the folders of modules: lost or changed, and not on purpose."""
     for path in old.carried:
         if path in TOKENIZER_FILES or not ("/" in path or path.endswith(".json") or holds_values(path)):
+            continue
+        if (path, "") in allowed.changes:
             continue
         if path not in new.carried:
             yield f"config: {printable(path)} is missing"

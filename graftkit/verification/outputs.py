@@ -127,13 +127,13 @@ def _figure(items: list[OutputComparison]) -> str:
 def compare_outputs(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    carried: frozenset[str] = frozenset(), progress: Progress | None = None,
+    added: frozenset[str] = frozenset(), progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
-    from the files as the forwards ask for them; None lets the memory that is free decide. ``carried`` are tensors that the result
-    holds although no class loads them.
+    from the files as the forwards ask for them; None lets the memory that is free decide. The result's class may leave out the
+    tensors that were ``added``.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
@@ -141,17 +141,20 @@ def compare_outputs(
     """
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    theirs, ours = correspondence.part
+    other_class = theirs != ours
+    correspondence = correspondence.of_backbones() if backbone else correspondence
     from_files = max(paged_in((place,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for place in (source, result))
     with undisturbed():
         before = run_source(
             source, correspondence.drawn_ids, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
-            paged=from_files,
+            part=theirs, paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
             new = load(result, paged=from_files, lent=True)
             split_large_tables(new.model)
-        failures = _loading_failures(before, new, carried, backbone=backbone)
-        new = new.backbone() if backbone else new
+        failures = _loading_failures(before, new, added, backbone=backbone, other_class=backbone or other_class)
+        new = new.backbone(ours) if backbone else new
         table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
         found = Differences(correspondence, table, measured=measured)
         with timed(seconds, "run result"):
@@ -197,17 +200,19 @@ def _step(progress: Progress | None, what: str) -> Step:
     return (lambda share: progress(what, share)) if progress else (lambda _: None)
 
 
-def _loading_failures(before: Reference, new: Loaded, carried: frozenset[str], *, backbone: bool) -> list[str]:
+def _loading_failures(
+    before: Reference, new: Loaded, added: frozenset[str], *, backbone: bool, other_class: bool
+) -> list[str]:
     failures = [
         f"outputs: the result's load reports {what}: {few(names)}"
         for what, names in (
             ("missing tensors", new.missing),
-            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected - carried),
+            ("unexpected tensors", frozenset() if backbone else new.unexpected - before.unexpected - added),
             ("shapes that do not fit", new.mismatched - before.mismatched),
         )
         if names
     ]
-    found = (before.architecture if backbone else type(new.model).__name__, new.dtype)
+    found = (before.architecture if other_class else type(new.model).__name__, new.dtype)
     if found != (before.architecture, before.dtype):
         failures.append(
             f"outputs: the result loads as {' in '.join(found)}, the source as {before.architecture} in {before.dtype}"

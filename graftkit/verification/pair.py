@@ -16,14 +16,17 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens
+from graftkit.verification.subject import NewTokens, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two opened checkpoints: vocabularies, tokenizers, and what the report of the second excuses."""
+    """Two opened checkpoints: vocabularies, tokenizers, and what the report of the second excuses.
+
+    ``added`` is what the loader calls tensors that the report names and that the second's class leaves out.
+    """
 
     old: Checkpoint
     new: Checkpoint
@@ -31,6 +34,7 @@ class Pair:
     tokenizers: tuple[TokenizerFiles, TokenizerFiles]
     correspondence: Correspondence
     report: Accounted | None = None
+    added: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, old: Checkpoint, new: Checkpoint, report: Accounted | None) -> Pair:
@@ -41,7 +45,8 @@ class Pair:
                 ids, or its vocabulary cannot be told.
         """
         before, after = account(old), account(new)
-        if lost := set(after.unknown) - set(before.unknown):
+        known = report.tensors if report else frozenset[str]()
+        if lost := set(after.unknown) - set(before.unknown) - known:
             count = plural(len(lost), "tensor")
             raise InputRejected(
                 f"{new.name}: {after.skeleton.architecture} has no place for {count} by its config: {few(lost)}"
@@ -61,7 +66,8 @@ class Pair:
         reported = correspondence.ids
         if reported is None or [reported.source, reported.result] != rows:
             correspondence = replace(correspondence, ids=ids.ids, live=ids.live)
-        return cls(old, new, vocabularies, tokenizers, correspondence, report)
+        added = after.names_not_loaded(known - old.tensors.keys())
+        return cls(old, new, vocabularies, tokenizers, correspondence, report, added)
 
     @property
     def accounted(self) -> Accounted:
@@ -96,6 +102,7 @@ class Pair:
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             self.accounted.renamed,
+            places(self.accounted.values),
         )
 
     def tensors(self) -> Iterator[str]:

@@ -56,6 +56,7 @@ class TokenizerCheck:
             chat_template_changed=tokens.chat_template_changed,
             eos_may_pad=tokens.eos_may_pad,
             renamed=tokens.renamed,
+            gone=tokens.gone,
         )
 
 
@@ -76,7 +77,7 @@ class OutputsCheck:
 
         found = compare_outputs(
             subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
-            seed=subject.seed, scope=subject.scope, paged=subject.paged, carried=subject.carried, progress=subject.progress,
+            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, progress=subject.progress,
         )  # fmt: skip
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ class NewTokens:
 
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
     chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
-    name each token that has another one.
+    name each token that has another one, ``gone`` the places in documents that were taken away, such as ``config.json: text_config``.
     """
 
     ids: Mapping[str, int]
@@ -36,6 +36,12 @@ class NewTokens:
     chat_template_changed: bool
     eos_may_pad: bool = False
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+
+
+def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Documents with the places in them that changed, each as one text; a document that changed as a whole has no place."""
+    return frozenset(f"{document}: {place}" if place else document for document, place in changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,9 @@ class Subject:
         promise: what is promised of the result, None where nothing is.
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
+        added: what the loader calls tensors that were added on purpose and that the result's class leaves out.
         later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
         changed_later: names on disk of the tensors that operations behind that one made, replaced or dropped.
-        carried: names of the result's tensors that no class loads, and that are meant to be there.
         tokens: how the tokenizer changed, None where it did not.
         kl: returns the bound on the KL that new ids promise, None where none is promised.
         wanted: names of the checks that are asked for beside those that always run.
@@ -72,10 +78,10 @@ class Subject:
     adapter: AdapterPlace | None = None
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
+    added: frozenset[str] = frozenset()
     later: Correspondence = IDENTITY
     later_scope: Scope = Scope.EVERYTHING
     changed_later: frozenset[str] = frozenset()
-    carried: frozenset[str] = frozenset()
     tokens: NewTokens | None = None
     kl: Callable[[], KLPromise | None] = field(default=lambda: None)
     wanted: frozenset[str] = frozenset()

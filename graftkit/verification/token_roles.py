@@ -8,7 +8,7 @@ from graftkit.errors import printable
 from graftkit.running.loaded_tokenizer import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from graftkit.running.loaded_tokenizer import LoadedTokenizer
 
@@ -17,16 +17,16 @@ LOOKED_UP = ROLES[:3]
 
 
 def check_roles(
-    before: LoadedTokenizer, after: LoadedTokenizer, *, eos_may_pad: bool = False
+    before: LoadedTokenizer, after: LoadedTokenizer, *, eos_may_pad: bool = False, gone: Collection[str] = ()
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements.
 
-    ``eos_may_pad`` says that an operation was asked to pad with the eos token.
+    ``eos_may_pad`` says that an operation was asked to pad with the eos token; ``gone`` are places that it took away.
     """
     failures: list[str] = []
     notes: list[str] = []
     old_places, new_places = _places(before), _places(after)
-    failures += [f"{place}: is missing" for place in old_places if place not in new_places]
+    failures += [f"{place}: is missing" for place in old_places if place not in (*new_places, *gone)]
     if _pads_with_eos(after):
         (notes if eos_may_pad or _pads_with_eos(before) else failures).append(
             f"pad_token is {printable(after.roles['eos_token'])!r}, the eos_token too: a trainer leaves padding out of the loss, and"

@@ -97,12 +97,14 @@ def check_tokenization(
     chat_template_changed: bool = False,
     eos_may_pad: bool = False,
     renamed: Mapping[str, Renamed] | None = None,
+    gone: Collection[str] = (),
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
 
     ``special`` names those of the new tokens that have to be special, ``renamed`` gives by its old name each token that is the
     source's under another name. ``probes`` replaces the embedded texts; texts
-    derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose.
+    derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose;
+    ``gone`` are places in documents, such as ``config.json: text_config``, that were taken away on purpose.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
@@ -123,7 +125,7 @@ def check_tokenization(
     made_special = {now.content for now in renamed.values() if now.special and not _was_special(before, now.content)}
     texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, every_new, every_special)]
     split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
-    role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad)
+    role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad, gone=gone)
     failures = chain(
         _check_ids(before, after, new),
         check_new_tokens(after, every_new, {*special, *made_special}),

@@ -1,5 +1,8 @@
 """Maps of indices: what corresponds after growing, trimming and renumbering, one behind the other."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -144,3 +147,46 @@ def test_inputs_are_drawn_of_the_ids_that_both_tokenizers_have_and_the_result_ke
     assert Correspondence.of_ids(10, 12, 8, (8, 9, 10, 11)).drawn_ids == range(8)
     assert Correspondence.of_ids(10, 10, 8, (2, 3, 9)).drawn_ids == (0, 1, 4, 5, 6, 7)
     assert Correspondence(IndexMap.of_kept(6, (0, 2, 4)), 5).drawn_ids == (0, 2, 4)
+
+
+def test_a_part_is_named_from_its_module_on():
+    part = Correspondence(part=("model.language_model", "model"))
+    assert part.module_in_result("model.language_model.layers.0.mlp") == "model.layers.0.mlp"
+    assert part.module_in_source("model.layers.0.mlp") == "model.language_model.layers.0.mlp"
+    assert part.module_in_result("lm_head") == part.module_in_source("lm_head") == "lm_head"
+    assert part.module_in_result("model.visual") is None
+    assert part.module_in_result("") == ""
+    alone = Correspondence(part=("encoder", ""))
+    assert [alone.module_in_result(name) for name in ("encoder", "encoder.layer.0", "decoder.layer.0")] == [
+        "",
+        "layer.0",
+        None,
+    ]
+    assert alone.module_in_source("layer.0") == "encoder.layer.0"
+
+
+def test_parts_compose_with_parts_and_with_blocks():
+    text = Correspondence(part=("model.language_model", "model"))
+    base = Correspondence(part=("model", ""))
+    dropped = Correspondence(blocks=IndexMap.of_kept(4, [0, 2]), stack="layers")
+    both = text.then(base).then(dropped)
+    assert both.part == ("model.language_model", "")
+    assert both.stack == "model.language_model.layers"
+    assert both.module_in_result("model.language_model.layers.2.mlp") == "layers.1.mlp"
+    assert both.module_in_result("model.language_model.layers.1.mlp") is None
+    assert both.module_in_source("layers.1.mlp") == "model.language_model.layers.2.mlp"
+    assert both.blocks_of("layers") == dropped.blocks
+    inner = both.of_backbones()
+    assert inner.module_in_result("layers.2.mlp") == "layers.1.mlp"
+    larger = Correspondence(part=("", "wrapped"))
+    assert text.then(larger).part == ("model.language_model", "wrapped.model")
+    with pytest.raises(ValueError, match="encoder is no part of model"):
+        text.then(Correspondence(part=("encoder", "")))
+
+
+def test_a_part_survives_the_report():
+    part = Correspondence.of_ids(6, 8, 6, (6, 7)).then(Correspondence(part=("bert", "")))
+    found = json.loads(json.dumps(dataclasses.asdict(part)))
+    assert Correspondence.from_json(found) == part
+    del found["part"]
+    assert Correspondence.from_json(found).part == ("", "")

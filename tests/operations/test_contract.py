@@ -59,6 +59,12 @@ SPECS = {
     "arrange_blocks": ({"blocks": [1, 0]}, {"blocks": [0, 2]}, "blocks"),
     "drop_blocks": ({"blocks": "last 1"}, {"blocks": "first 2"}, "blocks"),
     "insert_blocks": ({"after": [0]}, {"every": 3}, "every"),
+    "extract_submodel": ({"architecture": "LlamaModel"}, {"architecture": "LlamaModle"}, "architecture"),
+    "take_tensors": (
+        {"donor": "{tuned}", "tensors": ["*.q_proj.weight"]},
+        {"donor": "{tuned}", "tensors": ["*.nowhere"]},
+        "tensors.0",
+    ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

@@ -76,7 +76,10 @@ def compare_lens(
     with undisturbed():
         with timed(seconds, "load"):
             backbone = Scope.BACKBONE in scope
-            old, new = load_both(source, result, place, backbone=backbone, adapter=adapter, paged=from_files)
+            old, new = load_both(
+                source, result, place, backbone=backbone, adapter=adapter, paged=from_files, part=correspondence.part
+            )
+            correspondence = correspondence.of_backbones() if backbone else correspondence
             for loaded in (old, new):
                 split_large_tables(loaded.model)
             keep_freed_memory(old)

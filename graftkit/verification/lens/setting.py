@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.correspondence import WHOLE, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, VerificationFailed, printable
@@ -60,22 +60,19 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_both(
-    source: Place,
-    result: Place,
-    device: torch.device,
-    *,
-    backbone: bool,
-    adapter: AdapterPlace | None,
-    paged: bool = False,
-) -> tuple[Loaded, Loaded]:
+    source: Place, result: Place, device: torch.device, *, backbone: bool, adapter: AdapterPlace | None,
+    paged: bool = False, part: tuple[str, str] = WHOLE,
+) -> tuple[Loaded, Loaded]:  # fmt: skip
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
+
+    Of backbones, ``part`` names the module of each that is run alone.
 
     ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu.
 
     Raises:
         RecipeError: the adapter is of a kind that stands outside of the model's layers.
     """
-    old = load_source(source, backbone=backbone, paged=paged)
+    old = load_source(source, backbone=backbone, part=part[0], paged=paged)
     new = load(result, paged=paged)
     if adapter is not None:
         try:
@@ -85,7 +82,7 @@ def load_both(
                 f"verify: lens, signal and first_step cannot take this adapter ({one_line(error)}); leave them out"
             ) from error
         new.model.eval()
-    new = new.backbone() if backbone else new
+    new = new.backbone(part[1]) if backbone else new
     for loaded in () if paged else (old, new):
         loaded.model.to(device)
     return old, new

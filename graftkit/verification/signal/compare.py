@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from graftkit.verification.subject import Progress
 
+Kind = TypeVar("Kind")
+
 #: Floating point operations that forward and backward of one model may cost.
 OPERATIONS = 3e11
 
@@ -68,7 +70,11 @@ def compare_signal(
     seconds: dict[str, float] = {}
     with undisturbed():
         with timed(seconds, "load"):
-            old, new = load_both(source, result, device_of(device), backbone=Scope.BACKBONE in scope, adapter=adapter)
+            backbone = Scope.BACKBONE in scope
+            old, new = load_both(
+                source, result, device_of(device), backbone=backbone, adapter=adapter, part=correspondence.part
+            )
+            correspondence = correspondence.of_backbones() if backbone else correspondence
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
         probes, *_ = plan_probes(old.model, source, correspondence.drawn_ids, seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
@@ -84,7 +90,9 @@ def compare_signal(
         if progress:
             progress("measure the signal", 1.0)
         pairs = _pairs(old.model, new.model, correspondence)
+        noise = _under_new_names(noise, correspondence)
     before, after = found
+    before = replace(before, blocks=_under_new_names(before.blocks, correspondence))
     return SignalReport(
         texts=len(probe.ids), tokens=probe.tokens, dtype=old.dtype, loss=after.loss,
         figures=tuple(_figures(before, after, pairs, noise)), new_blocks=tuple(_new(after, pairs)),
@@ -105,9 +113,15 @@ def _measured(what: str, model: nn.Module, probe: Probe, extra_inputs: frozenset
         raise VerificationFailed(f"signal: the {what}'s forward or backward fails: {one_line(error)}") from error
 
 
+def _under_new_names(found: Mapping[str, Kind], correspondence: Correspondence) -> dict[str, Kind]:
+    """What is known of the source's stacks by the names that the result has for them."""
+    names = {name: correspondence.stack_in_result(name) for name in found}
+    return {new: found[name] for name, new in names.items() if new is not None}
+
+
 def _pairs(old: nn.Module, new: nn.Module, correspondence: Correspondence) -> dict[str, list[int | None]]:
     """Stack -> for each block of the result the source's block that it is."""
-    before = stacks(old)
+    before = _under_new_names(stacks(old), correspondence)
     return {
         name: counterparts(before[name], blocks, correspondence.blocks_of(name))
         for name, blocks in stacks(new).items()

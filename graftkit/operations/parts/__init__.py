@@ -1,0 +1,1 @@
+"""What operations on parts of a model share."""
