@@ -14,8 +14,8 @@ from support.recipes import recipe
 from support.strace import inject, mind_interrupts, needs_strace
 
 
-def slow(value):
-    return pytest.param(value, marks=pytest.mark.slow)
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 TOKENS = {"op": "extend_vocab", "special_tokens": ["<|é→|>"]}
@@ -104,16 +104,20 @@ def test_printing_to_nobody_changes_nothing(written, redirection):
     assert (out / "graft_report.json").is_file()
 
 
-def test_a_full_disk_behind_standard_output_is_told_with_what_stands(written):
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        ((), 7, "{out}: in place and whole; standard output: No space left on device"),
+        slow(("--overwrite", "--dry-run"), 5, "standard output: No space left on device; nothing was written"),
+    ],
+    ids=["after the commit", "before"],
+)
+def test_a_full_disk_behind_standard_output_is_told_with_what_stands(written, flags, code, words):
     path, out = written
-    for arguments, code, words in (
-        (apply(path), 7, f"{out}: in place and whole; standard output: No space left on device"),
-        (apply(path, "--overwrite", "--dry-run"), 5, "standard output: No space left on device; nothing was written"),
-    ):
-        with open("/dev/full", "w") as full:
-            done = subprocess.run(arguments, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-        assert (done.returncode, done.stderr) == (code, f"graftkit: {words}\n")
-    assert out.is_dir()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(apply(path, *flags), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, f"graftkit: {words.format(out=out)}\n")
+    assert out.is_dir() == (code == 7)
 
 
 @pytest.mark.parametrize(

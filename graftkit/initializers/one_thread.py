@@ -17,14 +17,14 @@ class OneThread(contextlib.AbstractContextManager[None]):
     latter is set back at once: what such a thread decomposes would depend on who else is in here.
     """
 
-    _lock: ClassVar[threading.Lock] = threading.Lock()
+    lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __enter__(self) -> None:
         import torch
 
-        self._before = torch.get_num_threads()
-        if self._before > 1:
-            with self._lock:
+        with self.lock:  # also to begin: the number of beginners is another one for a moment
+            self._before = torch.get_num_threads()
+            if self._before > 1:
                 torch.set_num_threads(1)
                 beginner = threading.Thread(target=torch.set_num_threads, args=(self._before,))
                 beginner.start()
@@ -35,3 +35,15 @@ class OneThread(contextlib.AbstractContextManager[None]):
 
         if self._before > 1:
             torch.set_num_threads(self._before)
+
+
+def begin_thread() -> None:
+    """Let this thread compute with as many threads as the one that began it.
+
+    torch hands its number over when a thread asks for it or runs a loop of its own; a decomposition of the linear algebra library does
+    neither, and would round by the number of the environment.
+    """
+    import torch
+
+    with OneThread.lock:
+        torch.get_num_threads()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support.command import here
 
 from graftkit.errors import RecipeError
 from graftkit.recipe import parse_recipe
@@ -58,7 +59,9 @@ def test_what_only_the_checkpoint_shows_has_its_line_too(tmp_path):
     done = asked(text, "plan", "-", OUT=str(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("graftkit: standard input:7: operations.0.target_modules: 'q_prj' matches no module")
-    done = asked(text, "plan", "-", "operations.0.target_modules=[v_prj]", OUT=str(tmp_path))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text.replace("${OUT}", str(tmp_path)))
+    done = here("plan", path, "operations.0.target_modules=[v_prj]")
     assert done.stderr.startswith(
         "graftkit: override 'operations.0.target_modules=[v_prj]': operations.0.target_modules: 'v_prj'"
     )

@@ -33,6 +33,14 @@ KINDS = {
 }
 every_kind = pytest.mark.parametrize("training", KINDS.values(), ids=KINDS)
 
+#: What the sweep of trained adapters, behind --all, has as well.
+SLOW = ("one step", "patterns", "table", "bf16 factors", "fp16 factors")
+most_kinds = pytest.mark.parametrize(
+    "training",
+    [pytest.param(training, marks=[pytest.mark.slow] * (name in SLOW)) for name, training in KINDS.items()],
+    ids=KINDS,
+)
+
 
 def some_kinds(*names):
     return pytest.mark.parametrize("training", [KINDS[name] for name in names], ids=names)
@@ -46,7 +54,7 @@ def resize(adapter, rank):
     return {"op": "resize_adapter", "adapter": str(adapter), "r": rank}
 
 
-@every_kind
+@most_kinds
 def test_merged_weights_are_peft_s_or_nearer_to_float64(trained, tmp_path, training):
     from safetensors.torch import load_file
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.injection import Entry, Injection, Target
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.computed import TensorGroup, as_bytes, begin_thread, computed
+from graftkit.checkpoint.computed import TensorGroup, as_bytes, computed
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import TAGS, Scratch, read_ids, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Computed, LazyTensor, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.initializers import low_rank
-from graftkit.initializers.one_thread import OneThread
+from graftkit.initializers.one_thread import OneThread, begin_thread
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import base_tensor
 from graftkit.operations.adapters.data_factors import DataFactors
