@@ -77,7 +77,7 @@ def plan(options: Namespace) -> int:
     from graftkit.report import terminal
 
     with places_added(document):
-        planned = engine.plan(recipe)
+        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
     if options.json:
         return _print_json(terminal.plan_json(planned))
     if not options.quiet:
@@ -100,7 +100,7 @@ def apply(options: Namespace) -> int:
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
     with places_added(document):
-        planned = engine.plan(recipe)
+        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
     refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     silent = options.quiet or options.json
     if not silent:

@@ -16,10 +16,11 @@ from graftkit.checkpoint.weights import read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from graftkit.checkpoint.tensors import LazyTensor
+    from graftkit.checkpoint.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,12 @@ class Checkpoint:
     stamps: Stamps = field(default_factory=dict, compare=False)
 
     @classmethod
-    def open(cls, base_model: str, *, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls, base_model: str, *, revision: str | None = None, read: Callable[..., Weights[LazyTensor]] = read_weights
+    ) -> Checkpoint:
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
+
+        ``read`` finds the weights in a folder with a config.
 
         Raises:
             RecipeError: a local folder is given with a revision.
@@ -68,19 +73,19 @@ class Checkpoint:
         """
         location = locate(base_model, revision)
         try:
-            return cls._open(location)
+            return cls._open(location, read)
         except InputRejected as error:
             raise InputRejected(f"{printable(base_model)}: {error}") from error
         except OSError as error:
             raise StorageFault(f"{printable(base_model)}: cannot be read: {error.strerror or error}") from error
 
     @classmethod
-    def _open(cls, location: Location) -> Checkpoint:
+    def _open(cls, location: Location, read_from: Callable[..., Weights[LazyTensor]]) -> Checkpoint:
         directory = location.directory.resolve()
         stamps = stamps_of(directory)
         check_root(directory)
         config = check_config(read_document(directory, "config.json"))
-        weights = read_weights(directory, config)
+        weights = read_from(directory, config)
         check_sizes(config, len(weights.tensors))
         names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
         small = [name for name in names if name != TOKENIZER]
@@ -163,6 +168,16 @@ class Checkpoint:
             tensors=MappingProxyType(tensors),
             shards=MappingProxyType(shards),
             shard_metadata=MappingProxyType(metadata),
+        )
+
+    def with_files(self, files: Mapping[str, str], metadata: Mapping[str, str]) -> Checkpoint:
+        """Return this checkpoint with its weight files called otherwise, old name to new; several get an index of their own."""
+        shards = {files[file]: names for file, names in self.shards.items()}
+        return replace(
+            self,
+            shards=MappingProxyType(shards),
+            shard_metadata=MappingProxyType(dict.fromkeys(shards, metadata)),
+            index={"metadata": {"total_size": 0}} if len(shards) > 1 else None,
         )
 
     def with_names(self, names: Mapping[str, str]) -> Checkpoint:

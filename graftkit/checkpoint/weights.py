@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graftkit.checkpoint.documents import decode_json
 from graftkit.checkpoint.file_kinds import PICKLES, is_model_weights, is_training_state
@@ -16,26 +16,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from graftkit.checkpoint.tensors import Stored
+    from graftkit.checkpoint.tensors import LazyTensor, Stored
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_MAX_INDEX_BYTES = 64 * 2**20
+MAX_INDEX_BYTES = 64 * 2**20
+
+
+Tensor_co = TypeVar("Tensor_co", bound="LazyTensor", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class Weights(Generic[Tensor_co]):
     """The tensors in shard order, then file order; ``superseded`` names what transformers would not load, and why."""
 
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, Tensor_co]
     shards: Mapping[str, tuple[str, ...]]
     metadata: Mapping[str, Mapping[str, str]]
     index: Mapping[str, Any] | None
     superseded: Mapping[str, str]
 
 
-def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights:
+def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights[Stored]:
     """Return what the headers and the index of the checkpoint in ``directory`` say; no weight is read.
 
     As in transformers' ``from_pretrained``, ``model.safetensors`` wins over an index beside it, which is not read.
@@ -65,7 +68,7 @@ def _check_explicit(directory: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _sharded(directory: Path) -> Weights:
+def _sharded(directory: Path) -> Weights[Stored]:
     index = _index(directory)
     weight_map = index["weight_map"]
     headers = {shard: _header(directory, shard) for shard in sorted(set(weight_map.values()))}
@@ -84,7 +87,7 @@ def _sharded(directory: Path) -> Weights:
 
 
 def _index(directory: Path) -> dict[str, Any]:
-    index = decode_json(read_bounded(directory, INDEX, _MAX_INDEX_BYTES), INDEX)
+    index = decode_json(read_bounded(directory, INDEX, MAX_INDEX_BYTES), INDEX)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(index, dict) or not isinstance(weight_map, dict) or not weight_map:
         raise InputRejected(f"{INDEX}: has no weight_map object that maps tensor names to files")
@@ -125,5 +128,6 @@ def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
     loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"
     return (
         f"{printable(pickles[0])}: is a pickle, which can run code when read, and there are no safetensors files; "
-        f"if you trust it, convert it: {loader}.from_pretrained('{printable(directory)}').save_pretrained(...)"
+        "if you trust it, begin the recipe with - op: convert and pass --allow-pickle, or convert it:"
+        f" {loader}.from_pretrained('{printable(directory)}').save_pretrained(...)"
     )

@@ -6,6 +6,7 @@ from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
 from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.combine_adapters import combine_adapters
+from graftkit.operations.convert import convert
 from graftkit.operations.edit_tensors import edit_tensors
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
@@ -24,6 +25,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "combine_adapters": combine_adapters,
+    "convert": convert,
     "edit_tensors": edit_tensors,
     "extract_lora": extract_lora,
     "merge_adapter": merge_adapter,

@@ -5,6 +5,7 @@
 
 from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.convert import Convert
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
@@ -27,6 +28,7 @@ from graftkit.recipe.weight_schemes import WeightScheme
 __all__ = [
     "ChatTemplateFile",
     "CombineAdapters",
+    "Convert",
     "Copy",
     "Describe",
     "EditTensors",

@@ -11,6 +11,7 @@ from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.convert import Convert
 from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
@@ -29,6 +30,7 @@ Operation = Annotated[
     | AddAdapter
     | AddLora
     | CombineAdapters
+    | Convert
     | EditTensors
     | ExtractLora
     | MergeAdapter
