@@ -184,6 +184,11 @@ def _add_commands_of_recipes(add: Add) -> None:
         sub.add_argument("-q", "--quiet", action="store_true", help="print errors only")
         sub.add_argument("-v", "--verbose", action="store_true", help="print every changed value and tensor")
         sub.add_argument("--overwrite", action="store_true", help="replace an existing output, whole and at the end")
+        sub.add_argument(
+            "--allow-pickle",
+            action="store_true",
+            help="let convert read pickles, by torch's unpickler of weights alone",
+        )
     apply.add_argument("--dry-run", action="store_true", help="the same as plan")
     apply.add_argument(
         "--if-changed",

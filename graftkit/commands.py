@@ -93,7 +93,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _plan(recipe: Any, document: Any, *, overwrite: bool) -> Any:
+def _plan(recipe: Any, document: Any, options: Namespace) -> Any:
     """Plan a recipe; an output that could not be written is refused first, and one that meets the source as soon as that is known."""
     from pathlib import Path
 
@@ -101,10 +101,10 @@ def _plan(recipe: Any, document: Any, *, overwrite: bool) -> Any:
     from graftkit.checkpoint.output_place import refuse_output
     from graftkit.recipe.load import places_added
 
-    refuse_output(Path(recipe.output), source=None, overwrite=overwrite)
+    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
     with places_added(document):
-        planned = engine.plan(recipe)
-    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=overwrite)
+        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
+    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     return planned
 
 
@@ -114,7 +114,7 @@ def plan(options: Namespace) -> int:
     _quiet_libraries()
     from graftkit.report import terminal
 
-    planned = _plan(recipe, document, overwrite=options.overwrite)
+    planned = _plan(recipe, document, options)
     if options.json:
         return _print_json(terminal.plan_json(planned))
     if not options.quiet:
@@ -134,7 +134,7 @@ def apply(options: Namespace) -> int:
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
-    planned = _plan(recipe, document, overwrite=options.overwrite)
+    planned = _plan(recipe, document, options)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)

@@ -41,6 +41,7 @@ def apply(
     *,
     overwrite: bool = False,
     link: bool = False,
+    allow_pickle: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Plan, write into a staging directory, read it back, verify, and only then let the output appear.
@@ -49,7 +50,7 @@ def apply(
         VerificationFailed: the written checkpoint does not keep its promise; nothing was committed.
         GraftkitError: see :mod:`graftkit.errors`; but for CommittedWithWarning, nothing was committed.
     """
-    return execute(plan(recipe), overwrite=overwrite, link=link, progress=progress)
+    return execute(plan(recipe, allow_pickle=allow_pickle), overwrite=overwrite, link=link, progress=progress)
 
 
 def execute(

@@ -22,9 +22,10 @@ from graftkit.checkpoint.changes import TensorChange, ValueChange, document_chan
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.inputs import Files, input_files
+from graftkit.checkpoint.pickled_weights import has_only_pickles, read_pickled_weights
 from graftkit.checkpoint.tokenizer import class_note
 from graftkit.checkpoint.write import bytes_to_write
-from graftkit.errors import InputRejected, RecipeError, few, plural
+from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import VocabularyOutcome, check_plain_weights, correspondence_of, vocabulary_of
 from graftkit.operations.combinations import check_combination
@@ -125,7 +126,9 @@ class Plan:
 
     @property
     def paged(self) -> bool | None:
-        """Whether parameters are paged in; None where the memory that is free decides."""
+        """Whether parameters are paged in; None where the memory that is free decides. Pickles are loaded whole."""
+        if not all(shard.endswith(".safetensors") for shard in self.source.shards):
+            return False
         return None if self.recipe.verify.paged == "auto" else self.recipe.verify.paged
 
     @property
@@ -227,15 +230,17 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def plan(recipe: Recipe | Mapping[str, Any] | str | Path) -> Plan:
+def plan(recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool = False) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
+
+    With ``allow_pickle`` a recipe that begins with ``convert`` may have a base whose weights are pickles.
 
     Raises:
         RecipeError: the recipe is wrong, or asks for what this checkpoint has no place for.
         InputRejected: the checkpoint cannot be operated on.
     """
     recipe = _as_recipe(recipe)
-    source = Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    source = _open(recipe, allow_pickle=allow_pickle)
     inputs = input_files(recipe)
     return replace(plan_on(source, recipe), inputs=inputs)
 
@@ -261,6 +266,23 @@ def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
     unknown = structure.unknown if structure else ()
     added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
     return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added)
+
+
+def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:
+    """Open the base; pickles are read where the recipe converts them and whoever runs it trusts them.
+
+    Raises:
+        InputRejected: the base has only pickles, which the recipe converts, and nobody said that they may be read.
+    """
+    base = Path(recipe.base_model)
+    if recipe.operations[0].op != "convert" or not has_only_pickles(base):
+        return Checkpoint.open(recipe.base_model, revision=recipe.revision)
+    if not allow_pickle:
+        raise InputRejected(
+            f"{printable(recipe.base_model)}: its weights are pickles, which can run code when they are read; convert reads them by"
+            " torch's unpickler of weights, which runs none, with --allow-pickle on the command line"
+        )
+    return Checkpoint.open(recipe.base_model, revision=recipe.revision, read=read_pickled_weights)
 
 
 def _check_result(result: Checkpoint, recipe: Recipe) -> Structure:

@@ -17,7 +17,7 @@ from graftkit.checkpoint.weights import SINGLE, Weights, read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from graftkit.checkpoint.tensors import LazyTensor
@@ -61,8 +61,13 @@ class Checkpoint:
     in_memory: bool = False
 
     @classmethod
-    def open(cls, base_model: str | os.PathLike[str], *, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls, base_model: str | os.PathLike[str], *, revision: str | None = None,
+        read: Callable[..., Weights[LazyTensor]] = read_weights,
+    ) -> Checkpoint:  # fmt: skip
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
+
+        ``read`` finds the weights in a folder with a config.
 
         Raises:
             RecipeError: a local folder is given with a revision.
@@ -72,7 +77,7 @@ class Checkpoint:
         base_model = os.fspath(base_model)
         location = locate(base_model, revision)
         try:
-            return cls._open(location)
+            return cls._open(location, read)
         except InputRejected as error:
             raise InputRejected(f"{printable(base_model)}: {error}") from error
         except OSError as error:
@@ -85,19 +90,21 @@ class Checkpoint:
         Raises:
             InputRejected: a document is malformed or unsafe.
         """
-        weights = Weights(tensors, {SINGLE: tuple(tensors)}, {SINGLE: {"format": "pt"}}, None, {})
-        opened = cls._open(Location(name, directory, None), weights)
+        weights: Weights[LazyTensor] = Weights(tensors, {SINGLE: tuple(tensors)}, {SINGLE: {"format": "pt"}}, None, {})
+        opened = cls._open(Location(name, directory, None), lambda *_: weights, in_memory=True)
         dict(opened.documents)  # the folder may go before this checkpoint does
         return opened
 
     @classmethod
-    def _open(cls, location: Location, given: Weights[LazyTensor] | None = None) -> Checkpoint:
-        """Open a folder, with the weights that lie there or those that are ``given``."""
+    def _open(
+        cls, location: Location, read_from: Callable[..., Weights[LazyTensor]], *, in_memory: bool = False
+    ) -> Checkpoint:
+        """Open a folder, with the weights that ``read_from`` finds for it."""
         directory = location.directory.resolve()
         stamps = stamps_of(directory)
         check_root(directory)
         config = check_config(read_document(directory, "config.json"))
-        weights: Weights[LazyTensor] = given or read_weights(directory, config)
+        weights = read_from(directory, config)
         check_sizes(config, len(weights.tensors))
         names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
         small = [name for name in names if name != TOKENIZER]
@@ -125,7 +132,7 @@ class Checkpoint:
             remote_code=remote_code(known),
             notes=quantization(config),
             stamps=stamps,
-            in_memory=given is not None,
+            in_memory=in_memory,
         )
 
     @property
@@ -181,6 +188,16 @@ class Checkpoint:
             tensors=MappingProxyType(tensors),
             shards=MappingProxyType(shards),
             shard_metadata=MappingProxyType(metadata),
+        )
+
+    def with_files(self, files: Mapping[str, str], metadata: Mapping[str, str]) -> Checkpoint:
+        """Return this checkpoint with its weight files called otherwise, old name to new; several get an index of their own."""
+        shards = {files[file]: names for file, names in self.shards.items()}
+        return replace(
+            self,
+            shards=MappingProxyType(shards),
+            shard_metadata=MappingProxyType(dict.fromkeys(shards, metadata)),
+            index={"metadata": {"total_size": 0}} if len(shards) > 1 else None,
         )
 
     def with_names(self, names: Mapping[str, str]) -> Checkpoint:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_MAX_INDEX_BYTES = 64 * 2**20
+MAX_INDEX_BYTES = 64 * 2**20
 
 
 #: The kind of tensors: those of files are all stored.
@@ -89,7 +89,7 @@ def _sharded(directory: Path) -> Weights[Stored]:
 
 
 def _index(directory: Path) -> dict[str, Any]:
-    index = decode_json(read_bounded(directory, INDEX, _MAX_INDEX_BYTES), INDEX)
+    index = decode_json(read_bounded(directory, INDEX, MAX_INDEX_BYTES), INDEX)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(index, dict) or not isinstance(weight_map, dict) or not weight_map:
         raise InputRejected(f"{INDEX}: has no weight_map object that maps tensor names to files")
@@ -130,5 +130,6 @@ def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
     loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"
     return (
         f"{printable(pickles[0])}: is a pickle, which can run code when read, and there are no safetensors files; "
-        f"if you trust it, convert it: {loader}.from_pretrained('{printable(directory)}').save_pretrained(...)"
+        "if you trust it, begin the recipe with - op: convert and pass --allow-pickle, or convert it:"
+        f" {loader}.from_pretrained('{printable(directory)}').save_pretrained(...)"
     )

@@ -7,6 +7,7 @@ from graftkit.operations.add_lora import add_lora
 from graftkit.operations.arrange_blocks import arrange_blocks
 from graftkit.operations.base import Context, Operation, Outcome
 from graftkit.operations.combine_adapters import combine_adapters
+from graftkit.operations.convert import convert
 from graftkit.operations.drop_blocks import drop_blocks
 from graftkit.operations.edit_tensors import edit_tensors
 from graftkit.operations.extend_vocab import extend_vocab
@@ -31,6 +32,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "combine_adapters": combine_adapters,
     "arrange_blocks": arrange_blocks,
     "drop_blocks": drop_blocks,
+    "convert": convert,
     "edit_tensors": edit_tensors,
     "extract_lora": extract_lora,
     "insert_blocks": insert_blocks,

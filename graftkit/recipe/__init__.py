@@ -6,6 +6,7 @@
 from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.convert import Convert
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.edit_tensors import EditTensors
@@ -31,6 +32,7 @@ __all__ = [
     "ArrangeBlocks",
     "ChatTemplateFile",
     "CombineAdapters",
+    "Convert",
     "Copy",
     "Describe",
     "DropBlocks",

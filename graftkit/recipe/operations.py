@@ -12,6 +12,7 @@ from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.arrange_blocks import ArrangeBlocks
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
+from graftkit.recipe.convert import Convert
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab
@@ -34,6 +35,7 @@ Operation = Annotated[
     | AddAdapter
     | AddLora
     | CombineAdapters
+    | Convert
     | EditTensors
     | ExtractLora
     | MergeAdapter

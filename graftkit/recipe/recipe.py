@@ -74,13 +74,15 @@ class Recipe(Spec):
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
-        """Refuse a second adapter, and changes of the base that an adapter was made for."""
+        """Refuse a second adapter, changes of the base that an adapter was made for, and a conversion of what is open already."""
         operations = data.get("operations")
         made = False
         for place, item in enumerate(operations if isinstance(operations, list | tuple) else ()):
             op = item.get("op") if isinstance(item, Mapping) else getattr(item, "op", None)
             if not isinstance(op, str):
                 continue
+            if place and op == "convert":
+                yield ("operations", place), "stands first: what comes before it could not open what it converts"
             if made and op in MAKE_ADAPTERS:
                 yield ("operations", place), "a recipe makes one adapter; put the second into a recipe of its own"
             elif made:

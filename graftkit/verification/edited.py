@@ -11,6 +11,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import plural, printable
+from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.replayed_steps import Value, loaded, replay
 
@@ -54,7 +55,7 @@ class EditCheck:
 
     def run(self, subject: Subject) -> EditedReport:
         """Compare every tensor; one that a later operation changed is compared as it was planned, since no file holds it."""
-        written = Checkpoint.open(str(subject.result)).tensors
+        written = open_place(subject.result).tensors
         later = subject.changed_later
         found = {name: tensor for name, tensor in written.items() if name not in later}
         return self.compare(found | {name: tensor for name, tensor in self.after.tensors.items() if name in later})

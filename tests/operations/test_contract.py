@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ SPECS = {
         {"adapters": ["{adapter}"]},
         "adapters",
     ),
+    "convert": ({}, None, ""),
     "edit_tensors": (
         {"steps": [{"scale": {"tensors": ["lm_head.weight"], "factor": 0.5}}]},
         {"steps": [{"delete": ["nowhere"]}]},
@@ -84,7 +86,13 @@ def made(tmp_path_factory):
             "verify": {"outputs": False},
         }
     )
-    return {"base": source, "adapter": adapter, "tuned": root / "tuned", "root": root}
+    shutil.copytree(source, root / "slow")
+    document = json.loads((root / "slow/tokenizer.json").read_text())
+    (root / "slow/tokenizer.json").unlink()
+    (root / "slow/vocab.json").write_text(json.dumps(document["model"]["vocab"]))
+    (root / "slow/merges.txt").write_text("\n".join(map(" ".join, document["model"]["merges"])))
+    (root / "slow/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    return {"base": source, "adapter": adapter, "tuned": root / "tuned", "root": root, "convert": root / "slow"}
 
 
 def recipe(made, op, fields, **more):
@@ -94,7 +102,7 @@ def recipe(made, op, fields, **more):
     output = str(made["root"] / "never")
     return {
         "version": 1,
-        "base_model": str(made["base"]),
+        "base_model": str(made.get(op, made["base"])),
         "operations": [{"op": op, **filled}],
         "output": output,
         **more,
@@ -146,8 +154,6 @@ def test_an_error_carries_its_place(made, op):
 
 @pytest.mark.parametrize("op", sorted(NEED_PLAIN_WEIGHTS))
 def test_a_quantized_base_is_refused_by_name(made, op, tmp_path):
-    import shutil
-
     shutil.copytree(made["base"], tmp_path / "quantized")
     config = tmp_path / "quantized/config.json"
     config.write_text(
