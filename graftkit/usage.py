@@ -45,7 +45,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "graftkit verify BASE MERGED --adapter DIR",
     ),
     "selftest": ("graftkit selftest", "graftkit selftest MODEL --no-outputs"),
-    "completion": ("graftkit completion bash",),
 }
 
 

@@ -37,7 +37,7 @@ def test_modules_are_grouped_by_name_and_shape(sources, family, wanted):
     assert wanted <= labels(sources(family))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "mixtral", "llava"])
+@pytest.mark.parametrize("family", ["gpt2", "bert", "llava"])
 def test_a_linear_of_a_group_is_a_target_that_peft_takes(sources, family):
     """By the name that is shown, and as many of them as are shown."""
     from peft import LoraConfig, get_peft_model
@@ -89,7 +89,7 @@ def test_inspect_shows_size_template_and_targets(demo, tmp_path):
 
 def planned(source, place, **operation):
     (place / "recipe.json").write_text(json.dumps(recipe(source, place / "out", operation)))
-    return here("plan", place / "recipe.json", "--json"), here("plan", place / "recipe.json")
+    return here("plan", place / "recipe.json", "--json")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_plan_counts_what_peft_trains(sources, tmp_path, family, operation):
     from peft import PeftModel
 
     source = sources(family)
-    done, shown = planned(source, tmp_path, **operation)
+    done = planned(source, tmp_path, **operation)
     found = json.loads(done.stdout)
     assert here("apply", tmp_path / "recipe.json", "verify.outputs=false", "-q").returncode == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(source)
@@ -123,17 +123,18 @@ def test_a_plan_counts_what_peft_trains(sources, tmp_path, family, operation):
     prompts = found["trainable_parameters"] if "PROMPT" in str(operation) else 0
     assert prompts or found["trainable_parameters"] == adapted.get_nb_trainable_parameters()[0]
     assert found["trainable_parameters"] == sum(group["parameters"] for group in found["adapted_modules"])
-    assert f"trainable  {found['trainable_parameters']:,} parameters, " in shown.stdout
 
 
 def test_a_plan_lists_the_targets_of_an_adapter_and_none_without_one(demo, tmp_path):
-    done, shown = planned(demo, tmp_path, op="add_lora", r=4, target_modules=["*.1.*.q_proj", "v_proj"])
+    done = planned(demo, tmp_path, op="add_lora", r=4, target_modules=["*.1.*.q_proj", "v_proj"])
+    shown = here("plan", tmp_path / "recipe.json")
     listed = {(group["name"], group["count"], group["layers"]) for group in json.loads(done.stdout)["adapted_modules"]}
     assert listed == {("q_proj", 1, True), ("v_proj", 3, True)}
+    assert "trainable  5,120 parameters, 0.32 % of the base's 1,608,800\n" in shown.stdout
     assert re.search(r"^v_proj +3 layers +160 -> 160 +3,840 *$", shown.stdout, re.MULTILINE)
-    done, shown = planned(demo, tmp_path, op="extend_vocab", tokens=["zqx"])
+    done = planned(demo, tmp_path, op="extend_vocab", tokens=["zqx"])
     assert json.loads(done.stdout)["trainable_parameters"] is None
-    assert "the adapter trains" not in shown.stdout
+    assert "the adapter trains" not in here("plan", tmp_path / "recipe.json").stdout
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,10 @@ def test_a_plan_lists_the_targets_of_an_adapter_and_none_without_one(demo, tmp_p
 )
 def test_near_names_are_modules_that_can_be_targets(demo, tmp_path, entry, near):
     for operation in ({"op": "add_lora"}, {"op": "add_adapter", "peft_type": "LOHA"}):
-        done, _ = planned(demo, tmp_path, **operation, target_modules=[entry])
+        done = planned(demo, tmp_path, **operation, target_modules=[entry])
         assert_one_line(done, 2, "matches no module; near names: ")
         shown = done.stderr.partition("near names: ")[2]
         assert near in shown
         assert not re.search(r"norm|rotary|act_fn|self_attn(, |$)|mlp(, |$)", shown)
-    done, _ = planned(demo, tmp_path, op="add_adapter", peft_type="LN_TUNING", target_modules=["input_layernrm"])
+    done = planned(demo, tmp_path, op="add_adapter", peft_type="LN_TUNING", target_modules=["input_layernrm"])
     assert_one_line(done, 2, "near names: input_layernorm")

@@ -17,7 +17,7 @@ from graftkit.errors import RecipeError
 from graftkit.recipe import load_recipe, parse_recipe
 
 #: Kinds that the model that ships with the project can have.
-OF_DEMO = ("lora", "tools", "chat", "pad", "classifier", "ner", "reward", "reinit")
+OF_DEMO = ("lora", "tools", "chat", "pad", "classifier", "reward", "reinit")
 
 
 def edit(path, **changes):
@@ -85,7 +85,7 @@ def test_tokens_of_the_vocabulary_are_taken_before_new_ones(reserving, tmp_path,
 
 
 def test_every_kind_is_drafted_and_applied_here():
-    assert {*KINDS} == {*DRAFTS} == {*OF_DEMO, "reserved"}
+    assert {*KINDS} == {*DRAFTS} == {*OF_DEMO, "ner", "reserved"}
     assert USUAL in KINDS
 
 

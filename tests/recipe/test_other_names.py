@@ -4,12 +4,14 @@ import pytest
 from support.command import assert_one_line, here
 from support.recipes import recipe
 
+from graftkit.cli import _parser
 from graftkit.drafting.kinds import KINDS
 from graftkit.errors import RecipeError
 from graftkit.recipe import Recipe, parse_recipe
 from graftkit.recipe.operations import OPERATIONS
 from graftkit.recipe.other_names import _SYNONYMS, ELSEWHERE, elsewhere
 from graftkit.recipe.wording import did_you_mean
+from graftkit.usage import EXAMPLES, commands_of
 
 LORA = {"op": "add_lora"}
 TOKENS = {"op": "extend_vocab", "tokens": ["x"]}
@@ -102,3 +104,12 @@ def test_what_stands_elsewhere_is_no_field_and_no_operation():
 def test_a_name_is_no_slip_of_a_single_letter():
     assert did_you_mean("revision", ["r", "lora_alpha"]) is None
     assert did_you_mean("special", ["special_tokens"]) == "special_tokens"
+
+
+def test_every_command_s_help_shows_its_use_and_the_help_of_all_the_exit_codes():
+    commands = commands_of(_parser())
+    assert {*EXAMPLES} - {""} == {*commands}
+    for name, parser in commands.items():
+        text = " ".join(parser.format_help().split())
+        assert all(line.startswith(f"graftkit {name}") and line in text for line in EXAMPLES[name])
+    assert all(f"\n  {code}" in here("--help").stdout for code in (0, 1, 2, 3, 4, 5, 6, 7, 70, 129))
