@@ -75,7 +75,7 @@ def judge(job: tuple[str, str, str], limit: float = LIMIT) -> Verdict:
     torch.set_num_threads(1)
     place = Path(tempfile.mkdtemp(prefix="sweep-"))
     signal.signal(signal.SIGPROF, _late)
-    signal.setitimer(signal.ITIMER_PROF, limit)
+    signal.setitimer(signal.ITIMER_PROF, limit, 1)  # again and again: some library may have caught the first
     try:
         return _judge(job, place)
     except TimeoutError:

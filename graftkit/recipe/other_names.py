@@ -38,7 +38,7 @@ _NAMES: Mapping[str, str] = {
     ),
     _GGUF: "gguf to_gguf export_gguf convert_gguf convert_to_gguf llama_cpp ollama",
     _ONNX: "onnx to_onnx export_onnx",
-    _EXPORTING: "export convert",
+    _EXPORTING: "export",
     _UPLOADING: "push push_to_hub hub_model_id upload publish",
     _SERVING: "serve generate vllm infer inference",
     _MEASURING: "eval evaluate evaluation benchmark lm_eval",

@@ -212,7 +212,7 @@ def test_another_head_comes_behind_a_merge(tmp_path):
     assert check.outputs
     assert all("hidden" in output.name for output in check.outputs)
     planned = engine.plan({**recipe, "output": str(tmp_path / "never")})
-    subject = engine.behind(engine.subject_of(planned, tmp_path / "out"), planned.outcomes[1:])
+    subject = engine.behind(engine.subject_of(planned, tmp_path / "out"), planned.outcomes[0], planned.outcomes[1:])
     (merge, _), broken = (
         (outcome.checks for outcome in planned.outcomes),
         shutil.copytree(tmp_path / "out", tmp_path / "broken"),
