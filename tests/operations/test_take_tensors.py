@@ -222,3 +222,12 @@ def test_a_changed_value_of_a_taken_tensor_is_named_afterwards(sources, tuned, t
     assert done.returncode == 4
     assert "model.layers.1.mlp.up_proj.weight" in done.stdout + done.stderr
     assert json.loads((output / "config.json").read_text()) == config_of(sources("llama"))
+
+
+def test_the_recipe_takes_a_layer_of_another_checkpoint(demo, tmp_path):
+    donor = rewritten(demo, tmp_path / "donor", moved)
+    done = here("apply", "recipes/take_tensors.yaml", "--output", tmp_path / "out", f"operations.0.donor={donor}")
+    assert done.returncode == 0, done.stderr
+    found, base, other = (load_file(path / "model.safetensors") for path in (tmp_path / "out", demo, donor))
+    for name, value in found.items():
+        assert value.equal((other if name.startswith("model.layers.1.") else base)[name]), name
