@@ -5,6 +5,7 @@ Nothing here is shared with what plans and writes them: names are matched, shape
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -76,12 +77,18 @@ def nearest(exact: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype in (torch.float64, torch.float32):
         return first
     ends = [torch.full_like(first, end) for end in (torch.inf, -torch.inf)]
+    beyond = (
+        2.0 ** math.frexp(torch.finfo(dtype).max)[1]
+    )  # where infinity lies for rounding: one step behind the largest value
+
+    def distance(values: Tensor) -> Tensor:
+        return (values.double().clamp(-beyond, beyond) - exact).abs()
+
     best = first
     for candidate in (torch.nextafter(first, end) for end in ends):
-        far, here = (candidate.double() - exact).abs(), (best.double() - exact).abs()
+        far, here = distance(candidate), distance(best)
         even = (candidate.view(torch.int16) & 1) == 0
-        better = (far < here) | ((far == here) & even)
-        best = torch.where(better & first.isfinite(), candidate, best)
+        best = torch.where((far < here) | ((far == here) & even), candidate, best)
     return best
 
 

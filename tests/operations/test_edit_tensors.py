@@ -1,6 +1,7 @@
 """edit_tensors: each step gives what plain torch gives, keeps all other bytes, and a step that is left out or changed is caught."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from graftkit import engine
 from graftkit.checkpoint.rounding import round_once
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.verification.edited import EditCheck
+from graftkit.verification.replayed_steps import nearest
 
 LAYER = r"model\.layers\.(\d+)\."
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -384,4 +386,11 @@ def test_a_value_between_two_is_rounded_once(dtype):
     assert ((found[:-4].double() - values[:-4]).abs() == (exact(values[:-4], dtype).double() - values[:-4]).abs()).all()
     assert (found[:4000].view(torch.int16) & 1 == 0).all()
     assert found[-4:].tolist() == [0.0, -0.0, torch.inf, -0.0]
+    largest = torch.finfo(dtype).max
+    half = (largest + 2.0 ** math.frexp(largest)[1]) / 2  # from here on, infinity is nearer
+    ends = torch.tensor([half * (1 - 2.0**-40), half, -half, torch.inf, -1e300, torch.nan], dtype=torch.float64)
+    assert nearest(values, dtype).equal(found)  # the check rounds by other code to the same bits
+    assert (
+        nearest(ends, dtype).nan_to_num(1.5, 9, -9).tolist() == round_once(ends, dtype).nan_to_num(1.5, 9, -9).tolist()
+    )
     assert (values[:-4].to(dtype) != found[:-4]).any()  # torch itself rounds twice
