@@ -186,7 +186,12 @@ class Correspondence:
         return cls(**{**found, **maps, "part": (one, other)})
 
     def then(self, later: Correspondence) -> Correspondence:
-        """The composition of this correspondence and ``later``, which comes after it."""
+        """The composition of this correspondence and ``later``, which comes after it.
+
+        Blocks that ``later`` leaves out with their stack, as an encoder leaves out those of the decoder, correspond to none.
+        """
+        if self.blocks is not None and not self._holds_stack(later.part):
+            return replace(self, blocks=None, stack="", behind_first=False).then(later)
         live = self.live if self.ids is not None else later.live
         stack = _moved(later.stack, *self.part[::-1]) if later.stack else self.stack
         part = _part_of_part(self.part, later.part)
@@ -194,6 +199,11 @@ class Correspondence:
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
             self.behind_first or later.behind_first, part,
         )  # fmt: skip
+
+    def _holds_stack(self, part: tuple[str, str]) -> bool:
+        """Whether a part of the result has the main stack."""
+        stack = self.stack_in_result(self.stack)
+        return stack is not None and _is_below(stack, part[0])
 
     def within_source(self) -> Correspondence:
         """The source beside itself, over the ids that the result keeps."""

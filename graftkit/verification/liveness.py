@@ -41,7 +41,8 @@ class Liveness:
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        yield Row("gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} targets")
+        result = "failed" if self.failures else "alive" if self.alive else "not seen"
+        yield Row("gradients at step 0", result, f"{self.alive} targets")
         for what, names in (("not run by the probe", self.unreached), ("no gradient arrives", self.blocked)):
             if names:
                 yield Row("gradients", what, few(names))
@@ -91,6 +92,11 @@ def liveness(model: Any, probe: Probe, extra_inputs: frozenset[str], seed: int) 
         idle = _idle_experts(part)
         if idle:
             unrouted[name] = idle
+    if blocked and not unreached and not any(_any(parameter.grad) for parameter in model.parameters()):
+        failures.append(
+            f"gradients: none arrives at {few(blocked)} nor at anything else that the adapter trains: it would never learn, as"
+            " behind zeros of the base that are frozen"
+        )
     model.zero_grad(set_to_none=True)
     return Liveness(alive, tuple(unreached), tuple(blocked), unrouted, tuple(failures))
 

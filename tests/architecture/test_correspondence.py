@@ -184,6 +184,18 @@ def test_parts_compose_with_parts_and_with_blocks():
         text.then(Correspondence(part=("encoder", "")))
 
 
+@pytest.mark.parametrize("part", [("encoder", "encoder"), ("encoder", "")])
+def test_blocks_are_forgotten_where_their_stack_is_no_part_of_the_result(part):
+    dropped = Correspondence(blocks=IndexMap.of_kept(2, [0]), stack="decoder.block", behind_first=True)
+    alone = dropped.then(Correspondence(part=part))
+    assert alone == Correspondence(part=part)
+    assert alone.of_backbones().output_in_source("hidden_states.1") == "hidden_states.1"
+    stack = f"{part[1]}.block".lstrip(".")
+    shorter = alone.then(Correspondence(blocks=IndexMap.of_kept(4, [0, 2, 3]), stack=stack))
+    assert (shorter.stack, shorter.blocks.kept) == ("encoder.block", (0, 2, 3))
+    assert dropped.then(Correspondence(part=("decoder", "decoder"))).blocks == dropped.blocks
+
+
 def test_a_part_survives_the_report():
     part = Correspondence.of_ids(6, 8, 6, (6, 7)).then(Correspondence(part=("bert", "")))
     found = json.loads(json.dumps(dataclasses.asdict(part)))

@@ -294,6 +294,16 @@ def test_lora_on_the_new_blocks_alone(sources):
         planned(llama, lora)
 
 
+def test_an_adapter_behind_frozen_zeros_alone_is_refused_and_beside_a_writer_named(sources, tmp_path):
+    lora = {"op": "add_lora", "r": 2, "layers_to_transform": "new", "target_modules": ["q_proj"]}
+    with pytest.raises(VerificationFailed, match="gradients: none arrives at model.layers.1.self_attn.q_proj nor at"):
+        graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "out", insert(0), lora))
+    both = {**lora, "target_modules": ["q_proj", "o_proj"]}
+    report = graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "out", insert(0), both))
+    (found,) = (check.gradients for check in report.checks if check.name == "adapter")
+    assert (found.alive, found.blocked, found.failures) == (1, ("model.layers.1.self_attn.q_proj",), ())
+
+
 @pytest.mark.slow
 def test_an_adapter_of_the_grown_base_is_merged_into_it(sources, tmp_path):
     from support.adapters import make_adapter, merged_by_peft

@@ -51,6 +51,14 @@ def test_hidden_states_and_logits_are_those_of_the_whole_bit_for_bit(family, arc
         assert graftkit.verify(str(sources(family)), str(tmp_path / "out"), outputs=False).failures == ()
 
 
+def test_an_encoder_is_compared_by_its_own_blocks_where_the_decoder_lost_one(sources, tmp_path):
+    drop, encoder = {"op": "drop_blocks", "blocks": [1]}, extract("T5EncoderModel")
+    report = graftkit.apply(recipe(sources("t5"), tmp_path / "encoder", drop, encoder))
+    assert {item.name: item.bitwise for item in report.outputs.comparisons} == dict.fromkeys(
+        ("last_hidden_state", "hidden_states.0", "hidden_states.1", "hidden_states.2"), True
+    )
+
+
 @pytest.mark.numerical
 def test_the_text_model_of_a_wrapper_gives_the_logits_that_the_wrapper_gives(sources, tmp_path):
     """Without graftkit's help: both loaded by transformers and run on ids."""
