@@ -9,7 +9,7 @@ from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
+from graftkit.checkpoint.tokenizer import NO_TOKENIZER, Renamed, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, few, plural
 from graftkit.verification.accounted import Accounted
 from graftkit.verification.documents import Allowed, check_documents
@@ -24,6 +24,9 @@ from graftkit.verification.ties import lost_ties
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two opened checkpoints: vocabularies, tokenizers, and what the report of the second excuses.
+
+    Which rows are new is the report's to say where the first has as many rows and tokens as the report's source had; else the
+    tokenizers say it.
 
     ``added`` is what the loader calls tensors that the report names and that the second's class leaves out.
     """
@@ -64,7 +67,7 @@ class Pair:
         ids = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
         correspondence = report.correspondence if report else IDENTITY
         reported = correspondence.ids
-        if reported is None or [reported.source, reported.result] != rows:
+        if reported is None or ([reported.source, reported.result], correspondence.live) != (rows, ids.live):
             correspondence = replace(correspondence, ids=ids.ids, live=ids.live)
         added = after.names_not_loaded(known - old.tensors.keys())
         return cls(old, new, vocabularies, tokenizers, correspondence, report, added)
@@ -101,9 +104,17 @@ class Pair:
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
-            self.accounted.renamed,
+            dict(self._renamed()),
             places(self.accounted.values),
         )
+
+    def _renamed(self) -> Iterator[tuple[str, Renamed]]:
+        """What the report says of renamed tokens, of those that the first has under their old names."""
+        first, second = self.tokenizers
+        for old, now in self.accounted.renamed.items():
+            index = first.id_of(old)
+            if index is not None and index == second.id_of(now.content):
+                yield old, now
 
     def tensors(self) -> Iterator[str]:
         """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""

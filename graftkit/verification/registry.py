@@ -48,16 +48,7 @@ class TokenizerCheck:
         tokens = subject.tokens
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
-        return check_tokenization(
-            folder_of(subject.source),
-            folder_of(subject.result),
-            new=tokens.ids,
-            special=tokens.special,
-            chat_template_changed=tokens.chat_template_changed,
-            eos_may_pad=tokens.eos_may_pad,
-            renamed=tokens.renamed,
-            gone=tokens.gone,
-        )
+        return check_tokenization(folder_of(subject.source), folder_of(subject.result), tokens)
 
 
 @dataclass(frozen=True, slots=True)

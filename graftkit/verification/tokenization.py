@@ -8,7 +8,7 @@ tokenizer, config and generation config; chat template and settings are the sour
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graftkit.checkpoint.tokenizer import Renamed
+    from graftkit.verification.subject import NewTokens
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
@@ -67,7 +68,7 @@ class TokenizationReport(Report):
     differences: tuple[SplitDifference, ...]
     covered: dict[str, int]
     notes: tuple[str, ...]
-    seconds: float
+    seconds: float = 0.0
     name: str = "tokenizer"
 
     def rows(self) -> Iterator[Row]:
@@ -88,67 +89,61 @@ class TokenizationReport(Report):
 
 
 def check_tokenization(
-    source: Path,
-    result: Path,
-    *,
-    new: Mapping[str, int],
-    special: Collection[str],
-    probes: Sequence[str] | None = None,
-    chat_template_changed: bool = False,
-    eos_may_pad: bool = False,
-    renamed: Mapping[str, Renamed] | None = None,
-    gone: Collection[str] = (),
+    source: Path, result: Path, tokens: NewTokens, *, probes: Sequence[str] = PROBE_TEXTS
 ) -> TokenizationReport:
-    """Compare the tokenizer in ``result`` with the one in ``source``, which lacks the tokens ``new`` (content to id).
+    """Compare the tokenizer in ``result`` with the one in ``source``, which changed on purpose as ``tokens`` says.
 
-    ``special`` names those of the new tokens that have to be special, ``renamed`` gives by its old name each token that is the
-    source's under another name. ``probes`` replaces the embedded texts; texts
-    derived from the new tokens are added to them. ``eos_may_pad`` says that the pad token was made the eos token on purpose;
-    ``gone`` are places in documents, such as ``config.json: text_config``, that were taken away on purpose.
+    Texts derived from the new tokens are added to ``probes``.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
 
     """
     start = time.perf_counter()
-    renamed = renamed or {}
-    before = LoadedTokenizer.of(source, {old: now.content for old, now in renamed.items()})
+    before = LoadedTokenizer.of(source, {old: now.content for old, now in tokens.renamed.items()})
     try:
         after = LoadedTokenizer.of(result)
     except InputRejected as error:
-        return TokenizationReport((f"tokenizer: {error}",), (), {}, (), time.perf_counter() - start)
-    every_new = {
-        **new,
-        **{now.content: before.ids[now.content] for now in renamed.values() if now.content in before.ids},
+        found = TokenizationReport((f"tokenizer: {error}",), (), {}, ())
+    else:
+        found = _compare(before, after, tokens, probes)
+    return replace(found, seconds=time.perf_counter() - start)
+
+
+def _compare(
+    before: LoadedTokenizer, after: LoadedTokenizer, tokens: NewTokens, probes: Sequence[str]
+) -> TokenizationReport:
+    names = [now.content for now in tokens.renamed.values()]
+    every_new = {**tokens.ids, **{name: before.ids[name] for name in names if name in before.ids}}
+    every_special = {*tokens.special, *(content for content, index in every_new.items() if _is_special(after, index))}
+    made_special = {
+        now.content for now in tokens.renamed.values() if now.special and not _was_special(before, now.content)
     }
-    every_special = {*special, *(content for content, index in every_new.items() if _is_special(after, index))}
-    made_special = {now.content for now in renamed.values() if now.special and not _was_special(before, now.content)}
-    texts = [*(PROBE_TEXTS if probes is None else probes), *derived_texts(before, every_new, every_special)]
+    texts = [*probes, *derived_texts(before, every_new, every_special)]
     split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
-    role_failures, notes = check_roles(before, after, eos_may_pad=eos_may_pad, gone=gone)
+    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone)
     failures = chain(
-        _check_ids(before, after, new),
-        check_new_tokens(after, every_new, {*special, *made_special}),
-        check_renamed(before, after, renamed),
+        _check_ids(before, after, tokens.ids),
+        check_new_tokens(after, every_new, {*tokens.special, *made_special}),
+        check_renamed(before, after, tokens.renamed),
         _check_parts(before, after),
-        _check_kept(before, after, renamed),
+        _check_kept(before, after, tokens.renamed),
         split_failures,
         role_failures,
         _check_frame(before, after, texts[:1]),
-        check_templates(before, after, changed=chat_template_changed),
-        check_same_ids(before, after) if renamed else (),
+        check_templates(before, after, changed=tokens.chat_template_changed),
+        check_same_ids(before, after) if names else (),
     )
     covered = {
         "old_ids": len(before.ids),
-        "new_tokens": len(new),
-        "renamed_tokens": len(renamed),
+        "new_tokens": len(tokens.ids),
+        "renamed_tokens": len(names),
         "placements": len(every_new) * len(PLACEMENTS),
         "probe_texts": len(texts),
         DIFFERING: differing,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
-    notes += template_notes(before, after)
-    return TokenizationReport(found, differences, covered, notes, time.perf_counter() - start)
+    return TokenizationReport(found, differences, covered, (*notes, *template_notes(before, after)))
 
 
 def _is_special(after: LoadedTokenizer, index: int) -> bool:

@@ -56,6 +56,12 @@ def test_without_the_report_a_renamed_token_is_no_silent_change(sources, tmp_pat
     assert any("id 3 was '<unk>'" in failure for failure in found.failures)
 
 
+def test_a_source_that_has_the_new_names_already_is_held_to_them(sources, tmp_path):
+    """The report says how the old names went, which are those of another source."""
+    output, _ = applied(sources("llama"), tmp_path, rename({"<unk>": "<|tool|>"}))
+    assert graftkit.verify(str(output), str(output), outputs=False).failures == ()
+
+
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "bert"])
 def test_rows_are_made_anew_where_that_is_asked(family, sources, tmp_path):
     source = sources(family)

@@ -8,6 +8,7 @@ from support.renamed import NAMES
 from support.tokenizer_sources import bpe_legacy, write
 
 from graftkit.checkpoint.tokenizer import Renamed, Renaming, rename_tokens
+from graftkit.verification.subject import NewTokens
 from graftkit.verification.tokenization import check_tokenization
 
 TEMPLATE = "{% for m in messages %}<|old|>{{ m.role }} {{ m.content }}</s>{% endfor %}"
@@ -22,8 +23,8 @@ def legacy():
 
 
 def checked(documents, result, renamed, folder):
-    source = write(documents, folder / "source")
-    return check_tokenization(source, write(result, folder / "result"), new={}, special=set(), renamed=renamed)
+    tokens = NewTokens({}, frozenset(), chat_template_changed=False, renamed=renamed)
+    return check_tokenization(write(documents, folder / "source"), write(result, folder / "result"), tokens)
 
 
 def apply(documents, names, special=None):

@@ -12,6 +12,7 @@ from support.tokenizer_sources import SOURCES, bpe, bpe_legacy, unigram, wordpie
 from graftkit.checkpoint.tokenizer import NewToken, add_tokens, set_chat_template
 from graftkit.errors import InputRejected
 from graftkit.running.probe_texts import PROBE_TEXTS
+from graftkit.verification.subject import NewTokens
 from graftkit.verification.tokenization import check_tokenization
 
 WORKS = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
@@ -29,9 +30,11 @@ def every(request, tmp_path_factory):
     return request.param(), tmp_path_factory.mktemp(request.param.__name__)
 
 
-def run(documents, result, folder, ids, special=SPECIAL, **options):
-    source = write(documents, folder / "source")
-    return check_tokenization(source, write(result, folder / "result"), new=ids, special=special, **options)
+def run(documents, result, folder, ids, special=SPECIAL, probes=PROBE_TEXTS, chat_template_changed=False):
+    tokens = NewTokens(ids, frozenset(special), chat_template_changed)
+    return check_tokenization(
+        write(documents, folder / "source"), write(result, folder / "result"), tokens, probes=probes
+    )
 
 
 def test_every_kind_of_tokenizer_passes(every):
