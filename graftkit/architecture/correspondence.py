@@ -1,151 +1,16 @@
-"""Which index of a result is which of its source: what every comparison of the two reads.
-
-A surgery rarely leaves each index where it was. An :class:`IndexMap` is a partial injection from the result's indices of one axis to
-the source's; maps compose as operations do, and what falls out of one map is out of the composition.
-"""
+"""Which ids, blocks and modules of a result are which of its source: what every comparison of the two reads."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.index_map import IndexMap, Run
+from graftkit.architecture.module_paths import below, is_below, moved
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: ``(first index of the result, first index of the source, how many)``.
-Run = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class IndexMap:
-    """``runs`` of indices that correspond, ascending in the result, for axes of ``source`` and ``result`` indices."""
-
-    source: int
-    result: int
-    runs: tuple[Run, ...]
-
-    @classmethod
-    def identity(cls, size: int) -> IndexMap:
-        """Every index corresponds to itself."""
-        return cls(size, size, ((0, 0, size),))
-
-    @classmethod
-    def grown(cls, source: int, result: int, fresh: Iterable[int]) -> IndexMap:
-        """Every index below ``source`` corresponds to itself, except those in ``fresh``, whose values are new."""
-        cuts = [-1, *sorted(index for index in set(fresh) if index < source), source]
-        pairs = itertools.pairwise(cuts)
-        runs = tuple((left + 1, left + 1, right - left - 1) for left, right in pairs if right - left > 1)
-        return cls(source, result, runs)
-
-    @classmethod
-    def of_kept(cls, source: int, kept: Iterable[int]) -> IndexMap:
-        """The result has the source's indices ``kept``, in this order, and no others."""
-        runs: list[Run] = []
-        count = 0
-        for count, index in enumerate(kept, 1):
-            place, start, length = runs[-1] if runs else (0, -1, 0)
-            if runs and index == start + length:
-                runs[-1] = (place, start, length + 1)
-            else:
-                runs.append((count - 1, index, 1))
-        return cls(source, count, tuple(runs))
-
-    @classmethod
-    def of_origins(cls, source: int, origins: Sequence[int | None]) -> IndexMap:
-        """Each index of the result has its own of ``origins``, an index of the source or None; none is there twice."""
-        runs = ((place, index, 1) for place, index in enumerate(origins) if index is not None)
-        return cls(source, len(origins), tuple(_joined(runs)))
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Indices of the source that the result has, in the result's order."""
-        return tuple(index for _, start, length in self.runs for index in range(start, start + length))
-
-    @property
-    def places(self) -> tuple[int, ...]:
-        """Where each of ``kept`` stands in the result."""
-        return tuple(index for place, _, length in self.runs for index in range(place, place + length))
-
-    @property
-    def fresh(self) -> tuple[int, ...]:
-        """Indices of the result that correspond to none of the source."""
-        return tuple(_gaps(sorted((place, length) for place, _, length in self.runs), self.result))
-
-    @property
-    def dropped(self) -> tuple[int, ...]:
-        """Indices of the source that the result does not have."""
-        return tuple(_gaps(sorted((start, length) for _, start, length in self.runs), self.source))
-
-    @property
-    def inverse(self) -> IndexMap:
-        """The same map seen from the source."""
-        runs = sorted((start, place, length) for place, start, length in self.runs)
-        return IndexMap(self.result, self.source, tuple(runs))
-
-    def of_source(self, values: Tensor, axis: int = -1) -> Tensor:
-        """The corresponding slices of the source's ``values``, in the result's order; a view where they are one run."""
-        return _select(values, axis, [(start, length) for _, start, length in self.runs])
-
-    def of_result(self, values: Tensor, axis: int = -1) -> Tensor:
-        """The corresponding slices of the result's ``values``; a view where they are one run."""
-        return _select(values, axis, [(place, length) for place, _, length in self.runs])
-
-    def origin(self, index: int) -> int | None:
-        """The source's index of the result's ``index``; None where it has none."""
-        found = (start + index - place for place, start, length in self.runs if place <= index < place + length)
-        return next(found, None)
-
-    def then(self, later: IndexMap) -> IndexMap:
-        """The composition of this map and ``later``, whose source is this one's result.
-
-        Raises:
-            ValueError: the two do not fit.
-        """
-        if later.source != self.result:
-            raise ValueError(f"an axis of {self.result} is not one of {later.source}")
-        return IndexMap(self.source, later.result, tuple(_joined(_composed(self.runs, later.runs))))
-
-
-def _gaps(runs: Iterable[tuple[int, int]], size: int) -> Iterator[int]:
-    end = 0
-    for start, length in runs:
-        yield from range(end, start)
-        end = start + length
-    yield from range(end, size)
-
-
-def _composed(earlier: tuple[Run, ...], later: tuple[Run, ...]) -> Iterator[Run]:
-    for place, start, length in later:
-        for middle, source, count in earlier:
-            low, high = max(start, middle), min(start + length, middle + count)
-            if low < high:
-                yield place + low - start, source + low - middle, high - low
-
-
-def _joined(runs: Iterable[Run]) -> Iterator[Run]:
-    """Runs in the result's order, those that go on from one another taken together."""
-    held: Run | None = None
-    for run in sorted(runs):
-        if held is not None and (held[0] + held[2], held[1] + held[2]) == run[:2]:
-            held = (held[0], held[1], held[2] + run[2])
-            continue
-        if held is not None:
-            yield held
-        held = run
-    if held is not None:
-        yield held
-
-
-def _select(values: Tensor, axis: int, runs: list[tuple[int, int]]) -> Tensor:
-    if len(runs) == 1:
-        return values.narrow(axis, *runs[0])
-    import torch
-
-    indices = [index for start, length in runs for index in range(start, start + length)]
-    return values.index_select(axis, torch.tensor(indices, dtype=torch.int64, device=values.device))
-
 
 #: The part that is everything.
 WHOLE = ("", "")
@@ -193,7 +58,7 @@ class Correspondence:
         if self.blocks is not None and not self._holds_stack(later.part):
             return replace(self, blocks=None, stack="", behind_first=False).then(later)
         live = self.live if self.ids is not None else later.live
-        stack = _moved(later.stack, *self.part[::-1]) if later.stack else self.stack
+        stack = moved(later.stack, *self.part[::-1]) if later.stack else self.stack
         part = _part_of_part(self.part, later.part)
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
@@ -203,7 +68,7 @@ class Correspondence:
     def _holds_stack(self, part: tuple[str, str]) -> bool:
         """Whether a part of the result has the main stack."""
         stack = self.stack_in_result(self.stack)
-        return stack is not None and _is_below(stack, part[0])
+        return stack is not None and is_below(stack, part[0])
 
     def within_source(self) -> Correspondence:
         """The source beside itself, over the ids that the result keeps."""
@@ -214,11 +79,11 @@ class Correspondence:
 
     def stack_in_result(self, name: str) -> str | None:
         """What the result calls a list of modules of the source; None where it is no part of the result."""
-        return _moved(name, *self.part)
+        return moved(name, *self.part)
 
     def blocks_of(self, stack: str) -> IndexMap | None:
         """Which block is which in the result's list of modules of that name; None where each is its own, or it is another list."""
-        theirs = _moved(stack, *self.part[::-1])
+        theirs = moved(stack, *self.part[::-1])
         return self.blocks if theirs and theirs in self._stacks() else None
 
     def inside(self, module: str) -> Correspondence:
@@ -228,17 +93,17 @@ class Correspondence:
 
     def of_backbones(self) -> Correspondence:
         """The same for the modules that ``part`` names, run alone: they name everything from themselves on."""
-        return replace(self, part=WHOLE, stack=_moved(self.stack, self.part[0], "") or "")
+        return replace(self, part=WHOLE, stack=moved(self.stack, self.part[0], "") or "")
 
     def module_in_source(self, name: str) -> str | None:
         """What the source calls a module or parameter of the result; None where it is part of a new block."""
-        moved = _moved(name, *self.part[::-1])
-        return moved if moved is None or self.blocks is None else _renamed_module(moved, self._stacks(), self.blocks)
+        found = moved(name, *self.part[::-1])
+        return found if found is None or self.blocks is None else _renamed_module(found, self._stacks(), self.blocks)
 
     def module_in_result(self, name: str) -> str | None:
         """What the result calls a module or parameter of the source; None where its block or module was dropped."""
         kept = name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
-        return None if kept is None else _moved(kept, *self.part)
+        return None if kept is None else moved(kept, *self.part)
 
     def output_in_source(self, name: str) -> str | None:
         """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""
@@ -328,31 +193,14 @@ def _then(earlier: IndexMap | None, later: IndexMap | None) -> IndexMap | None:
     return earlier.then(later)
 
 
-def _moved(name: str, old: str, new: str) -> str | None:
-    """A name below the module ``old`` as it is below ``new``; another name as it is, None where that would be a name below ``new``."""
-    if old == new:
-        return name
-    if _is_below(name, old):
-        return _below(new, name[len(old) :].lstrip("."))
-    return None if _is_below(name, new) else name
-
-
-def _is_below(name: str, module: str) -> bool:
-    return not module or f"{name}.".startswith(f"{module}.")
-
-
-def _below(module: str, name: str) -> str:
-    return ".".join(word for word in (module, name) if word)
-
-
 def _part_of_part(first: tuple[str, str], later: tuple[str, str]) -> tuple[str, str]:
     """The part that is left of ``first`` when ``later`` takes a part of that."""
     if WHOLE in (first, later):
         return later if first == WHOLE else first
-    if _is_below(later[0], first[1]):
-        return _below(first[0], later[0][len(first[1]) :].lstrip(".")), later[1]
-    if _is_below(first[1], later[0]):
-        return first[0], _below(later[1], first[1][len(later[0]) :].lstrip("."))
+    if is_below(later[0], first[1]):
+        return below(first[0], later[0][len(first[1]) :].lstrip(".")), later[1]
+    if is_below(first[1], later[0]):
+        return first[0], below(later[1], first[1][len(later[0]) :].lstrip("."))
     raise ValueError(f"{later[0]} is no part of {first[1]}")
 
 

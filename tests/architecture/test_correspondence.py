@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence, IndexMap
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.index_map import IndexMap
 
 
 def test_a_grown_axis_keeps_all_but_what_was_made_anew():

@@ -40,7 +40,8 @@ def with_blocks(source, place, order, *, change=None):
 
 def correspondence(source, order):
     """Which block of ``order`` is which of the ``source``, of so many blocks."""
-    from graftkit.architecture.correspondence import Correspondence, IndexMap
+    from graftkit.architecture.correspondence import Correspondence
+    from graftkit.architecture.index_map import IndexMap
 
     runs = tuple((place, block, 1) for place, block in enumerate(order) if block >= 0)
     return Correspondence(blocks=IndexMap(source, len(order), runs), stack=STACK)

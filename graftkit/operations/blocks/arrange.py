@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from graftkit.architecture.blocks.depth import rearranged
 from graftkit.architecture.blocks.hidden_states import begins_behind_first
-from graftkit.architecture.correspondence import Correspondence, IndexMap
+from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tensors import LazyTensor

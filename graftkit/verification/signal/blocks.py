@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftkit.architecture.correspondence import IndexMap
+    from graftkit.architecture.index_map import IndexMap
 
 
 def stacks(model: nn.Module) -> dict[str, list[nn.Module]]:
