@@ -45,12 +45,12 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "take_tensors": take_tensors,
 }
 
-#: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
-#: quantization_config may speak of them; a quantized base is refused.
+#: Operations that compute with weights which a quantizer packs, write some of their own beside them, or give them other names, by
+#: which a quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "arrange_blocks", "drop_blocks", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter", "reinit",
+        "take_tensors",
     }
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
+from graftkit.architecture.quantizer import loading_options
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
@@ -75,6 +76,8 @@ def undisturbed() -> Iterator[None]:
 def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
     """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
 
+    Quantized weights are unpacked on the way where transformers can.
+
     A ``paged`` model's parameters stay in their files and are read as its forward asks for them. Of a model in memory this is a copy;
     where it is ``lent``, one that lies in the same memory, whose parameters are not to be changed.
 
@@ -106,7 +109,8 @@ def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
 
             model, info, pager = load_paged(model_class, directory)
         else:
-            model, info = model_class.from_pretrained(directory, output_loading_info=True)
+            options = loading_options(config)
+            model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)
         why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)
