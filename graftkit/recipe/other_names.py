@@ -71,6 +71,7 @@ _SYNONYMS: Mapping[str, str] = {
     "rename_tokens": "rename_token reserved_tokens",
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",
+    "convert": "dequantize dequantise dequantization unpack",
     "merge_adapter": "merge merge_lora merge_adapters merge_and_unload fold",
     "extract_lora": "extract extract_adapter svd",
     "resize_adapter": "resize resize_lora",

@@ -41,6 +41,7 @@ PLANTED = {
     "verification/differences.py Differences": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/combined.py CombinedReport": "operations/test_combine_adapters.py test_planted_faults_are_caught",
     "verification/converted.py ConvertedReport": "operations/test_convert.py test_a_planted_fault_is_caught",
+    "verification/dequantized.py DequantizedReport": "operations/test_dequantize.py test_a_planted_fault_in_a_matrix_is_caught",
     "verification/edited.py EditedReport": "operations/test_edit_tensors.py test_a_planted_fault_is_caught",
     "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",
     "verification/first_step/report.py FirstStepReport": "verification/test_first_step.py test_a_changed_old_weight_shows_in_the_gradients",
