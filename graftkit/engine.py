@@ -200,13 +200,15 @@ def subject_at(
     vocabulary, wanted = planned.vocabulary, planned.recipe.verify
     tokens = None
     if vocabulary is not None:
+        new, learned = vocabulary.new_tokens, vocabulary.learned
         tokens = NewTokens(
-            vocabulary.new_tokens,
+            {token: index for token, index in new.items() if token not in learned},
             vocabulary.special,
             vocabulary.chat_template_changed,
             vocabulary.eos_may_pad,
             vocabulary.renamed,
             places((change.document, change.place) for change in planned.values if change.new is None),
+            {token: index for token, index in new.items() if token in learned},
         )
     return Subject(
         source,

@@ -77,7 +77,8 @@ class Plan:
     @property
     def values(self) -> tuple[ValueChange, ...]:
         """Every value that changes in config, generation config and tokenizer files, and each file that does not come along."""
-        gone = (path for path in self.source.carried if path not in self.result.carried)
+        kept = {*self.result.carried, *self.result.documents}
+        gone = (path for path in self.source.carried if path not in kept)
         return (*document_changes(self.source, self.result), *(ValueChange(path, "", "a file", None) for path in gone))
 
     @property

@@ -92,8 +92,16 @@ def _axis(tensor: LazyTensor) -> int:
 
 
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
-    """Every value that differs between the JSON documents of two checkpoints; texts are compared whole."""
-    return value_changes(source.documents, result.documents)
+    """Every value that differs between the JSON documents of two checkpoints; texts are compared whole.
+
+    A file that was no document and is edited all the same, such as vocab.txt, is one change.
+    """
+    edited = [path for path in source.carried if path in result.documents]
+    documents = (
+        {name: value for name, value in result.documents.items() if name not in edited} if edited else result.documents
+    )
+    changes = value_changes(source.documents, documents)
+    return (*changes, *(ValueChange(path, "", "a file", "an edited file") for path in edited))
 
 
 def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:

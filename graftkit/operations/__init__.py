@@ -14,6 +14,7 @@ from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.extract_submodel import extract_submodel
 from graftkit.operations.insert_blocks import insert_blocks
+from graftkit.operations.learn_tokens import learn_tokens
 from graftkit.operations.merge_adapter import merge_adapter
 from graftkit.operations.reinit import reinit
 from graftkit.operations.reinit_rows import reinit_rows
@@ -25,6 +26,7 @@ from graftkit.operations.take_tensors import take_tensors
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
+    "learn_tokens": learn_tokens,
     "rename_tokens": rename_tokens,
     "reinit_rows": reinit_rows,
     "add_adapter": add_adapter,
@@ -49,8 +51,8 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 #: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks",
+        "learn_tokens", "merge_adapter", "reinit", "reinit_rows", "replace_head", "take_tensors",
     }
 )  # fmt: skip
 

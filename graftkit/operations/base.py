@@ -25,7 +25,8 @@ class VocabularyOutcome:
     ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
     since the number of averaged rows is only known then; an operation that ``makes_rows`` of no id promises nothing of them.
     ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
-    another one, and ``renamed_ids`` the id of each by that.
+    another one, and ``renamed_ids`` the id of each by that. ``learned`` are those of the new tokens that are pieces of the
+    tokenizer's model.
     """
 
     new_tokens: Mapping[str, int]
@@ -37,6 +38,7 @@ class VocabularyOutcome:
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     renamed_ids: Mapping[str, int] = field(default_factory=dict)
     makes_rows: bool = True
+    learned: frozenset[str] = frozenset()
 
     @property
     def untrained(self) -> tuple[int, ...]:
@@ -60,6 +62,7 @@ class VocabularyOutcome:
             renamed,
             {**later.under_new_names(self.renamed_ids), **later.renamed_ids},
             self.makes_rows or later.makes_rows,
+            frozenset(token for token in self.learned if token not in later.renamed) | later.learned,
         )
 
     def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:

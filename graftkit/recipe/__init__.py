@@ -13,6 +13,7 @@ from graftkit.recipe.edit_tensors import EditTensors
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.insert_blocks import InsertBlocks
+from graftkit.recipe.learn_tokens import LearnTokens
 from graftkit.recipe.load import load_recipe, parse_recipe
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.operations import Operation
@@ -41,6 +42,7 @@ __all__ = [
     "ExtractLora",
     "InsertBlocks",
     "Keep",
+    "LearnTokens",
     "Mean",
     "MeanCov",
     "MergeAdapter",

@@ -19,6 +19,7 @@ from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.extract_submodel import ExtractSubmodel
 from graftkit.recipe.insert_blocks import InsertBlocks
+from graftkit.recipe.learn_tokens import LearnTokens
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.reinit_rows import ReinitRows
@@ -30,6 +31,7 @@ from graftkit.recipe.take_tensors import TakeTensors
 
 Operation = Annotated[
     ExtendVocab
+    | LearnTokens
     | RenameTokens
     | ReinitRows
     | AddAdapter

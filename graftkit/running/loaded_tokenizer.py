@@ -134,6 +134,17 @@ class LoadedTokenizer:
             found = self.tokenizer(list(texts), add_special_tokens=framed, verbose=False)["input_ids"]
         return [list(ids) for ids in found]
 
+    def pieces_of(self, word: str) -> list[int]:
+        """The ids that the model alone splits ``word`` into, a text as the pre-tokenizer leaves it."""
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            return [piece.id for piece in self.tokenizer.backend_tokenizer.model.tokenize(word)]
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what stands for unknown text, None where nothing does."""
+        model = self.part_as_loaded("model")
+        return model["unk_id"] if "unk_id" in model else self.ids.get(self.name(model.get("unk_token") or ""))
+
     def written_as(self, index: int) -> str:
         """Return the added token ``index`` as it is decoded: a normalized one as the normalizer leaves it."""
         token = self.added.get(index)

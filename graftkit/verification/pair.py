@@ -97,15 +97,18 @@ class Pair:
         if not self.has_tokenizer:
             return None
         first, second = self.tokenizers
-        ids = {second.token_of(index): index for index in range(first.size, second.size)}
+        named = ((second.token_of(index), index) for index in range(first.size, second.size))
+        ids = {token: index for token, index in named if token is not None}
+        added = {entry.content for entry in second.added}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
         return NewTokens(
-            {token: index for token, index in ids.items() if token is not None},
+            {token: index for token, index in ids.items() if token in added},
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             dict(self._renamed()),
             places(self.accounted.values),
+            {token: index for token, index in ids.items() if token not in added},
         )
 
     def _renamed(self) -> Iterator[tuple[str, Renamed]]:

@@ -29,6 +29,7 @@ class NewTokens:
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
     chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
     name each token that has another one, ``gone`` the places in documents that were taken away, such as ``config.json: text_config``.
+    ``learned`` is the id of each new piece of the tokenizer's model, which is no added token and is not among ``ids``.
     """
 
     ids: Mapping[str, int]
@@ -37,6 +38,7 @@ class NewTokens:
     eos_may_pad: bool = False
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    learned: Mapping[str, int] = field(default_factory=dict)
 
 
 def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
+from graftkit.verification.learned_pieces import LearnedPieces
 from graftkit.verification.token_names import check_renamed
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
-#: The parts of tokenizer.json that split text and join it again.
-PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 #: What a tokenizer is told at load and keeps: a change of one changes batches without changing a token.
 SETTINGS = (
     "model_max_length",
@@ -119,16 +118,21 @@ def _compare(
     made_special = {
         now.content for now in tokens.renamed.values() if now.special and not _was_special(before, now.content)
     }
-    texts = [*probes, *derived_texts(before, every_new, every_special)]
-    split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
+    learned = LearnedPieces(before, after, tokens.learned, frozenset(every_new.values()))
+    words = {word: index for index in tokens.learned.values() if (word := after.decode([index]).strip())}
+    texts = [*probes, *derived_texts(before, {**every_new, **words}, every_special), *words]
+    split_failures, differences, differing = compare_splits(
+        before, after, texts, {**every_new, **tokens.learned}, every_special
+    )
     role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone)
     failures = chain(
-        _check_ids(before, after, tokens.ids),
+        _check_ids(before, after, {**tokens.ids, **tokens.learned}),
         check_new_tokens(after, every_new, {*tokens.special, *made_special}),
         check_renamed(before, after, tokens.renamed),
-        _check_parts(before, after),
+        learned.part_failures(),
         _check_kept(before, after, tokens.renamed),
         split_failures,
+        learned.failures(texts),
         role_failures,
         _check_frame(before, after, texts[:1]),
         check_templates(before, after, changed=tokens.chat_template_changed),
@@ -137,6 +141,7 @@ def _compare(
     covered = {
         "old_ids": len(before.ids),
         "new_tokens": len(tokens.ids),
+        "learned_pieces": len(tokens.learned),
         "renamed_tokens": len(names),
         "placements": len(every_new) * len(PLACEMENTS),
         "probe_texts": len(texts),
@@ -179,14 +184,6 @@ def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str
 
 def _at(after: LoadedTokenizer, index: int) -> str:
     return repr(printable(after.tokens[index])) if index in after.tokens else "nothing"
-
-
-def _check_parts(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
-    """Yield the parts of tokenizer.json that changed: no set of probes would notice each merge that is lost."""
-    pairs = [(part, before.tokenizer_json.get(part), after.tokenizer_json.get(part)) for part in PARTS]
-    for part, old, now in pairs:
-        if old != now and before.part_as_loaded(part) != after.part_as_loaded(part):
-            yield f"tokenizer.json: {part} is not the source's"
 
 
 def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mapping[str, Renamed]) -> Iterator[str]:

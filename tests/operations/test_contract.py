@@ -26,6 +26,11 @@ SPECS = {
         {"tokens": ["zqx"], "init": {"scheme": "copy", "token": "nowhere"}},
         "init",
     ),
+    "learn_tokens": (
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 20},
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 100000},
+        "size",
+    ),
     "rename_tokens": ({"names": {"<unk>": "<|tool|>"}}, {"names": {"<nowhere>": "<|tool|>"}}, "names.<nowhere>"),
     "reinit_rows": ({"tokens": ["<unk>", 9]}, {"tokens": ["<unk>", 999]}, r"tokens.1"),
     "replace_head": (
