@@ -28,6 +28,12 @@ from graftkit.recipe import LearnTokens, Mean
 #: So many of the most frequent pieces are shown.
 SHOWN = 10
 
+#: Why a text can be split at other places, by the tokenizer's model; merges only join.
+WHY_MOVED = {
+    "WordPiece": "a WordPiece takes the longest piece from the left, and goes on from its end",
+    "Unigram": "of two ways to split with one score, that with a new piece wins",
+}
+
 
 def learn_tokens(spec: LearnTokens, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Learn pieces from texts, put them behind the tokenizer's own, and add rows to every table that the vocabulary indexes.
@@ -77,12 +83,12 @@ def _corpus(spec: LearnTokens, context: Context) -> Corpus:
 
 
 def _check_size(spec: LearnTokens, learned: Learned, corpus: Corpus) -> None:
-    count = len(learned.pieces.listed)
+    count, texts = len(learned.pieces.listed), corpus.count - len(corpus.held_out)
     if count < spec.size:
         give = f"give size: {count} or less, or " if count else "give "
         lower = " or a lower min_frequency" if spec.min_frequency > 1 else ""
         raise RecipeError(
-            f"{plural(corpus.count - len(corpus.held_out), 'text')} give {plural(count, 'piece')} with min_frequency:"
+            f"{plural(texts, 'text')} {'gives' if texts == 1 else 'give'} {plural(count, 'piece')} with min_frequency:"
             f" {spec.min_frequency}, not {spec.size:,}; {give}more texts{lower}",
             field="size",
         )
@@ -111,6 +117,7 @@ class _Effect:
     uses: Mapping[str, int]
     texts: int
     held_out: Splits
+    model_type: str
 
     @classmethod
     def measure(cls, old: TokenizerFiles, new: TokenizerFiles, learned: Learned, corpus: Corpus) -> _Effect:
@@ -120,7 +127,7 @@ class _Effect:
         uses = {piece.content: counts[ids[piece.content]] for piece in learned.pieces.listed}
         parts = {ids[piece.content]: piece.parts for piece in learned.pieces.listed}
         splits = compare_splits(old, new, parts, corpus.measuring())
-        return cls(learned, uses, corpus.count - len(corpus.held_out), splits)
+        return cls(learned, uses, corpus.count - len(corpus.held_out), splits, old.model_type)
 
     @property
     def most_frequent(self) -> dict[str, int]:
@@ -143,8 +150,8 @@ class _Effect:
         )
         if splits.moved:
             yield (
-                f"{splits.moved} of {plural(splits.texts, 'held-out text')} not only joined but split at other places: this"
-                " tokenizer takes the longest piece from the left"
+                f"{splits.moved} of {plural(splits.texts, 'held-out text')} split at other places too, not only with pieces joined:"
+                f" {WHY_MOVED[self.model_type]}"
             )
 
     def _left_out(self) -> str:

@@ -53,14 +53,17 @@ class LearnedPieces:
             if key not in ("vocab", "merges") and old.get(key) != now.get(key):
                 yield f"tokenizer.json: model.{key} is not the source's"
         yield from self._merges(old.get("merges") or [], now.get("merges") or [])
-        if _mapping(now["vocab"]) != {**_mapping(self._added(old["vocab"])), **_mapping(old["vocab"]), **self.ids}:
-            yield "tokenizer.json: model.vocab is not the source's with the new pieces behind it"
-        elif isinstance(old["vocab"], list) and now["vocab"][: len(old["vocab"])] != old["vocab"]:
-            yield "tokenizer.json: model.vocab: the scores are not the source's"
+        yield from self._vocabulary(old["vocab"], now["vocab"])
 
-    def _added(self, vocab: Any) -> dict[str, int]:
-        known = _mapping(vocab)
-        return {self.before.name(t.content): i for i, t in self.before.added.items() if t.content not in known}
+    def _vocabulary(self, old: Any, now: Any) -> Iterator[str]:
+        """What of the vocabulary is neither old, nor a new piece, nor the entry of an added token under its id."""
+        before, after = _mapping(old), _mapping(now)
+        expected = {**before, **self.ids}
+        added = {str(token.content): index for index, token in self.after.added.items()}
+        if after != {**{content: added.get(content) for content in after}, **expected}:
+            yield "tokenizer.json: model.vocab is not the source's with the new pieces behind it"
+        elif isinstance(old, list) and now[: len(old)] != old:
+            yield "tokenizer.json: model.vocab: the scores are not the source's"
 
     def _merges(self, old: list[Any], now: list[Any]) -> Iterator[str]:
         if now[: len(old)] != old:
@@ -108,7 +111,7 @@ class LearnedPieces:
     def _is_joined(self, old: Sequence[int], now: Sequence[int]) -> bool:
         """Whether ``now`` is ``old`` with pieces joined, or in a Unigram a way that float32 does not tell from it by its score."""
         joined = [part for index in now for part in self._parts.get(index, (index,))]
-        if joined == old or not self._scores:
+        if joined == old or not self._scores.keys() >= {*joined, *old}:
             return joined == old
         gap = sum(self._scores[index] for index in joined) - sum(self._scores[index] for index in old)
         return abs(gap) <= self._tolerance * len(joined)

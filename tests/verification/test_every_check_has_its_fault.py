@@ -49,6 +49,7 @@ PLANTED = {
     "verification/heads/held_out.py HeldOutReport": "operations/test_head_examples.py test_labels_that_changed_places_are_caught",
     "verification/lens/lens.py _Found": "verification/lens/test_lens.py test_an_ulp_is_named_and_stands_in_the_noise",
     "verification/lens/report.py LensReport": "verification/lens/test_lens.py test_another_epsilon_is_named_by_its_module",
+    "verification/learned_pieces.py LearnedPieces": "verification/test_learned_pieces.py test_a_merge_before_the_old_ones_is_caught",
     "verification/liveness.py Liveness": "verification/test_adapter_faults.py test_an_operation_that_makes_a_wrong_adapter_writes_nothing",
     "verification/outputs.py OutputsReport": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
