@@ -100,10 +100,15 @@ def _plan(recipe: Any, document: Any, options: Namespace) -> Any:
     from graftkit import engine
     from graftkit.checkpoint.output_place import refuse_output
     from graftkit.recipe.load import places_added
+    from graftkit.report import terminal
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    with places_added(document):
-        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
+    with places_added(document), terminal.progress(silent=options.quiet or options.json) as progress:
+        planned = engine.plan(
+            recipe,
+            allow_pickle=options.allow_pickle,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )
     refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     return planned
 

@@ -50,7 +50,9 @@ def apply(
         VerificationFailed: the written checkpoint does not keep its promise; nothing was committed.
         GraftkitError: see :mod:`graftkit.errors`; but for CommittedWithWarning, nothing was committed.
     """
-    return execute(plan(recipe, allow_pickle=allow_pickle), overwrite=overwrite, link=link, progress=progress)
+    told = (lambda what, share: progress(what, share, 1.0)) if progress else None
+    planned = plan(recipe, allow_pickle=allow_pickle, progress=told)
+    return execute(planned, overwrite=overwrite, link=link, progress=progress)
 
 
 def execute(

@@ -35,6 +35,7 @@ from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.verification.composition import compose
 from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.subject import Progress
 
 #: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
 WRITING_BYTES = 300 << 20
@@ -231,10 +232,13 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def plan(recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool = False) -> Plan:
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool = False, progress: Progress | None = None
+) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
 
-    With ``allow_pickle`` a recipe that begins with ``convert`` may have a base whose weights are pickles.
+    With ``allow_pickle`` a recipe that begins with ``convert`` may have a base whose weights are pickles. ``progress`` is told what
+    takes long.
 
     Raises:
         RecipeError: the recipe is wrong, or asks for what this checkpoint has no place for.
@@ -243,16 +247,16 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool 
     recipe = _as_recipe(recipe)
     source = _open(recipe, allow_pickle=allow_pickle)
     inputs = input_files(recipe)
-    return replace(plan_on(source, recipe), inputs=inputs)
+    return replace(plan_on(source, recipe, progress), inputs=inputs)
 
 
 @_collector_paused()
-def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
+def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None) -> Plan:
     """Plan a recipe on an opened checkpoint, whatever the recipe calls its base; see :func:`plan`."""
     result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
-        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
+        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
         if spec.op in NEED_PLAIN_WEIGHTS:
             check_plain_weights(result, spec.op)
         try:

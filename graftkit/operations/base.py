@@ -16,6 +16,7 @@ from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.subject import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Context:
     """What an operation may know besides its spec: the recipe's seed, its place in it, and what came before.
 
     Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
-    directory that the recipe names.
+    directory that the recipe names. ``progress`` is called with what takes long already when it is planned, and the share done.
     """
 
     seed: int
@@ -130,6 +131,7 @@ class Context:
     source: Checkpoint
     output: Path
     earlier: tuple[Outcome, ...] = ()
+    progress: Progress | None = None
 
 
 def check_plain_weights(checkpoint: Checkpoint, op: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import read_document
 from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
-from graftkit.checkpoint.tokenizer.learning import Learned, check_model, learn_pieces
+from graftkit.checkpoint.tokenizer.learning import Learned, check_model, count_reads, learn_pieces
 from graftkit.checkpoint.tokenizer.notes import slow_notes
 from graftkit.checkpoint.tokenizer.piece_files import EDITED, add_pieces
-from graftkit.checkpoint.tokenizer.words import count_words
+from graftkit.checkpoint.tokenizer.words import Word, count_words
 from graftkit.errors import RecipeError, plural, printable
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
@@ -21,7 +21,7 @@ from graftkit.operations.vocabulary.corpus import Corpus
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.growth import GrowthSettings, check_named_ids, grow
 from graftkit.operations.vocabulary.rows import NewRow
-from graftkit.operations.vocabulary.splits import Splits, compare_splits, count_ids
+from graftkit.operations.vocabulary.splits import Splits, compare_splits
 from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
 from graftkit.recipe import LearnTokens, Mean
 
@@ -47,11 +47,12 @@ def learn_tokens(spec: LearnTokens, checkpoint: Checkpoint, context: Context) ->
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     check_model(tokenizer)
     corpus = _corpus(spec, context)
-    learned = learn_pieces(tokenizer, count_words(tokenizer, corpus.learning()), spec.size, spec.min_frequency)
+    words = count_words(tokenizer, corpus.learning(context.progress))
+    learned = learn_pieces(tokenizer, words, spec.size, spec.min_frequency)
     _check_size(spec, learned, corpus)
     documents, ids, entered = add_pieces(checkpoint.documents, _slow_documents(checkpoint), learned.pieces)
     check_named_ids(checkpoint, {}, ids)
-    effect = _Effect.measure(tokenizer, read_tokenizer({**checkpoint.documents, **documents}), learned, corpus)
+    effect = _Effect.measure(tokenizer, read_tokenizer({**checkpoint.documents, **documents}), learned, words, corpus)
     rows = _new_rows(spec, learned, ids, tokenizer, tokenizer.within(vocabulary.rows))
     settings = GrowthSettings(spec.init, spec.output_init, spec.pad_to_multiple_of)
     grown = grow(checkpoint, vocabulary, tokenizer, documents, rows, settings, context)
@@ -120,13 +121,14 @@ class _Effect:
     model_type: str
 
     @classmethod
-    def measure(cls, old: TokenizerFiles, new: TokenizerFiles, learned: Learned, corpus: Corpus) -> _Effect:
-        """Split all texts by the new tokenizer, and the held-out ones by both."""
+    def measure(
+        cls, old: TokenizerFiles, new: TokenizerFiles, learned: Learned, words: Mapping[Word, int], corpus: Corpus
+    ) -> _Effect:
+        """Read the words by the new tokenizer, and the held-out texts by both."""
         ids = learned.pieces.ids(old)
-        counts = count_ids(new, corpus.learning())
-        uses = {piece.content: counts[ids[piece.content]] for piece in learned.pieces.listed}
         parts = {ids[piece.content]: piece.parts for piece in learned.pieces.listed}
         splits = compare_splits(old, new, parts, corpus.measuring())
+        uses = count_reads(old, new, ids, words)
         return cls(learned, uses, corpus.count - len(corpus.held_out), splits, old.model_type)
 
     @property

@@ -132,18 +132,24 @@ def too_rarely_read(
         if not any(after.pieces_of(word)[-1:] == [index] for word in words_with(content, prefix, letters))
     }
     if tokenizer.model_type != "BPE":
-        read = _reads(after, {spelled(tokenizer, word).removeprefix(prefix): times for word, times in words.items()})
-        found |= {content for content, index in ids.items() if read[index] < min_frequency}
+        found |= {
+            content for content, times in count_reads(tokenizer, after, ids, words).items() if times < min_frequency
+        }
     return [piece for piece in pieces.listed if piece.content in found]
 
 
-def _reads(tokenizer: TokenizerFiles, words: Mapping[str, int]) -> Counter[int]:
-    """How often the model reads each piece in ``words``, each of which stands so many times in the texts."""
+def count_reads(
+    before: TokenizerFiles, after: TokenizerFiles, ids: Mapping[str, int], words: Mapping[Word, int]
+) -> dict[str, int]:
+    """How often ``after`` reads each piece of ``ids`` in the words of ``before``, each of which stands so many times in the texts.
+
+    A word is split alone as it is inside its text: no piece crosses its borders.
+    """
     found: Counter[int] = Counter()
     for word, times in words.items():
-        for index in tokenizer.pieces_of(word):
+        for index in after.pieces_of(spelled(before, word).removeprefix(continuing(before))):
             found[index] += times
-    return found
+    return {content: found[index] for content, index in ids.items()}
 
 
 def words_with(content: str, prefix: str, letters: Iterable[str]) -> Iterator[str]:

@@ -10,9 +10,12 @@ from pathlib import Path
 from graftkit.checkpoint.examples import read_texts
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers.seeding import seed_of
+from graftkit.verification.subject import Progress
 
-#: Characters of all texts together, at most: each is split three times, at some million characters a second.
+#: Characters of all texts together, at most: they are split at about a million characters a second.
 MOST = 1 << 28
+#: Progress is told after so many texts.
+TOLD_EVERY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +46,15 @@ class Corpus:
         held_out = min(max(round(share * count), 1), count - 1)
         return cls(path, count, frozenset(heapq.nsmallest(held_out, range(count), lambda place: seed_of(seed, place))))
 
-    def learning(self) -> Iterator[str]:
-        """The texts to learn from."""
-        return (text for place, text in enumerate(read_texts(self.path)) if place not in self.held_out)
+    def learning(self, progress: Progress | None = None) -> Iterator[str]:
+        """The texts to learn from; ``progress`` is told the share of the file that was read."""
+        for place, text in enumerate(read_texts(self.path)):
+            if progress and place % TOLD_EVERY == 0:
+                progress("learn from texts", place / self.count)
+            if place not in self.held_out:
+                yield text
+        if progress:
+            progress("learn from texts", 1.0)
 
     def measuring(self) -> Iterator[str]:
         """The texts to measure on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import tee
 from typing import Any
 
 from graftkit.checkpoint.tokenizer import TokenizerFiles
@@ -44,19 +45,11 @@ class Splits:
 def compare_splits(old: TokenizerFiles, new: TokenizerFiles, parts: Mapping[int, Word], texts: Iterable[str]) -> Splits:
     """Split ``texts`` by both; ``parts`` are the old ids that each new one stands for."""
     counts: Counter[str] = Counter()
-    for text in texts:
-        before, after = old.encode(text), new.encode(text)
+    read, *split = tee(texts, 3)
+    for text, (before, _), (after, _) in zip(read, old.encode_words(split[0]), new.encode_words(split[1]), strict=True):
         joined = [part for index in after for part in parts.get(index, (index,))]
         counts.update(
             texts=1, bytes=len(text.encode()), before=len(before), after=len(after),
             changed=before != after, moved=joined != before,
         )  # fmt: skip
     return Splits(**{name: counts[name] for name in Splits.__slots__})
-
-
-def count_ids(tokenizer: TokenizerFiles, texts: Iterable[str]) -> Counter[int]:
-    """How often each id stands in ``texts``."""
-    found: Counter[int] = Counter()
-    for ids, _ in tokenizer.encode_words(texts):
-        found.update(ids)
-    return found
