@@ -1,19 +1,14 @@
 """The script behind docs/tokens.md writes what it measures between its marks, and leaves the rest of the page alone."""
 
-import importlib
-
 import pytest
 from support.command import ROOT
+from support.sweeps import load_script
+
+learned_tokens = load_script("learned_tokens")
 
 
 @pytest.fixture
-def learned_tokens(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    return importlib.import_module("learned_tokens")
-
-
-@pytest.fixture
-def page(learned_tokens, tmp_path, monkeypatch):
+def page(tmp_path, monkeypatch):
     page = tmp_path / "tokens.md"
     page.write_text((ROOT / "docs/tokens.md").read_text())
     monkeypatch.setattr(learned_tokens, "PAGE", page)
@@ -21,7 +16,7 @@ def page(learned_tokens, tmp_path, monkeypatch):
     return page
 
 
-def test_the_table_is_measured_and_stands_between_the_marks(learned_tokens, page):
+def test_the_table_is_measured_and_stands_between_the_marks(page):
     begin, end = learned_tokens.MARKS
     old = page.read_text()
     learned_tokens.write((20, 10**6))

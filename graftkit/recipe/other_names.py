@@ -64,10 +64,13 @@ _SYNONYMS: Mapping[str, str] = {
     "roles": "bos_token eos_token unk_token sep_token pad_token cls_token mask_token",
     "labels": "classes id2label label2id",
     "examples": "data dataset texts train_file",
+    "texts": "corpus data dataset examples train_file",
+    "size": "vocab_size count number",
     "extend_vocab": (
         "add_tokens add_token add_special_tokens new_tokens resize_token_embeddings resize_embeddings resize_vocab tokens"
         " pad_token chat_template tools"
     ),
+    "learn_tokens": "learn_merges add_merges train_tokenizer extend_tokenizer",
     "rename_tokens": "rename_token reserved_tokens",
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",

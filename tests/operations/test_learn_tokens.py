@@ -136,13 +136,15 @@ def test_it_composes_with_added_tokens_before_and_behind_with_another_learning_a
     assert [found["failures"] for found in report["tokenization"]] == [[]]
 
 
-def test_a_plain_added_token_that_a_word_piece_vocabulary_would_read_inside_words_is_refused(bases, tmp_path):
-    plain = {"op": "extend_vocab", "tokens": ["zqx"]}
-    done, output = apply_by_command(bases[wordpiece], tmp_path, plain, learn(20))
+def test_an_added_token_that_a_word_piece_vocabulary_would_read_inside_words_is_refused(bases, tmp_path):
+    word = {"op": "extend_vocab", "tokens": [{"content": "zqx", "single_word": True}]}
+    done, output = apply_by_command(bases[wordpiece], tmp_path, word, learn(20))
     assert done.returncode == 3
     assert "added_tokens: zqx: the model would read it inside words" in done.stderr
     assert not output.exists()
-    applied(bases[wordpiece], tmp_path, learn(20), plain)
+    applied(bases[wordpiece], tmp_path, learn(20), word)
+    output, _ = applied(bases[wordpiece], tmp_path / "found", {"op": "extend_vocab", "tokens": ["zqx"]}, learn(20))
+    assert AutoTokenizer.from_pretrained(output).tokenize("AZQXB")[1] == "zqx"
 
 
 def test_the_files_of_slow_tokenizers_are_edited_where_they_say_the_same_and_named_where_they_cannot_be(

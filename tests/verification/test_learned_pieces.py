@@ -192,3 +192,35 @@ def test_pieces_come_from_within_words_and_never_from_special_tokens_or_bytes():
 def test_the_trainer_gives_the_same_pieces_whatever_the_order_of_the_texts():
     documents = unigram()
     assert json.dumps(learned(documents)[2]) == json.dumps(learned(documents, texts=TEXTS[::-1])[2])
+
+
+def test_pieces_of_a_part_of_a_character_pass_too(tmp_path):
+    texts = ["北京大学的图书馆", "北京图书馆在哪里", "大学图书馆", "北方大学"] * 3
+    documents = bpe()
+    pieces, ids, result = learned(documents, 20, texts)
+    backend = read_tokenizer(result)
+    assert any("\ufffd" in backend.decode([index]) for index in ids.values())
+    assert check(documents, result, ids, tmp_path, probes=texts).failures == ()
+    assert len(backend.encode(texts[0])) < len(read_tokenizer(documents).encode(texts[0])) / 2
+    assert backend.decode(backend.encode(texts[0])) == texts[0]
+    assert len(pieces.merges) == 20
+
+
+def test_a_special_token_that_only_the_normalizer_makes_is_named():
+    documents = unigram()
+    document = documents["tokenizer.json"] | {"normalizer": {"type": "NFKC"}}
+    tokenizer = read_tokenizer(documents | {"tokenizer.json": document})
+    found = learn_pieces(tokenizer, count_words(tokenizer, TEXTS), 7, 2)
+    assert add_pieces(documents, {}, found.pieces)[2] == ()
+    notes = add_pieces(documents | {"tokenizer.json": document}, {}, found.pieces)[2]
+    assert notes == (
+        "<extra_id_0>: in the model's vocabulary now, and read where the normalizer makes it of other text",
+    )
+
+
+def test_a_model_that_looks_whole_words_up_first_reads_the_same(tmp_path):
+    documents = bpe()
+    document = documents["tokenizer.json"]
+    documents |= {"tokenizer.json": {**document, "model": {**document["model"], "ignore_merges": True}}}
+    _, ids, result = learned(documents)
+    assert check(documents, result, ids, tmp_path, probes=TEXTS).failures == ()

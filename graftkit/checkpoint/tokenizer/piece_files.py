@@ -8,6 +8,7 @@ from typing import Any
 from graftkit.checkpoint.tokenizer.files import TokenizerFiles, read_tokenizer
 from graftkit.checkpoint.tokenizer.pieces import Pieces, entered, mapped, with_pieces
 from graftkit.checkpoint.tokenizer.refusals import check_additions
+from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry
 from graftkit.errors import InputRejected, few
 
 #: Files of slow tokenizers that pieces can be put into; others, such as tokenizer.model, stay as they are.
@@ -36,20 +37,26 @@ def add_pieces(
 
 def _check_entered(files: TokenizerFiles, after: TokenizerFiles) -> Iterator[str]:
     """Look whether the model would read added tokens that its vocabulary gets entries for, where they are not found before it."""
-    special = {entry.content for entry in files.added if entry.special}
-    read = [content for content, index in entered(files).items() if _is_read(after, content, index)]
-    plain = [content for content in read if content not in special]
+    new = entered(files)
+    read = [entry for entry in files.added if entry.content in new and _is_read(after, entry)]
+    plain = [entry.content for entry in read if not entry.special]
     if plain:
         raise InputRejected(
             f"tokenizer.json: added_tokens: {few(plain)}: the model would read it inside words, since its vocabulary needs an entry"
             " for each id below a new piece's; add such tokens behind learn_tokens"
         )
     if read:
-        yield f"{few(read)}: in the model's vocabulary now, and read where only the normalizer makes it of other text"
+        names = few([entry.content for entry in read])
+        yield f"{names}: in the model's vocabulary now, and read where the normalizer makes it of other text"
 
 
-def _is_read(after: TokenizerFiles, content: str, index: int) -> bool:
-    return index in after.pieces_of(content) and any(content in word for word in after.words_of(content))
+def _is_read(after: TokenizerFiles, entry: AddedEntry) -> bool:
+    """Whether text that holds the token can come to the model: it is found before, but for what only the normalizer makes."""
+    escapes = entry.single_word or (after.document.get("normalizer") is not None and not entry.normalized)
+    content = entry.content
+    return (
+        escapes and entry.index in after.pieces_of(content) and any(content in word for word in after.words_of(content))
+    )
 
 
 def _slow_files(files: TokenizerFiles, pieces: Pieces, slow: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
