@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import tee
 from typing import Any
 
@@ -36,7 +36,7 @@ class Splits:
     def figures(self) -> dict[str, Any]:
         """Everything, with tokens per byte."""
         return {
-            **{name: getattr(self, name) for name in self.__slots__},
+            **asdict(self),
             "tokens_per_byte_before": self.before / self.bytes,
             "tokens_per_byte_after": self.after / self.bytes,
         }
@@ -52,4 +52,4 @@ def compare_splits(old: TokenizerFiles, new: TokenizerFiles, parts: Mapping[int,
             texts=1, bytes=len(text.encode()), before=len(before), after=len(after),
             changed=before != after, moved=joined != before,
         )  # fmt: skip
-    return Splits(**{name: counts[name] for name in Splits.__slots__})
+    return Splits(**{field.name: counts[field.name] for field in fields(Splits)})
