@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit import commands, usage
+from graftkit.completion import SHELLS
 from graftkit.drafting.kinds import KINDS, USUAL
 from graftkit.errors import (
     CommittedWithWarning,
@@ -157,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(add)
     add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
     _add_selftest(add)
+    text = "print what makes a shell complete commands, options and paths"
+    sub = add("completion", lambda options: commands.completion(parser, options), text)
+    sub.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"one of {', '.join(SHELLS)}")
     return parser
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +83,17 @@ def schema(_: Namespace) -> int:
     from graftkit.recipe import json_schema
 
     return _print_json(json_schema())
+
+
+def completion(parser: ArgumentParser, options: Namespace) -> int:
+    """Print the script with which a shell completes the command line."""
+    from graftkit.completion import completion_script
+
+    script = completion_script(parser, options.shell)
+    if options.json:
+        return _print_json({"shell": options.shell, "script": script})
+    sys.stdout.write(f"{script}\n")
+    return 0
 
 
 def _quiet_libraries() -> None:
