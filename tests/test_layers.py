@@ -23,7 +23,7 @@ LAYERS = [
     {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},
     {"process", "usage"},
-    {"completion"},
+    {"completion", "printed_json"},
     {"commands"},
     {"cli"},
 ]
