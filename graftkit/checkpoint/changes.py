@@ -8,15 +8,16 @@ from typing import Any, Literal
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.held import is_original
-from graftkit.checkpoint.tensors import LazyTensor, Patched
+from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
 
-Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed", "moved", "copied"]
+Kind = Literal["equal", "patched", "trimmed", "computed", "added", "dropped", "renamed", "moved", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
     """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's.
 
+    Of a *patched* tensor ``rows`` counts the rows that are made, of a *trimmed* one those that are gone.
     ``old_name`` is the source's name of a tensor that is *renamed*, *moved* to a name that another one had or has, or *copied*, whose
     bytes are kept; ``operation`` names whose change it is, in a plan.
     """
@@ -57,7 +58,10 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
         if before is tensor or before == tensor:
             continue
         other = "" if origin == name else origin
-        if rows and origin:
+        if origin and (gone := _rows_gone(tensor)):
+            made = sum(segment.nbytes for segment in tensor.segments() if not from_source(segment))
+            yield TensorChange(name, "trimmed", tensor.dtype, old[origin].shape, tensor.shape, gone, made, other)
+        elif rows and origin:
             yield TensorChange(
                 name, "patched", tensor.dtype, old[origin].shape, tensor.shape, len(rows),
                 len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), other,
@@ -80,11 +84,19 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
 
 
 def _patches(tensor: LazyTensor) -> tuple[LazyTensor, frozenset[int]]:
-    """The tensor below all patches, and the rows that they make."""
-    if not isinstance(tensor, Patched):
+    """The tensor below all patches and choices of rows, and the rows that they make."""
+    if not isinstance(tensor, Patched | Picked):
         return tensor, frozenset()
     below, rows = _patches(tensor.base)
-    return below, rows.union(tensor.rows)
+    return below, rows.union(tensor.rows if isinstance(tensor, Patched) else ())
+
+
+def _rows_gone(tensor: LazyTensor) -> int:
+    """How many rows were left out by choices of rows, one on top of another; 0 where there is none."""
+    if not isinstance(tensor, Patched | Picked):
+        return 0
+    left = tensor.base.shape[tensor.axis] - tensor.shape[tensor.axis] if isinstance(tensor, Picked) else 0
+    return left + _rows_gone(tensor.base)
 
 
 def _axis(tensor: LazyTensor) -> int:

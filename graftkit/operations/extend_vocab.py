@@ -28,7 +28,7 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.listed import Listed, listed_tokens, new_ones
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
-from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary, with_rows
+from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_output_init, one_vocabulary, with_rows
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
 from graftkit.recipe.extend_vocab import PAD_IS_EOS
@@ -185,9 +185,8 @@ def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
     domain = "sequences of old token ids"
     if not vocabulary.has_output:
         return Promise(PromiseClass.BITWISE, "hidden states", domain)
-    rounding = "a kernel may round logits differently where the table's shape changed, then within the stated tolerance"
     return Promise(
-        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,) if grows else ()
+        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (OTHER_KERNEL,) if grows else ()
     )
 
 

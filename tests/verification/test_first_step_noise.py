@@ -23,6 +23,7 @@ pytestmark = pytest.mark.cross_section
 KEY_BIAS = "bert.encoder.layer.0.attention.self.key.bias"
 IDS = torch.randint(4, ROWS, (4, 24), generator=torch.Generator().manual_seed(3))
 TEXTS = Probe("texts", IDS, torch.ones_like(IDS))
+GROWN = Correspondence.of_ids(ROWS, ROWS + 3, ROWS, range(ROWS, ROWS + 3))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def old(source):
     model = transformers.BertForMaskedLM.from_pretrained(source).eval()
     with differentiable():
         found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
-        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), 3))
+        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), GROWN))
 
 
 def other_kernels(source):
@@ -60,7 +61,7 @@ def test_what_is_zero_in_exact_arithmetic_is_no_difference_though_nothing_of_it_
 
 def test_the_null_runs_are_all_made_and_none_moves_more_than_rounding_does(old):
     noise = old[1].noise
-    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of a larger table"]
+    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of the result's rows"]
     assert all(0 < value < 1e-4 for value in noise.values())
 
 
