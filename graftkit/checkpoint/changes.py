@@ -9,6 +9,10 @@ from typing import Any, Literal
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
+from graftkit.errors import plural
+
+#: More changed values of one vocabulary, or a list with more of them, are one change that gives their number.
+MOST = 256
 
 Kind = Literal["equal", "patched", "trimmed", "computed", "added", "dropped", "renamed", "moved", "copied"]
 
@@ -124,16 +128,32 @@ def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, objec
     if old is new:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+        below = [
+            change
+            for key in dict.fromkeys([*old, *new])
+            for change in _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+        ]
+        yield from [(place, *map(_size, (old, new)))] if _is_vocabulary(old) and len(below) > MOST else below
     elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
         for index in range(len(old), len(new)):
             yield f"{place}[{index}]", None, new[index]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _holds_containers(old):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _values(before, after, f"{place}[{index}]")
+    elif isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > MOST:
+        if old != new:
+            yield place, _size(old), _size(new)
     elif old != new or type(old) is not type(new):
         yield place, old, new
+
+
+def _is_vocabulary(values: Mapping[str, Any]) -> bool:
+    """Whether a mapping gives numbers alone, as that of tokens to their ids does."""
+    return all(type(value) is int for value in values.values())
+
+
+def _size(values: Mapping[str, Any] | list[Any]) -> str:
+    return plural(len(values), "value")
 
 
 def _holds_containers(values: list[Any]) -> bool:

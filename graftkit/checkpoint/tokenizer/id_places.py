@@ -225,6 +225,10 @@ def _moved_positions(value: Json, move: Move) -> Json:
     return [[item[0], *_moved_ids(item[1:], move)] if isinstance(item, list) and item else item for item in pairs]
 
 
+def _values(value: Mapping[str, Any]) -> Iterator[int]:
+    return (index for index in value.values() if _is_id(index))
+
+
 def _moved_values(value: Mapping[str, Any], move: Move) -> Json:
     return {
         token: _number(index, move) for token, index in value.items() if not _is_id(index) or move(index) is not None
@@ -252,7 +256,8 @@ BIASES = Form(_ids_of_biases, _moved_biases)
 #: ``[[position, id], ...]``.
 POSITIONS = Form(_ids_of_positions, _moved_positions, needed=True)
 #: ``{token: id}``, ``{id: token}``, ``[{id: ..., ...}]``.
-BY_TOKEN = Form(lambda value: (index for index in value.values() if _is_id(index)), _moved_values)
+BY_TOKEN = Form(_values, _moved_values)
+NEEDED_BY_TOKEN = Form(_values, _moved_values, needed=True)
 BY_KEY = Form(lambda value: (int(key) for key in value if key.isdecimal()), _moved_keys)
 ENTRIES = Form(lambda value: (item["id"] for item in value), _moved_entries)
 
@@ -264,7 +269,8 @@ GENERATION_FORMS: Mapping[str, Form] = {
     "force_words_ids": Form(_numbers, _moved_sequences, needed=True),
     "sequence_bias": BIASES,
     "forced_decoder_ids": POSITIONS,
-    "lang_to_id": BY_TOKEN,
-    "task_to_id": BY_TOKEN,
+    "lang_to_id": NEEDED_BY_TOKEN,
+    "task_to_id": NEEDED_BY_TOKEN,
+    "text_decoder_lang_to_code_id": NEEDED_BY_TOKEN,
     "vocabulary_map": BY_TOKEN,
 }
