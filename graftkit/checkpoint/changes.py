@@ -133,7 +133,10 @@ def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, objec
             for key in dict.fromkeys([*old, *new])
             for change in _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
         ]
-        yield from [(place, *map(_size, (old, new)))] if _is_vocabulary(old) and len(below) > MOST else below
+        if _is_vocabulary(old) and len(below) > MOST:
+            yield place, _size(old), _size(new)
+        else:
+            yield from below
     elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
         for index in range(len(old), len(new)):
             yield f"{place}[{index}]", None, new[index]
