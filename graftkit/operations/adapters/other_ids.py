@@ -22,16 +22,18 @@ def refuse_other_ids(
     """Refuse rows of tokens that have other ids in the vocabulary that the adapter was trained with.
 
     That vocabulary is the tokenizer beside the adapter in ``folder``, else that of the base that its config names, where it is on
-    this machine. ``edits`` are None where the adapter does not fit the base at all.
+    this machine. Where added tokens alone have other ids, that is said elsewhere. ``edits`` are None where the adapter does not fit
+    the base at all.
 
     Raises:
-        InputRejected: a token has another id there than in ``checkpoint``.
+        InputRejected: pieces of that vocabulary are gone from the one of ``checkpoint``, or have other ids there.
     """
     if edits is not None and not _bring_rows(edits, checkpoint):
         return
     theirs, ours = _vocabulary_of(adapter, folder), find_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     moved = next((token for token, index in theirs.ids.items() if ours.ids.get(token, index) != index), None)
-    if moved is not None:
+    pieces = (theirs.tokens[index] for index in range(theirs.model_size) if index in theirs.tokens)
+    if moved is not None and any(ours.ids.get(token) != theirs.ids[token] for token in pieces):
         raise InputRejected(
             f"{shown}: brings rows by the ids of another vocabulary: {printable(moved)!r} is id {theirs.ids[moved]} there and"
             f" {ours.ids[moved]} in {printable(checkpoint.name)}; merge it into the base that it was trained on, and trim that"
