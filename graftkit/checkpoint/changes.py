@@ -8,15 +8,20 @@ from typing import Any, Literal
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.held import is_original
-from graftkit.checkpoint.tensors import LazyTensor, Patched
+from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
+from graftkit.errors import plural
 
-Kind = Literal["equal", "patched", "computed", "added", "dropped", "renamed", "moved", "copied"]
+#: More changed values of one vocabulary, or a list with more of them, are one change that gives their number.
+MOST = 256
+
+Kind = Literal["equal", "patched", "trimmed", "computed", "added", "dropped", "renamed", "moved", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorChange:
     """One tensor that is not carried over as it is. ``produced`` counts the bytes that are not the source's.
 
+    Of a *patched* tensor ``rows`` counts the rows that are made, of a *trimmed* one those that are gone.
     ``old_name`` is the source's name of a tensor that is *renamed*, *moved* to a name that another one had or has, or *copied*, whose
     bytes are kept; ``operation`` names whose change it is, in a plan.
     """
@@ -57,7 +62,10 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
         if before is tensor or before == tensor:
             continue
         other = "" if origin == name else origin
-        if rows and origin:
+        if origin and (gone := _rows_gone(tensor)):
+            made = sum(segment.nbytes for segment in tensor.segments() if not from_source(segment))
+            yield TensorChange(name, "trimmed", tensor.dtype, old[origin].shape, tensor.shape, gone, made, other)
+        elif rows and origin:
             yield TensorChange(
                 name, "patched", tensor.dtype, old[origin].shape, tensor.shape, len(rows),
                 len(rows) * tensor.nbytes // max(tensor.shape[_axis(tensor)], 1), other,
@@ -80,11 +88,19 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
 
 
 def _patches(tensor: LazyTensor) -> tuple[LazyTensor, frozenset[int]]:
-    """The tensor below all patches, and the rows that they make."""
-    if not isinstance(tensor, Patched):
+    """The tensor below all patches and choices of rows, and the rows that they make."""
+    if not isinstance(tensor, Patched | Picked):
         return tensor, frozenset()
     below, rows = _patches(tensor.base)
-    return below, rows.union(tensor.rows)
+    return below, rows.union(tensor.rows if isinstance(tensor, Patched) else ())
+
+
+def _rows_gone(tensor: LazyTensor) -> int:
+    """How many rows were left out by choices of rows, one on top of another; 0 where there is none."""
+    if not isinstance(tensor, Patched | Picked):
+        return 0
+    left = tensor.base.shape[tensor.axis] - tensor.shape[tensor.axis] if isinstance(tensor, Picked) else 0
+    return left + _rows_gone(tensor.base)
 
 
 def _axis(tensor: LazyTensor) -> int:
@@ -112,16 +128,45 @@ def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, objec
     if old is new:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in dict.fromkeys([*old, *new]):
-            yield from _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-    elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
-        for index in range(len(old), len(new)):
-            yield f"{place}[{index}]", None, new[index]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _holds_containers(old):
-        for index, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _values(before, after, f"{place}[{index}]")
+        yield from _keys(old, new, place)
+    elif isinstance(old, list) and isinstance(new, list) and old != new:
+        yield from _items(old, new, place)
     elif old != new or type(old) is not type(new):
         yield place, old, new
+
+
+def _keys(old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> Iterator[tuple[str, object, object]]:
+    below = [
+        change
+        for key in dict.fromkeys([*old, *new])
+        for change in _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    ]
+    if _is_vocabulary(old) and len(below) > MOST:
+        yield place, _size(old), _size(new)
+    else:
+        yield from below
+
+
+def _items(old: list[Any], new: list[Any], place: str) -> Iterator[tuple[str, object, object]]:
+    if new[: len(old)] == old:
+        for index in range(len(old), len(new)):
+            yield f"{place}[{index}]", None, new[index]
+    elif len(old) == len(new) and _holds_containers(old):
+        for index, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _values(before, after, f"{place}[{index}]")
+    elif max(len(old), len(new)) > MOST:
+        yield place, _size(old), _size(new)
+    else:
+        yield place, old, new
+
+
+def _is_vocabulary(values: Mapping[str, Any]) -> bool:
+    """Whether a mapping gives numbers alone, as that of tokens to their ids does."""
+    return all(type(value) is int for value in values.values())
+
+
+def _size(values: Mapping[str, Any] | list[Any]) -> str:
+    return plural(len(values), "value")
 
 
 def _holds_containers(values: list[Any]) -> bool:

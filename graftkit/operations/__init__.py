@@ -22,11 +22,13 @@ from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
 from graftkit.operations.take_tensors import take_tensors
+from graftkit.operations.trim_vocab import trim_vocab
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "rename_tokens": rename_tokens,
     "reinit_rows": reinit_rows,
+    "trim_vocab": trim_vocab,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "combine_adapters": combine_adapters,
@@ -50,7 +52,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "reinit", "reinit_rows", "replace_head", "take_tensors", "trim_vocab",
     }
 )  # fmt: skip
 

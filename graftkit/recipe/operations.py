@@ -27,11 +27,13 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.take_tensors import TakeTensors
+from graftkit.recipe.trim_vocab import TrimVocab
 
 Operation = Annotated[
     ExtendVocab
     | RenameTokens
     | ReinitRows
+    | TrimVocab
     | AddAdapter
     | AddLora
     | CombineAdapters

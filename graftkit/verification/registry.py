@@ -48,7 +48,8 @@ class TokenizerCheck:
         tokens = subject.tokens
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
-        return check_tokenization(folder_of(subject.source), folder_of(subject.result), tokens)
+        source, result = folder_of(subject.source), folder_of(subject.result)
+        return check_tokenization(source, result, tokens, ids=subject.correspondence.ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.cross_section
 KEY_BIAS = "bert.encoder.layer.0.attention.self.key.bias"
 IDS = torch.randint(4, ROWS, (4, 24), generator=torch.Generator().manual_seed(3))
 TEXTS = Probe("texts", IDS, torch.ones_like(IDS))
+GROWN = Correspondence.of_ids(ROWS, ROWS + 3, ROWS, range(ROWS, ROWS + 3))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def old(source):
     model = transformers.BertForMaskedLM.from_pretrained(source).eval()
     with differentiable():
         found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
-        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), 3))
+        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), GROWN))
 
 
 def other_kernels(source):
@@ -61,12 +62,12 @@ def test_what_is_zero_in_exact_arithmetic_is_no_difference_though_nothing_of_it_
 def test_the_null_runs_are_all_made_and_change_nothing_over_the_real_numbers(source, old):
     """What they move goes away with the unit roundoff: in float64 it is below what float32 can hold at all."""
     noise = old[1].noise
-    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of a larger table"]
+    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of the result's rows"]
     assert max(noise.values()) > UNIT_ROUNDOFF
     model = transformers.BertForMaskedLM.from_pretrained(source, dtype=torch.float64).eval()
     with differentiable():
         found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
-        exact = OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), 3)).noise
+        exact = OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), GROWN)).noise
     assert exact.keys() == noise.keys()
     assert max(exact.values()) < UNIT_ROUNDOFF
 
