@@ -7,8 +7,8 @@ from functools import cached_property
 
 from graftkit.checkpoint.tokenizer.spelling import Spelling
 
-#: What stands before a text to make it the middle of one: the beginning of a text may get a space of its own.
-_BEFORE = ("", "\n", "a")
+#: What stands before a text to make it the middle of one, or of a word: the beginning of a text may get a space of its own.
+_BEFORE = ("", "\n", "a", "q", "x")
 
 
 class Segmentation:
@@ -27,7 +27,7 @@ class Segmentation:
             text = spelled.decode("utf-8")
         except UnicodeDecodeError:
             return self._longest_first(spelled)
-        exact = (self._behind(before, text, spelled) for before in _BEFORE if before != "a" or text.startswith(" "))
+        exact = (self._behind(before, text, spelled) for before in _BEFORE)
         found = next((ids for ids in exact if ids), ())
         return found or tuple(self._live(self._spelling.files.encode(text)))
 
