@@ -139,22 +139,35 @@ def _values(old: Any, new: Any, place: str) -> Iterator[tuple[str, object, objec
     if old is new:
         return
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        below = [
-            change
-            for key in dict.fromkeys([*old, *new])
-            for change in _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
-        ]
-        yield from [(place, *map(_size, (old, new)))] if _is_vocabulary(old) and len(below) > MOST else below
-    elif isinstance(old, list) and isinstance(new, list) and new[: len(old)] == old:
+        yield from _keys(old, new, place)
+    elif isinstance(old, list) and isinstance(new, list) and old != new:
+        yield from _items(old, new, place)
+    elif old != new or type(old) is not type(new):
+        yield place, old, new
+
+
+def _keys(old: Mapping[str, Any], new: Mapping[str, Any], place: str) -> Iterator[tuple[str, object, object]]:
+    below = [
+        change
+        for key in dict.fromkeys([*old, *new])
+        for change in _values(old.get(key), new.get(key), f"{place}.{key}" if place else str(key))
+    ]
+    if _is_vocabulary(old) and len(below) > MOST:
+        yield place, _size(old), _size(new)
+    else:
+        yield from below
+
+
+def _items(old: list[Any], new: list[Any], place: str) -> Iterator[tuple[str, object, object]]:
+    if new[: len(old)] == old:
         for index in range(len(old), len(new)):
             yield f"{place}[{index}]", None, new[index]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and _holds_containers(old):
+    elif len(old) == len(new) and _holds_containers(old):
         for index, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _values(before, after, f"{place}[{index}]")
-    elif isinstance(old, list) and isinstance(new, list) and max(len(old), len(new)) > MOST:
-        if old != new:
-            yield place, _size(old), _size(new)
-    elif old != new or type(old) is not type(new):
+    elif max(len(old), len(new)) > MOST:
+        yield place, _size(old), _size(new)
+    else:
         yield place, old, new
 
 

@@ -96,9 +96,14 @@ def _slow(checkpoint: Checkpoint) -> list[str]:
 
 
 def _picked(checkpoint: Checkpoint, vocabulary: Vocabulary, ids: IndexMap) -> Iterator[tuple[str, Picked]]:
-    runs = tuple((start, length) for _, start, length in ids.runs)
+    runs = _rows(ids)
     for item in vocabulary.tensors:
         yield item.name, Picked(checkpoint.tensors[item.name], item.axis, runs)
+
+
+def _rows(ids: IndexMap) -> tuple[tuple[int, int], ...]:
+    """The kept rows, as ``(first, how many)``."""
+    return tuple((start, length) for _, start, length in ids.runs)
 
 
 def _padding(trimmed: Checkpoint, vocabulary: Vocabulary, count: int, size: int, context: Context) -> RowMaker:

@@ -129,16 +129,18 @@ class LoadedTokenizer:
     @cached_property
     def tokenizer_json(self) -> dict[str, Any]:
         """The value of tokenizer.json, empty if there is none; its parts have the tokens under their names."""
-        return self._named(dict(self._read("tokenizer.json") or {}))
+        return self._under_names(dict(self.document("tokenizer.json") or {}))
 
     @cached_property
     def _as_loaded(self) -> dict[str, Any]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return self._named(dict(json.loads(backend.to_str()))) if backend is not None else self.tokenizer_json
+        if backend is None:
+            return self.tokenizer_json
+        loaded = self._under_names(dict(json.loads(backend.to_str())))
+        return {**loaded, "model": renumbered_model(loaded["model"], self._move)} if self.moved else loaded
 
-    def _named(self, document: dict[str, Any]) -> dict[str, Any]:
-        named = in_tokenizer(document, self.names, self.ids) if self.names and document else document
-        return {**named, "model": renumbered_model(named["model"], self._move)} if self.moved and named else named
+    def _under_names(self, document: dict[str, Any]) -> dict[str, Any]:
+        return in_tokenizer(document, self.names, self.ids) if self.names and document else document
 
     def _move(self, index: int) -> int | None:
         place = self.place(index)

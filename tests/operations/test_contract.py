@@ -29,6 +29,11 @@ SPECS = {
     ),
     "rename_tokens": ({"names": {"<unk>": "<|tool|>"}}, {"names": {"<nowhere>": "<|tool|>"}}, "names.<nowhere>"),
     "reinit_rows": ({"tokens": ["<unk>", 9]}, {"tokens": ["<unk>", 999]}, r"tokens.1"),
+    "trim_vocab": (
+        {"keep": {"tokens": ["et"]}},
+        {"keep": {"tokens": ["et", "nowhere"]}},
+        r"keep\.tokens\.1",
+    ),
     "replace_head": (
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<pad>"},
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<|nowhere|>"},
