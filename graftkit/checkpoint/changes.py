@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.gathered import Gathered
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
 from graftkit.errors import plural
@@ -14,7 +15,7 @@ from graftkit.errors import plural
 #: More changed values of one vocabulary, or a list with more of them, are one change that gives their number.
 MOST = 256
 
-Kind = Literal["equal", "patched", "trimmed", "computed", "added", "dropped", "renamed", "moved", "copied"]
+Kind = Literal["equal", "patched", "trimmed", "gathered", "computed", "added", "dropped", "renamed", "moved", "copied"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class TensorChange:
 
     Of a *patched* tensor ``rows`` counts the rows that are made, of a *trimmed* one those that are gone.
     ``old_name`` is the source's name of a tensor that is *renamed*, *moved* to a name that another one had or has, or *copied*, whose
-    bytes are kept; ``operation`` names whose change it is, in a plan.
+    bytes are kept; of a *gathered* one ``rows`` are made and the others are the source's in another order; ``operation`` names whose
+    change it is, in a plan.
     """
 
     name: str
@@ -74,6 +76,9 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
             carried: Kind = "moved" if origin in new or before else "renamed"
             kind: Kind = "copied" if origin in taken else carried
             yield TensorChange(name, kind, tensor.dtype, tensor.shape, tensor.shape, 0, 0, other)
+        elif isinstance(tensor, Gathered) and before is not None and name not in kept:
+            produced = tensor.made * tensor.row_nbytes
+            yield TensorChange(name, "gathered", tensor.dtype, before.shape, tensor.shape, tensor.made, produced)
         else:
             replaced = before is not None and name not in kept
             produced = 0 if is_original(tensor) else tensor.nbytes
@@ -108,8 +113,14 @@ def _axis(tensor: LazyTensor) -> int:
 
 
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
-    """Every value that differs between the JSON documents of two checkpoints; texts are compared whole."""
-    return value_changes(source.documents, result.documents)
+    """Every value that differs between the JSON documents of two checkpoints; texts are compared whole.
+
+    A file that was brought from another folder is one change, and what changed in it afterwards are others.
+    """
+    brought = {name: given.value for name, given in result.brought.items() if name in result.documents}
+    own = ((name, name in source.documents or name in source.carried) for name in result.brought)
+    files = (ValueChange(name, "", "a file" if there else None, "the donor's file") for name, there in own)
+    return (*files, *value_changes({**source.documents, **brought}, result.documents))
 
 
 def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:

@@ -257,7 +257,7 @@ class Cutter:
             end = self._start + held.nbytes
             if start < end:
                 upper = min(stop, end)
-                yield _part_of(held, start - self._start, upper - self._start)
+                yield part_of_segment(held, start - self._start, upper - self._start)
                 start = upper
             if start >= end:
                 self._start, self._held = end, None
@@ -270,7 +270,8 @@ class Cutter:
         return segment
 
 
-def _part_of(segment: Segment, start: int, stop: int) -> Segment:
+def part_of_segment(segment: Segment, start: int, stop: int) -> Segment:
+    """The bytes from ``start`` to ``stop`` of a segment."""
     if stop - start == segment.nbytes:
         return segment
     if isinstance(segment, FileRange):

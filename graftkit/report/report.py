@@ -117,7 +117,9 @@ class Report:
         grown = [
             structure.memory[change.name].name
             for change in self.plan.tensors
-            if change.kind in ("patched", "trimmed") and change.produced and len(change.new_shape or ()) == 2
+            if change.kind in ("patched", "trimmed", "gathered")
+            and change.produced
+            and len(change.new_shape or ()) == 2
         ]
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes

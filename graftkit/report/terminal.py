@@ -87,9 +87,9 @@ def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
     for change in plan.tensors:
         if change in summed_up:
             continue
-        what = {"patched": f"{change.rows} rows made", "trimmed": f"{change.rows} rows dropped"}.get(
-            change.kind, change.kind
-        )
+        made = f"{change.rows} rows made"
+        words = {"patched": made, "trimmed": f"{change.rows} rows dropped", "gathered": f"{made}, the others moved"}
+        what = words.get(change.kind, change.kind)
         tensors.add_row(
             _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
             size(change.produced), what, change.operation,

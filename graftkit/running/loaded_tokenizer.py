@@ -192,6 +192,12 @@ class LoadedTokenizer:
         own = {} if self.moved is None else dict(zip(self.moved.places, self.moved.kept, strict=True))
         return [-1 - index if index < 0 else own.get(index, index) for index in ids]
 
+    def encode_with_ends(self, text: str) -> list[tuple[int, int]]:
+        """Split ``text`` into ids, each with the place in the text at which it ends, without special tokens around it."""
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [(index, end) for index, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
     def written_as(self, index: int) -> str:
         """Return the added token ``index`` as it is decoded: a normalized one as the normalizer leaves it."""
         token = self.added.get(index)

@@ -48,8 +48,10 @@ class TokenizerCheck:
         tokens = subject.tokens
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
-        source, result = folder_of(subject.source), folder_of(subject.result)
-        return check_tokenization(source, result, tokens, ids=subject.correspondence.ids)
+        source, ids = folder_of(subject.source), subject.correspondence.ids
+        if tokens.replaced is not None:
+            source, ids = tokens.replaced.folder, tokens.replaced.ids
+        return check_tokenization(source, folder_of(subject.result), tokens, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,8 @@ def _compare(
     }
     texts = [*probes, *derived_texts(before, every_new, every_special), *texts_of_kept(before)]
     splits = compare_splits(before, after, texts, every_new, every_special)
-    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone)
+    alone = tokens.replaced is not None
+    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone, alone=alone)
     failures = chain(
         _check_ids(before, after, tokens.ids),
         check_new_tokens(after, every_new, {*tokens.special, *made_special}),

@@ -66,19 +66,20 @@ def _named(value: Any, place: str) -> Iterator[tuple[str, str]]:
             yield from _named(item, below)
 
 
-def check_positions(old: Skeleton, config: Mapping[str, Any], tables: Collection[str]) -> None:
+def check_positions(old: Skeleton, config: Mapping[str, Any], tables: Collection[str], remedy: str = "") -> None:
     """Refuse a pad token with another id where positions are counted from it.
 
-    ``tables`` are names in memory of the tables that are indexed by the vocabulary.
+    ``tables`` are names in memory of the tables that are indexed by the vocabulary, ``remedy`` is what the error tells to do.
 
     Raises:
-        InputRejected: a module beside these has the pad id built in.
+        InputRejected: a module beside these, with tensors of its own, has the pad id built in.
     """
     new = dict(build_skeleton(config, old.architecture).model.named_modules())
     for name, module in old.model.named_modules():
         before, after = (getattr(one, "padding_idx", None) for one in (module, new.get(name)))
-        if before != after and f"{name}.weight" not in tables:
+        holds = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        if before != after and holds and f"{name}.weight" not in tables:
             raise InputRejected(
                 f"{old.architecture}: {printable(name)} counts positions from the pad token's id, which would become {after} and was"
-                f" {before}: every position would be another one; keep the tokens with ids below {before}"
+                f" {before}: every position would be another one; {remedy or f'keep the tokens with ids below {before}'}"
             )
