@@ -23,12 +23,15 @@ from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
 from graftkit.operations.take_tensors import take_tensors
+from graftkit.operations.transplant_tokenizer import transplant_tokenizer
+from graftkit.operations.trim_vocab import trim_vocab
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "learn_tokens": learn_tokens,
     "rename_tokens": rename_tokens,
     "reinit_rows": reinit_rows,
+    "trim_vocab": trim_vocab,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "combine_adapters": combine_adapters,
@@ -45,14 +48,15 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "resize_adapter": resize_adapter,
     "retarget_adapter": retarget_adapter,
     "take_tensors": take_tensors,
+    "transplant_tokenizer": transplant_tokenizer,
 }
 
 #: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
 #: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks",
-        "learn_tokens", "merge_adapter", "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "learn_tokens",
+        "merge_adapter", "reinit", "reinit_rows", "replace_head", "take_tensors", "transplant_tokenizer", "trim_vocab",
     }
 )  # fmt: skip
 

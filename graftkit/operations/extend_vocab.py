@@ -46,7 +46,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     check_output_init(vocabulary, given=spec.output_init is not None or any(token.spec.output_init for token in listed))
     wanted = [*(token.as_new(spec) for token in listed), *_role_tokens(spec, listed, tokenizer)]
     documents, ids = _new_documents(spec, checkpoint, tokenizer, wanted)
-    check_named_ids(checkpoint, _roles(spec), ids)
+    check_named_ids(checkpoint, _roles(spec), ids, vocabulary.rows)
     rows = _new_rows(spec, ids, listed, tokenizer.within(vocabulary.rows))
     settings = GrowthSettings(spec.init, spec.output_init, spec.pad_to_multiple_of)
     grown = grow(checkpoint, vocabulary, tokenizer, documents, rows, settings, context)

@@ -51,7 +51,7 @@ def learn_tokens(spec: LearnTokens, checkpoint: Checkpoint, context: Context) ->
     learned = learn_pieces(tokenizer, words, spec.size, spec.min_frequency)
     _check_size(spec, learned, corpus)
     documents, ids, entered = add_pieces(checkpoint.documents, _slow_documents(checkpoint), learned.pieces)
-    check_named_ids(checkpoint, {}, ids)
+    check_named_ids(checkpoint, {}, ids, vocabulary.rows)
     effect = _Effect.measure(tokenizer, read_tokenizer({**checkpoint.documents, **documents}), learned, words, corpus)
     rows = _new_rows(spec, learned, ids, tokenizer, tokenizer.within(vocabulary.rows))
     settings = GrowthSettings(spec.init, spec.output_init, spec.pad_to_multiple_of)

@@ -28,12 +28,15 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.take_tensors import TakeTensors
+from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
+from graftkit.recipe.trim_vocab import TrimVocab
 
 Operation = Annotated[
     ExtendVocab
     | LearnTokens
     | RenameTokens
     | ReinitRows
+    | TrimVocab
     | AddAdapter
     | AddLora
     | CombineAdapters
@@ -49,7 +52,8 @@ Operation = Annotated[
     | DropBlocks
     | InsertBlocks
     | ExtractSubmodel
-    | TakeTensors,
+    | TakeTensors
+    | TransplantTokenizer,
     OneOf("op", "operation"),
 ]
 

@@ -89,11 +89,11 @@ class LearnedPieces:
 
     def _split(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield a sentence if a text becomes unknown, or is not the old split with some of its pieces joined."""
-        unknown = self.before.unknown_id
+        unknown = self.before.unknown
         moved: list[str] = []
         same = [text for text in texts if self.before.text_under_names(text) == text]
         for text, old, now in zip(same, self.before.encode(same), self.after.encode(same), strict=True):
-            if old == now or not self.others.isdisjoint(now):
+            if old == now or self.before.loses(old) or not self.others.isdisjoint(now):
                 continue
             if unknown is not None and now.count(unknown) > old.count(unknown):
                 yield f"{printable(text)!r} has unknown characters that it did not have"

@@ -136,6 +136,18 @@ def test_it_composes_with_added_tokens_before_and_behind_with_another_learning_a
     assert [found["failures"] for found in report["tokenization"]] == [[]]
 
 
+@pytest.mark.parametrize("make", [bpe, unigram, wordpiece], ids=lambda make: make.__name__)
+def test_it_composes_with_a_vocabulary_that_is_trimmed_before_or_behind(make, bases, tmp_path):
+    trim = {"op": "trim_vocab", "keep": {"texts": str(EXAMPLES)}}
+    for name, operations in (("before", [trim, learn(20)]), ("behind", [learn(20), trim])):
+        output, report = applied(bases[make], tmp_path / name, *operations)
+        assert [found["failures"] for found in report["tokenization"]] == [[]]
+        tokenizer = AutoTokenizer.from_pretrained(output)
+        assert {token: tokenizer.get_vocab()[token] for token in report["new_tokens"]} == report["new_tokens"]
+        seen = {index for text in texts() for index in tokenizer(text)["input_ids"]}
+        assert len(seen & {*report["new_tokens"].values()}) > 10
+
+
 def test_an_added_token_that_a_word_piece_vocabulary_would_read_inside_words_is_refused(bases, tmp_path):
     word = {"op": "extend_vocab", "tokens": [{"content": "zqx", "single_word": True}]}
     done, output = apply_by_command(bases[wordpiece], tmp_path, word, learn(20))

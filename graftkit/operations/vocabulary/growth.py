@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.correspondence import Correspondence
-from graftkit.architecture.skeleton import integer_paths, with_values
+from graftkit.architecture.skeleton import with_values
 from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import TokenizerFiles
+from graftkit.checkpoint.tokenizer.id_places import CONFIG, GENERATION, id_places
 from graftkit.errors import InputRejected, plural, printable
 from graftkit.operations.base import Context
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
-from graftkit.operations.vocabulary.tables import with_rows
+from graftkit.operations.vocabulary.tables import OTHER_KERNEL, with_rows
 from graftkit.recipe import Mean, Scheme
 from graftkit.verification.promises import Promise, PromiseClass
 
@@ -88,18 +88,16 @@ def _other_rows(
         yield NewRow.resolve(index, old, scheme, output or Mean(), tokenizer)
 
 
-def check_named_ids(checkpoint: Checkpoint, roles: Mapping[str, str], ids: Mapping[str, int]) -> None:
+def check_named_ids(checkpoint: Checkpoint, roles: Mapping[str, str], ids: Mapping[str, int], rows: int) -> None:
     """A padding row that a config names as somebody's token id is not free to be taken."""
     by_id = {index: content for content, index in ids.items()}
-    for file in ("config.json", "generation_config.json"):
-        for path, value in integer_paths(checkpoint.documents.get(file, {})):
-            if value not in by_id or not re.search(r"_token_(id|index)$", path[-1]):
-                continue
-            role = path[-1].removesuffix("_id")
-            if roles.get(role) != by_id[value]:
+    for place in id_places(checkpoint.documents, rows):
+        role = str(place.path[-1]).removesuffix("_id") if place.path else ""
+        for index in place.ids if place.document in (CONFIG, GENERATION) and place.form.needed else ():
+            if index in by_id and roles.get(role) != by_id[index]:
                 raise InputRejected(
-                    f"{file}: {'.'.join(path)} names id {value}, which no token has and {by_id[value]!r} would take;"
-                    f" give that id its token first (roles: {{{role}: ...}})"
+                    f"{place} names id {index}, which no token has and {by_id[index]!r} would take; give that id its token first"
+                    f" (roles: {{{role}: ...}})"
                 )
 
 
@@ -107,9 +105,8 @@ def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
     domain = "sequences of old token ids"
     if not vocabulary.has_output:
         return Promise(PromiseClass.BITWISE, "hidden states", domain)
-    rounding = "a kernel may round logits differently where the table's shape changed, then within the stated tolerance"
     return Promise(
-        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,) if grows else ()
+        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (OTHER_KERNEL,) if grows else ()
     )
 
 
