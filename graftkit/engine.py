@@ -136,7 +136,8 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
             write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
             ledger = check.finish()
         if planned.adapter is None:  # one that trains one side of a pair has its base untied
-            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)))))
+            meant = frozenset[tuple[str, str]]().union(*(outcome.untied for outcome in planned.outcomes))
+            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)), meant)))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)

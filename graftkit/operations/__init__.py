@@ -21,6 +21,7 @@ from graftkit.operations.rename_tokens import rename_tokens
 from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
+from graftkit.operations.set_embeddings import set_embeddings
 from graftkit.operations.take_tensors import take_tensors
 
 IMPLEMENTATIONS: dict[str, Operation] = {
@@ -42,6 +43,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "replace_head": replace_head,
     "resize_adapter": resize_adapter,
     "retarget_adapter": retarget_adapter,
+    "set_embeddings": set_embeddings,
     "take_tensors": take_tensors,
 }
 
@@ -50,7 +52,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "reinit", "reinit_rows", "replace_head", "set_embeddings", "take_tensors",
     }
 )  # fmt: skip
 

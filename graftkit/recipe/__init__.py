@@ -25,6 +25,7 @@ from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
+from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import WeightScheme
 
@@ -54,6 +55,7 @@ __all__ = [
     "ResizeAdapter",
     "RetargetAdapter",
     "Scheme",
+    "SetEmbeddings",
     "Spec",
     "SubwordMean",
     "TokenSpec",

@@ -26,6 +26,7 @@ from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
+from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.take_tensors import TakeTensors
 
 Operation = Annotated[
@@ -47,7 +48,8 @@ Operation = Annotated[
     | DropBlocks
     | InsertBlocks
     | ExtractSubmodel
-    | TakeTensors,
+    | TakeTensors
+    | SetEmbeddings,
     OneOf("op", "operation"),
 ]
 

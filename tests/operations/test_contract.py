@@ -67,6 +67,7 @@ SPECS = {
         {"donor": "{tuned}", "tensors": ["*.nowhere"]},
         "tensors.0",
     ),
+    "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

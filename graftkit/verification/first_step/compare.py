@@ -14,6 +14,7 @@ from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
 from graftkit.verification.first_step.report import FirstStepReport
+from graftkit.verification.first_step.shared import shared_names, united
 from graftkit.verification.first_step.task import differentiable
 from graftkit.verification.first_step.training import Training, first_texts
 from graftkit.verification.promises import Scope
@@ -48,13 +49,15 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
+            ties = shared_names(old)
             texts = first_texts(old, source, correspondence.drawn_ids, seed)
             before = None if scope else _old_gradients(Training.of(old, texts, correspondence), correspondence)
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
             new = Training.of(load(result).model.float(), texts, correspondence)
-            gap = before.compare(new.old_gradients(), correspondence) if before else None
+            groups = united(ties, shared_names(new.model), correspondence)
+            gap = before.compare(new.old_gradients(), correspondence, groups) if before else None
         with timed(seconds, "reach"):
             moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
         _tell(progress, 0.6)
