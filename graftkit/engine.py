@@ -24,7 +24,7 @@ from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
-from graftkit.verification.subject import NewTokens, Subject, places
+from graftkit.verification.subject import NewTokens, Subject, is_recast, places
 from graftkit.verification.ties import lost_ties
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -217,6 +217,7 @@ def subject_at(
         scope=planned.scope,
         correspondence=planned.correspondence,
         added=planned.added,
+        recast=is_recast(planned.source.config, planned.result.config),
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),

@@ -6,6 +6,7 @@ from graftkit.operations.add_adapter import add_adapter
 from graftkit.operations.add_lora import add_lora
 from graftkit.operations.arrange_blocks import arrange_blocks
 from graftkit.operations.base import Context, Operation, Outcome
+from graftkit.operations.cast import cast
 from graftkit.operations.combine_adapters import combine_adapters
 from graftkit.operations.convert import convert
 from graftkit.operations.drop_blocks import drop_blocks
@@ -30,6 +31,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "reinit_rows": reinit_rows,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
+    "cast": cast,
     "combine_adapters": combine_adapters,
     "arrange_blocks": arrange_blocks,
     "drop_blocks": drop_blocks,
@@ -51,7 +53,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 #: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
+        "arrange_blocks", "cast", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
         "reinit", "reinit_rows", "replace_head", "set_embeddings", "take_tensors",
     }
 )  # fmt: skip

@@ -4,6 +4,7 @@
 """
 
 from graftkit.recipe.arrange_blocks import ArrangeBlocks
+from graftkit.recipe.cast import Cast
 from graftkit.recipe.chat_template import ChatTemplateFile
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.convert import Convert
@@ -31,6 +32,7 @@ from graftkit.recipe.weight_schemes import WeightScheme
 
 __all__ = [
     "ArrangeBlocks",
+    "Cast",
     "ChatTemplateFile",
     "CombineAdapters",
     "Convert",

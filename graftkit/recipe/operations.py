@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.arrange_blocks import ArrangeBlocks
+from graftkit.recipe.cast import Cast
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.convert import Convert
@@ -49,7 +50,8 @@ Operation = Annotated[
     | InsertBlocks
     | ExtractSubmodel
     | TakeTensors
-    | SetEmbeddings,
+    | SetEmbeddings
+    | Cast,
     OneOf("op", "operation"),
 ]
 

@@ -90,7 +90,7 @@ class Report:
             yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
-        if (found := measured_class(self.outputs)) is not None:
+        if (found := measured_class(self.outputs, self.plan.promise)) is not None:
             yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
@@ -142,7 +142,9 @@ class Report:
             "promise": {
                 **dataclasses.asdict(plan.promise),
                 "strength": plan.promise.strength.word,
-                "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
+                "measured": measured.word
+                if (measured := measured_class(self.outputs, plan.promise)) is not None
+                else None,
                 "scope": plan.scope.value,
                 "kl": _kl_json(plan),
             },

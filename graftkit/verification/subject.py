@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.adapter import AdapterPlace
@@ -44,6 +44,16 @@ def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:
     return frozenset(f"{document}: {place}" if place else document for document, place in changes)
 
 
+#: What config.json calls the dtype of a model, now and in older versions of transformers.
+DTYPE_FIELDS = ("dtype", "torch_dtype")
+
+
+def is_recast(source: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether two config.json name different dtypes."""
+    old, new = (next((config[key] for key in DTYPE_FIELDS if key in config), None) for config in (source, result))
+    return bool(old != new)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Everything that a check may ask for. Paths are directories; a model in memory is one of those that lie elsewhere.
@@ -56,6 +66,7 @@ class Subject:
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
         added: what the loader calls tensors that were added on purpose and that the result's class leaves out.
+        recast: whether the result is stored in another dtype on purpose, so that the two are compared in the source's.
         later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
         changed_later: names on disk of the tensors that operations behind that one made, replaced or dropped.
         tokens: how the tokenizer changed, None where it did not.
@@ -79,6 +90,7 @@ class Subject:
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
     added: frozenset[str] = frozenset()
+    recast: bool = False
     later: Correspondence = IDENTITY
     later_scope: Scope = Scope.EVERYTHING
     changed_later: frozenset[str] = frozenset()

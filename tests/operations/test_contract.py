@@ -68,6 +68,7 @@ SPECS = {
         "tensors.0",
     ),
     "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
+    "cast": ({"dtype": "bfloat16", "keep": ["*norm*"]}, {"dtype": "bfloat16", "keep": ["*nrom*"]}, r"keep\.0"),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

@@ -51,6 +51,8 @@ PLANTED = {
     "verification/lens/report.py LensReport": "verification/lens/test_lens.py test_another_epsilon_is_named_by_its_module",
     "verification/liveness.py Liveness": "verification/test_adapter_faults.py test_an_operation_that_makes_a_wrong_adapter_writes_nothing",
     "verification/outputs.py OutputsReport": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
+    "verification/recast.py RecastReport": "operations/test_cast.py test_planted_faults_are_caught",
+    "verification/recast_noise.py _run": "operations/test_cast.py test_planted_faults_are_caught",
     "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
     "verification/retargeted.py RetargetedReport": "operations/test_retarget_adapter.py test_a_planted_fault_is_caught",
     "verification/retargeted_outputs.py RetargetedOutputs": "operations/test_retarget_adapter.py test_places_that_are_wrong_are_caught_by_the_outputs",
