@@ -72,8 +72,8 @@ def _refusing(name: str, dtype: str) -> Look:
         if beyond.numel():
             most = torch.finfo(after.dtype).max
             raise InputRejected(
-                f"tensor {printable(name)!r} holds {float(beyond.abs().max()):.6g}, beyond the largest {dtype}, {most:.6g}; take bfloat16,"
-                " which reaches further"
+                f"tensor {printable(name)!r} holds {float(beyond.abs().max()):.6g}, beyond the largest {dtype}, {most:.6g};"
+                " take bfloat16, which reaches further"
             )
 
     return look

@@ -7,6 +7,7 @@ more than the arithmetic of the dtype does anyway: total over arithmetic is at m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -41,10 +42,12 @@ class RecastNoise:
 
     @property
     def ratio(self) -> float:
-        """Total over arithmetic; infinite where arithmetic alone changes nothing and the outputs differ."""
+        """Total over arithmetic; infinite where arithmetic alone changes nothing, or an output is finite in one of the two alone."""
+        if not math.isfinite(self.total):
+            return math.inf
         if self.total <= self.arithmetic:
             return 1.0
-        return self.total / self.arithmetic if self.arithmetic else float("inf")
+        return self.total / self.arithmetic if self.arithmetic else math.inf
 
 
 def recast_noise(
@@ -72,9 +75,12 @@ def recast_noise(
             total.add(part, truth, native)
             weights.add(part, truth, wide)
             arithmetic.add(part, {name: wide[name] for name in truth if name in wide}, native)
-    ratios = {name: (value, arithmetic.relative.get(name, 0.0)) for name, value in total.relative.items()}
-    name = max(ratios, key=lambda name: ratios[name][0] / (ratios[name][1] or 1e-300))
-    return RecastNoise(sum(part.tokens for part in setting.parts), *ratios[name], weights.relative[name])
+    count = sum(part.tokens for part in setting.parts)
+    found = [
+        RecastNoise(count, value, arithmetic.relative.get(name, 0.0), weights.relative[name])
+        for name, value in total.relative.items()
+    ]
+    return max(found, key=lambda one: one.ratio)
 
 
 def _in_float64(setting: Setting, loaded: Loaded, part: Probe) -> dict[str, Tensor]:
