@@ -24,7 +24,7 @@ from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
-from graftkit.verification.subject import NewTokens, Subject, is_recast, places
+from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -208,6 +208,7 @@ def subject_at(
             vocabulary.eos_may_pad,
             vocabulary.renamed,
             places((change.document, change.place) for change in planned.values if change.new is None),
+            is_longer((change.document, change.place) for change in planned.values),
         )
     return Subject(
         source,

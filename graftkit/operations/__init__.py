@@ -11,6 +11,7 @@ from graftkit.operations.combine_adapters import combine_adapters
 from graftkit.operations.convert import convert
 from graftkit.operations.drop_blocks import drop_blocks
 from graftkit.operations.edit_tensors import edit_tensors
+from graftkit.operations.extend_positions import extend_positions
 from graftkit.operations.extend_vocab import extend_vocab
 from graftkit.operations.extract_lora import extract_lora
 from graftkit.operations.extract_submodel import extract_submodel
@@ -37,6 +38,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "drop_blocks": drop_blocks,
     "convert": convert,
     "edit_tensors": edit_tensors,
+    "extend_positions": extend_positions,
     "extract_lora": extract_lora,
     "insert_blocks": insert_blocks,
     "extract_submodel": extract_submodel,
@@ -53,8 +55,8 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 #: quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "cast", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "set_embeddings", "take_tensors",
+        "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extend_vocab", "extract_lora", "extract_submodel",
+        "insert_blocks", "merge_adapter", "reinit", "reinit_rows", "replace_head", "set_embeddings", "take_tensors",
     }
 )  # fmt: skip
 

@@ -11,6 +11,7 @@ from graftkit.recipe.convert import Convert
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.dump import dump_recipe
 from graftkit.recipe.edit_tensors import EditTensors
+from graftkit.recipe.extend_positions import ExtendPositions
 from graftkit.recipe.extend_vocab import ExtendVocab, TokenSpec
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.insert_blocks import InsertBlocks
@@ -40,6 +41,7 @@ __all__ = [
     "Describe",
     "DropBlocks",
     "EditTensors",
+    "ExtendPositions",
     "ExtendVocab",
     "ExtractLora",
     "InsertBlocks",

@@ -16,6 +16,7 @@ from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.convert import Convert
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.edit_tensors import EditTensors
+from graftkit.recipe.extend_positions import ExtendPositions
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.extract_submodel import ExtractSubmodel
@@ -51,7 +52,8 @@ Operation = Annotated[
     | ExtractSubmodel
     | TakeTensors
     | SetEmbeddings
-    | Cast,
+    | Cast
+    | ExtendPositions,
     OneOf("op", "operation"),
 ]
 

@@ -16,7 +16,7 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_recast, places
+from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
 
@@ -112,6 +112,7 @@ class Pair:
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             dict(self._renamed()),
             places(self.accounted.values),
+            is_longer(self.accounted.values),
         )
 
     def _renamed(self) -> Iterator[tuple[str, Renamed]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.positions import NAMES
 from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.running.place import Place
 from graftkit.verification.promises import Promise, Scope
@@ -29,6 +30,7 @@ class NewTokens:
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
     chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
     name each token that has another one, ``gone`` the places in documents that were taken away, such as ``config.json: text_config``.
+    ``longer`` says that the model takes sequences of another length, and so may the tokenizer.
     """
 
     ids: Mapping[str, int]
@@ -37,11 +39,17 @@ class NewTokens:
     eos_may_pad: bool = False
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    longer: bool = False
 
 
 def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:
     """Documents with the places in them that changed, each as one text; a document that changed as a whole has no place."""
     return frozenset(f"{document}: {place}" if place else document for document, place in changes)
+
+
+def is_longer(changes: Iterable[tuple[str, str]]) -> bool:
+    """Whether the number of positions is among these changes of documents and places."""
+    return any(document == "config.json" and place.rpartition(".")[2] in NAMES for document, place in changes)
 
 
 #: What config.json calls the dtype of a model, now and in older versions of transformers.

@@ -69,6 +69,7 @@ SPECS = {
     ),
     "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
     "cast": ({"dtype": "bfloat16", "keep": ["*norm*"]}, {"dtype": "bfloat16", "keep": ["*nrom*"]}, r"keep\.0"),
+    "extend_positions": ({"max_position_embeddings": 300}, {"max_position_embeddings": 100}, "max_position_embeddings"),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
 }
 

@@ -51,6 +51,7 @@ PLANTED = {
     "verification/lens/report.py LensReport": "verification/lens/test_lens.py test_another_epsilon_is_named_by_its_module",
     "verification/liveness.py Liveness": "verification/test_adapter_faults.py test_an_operation_that_makes_a_wrong_adapter_writes_nothing",
     "verification/outputs.py OutputsReport": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
+    "verification/positions.py PositionsReport": "operations/test_extend_positions.py test_planted_faults_are_caught",
     "verification/recast.py RecastReport": "operations/test_cast.py test_planted_faults_are_caught",
     "verification/recast_noise.py _run": "operations/test_cast.py test_planted_faults_are_caught",
     "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
