@@ -80,33 +80,35 @@ def run_longest(
 ) -> PositionsReport:
     """Run a sequence of ``length`` tokens; where that costs too much, a short one at the last positions, if the forward takes them.
 
-    Of tables that are paged in, which rows are looked up is not seen.
+    Too much is more operations than the other probes may cost, or a matrix of scores larger than what is kept of them. Of tables that
+    are paged in, which rows are looked up is not seen.
 
     Raises:
         VerificationFailed: it does not load, or needs inputs that cannot be made.
     """
+    first = max((table.first for table in tables), default=0)
     from_files = paged_in((place,), KEPT_BYTES, wanted=paged)
     with undisturbed():
         model = load(place, paged=from_files).model
         probe = plan_probes(model, place, None, seed, None)[0][0]
         extra_inputs, _ = find_inputs(model, lambda tried: run(model, probe, tried))
-        whole = length * 2 * model.num_parameters() <= OPERATIONS
+        whole = length * 2 * model.num_parameters() <= OPERATIONS and 4 * length**2 <= KEPT_BYTES
         if not whole and not takes(model.forward, "position_ids"):
             return PositionsReport(
                 length, 0, {}, f"{length:,} tokens would take too long, and the forward takes no position_ids", ()
             )
-        count = length if whole else TAIL
+        count = length if whole else min(TAIL, length)
         ids = _ids(model, probe, count)
         named = dict(model.named_parameters(remove_duplicate=False))
-        weights = {} if from_files else {table.memory: named[table.memory] for table in tables}
+        tables = [] if from_files else [table for table in tables if table.memory in named]
         try:
-            with LookedUp(weights) as seen:
-                outputs = _outputs(model, ids, extra_inputs, None if whole else length + _first(tables))
+            with LookedUp({table.memory: named[table.memory] for table in tables}) as seen:
+                outputs = _outputs(model, ids, extra_inputs, None if whole else length + first)
         except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
             return PositionsReport(
                 length, count, {}, "", (f"positions: a sequence of {length:,} tokens fails: {one_line(error)}",)
             )
-    failures = [*_not_finite(outputs, length), *(() if from_files else _wrong_rows(tables, more, count, seen.rows))]
+    failures = [*_not_finite(outputs, length), *_wrong_rows(tables, more, count, seen.rows)]
     return PositionsReport(length, count, seen.rows, "", tuple(failures))
 
 
@@ -115,10 +117,6 @@ def _ids(model: PreTrainedModel, probe: Probe, count: int) -> Tensor:
     pad = getattr(model.config.get_text_config(), "pad_token_id", None)
     texts = probe.ids[probe.mask.bool() & (probe.ids != (-1 if pad is None else pad))]
     return texts.repeat(-(-count // len(texts)))[None, :count]
-
-
-def _first(tables: Sequence[PositionTable]) -> int:
-    return max((table.first for table in tables), default=0)
 
 
 def _outputs(

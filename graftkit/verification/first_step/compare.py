@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
-OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
+OTHER_OUTPUTS = "the result is meant to have other outputs"
 OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
