@@ -25,11 +25,14 @@ from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
 from graftkit.operations.set_embeddings import set_embeddings
 from graftkit.operations.take_tensors import take_tensors
+from graftkit.operations.transplant_tokenizer import transplant_tokenizer
+from graftkit.operations.trim_vocab import trim_vocab
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "rename_tokens": rename_tokens,
     "reinit_rows": reinit_rows,
+    "trim_vocab": trim_vocab,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "cast": cast,
@@ -49,6 +52,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "retarget_adapter": retarget_adapter,
     "set_embeddings": set_embeddings,
     "take_tensors": take_tensors,
+    "transplant_tokenizer": transplant_tokenizer,
 }
 
 #: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
@@ -57,6 +61,7 @@ NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extend_vocab", "extract_lora", "extract_submodel",
         "insert_blocks", "merge_adapter", "reinit", "reinit_rows", "replace_head", "set_embeddings", "take_tensors",
+        "transplant_tokenizer", "trim_vocab",
     }
 )  # fmt: skip
 

@@ -29,6 +29,7 @@ from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.spec import Spec
+from graftkit.recipe.trim_vocab import TrimVocab
 from graftkit.recipe.weight_schemes import WeightScheme
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "Spec",
     "SubwordMean",
     "TokenSpec",
+    "TrimVocab",
     "VerifyOptions",
     "WeightScheme",
     "Zeros",

@@ -30,11 +30,14 @@ from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.take_tensors import TakeTensors
+from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
+from graftkit.recipe.trim_vocab import TrimVocab
 
 Operation = Annotated[
     ExtendVocab
     | RenameTokens
     | ReinitRows
+    | TrimVocab
     | AddAdapter
     | AddLora
     | CombineAdapters
@@ -51,6 +54,7 @@ Operation = Annotated[
     | InsertBlocks
     | ExtractSubmodel
     | TakeTensors
+    | TransplantTokenizer
     | SetEmbeddings
     | Cast
     | ExtendPositions,
