@@ -134,7 +134,7 @@ class Verification:
         """One line, where nothing was found: what was verified, or what was promised and measured, and what was not judged."""
         promised = self.accounted.promised if self.accounted else None
         if promised:
-            measured = measured_class(self.outputs)
+            measured = measured_class(self.outputs, promised)
             shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
             return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
         if self.unjudged:
@@ -223,6 +223,7 @@ def verify(
         scope=pair.accounted.scope,
         correspondence=pair.correspondence,
         added=pair.added,
+        recast=pair.recast,
         tokens=pair.new_tokens(),
         kl=pair.bound,
         wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),

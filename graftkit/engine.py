@@ -24,7 +24,7 @@ from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
-from graftkit.verification.subject import NewTokens, Subject, places
+from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -138,7 +138,8 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
             write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
             ledger = check.finish()
         if planned.adapter is None:  # one that trains one side of a pair has its base untied
-            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)))))
+            meant = frozenset[tuple[str, str]]().union(*(outcome.untied for outcome in planned.outcomes))
+            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)), meant)))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
@@ -212,6 +213,7 @@ def subject_at(
             places((change.document, change.place) for change in planned.values if change.new is None),
             vocabulary.replaced,
             {token: index for token, index in new.items() if token in learned},
+            is_longer((change.document, change.place) for change in planned.values),
         )
     return Subject(
         source,
@@ -221,6 +223,7 @@ def subject_at(
         scope=planned.scope,
         correspondence=planned.correspondence,
         added=planned.added,
+        recast=is_recast(planned.source.config, planned.result.config),
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),

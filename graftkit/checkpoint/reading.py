@@ -186,3 +186,12 @@ def read_ids(tensor: LazyTensor, ids: Sequence[int], axis: int = 0) -> Tensor:
     cutter = Cutter(tensor.segments())
     rows = {index: _rows(tensor, cutter, axis, index, index + 1)[0] for index in sorted(set(ids))}
     return torch.stack([rows[index] for index in ids])
+
+
+def differing_rows(left: LazyTensor, right: LazyTensor) -> int:
+    """How many rows of two tensors of one dtype and shape differ in any bit; read in chunks."""
+    import torch
+
+    rows = left.shape[0]
+    pairs = zip(row_chunks(left, 0, rows), row_chunks(right, 0, rows), strict=True)
+    return sum(int((a.view(torch.uint8) != b.view(torch.uint8)).any(-1).sum()) for (_, a), (_, b) in pairs)

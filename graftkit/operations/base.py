@@ -132,6 +132,7 @@ class Outcome:
         vocabulary: how it changed the vocabulary, if it did.
         adapter: the adapter that it makes, if it does.
         new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
+        untied: ties ``(target, source)`` that it undoes on purpose, names in memory.
         scope: what of the outputs the general check compares.
         checks: checks of its own.
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
@@ -145,6 +146,7 @@ class Outcome:
     vocabulary: VocabularyOutcome | None = None
     adapter: Adapter | None = None
     new_modules: tuple[str, ...] = ()
+    untied: frozenset[tuple[str, str]] = frozenset()
     scope: Scope = Scope.EVERYTHING
     checks: tuple[Check, ...] = ()
     prepare: Callable[[Callable[[float], None]], None] | None = None

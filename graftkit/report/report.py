@@ -91,7 +91,7 @@ class Report:
             yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
-        if (found := measured_class(self.outputs)) is not None:
+        if (found := measured_class(self.outputs, self.plan.promise)) is not None:
             yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
@@ -142,7 +142,7 @@ class Report:
             "graftkit": 1,
             "in_memory": plan.in_memory,
             "verdict": self.verdict,
-            "promise": promise_json(plan, measured_class(self.outputs), _kl_json(plan)),
+            "promise": promise_json(plan, measured_class(self.outputs, plan.promise), _kl_json(plan)),
             "source": source_json(plan),
             "inputs": dict(plan.inputs),
             "versions": versions(),

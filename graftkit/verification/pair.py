@@ -18,7 +18,7 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens, places
+from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
 
@@ -91,6 +91,12 @@ class Pair:
         """Whether both look token ids up in a table."""
         return bool(self.vocabularies[0].rows)
 
+    @property
+    def recast(self) -> bool:
+        """Whether the second is in another dtype, and the report says that this was meant."""
+        named = any(place.rpartition(".")[2] in DTYPE_FIELDS for _, place in self.accounted.values)
+        return named and is_recast(self.old.config, self.new.config)
+
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
         allowed, ids = Allowed(self.correspondence, *self.tokenizers, self.accounted.values), self.correspondence.ids
@@ -114,6 +120,7 @@ class Pair:
             dict(self._renamed()),
             places(self.accounted.values),
             learned={token: index for token, index in ids.items() if token not in added},
+            longer=is_longer(self.accounted.values),
         )
 
     def _new_ids(self) -> Iterable[int]:

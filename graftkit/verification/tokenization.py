@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from graftkit.architecture.index_map import IndexMap
-    from graftkit.checkpoint.tokenizer import Renamed
     from graftkit.verification.subject import NewTokens
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
 #: What a tokenizer is told at load and keeps: a change of one changes batches without changing a token.
+LENGTH = "model_max_length"
 SETTINGS = (
-    "model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens",
+    LENGTH, "padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens",
     "model_input_names",
 )  # fmt: skip
 
@@ -131,7 +131,7 @@ def _compare(
         check_new_tokens(after, every_new, {*tokens.special, *made_special}),
         check_renamed(before, after, tokens.renamed),
         learned.part_failures(),
-        _check_kept(before, after, tokens.renamed),
+        _check_kept(before, after, tokens),
         splits.failures,
         learned.failures(texts),
         role_failures,
@@ -194,12 +194,12 @@ def _at(after: LoadedTokenizer, index: int) -> str:
     return repr(printable(after.tokens[index])) if index in after.tokens else "nothing"
 
 
-def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mapping[str, Renamed]) -> Iterator[str]:
+def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, tokens: NewTokens) -> Iterator[str]:
     """Yield what the old tokens and the tokenizer itself lost: flags, specialness, class, settings.
 
-    Whether a ``renamed`` token is special was asked for.
+    Whether a renamed token is special was asked for, and so was another length, where the model takes one.
     """
-    special = {now.content: now.special for now in renamed.values()}
+    special = {now.content: now.special for now in tokens.renamed.values()}
     lost = [token for token in before.special if token not in after.special and special.get(token, True)]
     yield from _some(f"{printable(token)!r} is no longer a special token" for token in lost)
     yield from _some(_other_flags(before, after, special))
@@ -208,7 +208,7 @@ def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mappin
         yield f"AutoTokenizer loads a {names[1]}, it was a {names[0]}"
     for name in SETTINGS:
         old, now = (getattr(loaded.tokenizer, name, None) for loaded in (before, after))
-        if old != now:
+        if old != now and not (tokens.longer and name == LENGTH):
             yield f"{name} was {printable(old)}, now {printable(now)}"
 
 

@@ -78,6 +78,9 @@ SPECS = {
         {"donor": "{tuned}", "tensors": ["*.nowhere"]},
         "tensors.0",
     ),
+    "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
+    "cast": ({"dtype": "bfloat16", "keep": ["*norm*"]}, {"dtype": "bfloat16", "keep": ["*nrom*"]}, r"keep\.0"),
+    "extend_positions": ({"max_position_embeddings": 300}, {"max_position_embeddings": 100}, "max_position_embeddings"),
     "transplant_tokenizer": (
         {"donor": "{donor}"},
         {"donor": "{donor}", "init": {"scheme": "omp", "k": 1000}},
