@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
 from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
@@ -124,10 +125,12 @@ def plan(options: Namespace) -> int:
 
 def apply(options: Namespace) -> int:
     """Plan, write, verify, commit."""
+    _check_push(options)
     if options.dry_run:
         return plan(options)
     recipe, document = _recipe(options)
     if options.if_changed and _is_up_to_date(options, recipe):
+        _push(options, recipe.output)
         return 0
     _quiet_libraries()
     from graftkit import engine
@@ -135,6 +138,8 @@ def apply(options: Namespace) -> int:
     from graftkit.report import terminal
 
     planned = _plan(recipe, document, options)
+    if options.push_to_hub:
+        check_base(planned.source.name, planned.source.revision)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
@@ -144,10 +149,33 @@ def apply(options: Namespace) -> int:
             committed=options.committed,
         )  # fmt: skip
     if options.json:
-        return _print_json(written.to_json())
-    if not silent:
+        _print_json(written.to_json())
+    elif not silent:
         terminal.print_report(written)
+    _push(options, recipe.output)
     return 0
+
+
+def _check_push(options: Namespace) -> None:
+    """Refuse what is meaningless with --push-to-hub, or without, and an upload that cannot be tried."""
+    if options.public and not options.push_to_hub:
+        raise RecipeError("--public: is for --push-to-hub; leave it out")
+    if options.push_to_hub and options.dry_run:
+        raise RecipeError("--push-to-hub: nothing is written with --dry-run; leave one out")
+    if options.push_to_hub:
+        _quiet_libraries()
+        check_upload(options.push_to_hub)
+
+
+def _push(options: Namespace, output: str) -> None:
+    """Upload what is in place, where that is asked for, and say where it is."""
+    from pathlib import Path
+
+    if options.push_to_hub:
+        options.committed(Path(output))
+        address = upload(Path(output), options.push_to_hub, public=options.public)
+        if not (options.quiet or options.json):
+            sys.stdout.write(f"uploaded to {printable(address)}\n")
 
 
 def _is_up_to_date(options: Namespace, recipe: Any) -> bool:

@@ -75,7 +75,7 @@ def execute(
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
-    planned, source = _with_weights(planned), planned.source.directory
+    planned, source = _with_weights(planned, progress), planned.source.directory
     stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
     with Staging(output, source=source, overwrite=overwrite) as staging:
         prepare(planned, progress)
@@ -93,11 +93,11 @@ def execute(
     return report
 
 
-def _with_weights(planned: Plan) -> Plan:
+def _with_weights(planned: Plan, progress: Progress | None) -> Plan:
     """The plan with its base's weights on this machine, where it reads any of them."""
     if not bytes_on_hub(planned.source) or not planned.reads_weights:
         return planned
-    download_weights(planned.source)
+    download_weights(planned.source, functools.partial(progress, "download") if progress else None)
     return replace(planned, inputs=input_files(planned.recipe))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.hub.file import HubFile
+from graftkit.checkpoint.hub.progress import Bytes
 from graftkit.checkpoint.hub.snapshot import download
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import LazyTensor, Stored
@@ -23,8 +24,10 @@ def is_on_hub(tensor: LazyTensor) -> bool:
     return isinstance(tensor, Stored) and isinstance(tensor.path, HubFile) and not tensor.path.is_here
 
 
-def download_weights(checkpoint: Checkpoint) -> None:
+def download_weights(checkpoint: Checkpoint, progress: Bytes | None = None) -> None:
     """Bring the weight files that lie on the hub alone into the checkpoint's folder, those of the same commit.
+
+    A download that was interrupted goes on where it stopped.
 
     Raises:
         InputRejected: access is refused.
@@ -33,7 +36,7 @@ def download_weights(checkpoint: Checkpoint) -> None:
     if not bytes_on_hub(checkpoint):
         return
     repo_id = next(iter(checkpoint.on_hub.values())).repo_id
-    download(repo_id, checkpoint.revision)
+    download(repo_id, checkpoint.revision, progress=progress)
     for name, file in checkpoint.on_hub.items():
         path = resolve_member(checkpoint.directory, name)
         described = {

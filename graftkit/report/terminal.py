@@ -168,7 +168,7 @@ def progress(*, silent: bool) -> Iterator[Progress | None]:
         def update(what: str, done: float, total: float) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield update
 

@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.hub import Repository, commands, hub
+from support.hub import ROOT, Repository, commands, environment, hub
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
@@ -265,6 +267,29 @@ def test_a_download_that_is_not_what_was_described(setting):
     assert code == 5
     assert err == f"graftkit: org/replaced: {WEIGHTS}: is not what the hub described before; run again\n"
     assert not [path for path in setting.home.glob("replaced-*") if path.is_dir()]
+
+
+DOWNLOAD = """
+import json, sys
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights
+told = []
+checkpoint = Checkpoint.open("org/tiny", weights=False)
+before = bytes_on_hub(checkpoint)
+download_weights(checkpoint, lambda done, total: told.append([done, total]))
+print(json.dumps([before, bytes_on_hub(checkpoint), told[-1]]))
+"""
+
+
+def test_a_download_tells_how_far_it_is_and_prints_nothing(demo, tmp_path):
+    with hub(tiny=Repository(demo)) as endpoint:
+        done = subprocess.run(
+            [sys.executable, "-c", DOWNLOAD], capture_output=True, text=True, check=True, cwd=tmp_path,
+            env=environment(endpoint, tmp_path) | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    size = (demo / WEIGHTS).stat().st_size
+    assert json.loads(done.stdout) == [size, 0, [size, size]]
+    assert done.stderr == ""
 
 
 def test_no_hub_at_all(tmp_path):

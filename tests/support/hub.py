@@ -1,6 +1,8 @@
-"""A hub on this machine: as much of its API as reading a repository takes, over real HTTP, with what it sends counted."""
+"""A hub on this machine: as much of its API as reading and uploading take, over real HTTP, with what it sends counted."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -45,15 +47,84 @@ class Repository:
         return sorted(path for path in self.folder.rglob("*") if path.is_file())
 
 
+@dataclass
+class Uploads:
+    """What was uploaded: whether the repository is ``private``, its ``files``, and its large ones, which came as LFS objects.
+
+    ``fault`` is what goes wrong: the ``repository`` cannot be made, an ``object`` is refused, or the ``commit``. A request without
+    ``token`` is refused.
+    """
+
+    token: str
+    fault: str = ""
+    private: bool | None = None
+    files: dict = field(default_factory=dict)
+    objects: dict = field(default_factory=dict)
+    asked: list = field(default_factory=list)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict
+    uploads: Uploads | None
 
     def do_HEAD(self):
         self.answer()
 
     def do_GET(self):
         self.answer()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        uploads = self.uploads
+        uploads.asked.append(self.path)
+        if self.headers.get("Authorization") != f"Bearer {uploads.token}":
+            return self.refuse(401, "")
+        if self.path == "/api/repos/create":
+            return self.make_repository(uploads, json.loads(body))
+        if self.path == "/api/validate-yaml":
+            return self.reply(200, b'{"errors": [], "warnings": []}')
+        if "/preupload/" in self.path:
+            modes = [
+                {"path": file["path"], "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                for file in json.loads(body)["files"]
+            ]
+            return self.reply(200, json.dumps({"files": [{**mode, "shouldIgnore": False} for mode in modes]}).encode())
+        if self.path.endswith(".git/info/lfs/objects/batch"):
+            host = f"http://{self.headers['Host']}/objects"
+            objects = [
+                {**one, "actions": {"upload": {"href": f"{host}/{one['oid']}"}}} for one in json.loads(body)["objects"]
+            ]
+            return self.reply(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
+        return self.make_commit(uploads, body)
+
+    def do_PUT(self):
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.uploads.fault == "object":
+            return self.refuse(403, "")
+        self.uploads.objects[hashlib.sha256(raw).hexdigest()] = raw
+        return self.reply(200, b"")
+
+    def make_repository(self, uploads, wanted):
+        if uploads.fault == "repository":
+            return self.refuse(403, "")
+        status = 200 if uploads.private is None else 409
+        if uploads.private is None:
+            uploads.private = wanted.get("visibility") == "private" or wanted.get("private") is True
+        address = f"http://{self.headers['Host']}/{wanted['organization']}/{wanted['name']}"
+        return self.reply(status, json.dumps({"url": address}).encode())
+
+    def make_commit(self, uploads, body):
+        if uploads.fault == "commit":
+            return self.refuse(403, "")
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "file":
+                uploads.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                uploads.files[value["path"]] = uploads.objects[value["oid"]]
+        address = f"http://{self.headers['Host']}/org/made/commit/{COMMIT}"
+        return self.reply(200, json.dumps({"success": True, "commitUrl": address, "commitOid": COMMIT}).encode())
 
     def answer(self):
         path = self.path.partition("?")[0]
@@ -139,9 +210,10 @@ def etag(name):
 
 
 @contextlib.contextmanager
-def hub(**repositories):
-    """Serve repositories by name, as those of ``org``; gives the endpoint."""
-    handler = type("Handler", (_Handler,), {"repositories": {f"org/{name}": it for name, it in repositories.items()}})
+def hub(uploads=None, **repositories):
+    """Serve repositories by name, as those of ``org``, and take uploads; gives the endpoint."""
+    named = {f"org/{name}": repository for name, repository in repositories.items()}
+    handler = type("Handler", (_Handler,), {"repositories": named, "uploads": uploads})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 from graftkit.errors import GraftkitError, InputRejected, StorageFault, printable
 
 
 @contextlib.contextmanager
-def limited_waits() -> Iterator[None]:
-    """Give every request that huggingface_hub sends without a timeout its own HF_HUB_DOWNLOAD_TIMEOUT, in seconds."""
-    from huggingface_hub import get_session
+def limited_waits(seconds: float | None = None) -> Iterator[None]:
+    """Give a timeout to every request that huggingface_hub sends without one, by default its own HF_HUB_DOWNLOAD_TIMEOUT."""
+    from huggingface_hub import constants, get_session
+
+    limit = constants.HF_HUB_DOWNLOAD_TIMEOUT if seconds is None else seconds
+
+    def limited(request: Any) -> None:
+        given = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {
+            kind: limit if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")
+        }
 
     session = get_session()
     before = session.event_hooks
-    session.event_hooks = {**before, "request": [*before.get("request", ()), _limit]}
+    session.event_hooks = {**before, "request": [*before.get("request", ()), limited]}
     try:
         yield
     finally:
         session.event_hooks = before
-
-
-def _limit(request: Any) -> None:
-    from huggingface_hub import constants
-
-    given = request.extensions.get("timeout") or {}
-    limit = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    request.extensions["timeout"] = {
-        kind: limit if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")
-    }
 
 
 @contextlib.contextmanager
@@ -70,13 +68,15 @@ def _fault(error: Exception, repo_id: str, revision: str | None, near: str, doin
     for kind, refusal in refusals.items():
         if isinstance(error, kind):
             return InputRejected(f"{repo_id}: {refusal}")
-    answer = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else error
-    if isinstance(answer, HfHubHTTPError):
-        return _refused(answer, repo_id, doing)
+    for answer in (error, error.__cause__):  # what the library itself raises comes from that
+        if isinstance(answer, HfHubHTTPError):
+            return _refused(answer, repo_id, doing)
     if isinstance(error, LocalEntryNotFoundError):
         return _not_cached(error, repo_id, revision, near)
-    what = "the hub cannot be reached" if is_of_the_client(error) else f"{doing} failed"
-    return StorageFault(f"{repo_id}: {what}: {first_line(error)}")
+    for answer in (error, error.__cause__):
+        if is_of_the_client(answer):
+            return StorageFault(f"{repo_id}: the hub cannot be reached: {first_line(answer)}")
+    return StorageFault(f"{repo_id}: {doing} failed: {first_line(error)}")
 
 
 def _refused(answer: Any, repo_id: str, doing: str) -> GraftkitError:
@@ -97,7 +97,7 @@ def _not_cached(error: Exception, repo_id: str, revision: str | None, near: str)
     return StorageFault(f"{repo_id}: is not wholly cached, and the hub cannot be reached: {first_line(error)}")
 
 
-def is_of_the_client(error: BaseException | None) -> bool:
+def is_of_the_client(error: BaseException | None) -> TypeGuard[Exception]:
     """Whether the HTTP client underneath huggingface_hub, whichever it is, raised an error of its own: no answer came."""
     from huggingface_hub import errors
 

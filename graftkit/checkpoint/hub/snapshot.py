@@ -9,6 +9,7 @@ from pathlib import Path
 from graftkit.checkpoint.file_kinds import MODEL_WEIGHTS, TRAINING_STATE
 from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.hub.file import HubFile
+from graftkit.checkpoint.hub.progress import Bytes, bars_to
 from graftkit.checkpoint.hub.requests import first_line, hub_faults, limited_waits
 from graftkit.checkpoint.inventory import OTHER_FOLDERS
 from graftkit.checkpoint.weights import INDEX, SINGLE
@@ -88,8 +89,12 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
         return None
 
 
-def download(repo_id: str, revision: str | None, *, weights: bool = True, near: str = "") -> Path:
+def download(
+    repo_id: str, revision: str | None, *, weights: bool = True, near: str = "", progress: Bytes | None = None
+) -> Path:
     """Fill the snapshot of a revision and return its folder, whose name is the commit; without ``weights`` all but those.
+
+    Without ``progress`` huggingface_hub shows bars of its own, where it may.
 
     Raises:
         InputRejected, StorageFault: see :func:`~graftkit.checkpoint.hub.requests.hub_faults`, which says ``near`` too.
@@ -98,7 +103,8 @@ def download(repo_id: str, revision: str | None, *, weights: bool = True, near: 
 
     ignored = [*_IGNORED, *([] if weights else [_WEIGHTS])]
     with hub_faults(repo_id, revision, near=near), limited_waits():
-        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=ignored))
+        bars = None if progress is None else bars_to(progress)
+        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=ignored, tqdm_class=bars))
 
 
 def not_downloaded(repo_id: str, snapshot: Path) -> Mapping[str, HubFile]:
