@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
-from graftkit.report.module_tables import adapted_json, print_adapted, print_modules
+from graftkit.report.module_tables import print_adapted, print_modules
 from graftkit.report.size import size
 from graftkit.report.tables import captured
 from graftkit.report.tables import open_console as _console
@@ -46,32 +46,6 @@ CARRIED = {
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values."""
-    import dataclasses
-
-    return {
-        "base_model": plan.source.name,
-        "revision": plan.source.revision,
-        "output": plan.recipe.output,
-        "promise": plan.promise.sentence(),
-        "new_tokens": dict(plan.new_tokens),
-        "renamed_tokens": plan.renamed_tokens,
-        "tensors": [dataclasses.asdict(change) for change in plan.tensors],
-        "values": [dataclasses.asdict(change) for change in plan.values],
-        "notes": list(plan.notes),
-        "adapter": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in plan.adapter.tensors.items()}
-        if plan.adapter
-        else None,
-        **adapted_json(plan),
-        "bytes_taken_over": plan.bytes_taken_over,
-        "bytes_written": plan.bytes_written,
-        "memory": plan.memory,
-        "bytes_to_download": bytes_on_hub(plan.source) if plan.reads_weights else 0,
-        "left_behind": dict(plan.source.left_behind),
-    }
 
 
 def plan_text(plan: Plan) -> str:
