@@ -11,8 +11,10 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
-from graftkit.checkpoint.stamps import require_unchanged
+from graftkit.checkpoint.stamps import require_unchanged, stamps_of
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
@@ -75,20 +77,30 @@ def execute(
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
-    with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
+    planned, source = _with_weights(planned, progress), planned.source.directory
+    stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
+    with Staging(output, source=source, overwrite=overwrite) as staging:
         prepare(planned, progress)
         try:
             ledger = _write(planned, staging, link=link, progress=progress)
             findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
         except VerificationFailed as error:
-            require_unchanged(planned.source.directory, planned.source.stamps)
+            require_unchanged(source, stamps)
             blame_inputs(planned, error)
             raise
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
-        require_unchanged(planned.source.directory, planned.source.stamps)
+        require_unchanged(source, stamps)
         staging.commit(committed)
     return report
+
+
+def _with_weights(planned: Plan, progress: Progress | None) -> Plan:
+    """The plan with its base's weights on this machine, where it reads any of them."""
+    if not bytes_on_hub(planned.source) or not planned.reads_weights:
+        return planned
+    download_weights(planned.source, functools.partial(progress, "download") if progress else None)
+    return replace(planned, inputs=input_files(planned.recipe))
 
 
 def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
@@ -104,7 +116,8 @@ def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
         if adapter := getattr(spec, "adapter", None):
             inputs[adapter] = open_adapter(adapter).tensors
     for where, tensors in inputs.items():
-        if bad := next(not_finite(tensors), None):
+        read = {name: tensor for name, tensor in tensors.items() if not is_on_hub(tensor)}
+        if bad := next(not_finite(read), None):
             raise InputRejected(
                 f"{printable(where)}: tensor {printable(bad)!r} holds NaN or infinity, so that nothing that is made of it"
                 " can be verified; repair it, or set allow_nonfinite: true"
@@ -185,7 +198,7 @@ def behind(subject: Subject, outcome: Outcome, later: Sequence[Outcome]) -> Subj
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
     """What the checks of a plan look at, written to ``staged``."""
-    source = planned.source.directory
+    source: Place = planned.source if bytes_on_hub(planned.source) else planned.source.directory
     result, adapter = staged if planned.writes_base else source, staged / FOLDER if planned.adapter else None
     return subject_at(planned, source, result, adapter, device=device, progress=progress)
 

@@ -33,6 +33,7 @@ from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
+from graftkit.running.runnable import cannot_run
 from graftkit.verification.composition import compose
 from graftkit.verification.promises import Promise, Scope
 from graftkit.verification.subject import Progress
@@ -132,6 +133,14 @@ class Plan:
         if not all(shard.endswith(".safetensors") for shard in self.source.shards):
             return False
         return None if self.recipe.verify.paged == "auto" else self.recipe.verify.paged
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether `apply` takes values of the base's weights: to write it anew, to make an adapter, or to run it."""
+        wanted = self.recipe.verify
+        looks = wanted.lens or wanted.signal or wanted.first_step
+        made = self.writes_base or any(outcome.reads_weights for outcome in self.outcomes)
+        return made or looks or (wanted.outputs and not cannot_run(self.source))
 
     @property
     def compares_outputs(self) -> bool:
@@ -281,7 +290,7 @@ def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:
     """
     base = Path(recipe.base_model)
     if recipe.operations[0].op != "convert" or not has_only_pickles(base):
-        return Checkpoint.open(recipe.base_model, revision=recipe.revision)
+        return Checkpoint.open(recipe.base_model, revision=recipe.revision, weights=False)
     if not allow_pickle:
         raise InputRejected(
             f"{printable(recipe.base_model)}: its weights are pickles, which can run code when they are read; convert reads them by"

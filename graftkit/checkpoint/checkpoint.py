@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from graftkit.checkpoint.hub.file import HubFile
     from graftkit.checkpoint.tensors import LazyTensor
 
 
@@ -52,6 +54,7 @@ class Checkpoint:
         stamps: what the source's files were when it was opened.
         brought: documents and carried files that lie in another folder, by relative path; a document only while it has the same value.
         in_memory: whether a model in memory holds the tensors, so that the folder has documents alone.
+        on_hub: by relative path, the weight files that lay on the hub alone when it was opened.
     """
 
     name: str
@@ -69,15 +72,17 @@ class Checkpoint:
     stamps: Stamps = field(default_factory=dict, compare=False)
     brought: Mapping[str, Brought] = field(default_factory=dict)
     in_memory: bool = False
+    on_hub: Mapping[str, HubFile] = field(default_factory=dict, compare=False)
 
     @classmethod
     def open(
-        cls, base_model: str | os.PathLike[str], *, revision: str | None = None,
+        cls, base_model: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True,
         read: Callable[..., Weights[LazyTensor]] = read_weights,
     ) -> Checkpoint:  # fmt: skip
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
 
-        ``read`` finds the weights in a folder with a config.
+        Without ``weights`` those that lie on the hub alone stay there, and only their headers are transferred, until
+        :func:`~graftkit.checkpoint.weights_on_hub.download_weights` is called. ``read`` finds the weights in a folder with a config.
 
         Raises:
             RecipeError: a local folder is given with a revision.
@@ -85,7 +90,8 @@ class Checkpoint:
             StorageFault: reading or downloading failed.
         """
         base_model = os.fspath(base_model)
-        location = locate(base_model, revision)
+        location = locate(base_model, revision, weights=weights)
+        read = functools.partial(read, on_hub=location.on_hub) if location.on_hub else read
         try:
             return cls._open(location, read)
         except InputRejected as error:
@@ -116,7 +122,7 @@ class Checkpoint:
         config = check_config(read_document(directory, "config.json"))
         weights = read_from(directory, config)
         check_sizes(config, len(weights.tensors))
-        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
+        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded, location.on_hub)
         small = [name for name in names if name != TOKENIZER]
         known = {name: config if name == "config.json" else read_document(directory, name) for name in small}
         if TOKENIZER in names:
@@ -143,6 +149,7 @@ class Checkpoint:
             notes=quantization(config),
             stamps=stamps,
             in_memory=in_memory,
+            on_hub=location.on_hub,
         )
 
     @property

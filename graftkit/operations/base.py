@@ -137,6 +137,7 @@ class Outcome:
         checks: checks of its own.
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
+        reads_weights: whether what it makes takes values of the base's weights.
     """
 
     checkpoint: Checkpoint
@@ -151,6 +152,7 @@ class Outcome:
     checks: tuple[Check, ...] = ()
     prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
+    reads_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ _SEVERAL_MODELS = "mergekit merges several models; merge_adapter folds one adapt
 _GGUF = "llama.cpp's convert_hf_to_gguf.py makes GGUF files of what graftkit writes"
 _ONNX = "optimum-cli export onnx (optimum-onnx) exports what graftkit writes"
 _EXPORTING = f"{_GGUF}, and optimum-cli export onnx (optimum-onnx) exports it for ONNX"
-_UPLOADING = "hf upload (huggingface_hub) takes the folder that graftkit writes"
+_UPLOADING = "graftkit apply --push-to-hub ORG/NAME uploads the output, and so does hf upload (huggingface_hub)"
 _SERVING = "vLLM, llama.cpp and transformers run models; they load what graftkit writes"
 _MEASURING = "lm-evaluation-harness measures models; graftkit verify A B compares two checkpoints"
 

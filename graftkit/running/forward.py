@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.weights_on_hub import download_weights
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
 from graftkit.running.live.model import LiveModel, aligned_weights, fresh_weights
-from graftkit.running.place import Place
+from graftkit.running.place import Place, folder_of
 from graftkit.running.probes import Probe
 
 if TYPE_CHECKING:
@@ -93,7 +95,9 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
         second = aligned_weights(place.model) if lent and dtype is None else fresh_weights(place.model)
         second = second if dtype is None else second.to(getattr(torch, dtype))
         return Loaded(second.eval(), frozenset(), frozenset(), frozenset())
-    directory = place
+    if isinstance(place, Checkpoint):
+        download_weights(place)
+    directory = folder_of(place)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     name = architecture_of(config)
     model_class: Any = getattr(transformers, name, None)
