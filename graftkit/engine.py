@@ -240,7 +240,7 @@ def subject_at(
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),
-        not_run="" if wanted.outputs else "verify.outputs is off",
+        not_run=planned.cannot_run if wanted.outputs else "verify.outputs is off",
         seed=planned.recipe.seed,
         device=device,
         paged=planned.paged,

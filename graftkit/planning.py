@@ -16,6 +16,7 @@ from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
+from graftkit.architecture.quantizer import cannot_load
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
@@ -33,10 +34,13 @@ from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
-from graftkit.running.runnable import cannot_run
+from graftkit.running.runnable import cannot_run, refuse_looks
 from graftkit.verification.composition import compose
 from graftkit.verification.promises import Promise, Scope
 from graftkit.verification.subject import Progress
+
+#: What a recipe may want to see of a model beside its outputs.
+LOOKS = ("lens", "signal", "first_step")
 
 #: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
 WRITING_BYTES = 300 << 20
@@ -128,6 +132,11 @@ class Plan:
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property
+    def cannot_run(self) -> str:
+        """Why no model of the source can be run on this machine; empty where it can, as far as its config tells."""
+        return cannot_load(self.source.config)
+
+    @property
     def paged(self) -> bool | None:
         """Whether parameters are paged in; None where the memory that is free decides. Pickles are loaded whole."""
         if not all(shard.endswith(".safetensors") for shard in self.source.shards):
@@ -145,7 +154,8 @@ class Plan:
     @property
     def compares_outputs(self) -> bool:
         """Whether the base's outputs are compared with the source's."""
-        return self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
+        wanted = self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
+        return wanted and not self.cannot_run
 
     @property
     def adapter(self) -> Adapter | None:
@@ -266,8 +276,8 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
-        if spec.op in NEED_PLAIN_WEIGHTS:
-            check_plain_weights(result, spec.op)
+        if spec.op in NEED_PLAIN_WEIGHTS and not getattr(spec, "dequantize", False):
+            check_plain_weights(result, spec)
         try:
             outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
             outcome = check_combination(recipe.operations[: place + 1], source, outcomes, outcome)
@@ -275,6 +285,7 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
+    refuse_looks(source.config, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
     unknown = structure.unknown if structure else ()

@@ -57,13 +57,12 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "transplant_tokenizer": transplant_tokenizer,
 }
 
-#: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
-#: quantization_config may speak of them; a quantized base is refused.
+#: Operations that compute with weights which a quantizer packs, write some of their own beside them, or give them other names, by
+#: which a quantization_config may speak of them; a quantized base is refused.
 NEED_PLAIN_WEIGHTS = frozenset(
     {
-        "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extend_vocab", "extract_lora", "extract_submodel",
-        "insert_blocks", "learn_tokens", "merge_adapter", "reinit", "reinit_rows", "replace_head", "set_embeddings",
-        "take_tensors", "transplant_tokenizer", "trim_vocab",
+        "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extract_lora", "extract_submodel", "insert_blocks",
+        "learn_tokens", "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab",
     }
 )  # fmt: skip
 

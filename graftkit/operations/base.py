@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.dequantized import FORMATS
 from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config, quantization_method
 from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
@@ -171,17 +173,22 @@ class Context:
     progress: Progress | None = None
 
 
-def check_plain_weights(checkpoint: Checkpoint, op: str) -> None:
-    """Refuse a quantized checkpoint where the operation ``op`` needs plain weights.
+def check_plain_weights(checkpoint: Checkpoint, spec: Any) -> None:
+    """Refuse a quantized checkpoint where the operation of ``spec`` needs plain weights; the message says the way out.
 
     Raises:
         InputRejected: config.json has a quantization_config.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(
-            f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"
-            " quantized from"
-        )
+    if quantization_config(checkpoint.config) is None:
+        return
+    itself = (
+        "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {op: convert, dequantize: true}"
+    )
+    unpacked = f", or {itself}" if quantization_method(checkpoint.config) in FORMATS else ""
+    raise InputRejected(
+        f"{checkpoint.name}: config.json has a quantization_config; {spec.op} needs plain weights: give the checkpoint that it was"
+        f" quantized from{unpacked}"
+    )
 
 
 class Operation(Protocol):

@@ -75,6 +75,7 @@ _SYNONYMS: Mapping[str, str] = {
     "trim_vocab": "trim_tokens trim_vocabulary prune_vocab prune_tokens drop_tokens remove_tokens shrink_vocab",
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",
+    "convert": "dequantize dequantise dequantization unpack",
     "merge_adapter": "merge merge_lora merge_adapters merge_and_unload fold",
     "extract_lora": "extract extract_adapter svd",
     "resize_adapter": "resize resize_lora",

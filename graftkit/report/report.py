@@ -61,7 +61,7 @@ class Report:
     def verdict(self) -> str:
         """One line: what was verified, and what was left out."""
         promise = self.plan.promise
-        if self.outputs is None and not self.checks:
+        if self.outputs is None and (not self.checks or self.plan.cannot_run):
             return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise.sentence()}"
         return f"verified ({promise.strength.word}): {promise.claim}{not_covered(self.lost)}"
 
@@ -77,6 +77,8 @@ class Report:
             return ""
         if not self.plan.recipe.verify.outputs:
             return "verify.outputs is off"
+        if self.plan.cannot_run:
+            return self.plan.cannot_run
         return "the base is unchanged" if not self.plan.writes_base else "compared with base and adapter instead, below"
 
     def rows(self) -> Iterator[Row]:

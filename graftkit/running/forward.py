@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
+from graftkit.architecture.quantizer import loading_options
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.weights_on_hub import download_weights
@@ -77,6 +78,8 @@ def undisturbed() -> Iterator[None]:
 def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | None = None) -> Loaded:
     """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
 
+    Quantized weights are unpacked on the way where transformers can.
+
     A ``paged`` model's parameters stay in their files and are read as its forward asks for them. Of a model in memory this is a copy;
     where it is ``lent``, one that lies in the same memory, whose parameters are not to be changed. It is loaded in the dtype that
     config.json says, or in ``dtype``.
@@ -106,13 +109,14 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
             f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
         )
     pager = None
-    options = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
         if paged:
             from graftkit.running.paging.skeleton import load_paged
 
             model, info, pager = load_paged(model_class, directory, **options)
         else:
+            options |= loading_options(config)
             model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)
