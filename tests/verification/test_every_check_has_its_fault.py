@@ -24,6 +24,7 @@ PASSED_ON = {
     "verification/checks.py LeftOut",
     "verification/checks.py Sentences",
     "selftest/report.py Selftest",
+    *(f"printed_json.py {name}Json" for name in ("Selftest", "Verify", "VerifyAdapter", "VerifyMerge")),
     "verification/checks.py Finding",
     "engine.py _raise_first",
     "adapter_verification.py verify_adapter",
