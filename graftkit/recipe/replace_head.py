@@ -82,11 +82,11 @@ class ReplaceHead(Spec):
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
         """Refuse labels where the task has none, a prior that does not fit them, and fields without an effect."""
         task, labels = data.get("task"), data.get("labels")
-        names = [item for item in labels if isinstance(item, str)] if isinstance(labels, list | tuple) else []
+        written = list(labels) if isinstance(labels, list | tuple) else []
         number = data.get("num_labels")
-        count = len(names) or (number if isinstance(number, int) and not isinstance(number, bool) else 0)
+        count = len(written) or (number if isinstance(number, int) and not isinstance(number, bool) else 0)
         if task in LABELLED:
-            yield from _label_problems(data, names, count)
+            yield from _label_problems(data, written, count)
         elif task in TASKS:
             why = "is one label" if task == "reward" else "has outputs of a fixed number"
             for name in ("labels", "num_labels"):
@@ -99,17 +99,18 @@ class ReplaceHead(Spec):
         yield from _scheme_problems(data, task, count)
 
 
-def _label_problems(data: Mapping[str, object], names: list[str], count: int) -> Iterator[tuple[Path, str]]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
+def _label_problems(data: Mapping[str, object], labels: list[object], count: int) -> Iterator[tuple[Path, str]]:
+    """Problems of the ``labels`` as written; one that is no text is a problem of its own, and counts as a label here."""
+    for index, name in enumerate(labels):
+        if isinstance(name, str) and name in labels[:index]:
             yield ("labels", index), f"the label {shown(name)} is given a second time"
     kind = data.get("problem_type")
-    if names and data.get("num_labels") is not None:
+    if labels and data.get("num_labels") is not None:
         yield ("num_labels",), "is redundant: labels already gives the number; leave it out"
     if not count and kind != "regression" and not data.get("labels"):
         yield (), f"{data.get('task')} needs labels or num_labels"
     if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):
-        yield ("labels" if names else "num_labels",), "a choice needs two labels or more"
+        yield ("labels" if labels else "num_labels",), "a choice needs two labels or more"
 
 
 def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> Iterator[tuple[Path, str]]:
@@ -130,14 +131,15 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
 
 def _word_problems(data: Mapping[str, object], words: object) -> Iterator[tuple[Path, str]]:
     task, labels = data.get("task"), data.get("labels")
+    named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
     if task not in VERBALIZED:
         yield ("init",), f"verbalizer is for {' and '.join(VERBALIZED)}"
     elif not labels:
         yield ("init", "words"), "needs labels, which it gives words to"
-    elif isinstance(words, Mapping) and isinstance(labels, list | tuple):
+    elif isinstance(words, Mapping) and isinstance(labels, list | tuple) and named:
         for label in labels:
             if label not in words:
-                yield ("init", "words"), f"has no word for the label {shown(str(label))}"
+                yield ("init", "words"), f"has no word for the label {shown(label)}"
         for label in words:
             if label not in labels:
                 yield ("init", "words", label), f"is none of the labels: {', '.join(map(str, labels))}"

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from graftkit.errors import RecipeError
-from graftkit.recipe import dump_recipe, json_schema, parse_recipe
+from graftkit.recipe import dump_recipe, json_schema, load_recipe, parse_recipe
 
 AB = {"task": "sequence_classification", "labels": ["a", "b"]}
 
@@ -45,6 +45,9 @@ def test_what_is_written_is_read_back(fields):
         ({**AB, "num_labels": 2}, "num_labels: is redundant: labels already gives the number; leave it out"),
         ({"task": "sequence_classification"}, "sequence_classification needs labels or num_labels"),
         ({**AB, "labels": ["a", "b", "a"]}, "labels.2: the label 'a' is given a second time"),
+        ({"task": "token_classification", "labels": ["a", True]}, "labels.1: must be text, found true"),
+        ({**AB, "labels": ["a", True], "init": {"scheme": "zeros", "class_prior": [0.5, 0.5]}}, "labels.1: must be text, found true"),
+        ({**AB, "labels": ["a", True], "init": {"scheme": "verbalizer", "words": {"a": "x", "b": "y"}}}, "labels.1: must be text, found true"),
         ({**AB, "labels": ["a"], "problem_type": "single_label_classification"}, "labels: a choice needs two labels or more"),
         ({"task": "token_classification", "num_labels": 1}, "num_labels: a choice needs two labels or more"),
         ({"task": "question_answering", "labels": ["a", "b"]}, "labels: has no meaning for question_answering, which has outputs of a fixed number"),
@@ -67,3 +70,28 @@ def test_what_contradicts_itself_is_refused(fields, message):
         parse_recipe(recipe(**fields))
     assert message in str(caught.value)
     assert len(caught.value.problems) == 1
+
+
+def test_labels_that_yaml_takes_for_something_else_are_one_problem(tmp_path):
+    def problems(labels, extra=""):
+        text = f"version: 1\nbase_model: a\noperations:\n  - op: replace_head\n    task: sequence_classification\n    {extra}\n    labels: {labels}\noutput: o\n"
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(tmp_path / "r.yaml")
+        return [line.partition("r.yaml:")[2] for line in caught.value.problems]
+
+    both = '7: operations.0.labels: must be text, but YAML reads yes as true, no as false; quote them: "yes", "no"'
+    assert problems("[yes, no]") == [both]
+    assert problems("[yes, no]", "init: {scheme: zeros, class_prior: [0.5, 0.5]}") == [both]
+    assert problems("[yes, no]", "init: {scheme: ridge, examples: a.csv}") == [both]
+    assert problems("\n    - maybe\n    - yes\n    - no") == [both.replace("7:", "9:")]
+    alone = '7: operations.0.labels.1: must be text, but YAML reads no as false; quote it: "no"'
+    assert problems("[maybe, no]") == [alone]
+    assert problems("[1, 2, 3, 4, 5]") == [
+        "7: operations.0.labels: must be text, but YAML reads 1 as the number 1, 2 as the number 2, 3 as the number 3,"
+        ' 4 as the number 4 and 1 more; quote them: "1", "2", "3", "4"'
+    ]
+    assert problems("[1, a, a]") == [
+        '7: operations.0.labels.0: must be text, but YAML reads 1 as the number 1; quote it: "1"',
+        "7: operations.0.labels.2: the label 'a' is given a second time",
+    ]
