@@ -26,12 +26,13 @@ _MODULES = "modules.json"
 OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
 
 
-def inventory(directory: Path, shards: Mapping[str, tuple[str, ...]], superseded: Mapping[str, str]) -> tuple[
-    tuple[str, ...], tuple[str, ...], dict[str, str]
-]:  # fmt: skip
+def inventory(
+    directory: Path, shards: Mapping[str, tuple[str, ...]], superseded: Mapping[str, str], beside: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:
     """Return the documents, the files that come along byte for byte, and what stays behind with the reason.
 
     Paths are relative to ``directory``, with ``/``; a folder that stays behind is named once, with a ``/`` at the end.
+    ``beside`` names weight files that are known and not the model's.
 
     Raises:
         InputRejected: a file that would come along is no regular file or a link that leaves the checkpoint, or
@@ -41,7 +42,7 @@ def inventory(directory: Path, shards: Mapping[str, tuple[str, ...]], superseded
     carried: dict[str, None] = {}
     left_behind = dict(superseded)
     tensors = frozenset(chain.from_iterable(shards.values()))
-    for path, reason in _classified(directory, {*shards, INDEX, *DOCUMENTS}, tensors):
+    for path, reason in _classified(directory, {*shards, *beside, INDEX, *DOCUMENTS}, tensors):
         if reason:
             left_behind[path] = reason
         else:

@@ -14,7 +14,7 @@ from graftkit.recipe.wording import shown
 
 Task = Literal[
     "sequence_classification", "token_classification", "question_answering", "multiple_choice", "image_classification",
-    "audio_classification", "reward", "masked_lm", "causal_lm",
+    "audio_classification", "reward", "value_head", "masked_lm", "causal_lm",
 ]  # fmt: skip
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -33,6 +33,17 @@ FITTED = ("ridge", "lda", "prototype")
 
 #: Tasks whose logits can be those of words.
 VERBALIZED = ("sequence_classification", "token_classification")
+
+#: What a label of its own would be for these tasks.
+ONE_NUMBER = {"reward": "is one label", "value_head": "is one number for each token"}
+
+#: What a value head begins with, and why it has no use for other fields.
+BESIDE_SCHEMES = ("zeros", "normal")
+BESIDE = {
+    "inner_init": "which has no layers before its row",
+    "pad_token": "which gives each token a value of its own",
+    "keep_lm_head": "which keeps the whole language model",
+}
 
 #: How far the shares of a class prior may miss 1: they are written with a few digits.
 PRIOR_SLACK = 1e-3
@@ -78,6 +89,11 @@ class ReplaceHead(Spec):
             return None
         return self.problem_type or ("regression" if self.count == 1 else "single_label_classification")
 
+    def plain_fields(self) -> dict[str, object]:
+        """The fields in their order, less those that have no meaning for the task."""
+        found = super().plain_fields()
+        return {name: value for name, value in found.items() if self.task != "value_head" or name not in BESIDE}
+
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
         """Refuse labels where the task has none, a prior that does not fit them, and fields without an effect."""
@@ -88,7 +104,7 @@ class ReplaceHead(Spec):
         if task in LABELLED:
             yield from _label_problems(data, written, count)
         elif task in TASKS:
-            why = "is one label" if task == "reward" else "has outputs of a fixed number"
+            why = ONE_NUMBER.get(str(task), "has outputs of a fixed number")
             for name in ("labels", "num_labels"):
                 if data.get(name):
                     yield (name,), f"has no meaning for {task}, which {why}"
@@ -96,7 +112,24 @@ class ReplaceHead(Spec):
             yield ("problem_type",), f"has no effect on {task}"
         if data.get("keep_lm_head") is True and task in LANGUAGE:
             yield ("keep_lm_head",), f"has no meaning for {task}, whose head is a language-model head"
+        if task == "value_head":
+            yield from _value_head_problems(data)
+            return
         yield from _scheme_problems(data, task, count)
+
+
+def _value_head_problems(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+    """A value head is one row beside a model that stays as it is: little can be said of it."""
+    for name, why in BESIDE.items():
+        if data.get(name) not in (None, False):
+            yield (name,), f"has no meaning for value_head, {why}"
+    init = data.get("init", "zeros")
+    scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
+    if scheme not in BESIDE_SCHEMES:
+        yield ("init",), f"value_head begins with {' or '.join(BESIDE_SCHEMES)}"
+    for name in ("class_prior", "target_logit_std"):
+        if isinstance(init, dict) and init.get(name):
+            yield ("init", name), "has no meaning for value_head, which has no logits"
 
 
 def _label_problems(data: Mapping[str, object], labels: list[object], count: int) -> Iterator[tuple[Path, str]]:

@@ -19,6 +19,7 @@ from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.subject import NewTokens, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
+from graftkit.verification.value_head import new_value_head_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Pair:
         axes = {item.name: item.axis for item in before.tensors}
         fresh, live = self.correspondence.fresh_ids, self.correspondence.live or 0
         yield from changed_tensors(self.old, self.new, axes, frozenset(fresh), self.accounted.tensors)
+        yield from new_value_head_findings(self.old, self.new)
         if self.accounted.promise:
             return
         yield from lost_ties(self.old, self.new)

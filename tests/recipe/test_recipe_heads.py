@@ -27,6 +27,8 @@ GOOD = [
     {"task": "image_classification", "num_labels": 10, "init": {"scheme": "kaiming_normal", "nonlinearity": "relu"}},
     {"task": "question_answering"},
     {"task": "reward", "pad_token": "<pad>"},
+    {"task": "value_head"},
+    {"task": "value_head", "init": {"scheme": "normal", "std": 0.1}},
     {"task": "masked_lm", "init": {"scheme": "trunc_normal", "std": 0.02}},
 ]
 
@@ -52,6 +54,12 @@ def test_what_is_written_is_read_back(fields):
         ({"task": "token_classification", "num_labels": 1}, "num_labels: a choice needs two labels or more"),
         ({"task": "question_answering", "labels": ["a", "b"]}, "labels: has no meaning for question_answering, which has outputs of a fixed number"),
         ({"task": "reward", "num_labels": 1}, "num_labels: has no meaning for reward, which is one label"),
+        ({"task": "value_head", "num_labels": 1}, "num_labels: has no meaning for value_head, which is one number for each token"),
+        ({"task": "value_head", "pad_token": "<pad>"}, "pad_token: has no meaning for value_head, which gives each token a value of its own"),
+        ({"task": "value_head", "keep_lm_head": True}, "keep_lm_head: has no meaning for value_head, which keeps the whole language model"),
+        ({"task": "value_head", "inner_init": "orthogonal"}, "inner_init: has no meaning for value_head, which has no layers before its row"),
+        ({"task": "value_head", "init": "orthogonal"}, "init: value_head begins with zeros or normal"),
+        ({"task": "value_head", "init": {"scheme": "normal", "target_logit_std": 1.0}}, "target_logit_std: has no meaning for value_head, which has no logits"),
         ({"task": "token_classification", "num_labels": 3, "problem_type": "regression"}, "problem_type: has no effect on token_classification"),
         ({"task": "causal_lm", "keep_lm_head": True}, "keep_lm_head: has no meaning for causal_lm, whose head is a language-model head"),
         ({**AB, "init": {"scheme": "zeros", "class_prior": [0.5, 0.2]}}, "class_prior: adds up to 0.7; the shares of all labels add up to 1"),
