@@ -26,9 +26,7 @@ from graftkit.operations.weights.learning_rates import head_multipliers, with_mu
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
-from graftkit.verification.checks import Check
 from graftkit.verification.heads.check import HeadCheck, HeadPromise
-from graftkit.verification.heads.held_out import HeldOutCheck
 from graftkit.verification.heads.media import takes_text
 from graftkit.verification.heads.padding import Side
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -91,17 +89,10 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
         tuple(_notes(head, (*dropped, *lost_values), kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
         scope=Scope.BACKBONE if takes_text(head.skeleton.model) else Scope.NOTHING,
-        checks=(HeadCheck(_head_promise(spec, head)), *_example_checks(fit)),
+        checks=(HeadCheck(_head_promise(spec, head)), *((fit.check(),) if fit is not None else ())),
         prepare=prepare,
         figures=figures.copy,
     )
-
-
-def _example_checks(fit: ExampleFit | None) -> tuple[Check, ...]:
-    """The held-out examples once more, on what was written."""
-    if fit is None:
-        return ()
-    return (HeldOutCheck(fit.held_out, lambda: fit.figures, fit.classes),)
 
 
 def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:

@@ -80,7 +80,10 @@ class FromExamples(SchemeSpec):
     ]
     text: Annotated[Text, Field(description="The field of the text.")] = "text"
     label: Annotated[
-        Text, Field(description="The field of the label: its name, or its number where the labels have no names.")
+        Text,
+        Field(
+            description="The field of the label: its name, or its number where the labels have no names; of several labels a list."
+        ),
     ] = "label"
     held_out: Annotated[
         float, Field(gt=0, lt=1, description="Share of each label's examples that is only measured on.")

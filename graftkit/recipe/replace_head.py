@@ -150,9 +150,8 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
     init = data.get("init")
     scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
     kind = data.get("problem_type")
-    single = task == "sequence_classification" and count > 1 and kind in (None, "single_label_classification")
-    if scheme in FITTED and not single and task in TASKS:
-        yield ("init",), f"{scheme} is for sequence_classification with a single label for each text"
+    if scheme in FITTED and task in TASKS:
+        yield from ((("init",), problem) for problem in _fit_problems(str(scheme), task=task, kind=kind, count=count))
     if scheme == "verbalizer" and task in TASKS:
         yield from _word_problems(data, init.get("words") if isinstance(init, dict) else getattr(init, "words", None))
     prior = init.get("class_prior") if isinstance(init, dict) else getattr(init, "class_prior", None)
@@ -160,6 +159,18 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
         yield from (
             (("init", "class_prior"), problem) for problem in _prior_problems(prior, task=task, kind=kind, count=count)
         )
+
+
+def _fit_problems(scheme: str, *, task: object, kind: object, count: int) -> Iterator[str]:
+    """Schemes that are computed from labelled texts give labels; prototypes one for each text."""
+    if (
+        task != "sequence_classification"
+        or kind == "regression"
+        or (count == 1 and kind != "multi_label_classification")
+    ):
+        yield f"{scheme} is for sequence_classification into labels"
+    elif scheme == "prototype" and kind == "multi_label_classification":
+        yield "prototype is for texts with a single label; take ridge or lda"
 
 
 def _word_problems(data: Mapping[str, object], words: object) -> Iterator[tuple[Path, str]]:
