@@ -50,8 +50,13 @@ def _shares(count: int, held_out: float, folds: int) -> Tensor:
     return torch.tensor([out, *[(count - out) / folds] * folds], dtype=torch.float64)
 
 
-def badly_dealt(sets: Sequence[Collection[int]], classes: int, dealt: Tensor) -> list[int]:
-    """The labels that nothing held out has, or only one fold, or everything outside one fold: they cannot be fitted and measured."""
+def badly_dealt(
+    sets: Sequence[Collection[int]], classes: int, dealt: Tensor, *, against_rest: bool = True
+) -> list[int]:
+    """The labels that nothing held out has, or only one fold: they cannot be fitted and measured.
+
+    With ``against_rest`` also those that everything has outside one fold.
+    """
     import torch
 
     onehot = torch.zeros(len(sets), classes, dtype=torch.bool)
@@ -60,7 +65,8 @@ def badly_dealt(sets: Sequence[Collection[int]], classes: int, dealt: Tensor) ->
     bad = []
     for label in range(classes):
         with_it, without = dealt[onehot[:, label]], dealt[~onehot[:, label]]
-        spread = [len(set(part[part > HELD_OUT].tolist())) for part in (with_it, without)]
+        parts = (with_it, without) if against_rest else (with_it,)
+        spread = [len(set(part[part > HELD_OUT].tolist())) for part in parts]
         if not bool((with_it == HELD_OUT).any()) or min(spread) < 2:
             bad.append(label)
     return bad

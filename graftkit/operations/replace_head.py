@@ -16,7 +16,8 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
-from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
+from graftkit.operations.heads.examples import is_fitted, with_labels_of_file
+from graftkit.operations.heads.fit import ExampleFit, feature_norm
 from graftkit.operations.heads.lsuv import UnitVariance
 from graftkit.operations.heads.trained_rows import find_trained_rows
 from graftkit.operations.heads.value_head import add_value_head
@@ -45,6 +46,7 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     """
     if spec.task == "value_head":
         return add_value_head(spec, checkpoint, context)
+    spec = with_labels_of_file(spec)
     structure = account(checkpoint)
     config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)

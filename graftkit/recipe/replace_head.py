@@ -31,8 +31,8 @@ LANGUAGE = ("masked_lm", "causal_lm")
 #: Schemes that are computed from texts.
 FITTED = ("ridge", "lda", "prototype")
 
-#: Tasks whose logits can be those of words.
-VERBALIZED = ("sequence_classification", "token_classification")
+#: Tasks whose logits can be those of words, or fitted to labelled texts.
+OF_TEXTS = ("sequence_classification", "token_classification")
 
 #: What a label of its own would be for these tasks.
 ONE_NUMBER = {"reward": "is one label", "value_head": "is one number for each token"}
@@ -123,13 +123,18 @@ def _value_head_problems(data: Mapping[str, object]) -> Iterator[tuple[Path, str
     for name, why in BESIDE.items():
         if data.get(name) not in (None, False):
             yield (name,), f"has no meaning for value_head, {why}"
-    init = data.get("init", "zeros")
-    scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
-    if scheme not in BESIDE_SCHEMES:
+    init = data.get("init")
+    if "init" in data and _scheme_of(data) not in BESIDE_SCHEMES:
         yield ("init",), f"value_head begins with {' or '.join(BESIDE_SCHEMES)}"
     for name in ("class_prior", "target_logit_std"):
         if isinstance(init, dict) and init.get(name):
             yield ("init", name), "has no meaning for value_head, which has no logits"
+
+
+def _scheme_of(data: Mapping[str, object]) -> object:
+    """The scheme of the label projection, however it is written."""
+    init = data.get("init")
+    return init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
 
 
 def _label_problems(data: Mapping[str, object], labels: list[object], count: int) -> Iterator[tuple[Path, str]]:
@@ -140,15 +145,15 @@ def _label_problems(data: Mapping[str, object], labels: list[object], count: int
     kind = data.get("problem_type")
     if labels and data.get("num_labels") is not None:
         yield ("num_labels",), "is redundant: labels already gives the number; leave it out"
-    if not count and kind != "regression" and not data.get("labels"):
+    from_file = data.get("task") == "token_classification" and _scheme_of(data) in FITTED
+    if not count and kind != "regression" and not data.get("labels") and not from_file:
         yield (), f"{data.get('task')} needs labels or num_labels"
     if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):
         yield ("labels" if labels else "num_labels",), "a choice needs two labels or more"
 
 
 def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> Iterator[tuple[Path, str]]:
-    init = data.get("init")
-    scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
+    init, scheme = data.get("init"), _scheme_of(data)
     kind = data.get("problem_type")
     if scheme in FITTED and task in TASKS:
         yield from ((("init",), problem) for problem in _fit_problems(str(scheme), task=task, kind=kind, count=count))
@@ -162,13 +167,9 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
 
 
 def _fit_problems(scheme: str, *, task: object, kind: object, count: int) -> Iterator[str]:
-    """Schemes that are computed from labelled texts give labels; prototypes one for each text."""
-    if (
-        task != "sequence_classification"
-        or kind == "regression"
-        or (count == 1 and kind != "multi_label_classification")
-    ):
-        yield f"{scheme} is for sequence_classification into labels"
+    """Schemes that are computed from labelled texts give labels to texts or words; prototypes one to each."""
+    if task not in OF_TEXTS or kind == "regression" or (count == 1 and kind != "multi_label_classification"):
+        yield f"{scheme} is for {' and '.join(OF_TEXTS)} into labels"
     elif scheme == "prototype" and kind == "multi_label_classification":
         yield "prototype is for texts with a single label; take ridge or lda"
 
@@ -176,8 +177,8 @@ def _fit_problems(scheme: str, *, task: object, kind: object, count: int) -> Ite
 def _word_problems(data: Mapping[str, object], words: object) -> Iterator[tuple[Path, str]]:
     task, labels = data.get("task"), data.get("labels")
     named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
-    if task not in VERBALIZED:
-        yield ("init",), f"verbalizer is for {' and '.join(VERBALIZED)}"
+    if task not in OF_TEXTS:
+        yield ("init",), f"verbalizer is for {' and '.join(OF_TEXTS)}"
     elif not labels:
         yield ("init", "words"), "needs labels, which it gives words to"
     elif isinstance(words, Mapping) and isinstance(labels, list | tuple) and named:

@@ -15,7 +15,6 @@ from graftkit.initializers.dealing import HELD_OUT
 from graftkit.operations.heads.examples import survey_examples
 from graftkit.operations.heads.model import feature_model, projection_of
 from graftkit.recipe import ReplaceHead
-from graftkit.recipe.head_schemes import FromExamples
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import longest, outputs_of_texts
 from graftkit.verification.checks import json_of
@@ -102,6 +101,7 @@ class ExampleFit:
                 folds[rows] = examples.dealt[index]
                 step(done / len(examples.starts))
             del model
+            self._check_reached(folds, length)
 
             def pieces() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
                 for start in range(0, len(folds), ROWS):
@@ -119,6 +119,7 @@ class ExampleFit:
         self.figures = {
             "scheme": self.scheme.scheme,
             "examples": len(examples.starts),
+            **self._words(folds),
             "max_length": length,
             **found,
             "held_out": json_of(self.scores),
@@ -126,6 +127,29 @@ class ExampleFit:
             "held_out_rows": (examples.dealt == HELD_OUT).nonzero().flatten().tolist(),
         }
         return made
+
+    def _check_reached(self, folds: Tensor, length: int) -> None:
+        """Refuse labels of words that are all behind the end of what is read.
+
+        Raises:
+            RecipeError: there is one.
+        """
+        if not bool((folds == LEFT_OUT).any()):
+            return
+        for label in range(self.spec.count or 1):
+            own = folds[self.examples.labels == label]
+            if not bool((own == HELD_OUT).any()) or len(set(own[own > HELD_OUT].tolist())) < 2:
+                name = printable(self.spec.labels[label] if self.spec.labels else label)
+                raise RecipeError(
+                    f"too few words of label {name!r} stand within the first {length} tokens of their sentences",
+                    field="init.max_length",
+                )
+
+    def _words(self, folds: Tensor) -> dict[str, Any]:
+        """What the report says of the words, where they and not texts have labels."""
+        if self.spec.task != "token_classification":
+            return {}
+        return {"words": len(folds), "words_left_out": int((folds == LEFT_OUT).sum())}
 
 
 def _held_out_logits(pieces: Pieces, weight: Tensor, bias: Tensor) -> Iterator[tuple[Any, Tensor]]:
@@ -155,11 +179,6 @@ def _loss_rounding(pieces: Pieces, weight: Tensor, bias: Tensor, measure: Measur
         moved += float(measure.moved(errors).sum()) if len(held) else 0.0
         rows += len(held)
     return moved / max(rows, 1)
-
-
-def is_fitted(spec: ReplaceHead) -> bool:
-    """Whether the label projection comes from examples."""
-    return isinstance(spec.init, FromExamples)
 
 
 def feature_norm(result: Checkpoint, head: Head, step: Step) -> Mapping[str, Any]:

@@ -1,12 +1,12 @@
-"""How what a head gives for labelled examples is scored: one label for each text, or several."""
+"""How what a head gives for labelled examples is scored: one label for each text or word, or several for each text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from graftkit.running.texts import outputs_of_texts
+from graftkit.running.texts import outputs_of_texts, outputs_of_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +34,14 @@ class Scores:
     loss: float
     accuracy: float
     balanced_accuracy: float
+    of: ClassVar[str] = "examples"
 
     @property
     def figure(self) -> str:
         """What a table shows."""
         return (
             f"accuracy {self.accuracy:.3f}, balanced {self.balanced_accuracy:.3f}, loss {self.loss:.4f},"
-            f" {self.examples} examples"
+            f" {self.examples} {self.of}"
         )
 
 
@@ -131,6 +132,38 @@ class OneLabel:
             right[label] += int(logits.argmax()) == label
         n, seen = int(counts.sum()), counts > 0
         return Scores(n, loss / n, float(right.sum()) / n, float((right[seen] / counts[seen]).mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class WordScores(Scores):
+    """The same of ``examples`` words."""
+
+    of: ClassVar[str] = "words"
+
+
+@dataclass(frozen=True, slots=True)
+class OneTag(OneLabel):
+    """Each word has one of ``classes`` tags; the label of an example is the tuple of its words'."""
+
+    def outputs(
+        self, model: Any, tokenizer: Any, items: Iterable[tuple[Any, Any]], max_length: int
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield each item with the places of its words and the logits at the first token of each."""
+        return outputs_of_words(model, tokenizer, items, max_length)
+
+    def placed(self, output: Any) -> tuple[list[int], Tensor]:
+        """The words that have a token."""
+        places, rows = output
+        return places, rows
+
+    def rows(self, label: Any, output: Any) -> Iterator[tuple[Any, Tensor]]:
+        """The words that have a token, each with its tag."""
+        yield from ((label[place], row) for place, row in zip(*output, strict=True))
+
+    def score(self, pairs: Iterable[tuple[Any, Tensor]]) -> WordScores:
+        """See :class:`WordScores`."""
+        found = OneLabel(self.classes).score(pairs)
+        return WordScores(found.examples, found.loss, found.accuracy, found.balanced_accuracy)
 
 
 @dataclass(frozen=True, slots=True)
