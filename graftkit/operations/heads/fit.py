@@ -91,15 +91,8 @@ class ExampleFit:
         with tempfile.TemporaryFile() as file, feature_model(result, self.head) as (model, tokenizer):
             width = self.head.tensors_of("projection")[0].shape[1]
             features = np.memmap(file, np.float32, "w+", shape=(len(examples.labels), width))
-            folds = torch.full((len(examples.labels),), LEFT_OUT)
             length = longest(model, tokenizer, self.scheme.max_length)
-            items = ((index, given) for index, (_, given) in enumerate(examples.read()))
-            for done, (index, output) in enumerate(measure.outputs(model, tokenizer, items, length), 1):
-                places, values = measure.placed(output)
-                rows = examples.starts[index] + torch.tensor(places, dtype=torch.int64)
-                features[rows.numpy()] = values.numpy()
-                folds[rows] = examples.dealt[index]
-                step(done / len(examples.starts))
+            folds = self._compute(features, model, tokenizer, length, step)
             del model
             self._check_reached(folds, length)
 
@@ -127,6 +120,21 @@ class ExampleFit:
             "held_out_rows": (examples.dealt == HELD_OUT).nonzero().flatten().tolist(),
         }
         return made
+
+    def _compute(self, features: Any, model: Any, tokenizer: Any, length: int, step: Step) -> Tensor:
+        """Write the features of every row that has any, and return the fold of each row."""
+        import torch
+
+        examples, measure = self.examples, self.examples.measure
+        folds = torch.full((len(examples.labels),), LEFT_OUT)
+        items = ((index, given) for index, (_, given) in enumerate(examples.read()))
+        for done, (index, output) in enumerate(measure.outputs(model, tokenizer, items, length), 1):
+            places, values = measure.placed(output)
+            rows = examples.starts[index] + torch.tensor(places, dtype=torch.int64)
+            features[rows.numpy()] = values.numpy()
+            folds[rows] = examples.dealt[index]
+            step(done / len(examples.starts))
+        return folds
 
     def _check_reached(self, folds: Tensor, length: int) -> None:
         """Refuse labels of words that are all behind the end of what is read.
