@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -18,10 +19,19 @@ from graftkit.checkpoint.weights import SINGLE, Weights, read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from graftkit.checkpoint.hub.file import HubFile
     from graftkit.checkpoint.tensors import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A file of another folder: a document with its ``value``, or one that comes along byte for byte, whose value is None."""
+
+    directory: Path
+    value: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,9 @@ class Checkpoint:
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
         notes: one line for each thing that is worth reporting and no error, such as a quantization config.
         stamps: what the source's files were when it was opened.
+        brought: documents and carried files that lie in another folder, by relative path; a document only while it has the same value.
         in_memory: whether a model in memory holds the tensors, so that the folder has documents alone.
+        on_hub: by relative path, the weight files that lay on the hub alone when it was opened.
         value_head: the tensors of value_head.safetensors, which trainers read beside the model; none has the name of one of the model.
     """
 
@@ -60,17 +72,20 @@ class Checkpoint:
     remote_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stamps: Stamps = field(default_factory=dict, compare=False)
+    brought: Mapping[str, Brought] = field(default_factory=dict)
     in_memory: bool = False
+    on_hub: Mapping[str, HubFile] = field(default_factory=dict, compare=False)
     value_head: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, base_model: str | os.PathLike[str], *, revision: str | None = None,
+        cls, base_model: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True,
         read: Callable[..., Weights[LazyTensor]] = read_weights,
     ) -> Checkpoint:  # fmt: skip
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
 
-        ``read`` finds the weights in a folder with a config.
+        Without ``weights`` those that lie on the hub alone stay there, and only their headers are transferred, until
+        :func:`~graftkit.checkpoint.weights_on_hub.download_weights` is called. ``read`` finds the weights in a folder with a config.
 
         Raises:
             RecipeError: a local folder is given with a revision.
@@ -78,7 +93,8 @@ class Checkpoint:
             StorageFault: reading or downloading failed.
         """
         base_model = os.fspath(base_model)
-        location = locate(base_model, revision)
+        location = locate(base_model, revision, weights=weights)
+        read = functools.partial(read, on_hub=location.on_hub) if location.on_hub else read
         try:
             return cls._open(location, read)
         except InputRejected as error:
@@ -109,9 +125,9 @@ class Checkpoint:
         config = check_config(read_document(directory, "config.json"))
         weights = read_from(directory, config)
         check_sizes(config, len(weights.tensors))
-        value_head = read_value_head(directory, weights.tensors)
+        value_head = read_value_head(directory, weights.tensors, location.on_hub)
         beside = (FILE,) if value_head else ()
-        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded, beside)
+        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded, location.on_hub, beside)
         small = [name for name in names if name != TOKENIZER]
         known = {name: config if name == "config.json" else read_document(directory, name) for name in small}
         if TOKENIZER in names:
@@ -138,6 +154,7 @@ class Checkpoint:
             notes=quantization(config),
             stamps=stamps,
             in_memory=in_memory,
+            on_hub=location.on_hub,
             value_head=MappingProxyType(dict(value_head.tensors if value_head else {})),
         )
 
@@ -164,7 +181,14 @@ class Checkpoint:
             InputRejected: it is not there any more, or not a file of this checkpoint.
             StorageFault: the file system failed.
         """
-        return resolve_member(self.directory, relative)
+        return resolve_member(self.folder_of(relative) or self.directory, relative)
+
+    def folder_of(self, relative: str) -> Path | None:
+        """The other folder that a file was brought from; None for the source's own, and for a document that changed since."""
+        found = self.brought.get(relative)
+        if found is None or (relative in self.documents and self.documents[relative] is not found.value):
+            return None
+        return found.directory
 
     def with_documents(self, changes: Mapping[str, Any]) -> Checkpoint:
         """Return this checkpoint with documents added or replaced, by relative path; None removes one.
@@ -175,6 +199,15 @@ class Checkpoint:
         kept = {name: value for name, value in documents.items() if value is not None}
         carried = tuple(path for path in self.carried if path not in changes)
         return replace(self, documents=MappingProxyType(kept), carried=carried)
+
+    def with_brought(self, directory: Path, documents: Mapping[str, Any], carried: Iterable[str]) -> Checkpoint:
+        """Return this checkpoint with files of the folder ``directory``, documents with their values and others by relative path."""
+        others = tuple(carried)
+        brought = {name: Brought(directory, value) for name, value in documents.items()}
+        brought |= {path: Brought(directory) for path in others}
+        changed = self.with_documents(documents)
+        kept = tuple(path for path in changed.carried if path not in others)
+        return replace(changed, carried=(*kept, *others), brought=MappingProxyType({**self.brought, **brought}))
 
     def with_tensors(self, changes: Mapping[str, LazyTensor | None], *, shard: str | None = None) -> Checkpoint:
         """Return this checkpoint with tensors replaced, added or dropped, by name on disk; None drops one.

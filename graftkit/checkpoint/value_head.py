@@ -10,14 +10,15 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
+from graftkit.checkpoint.weights import NONE_ON_HUB, source_file
 from graftkit.errors import InputRejected, few, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from graftkit.checkpoint.hub.file import HubFile
     from graftkit.checkpoint.safetensors_header import Header
 
 FILE = "value_head.safetensors"
@@ -29,16 +30,20 @@ def value_head_shapes(width: int) -> dict[str, tuple[int, ...]]:
     return {WEIGHT: (1, width), BIAS: (1,)}
 
 
-def read_value_head(directory: Path, model: Collection[str]) -> Header | None:
+def read_value_head(
+    directory: Path, model: Collection[str], on_hub: Mapping[str, HubFile] = NONE_ON_HUB
+) -> Header | None:
     """The header of the value head in a folder; None where there is none, or where the file holds tensors of the ``model``.
+
+    Files ``on_hub`` count as if they lay in the folder.
 
     Raises:
         InputRejected: the file is malformed or holds nothing.
         StorageFault: the file system failed.
     """
-    if not os.path.lexists(directory / FILE):
+    if FILE not in on_hub and not os.path.lexists(directory / FILE):
         return None
-    header = read_header(resolve_member(directory, FILE), shown=FILE)
+    header = read_header(source_file(directory, FILE, on_hub), shown=FILE)
     if not header.tensors:
         raise InputRejected(f"{FILE}: holds no tensors")
     return header if header.tensors.keys().isdisjoint(model) else None

@@ -19,6 +19,7 @@ from graftkit.operations.heads.documents import check_padding_side, head_config,
 from graftkit.operations.heads.examples import is_fitted, with_labels_of_file
 from graftkit.operations.heads.fit import ExampleFit, feature_norm
 from graftkit.operations.heads.lsuv import UnitVariance
+from graftkit.operations.heads.quantized import check_values, with_plain_head
 from graftkit.operations.heads.trained_rows import find_trained_rows
 from graftkit.operations.heads.value_head import add_value_head
 from graftkit.operations.heads.values import HeadMaker
@@ -51,12 +52,17 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
     _check_head(spec, head, checkpoint)
+    check_values(checkpoint, runs_model=_runs_the_model(spec))
     kept = _lm_head(structure, head) if spec.keep_lm_head else ()
     result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
-    result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
+    config = head_config(spec, result.config, head.skeleton.architecture)
+    config = with_plain_head(config, head, frozenset(structure.packed.tensors.values()))
+    result = result.with_documents({"config.json": config})
     result = with_multipliers(result, head_multipliers(spec, head))
     beside = find_trained_rows(spec, head, checkpoint, structure)
-    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place), trained_rows=beside)
+    maker = HeadMaker(
+        spec, head, source_dtype(checkpoint, structure), (context.seed, context.place), trained_rows=beside
+    )
     dropped = tuple(name for name in head.dropped if name not in kept)
     lost_values = () if spec.task in LANGUAGE else tuple(checkpoint.value_head)
     integers = head.skeleton.model.state_dict()
@@ -129,11 +135,17 @@ def _prior(spec: ReplaceHead) -> tuple[float, ...]:
     return spec.init.class_prior or (1 / count,) * count
 
 
-def source_dtype(checkpoint: Checkpoint) -> str:
-    """The floating dtype that most of the checkpoint's bytes have."""
+def _runs_the_model(spec: ReplaceHead) -> bool:
+    """Whether values of the head come from a run of the model."""
+    sized = isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None
+    return sized or is_fitted(spec) or UnitVariance.wanted(spec) or isinstance(spec.init, Verbalizer)
+
+
+def source_dtype(checkpoint: Checkpoint, structure: Structure) -> str:
+    """The floating dtype that most of the checkpoint's bytes have, packed weights left out."""
     nbytes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype in FLOATING:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype in FLOATING and name not in structure.packed.tensors:
             nbytes[tensor.dtype] += tensor.nbytes
     return nbytes.most_common(1)[0][0]
 

@@ -14,6 +14,7 @@ from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
 from graftkit.report.page import render_top
+from graftkit.report.plan_json import promise_json, source_json
 from graftkit.report.size import size
 from graftkit.report.snippets import Written, adapter_snippets, trainer_snippets
 from graftkit.report.terminal import report_text
@@ -60,7 +61,7 @@ class Report:
     def verdict(self) -> str:
         """One line: what was verified, and what was left out."""
         promise = self.plan.promise
-        if self.outputs is None and not self.checks:
+        if self.outputs is None and (not self.checks or self.plan.cannot_run):
             return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise.sentence()}"
         return f"verified ({promise.strength.word}): {promise.claim}{not_covered(self.lost)}"
 
@@ -76,6 +77,8 @@ class Report:
             return ""
         if not self.plan.recipe.verify.outputs:
             return "verify.outputs is off"
+        if self.plan.cannot_run:
+            return self.plan.cannot_run
         return "the base is unchanged" if not self.plan.writes_base else "compared with base and adapter instead, below"
 
     def rows(self) -> Iterator[Row]:
@@ -90,7 +93,7 @@ class Report:
             yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
-        if (found := measured_class(self.outputs)) is not None:
+        if (found := measured_class(self.outputs, self.plan.promise)) is not None:
             yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
@@ -117,7 +120,9 @@ class Report:
         grown = [
             structure.memory[change.name].name
             for change in self.plan.tensors
-            if change.kind == "patched" and len(change.new_shape or ()) == 2
+            if change.kind in ("patched", "trimmed", "gathered")
+            and change.produced
+            and len(change.new_shape or ()) == 2
         ]
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
@@ -141,14 +146,8 @@ class Report:
             "graftkit": 1,
             "in_memory": plan.in_memory,
             "verdict": self.verdict,
-            "promise": {
-                **dataclasses.asdict(plan.promise),
-                "strength": plan.promise.strength.word,
-                "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
-                "scope": plan.scope.value,
-                "kl": _kl_json(plan),
-            },
-            "source": _source_json(plan),
+            "promise": promise_json(plan, measured_class(self.outputs, plan.promise), _kl_json(plan)),
+            "source": source_json(plan),
             "inputs": dict(plan.inputs),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
@@ -201,18 +200,13 @@ def plan_html(plan: Plan) -> str:
     return render_top(
         {
             "planned": True,
-            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
-            "source": _source_json(plan),
+            "promise": promise_json(plan),
+            "source": source_json(plan),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
             "notes": list(plan.notes),
         }
     )
-
-
-def _source_json(plan: Plan) -> dict[str, Any]:
-    source = plan.source
-    return {"name": source.name, "revision": source.revision, "left_behind": dict(source.left_behind)}
 
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:

@@ -48,7 +48,10 @@ class TokenizerCheck:
         tokens = subject.tokens
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
-        return check_tokenization(folder_of(subject.source), folder_of(subject.result), tokens)
+        source, ids = folder_of(subject.source), subject.correspondence.ids
+        if tokens.replaced is not None:
+            source, ids = tokens.replaced.folder, tokens.replaced.ids
+        return check_tokenization(source, folder_of(subject.result), tokens, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class OutputsCheck:
 
         found = compare_outputs(
             subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
-            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, progress=subject.progress,
+            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, recast=subject.recast,
+            progress=subject.progress,
         )  # fmt: skip
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()

@@ -40,6 +40,7 @@ def problem_of(operation, **others):
         ({**LORA, "rslora": True}, "operations.0.rslora: unknown field; ", "did you mean 'use_rslora'?"),
         ({"op": "lora"}, "operations.0.op: unknown operation 'lora'; ", "did you mean 'add_lora'?"),
         ({"op": "merge"}, "operations.0.op: unknown operation 'merge'; ", "did you mean 'merge_adapter'?"),
+        ({"op": "dequantize"}, "operations.0.op: unknown operation 'dequantize'; ", "did you mean 'convert'?"),
         ({"op": "classifier"}, "operations.0.op: unknown operation 'classifier'; ", "did you mean 'replace_head'?"),
         ({**TOKENS, "rank": 8}, "operations.0.rank: unknown field; ", "the fields here are: op, tokens"),
     ],
@@ -75,7 +76,7 @@ def test_a_field_of_peft_s_config_too(demo, tmp_path):
     [
         (["quantize", "model"], "'quantize' is no command of graftkit; bitsandbytes quantizes"),
         (["merge-models"], "mergekit merges several models"),
-        (["--json", "export"], "convert_hf_to_gguf"),
+        (["export"], "convert_hf_to_gguf"),
         (["lora", "x"], "add_lora is an operation of a recipe, and graftkit init MODEL writes a recipe to begin with"),
         (["extend_vocab"], "extend_vocab is an operation of a recipe"),
         (["recipe.yaml"], "to run a recipe: graftkit apply recipe.yaml"),

@@ -10,10 +10,12 @@ from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.place import Place
+from graftkit.running.probes import in_result
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
 from graftkit.verification.first_step.report import FirstStepReport
+from graftkit.verification.first_step.shared import shared_names, united
 from graftkit.verification.first_step.task import differentiable
 from graftkit.verification.first_step.training import Training, first_texts
 from graftkit.verification.promises import Scope
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
-OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
+OTHER_OUTPUTS = "the result is meant to have other outputs"
 OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
@@ -48,13 +50,16 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            texts = first_texts(old, source, correspondence.drawn_ids, seed)
-            before = None if scope else _old_gradients(Training.of(old, texts, correspondence), correspondence)
+            ties = shared_names(old)
+            drawn = correspondence.drawn_ids
+            texts = first_texts(old, source, drawn, seed)
+            before = None if scope else _old_gradients(Training.of(old, texts, drawn), correspondence)
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            new = Training.of(load(result).model.float(), texts, correspondence)
-            gap = before.compare(new.old_gradients(), correspondence) if before else None
+            new = Training.of_result(load(result).model.float(), in_result(texts, correspondence), correspondence)
+            groups = united(ties, shared_names(new.model), correspondence)
+            gap = before.compare(new.old_gradients(), correspondence, groups) if before else None
         with timed(seconds, "reach"):
             moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
         _tell(progress, 0.6)
@@ -74,7 +79,7 @@ def why_not(scope: Scope) -> str:
 
 def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradients:
     """The source's gradients, each with its noise."""
-    nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence.more_rows)
+    nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence)
     return OldGradients(old.old_gradients(), nulls)
 
 
