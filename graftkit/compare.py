@@ -76,7 +76,7 @@ def _is_adapter(folder: str | os.PathLike[str]) -> bool:
 
 
 def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
-    return _difference(document_changes(old, new), old.tensors, new.tensors)
+    return _difference(document_changes(old, new), old.all_tensors, new.all_tensors)
 
 
 def _difference(

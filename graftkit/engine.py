@@ -111,7 +111,7 @@ def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
     """
     if planned.recipe.allow_nonfinite:
         return
-    inputs = {planned.source.name: planned.source.tensors}
+    inputs = {planned.source.name: planned.source.all_tensors}
     for spec in planned.recipe.operations:
         if adapter := getattr(spec, "adapter", None):
             inputs[adapter] = open_adapter(adapter).tensors

@@ -24,6 +24,7 @@ from graftkit.errors import InputRejected, few, plural
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
+from graftkit.verification.value_head import value_head_findings
 
 #: What transformers writes as model_max_length where there is no limit is far beyond this.
 NO_LIMIT = 10**12
@@ -66,7 +67,8 @@ class Inspection:
     ``input`` is what the class is fed in the first place; where that is no token ids, there may be no rows and no tokens.
     ``modules`` is what adapters can target. ``chat_templates`` gives the number of characters of each by its name, which is
     empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts. ``bytes_on_hub`` is
-    what was not downloaded of the weights, and not looked at.
+    what was not downloaded of the weights, and not looked at. ``value_head`` describes the head in
+    value_head.safetensors; empty where there is none.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Inspection:
     chat_templates: Mapping[str, int]
     model_max_length: int | None
     bytes_on_hub: int = 0
+    value_head: str = ""
 
 
 def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
@@ -128,14 +131,19 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=(*_unknown(structure), *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows))),
-        nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
+        findings=(
+            *_unknown(structure),
+            *value_head_findings(checkpoint),
+            *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows)),
+        ),
+        nonfinite=tuple(not_finite(checkpoint.all_tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
         dimensions=dimensions_of(structure.skeleton),
         modules=module_groups(structure.skeleton),
         chat_templates={name: len(text) for name, text in templates(checkpoint.documents).items()},
         model_max_length=_longest(checkpoint),
         bytes_on_hub=bytes_on_hub(checkpoint),
+        value_head=", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in checkpoint.value_head.items()),
     )
 
 

@@ -25,6 +25,7 @@ from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.inputs import Files, input_files
 from graftkit.checkpoint.pickled_weights import has_only_pickles, read_pickled_weights
 from graftkit.checkpoint.tokenizer import class_note
+from graftkit.checkpoint.value_head import FILE as VALUE_HEAD
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
@@ -76,7 +77,8 @@ class Plan:
     def _operations_on(self, name: str) -> str:
         """The operations that made, replaced or dropped a tensor, in their order."""
         states = [self.source, *(outcome.checkpoint for outcome in self.outcomes)]
-        changed = (new.tensors.get(name) is not old.tensors.get(name) for old, new in itertools.pairwise(states))
+        tensors = [state.all_tensors for state in states]
+        changed = (new.get(name) is not old.get(name) for old, new in itertools.pairwise(tensors))
         ops = (spec.op for spec in self.recipe.operations)
         return ", ".join(dict.fromkeys(op for op, here in zip(ops, changed, strict=True) if here))
 
@@ -201,7 +203,8 @@ class Plan:
 
     def _values_beside(self) -> Iterator[str]:
         """What becomes of heads and modules behind the model, whose values no operation reads."""
-        beside = [path for path in self.result.carried if holds_values(path)] if self.writes_base else []
+        kept = [VALUE_HEAD] if self.result.value_head and self.result.value_head is self.source.value_head else []
+        beside = [*(path for path in self.result.carried if holds_values(path)), *kept] if self.writes_base else []
         if unread := [path for path in beside if "/" not in path]:
             yield f"{few(unread)}: trained values beside the model's weights, copied unread, byte for byte"
         changing = Scope.NOTHING | Scope.MEASURE

@@ -202,6 +202,7 @@ class InspectJson(TypedDict):
     chat_templates: Annotated[Mapping[str, int], Field(description="name of each chat template -> its characters")]
     model_max_length: Annotated[int | None, Field(description="the number of tokens after which the tokenizer cuts")]
     bytes_on_hub: Annotated[int, Field(description="bytes of weights that were left on the hub, and not looked at")]
+    value_head: Annotated[str, Field(description="the tensors of value_head.safetensors; empty where there is none")]
 
 
 @closed

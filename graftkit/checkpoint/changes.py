@@ -51,7 +51,7 @@ class ValueChange:
 
 def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange, ...]:
     """Every tensor that ``result`` does not take over from ``source`` as it is, in the order on disk."""
-    return tuple(_tensor_changes(source.tensors, result.tensors))
+    return tuple(_tensor_changes(source.all_tensors, result.all_tensors))
 
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:

@@ -31,12 +31,12 @@ OWN = ("graft_report.json", "graft_recipe.yaml", "graft_report.html")
 
 def inventory(
     directory: Path, shards: Mapping[str, tuple[str, ...]], superseded: Mapping[str, str],
-    on_hub: Mapping[str, HubFile] = NONE_ON_HUB,
+    on_hub: Mapping[str, HubFile] = NONE_ON_HUB, beside: tuple[str, ...] = (),
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]:  # fmt: skip
     """Return the documents, the files that come along byte for byte, and what stays behind with the reason.
 
     Paths are relative to ``directory``, with ``/``; a folder that stays behind is named once, with a ``/`` at the end. Files
-    ``on_hub`` count as if they lay in the folder.
+    ``on_hub`` count as if they lay in the folder; ``beside`` names weight files that are known and not the model's.
 
     Raises:
         InputRejected: a file that would come along is no regular file or a link that leaves the checkpoint, or
@@ -46,7 +46,7 @@ def inventory(
     carried: dict[str, None] = {}
     left_behind = dict(superseded)
     tensors = frozenset(chain.from_iterable(shards.values()))
-    for path, reason in _classified(directory, {*shards, INDEX, *DOCUMENTS}, tensors, on_hub):
+    for path, reason in _classified(directory, {*shards, *beside, INDEX, *DOCUMENTS}, tensors, on_hub):
         if reason:
             left_behind[path] = reason
         else:

@@ -41,7 +41,7 @@ def download_weights(checkpoint: Checkpoint, progress: Bytes | None = None) -> N
         path = resolve_member(checkpoint.directory, name)
         described = {
             tensor: (stored.dtype, stored.shape, stored.offset)
-            for tensor, stored in checkpoint.tensors.items()
+            for tensor, stored in checkpoint.all_tensors.items()
             if isinstance(stored, Stored) and stored.path == file
         }
         if path.stat().st_size != file.size or (described and described != _described(path)):

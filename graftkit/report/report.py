@@ -114,7 +114,8 @@ class Report:
             written = f"{self.plan.recipe.output}/{FOLDER}"
             noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
             name = noted or architecture_of(self.plan.result.config)
-            return adapter_snippets(base, written, name, adapter.config, labels)
+            beside = bool(self.plan.result.value_head)
+            return adapter_snippets(base, written, name, adapter.config, labels, value_head=beside)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name].name
@@ -134,6 +135,7 @@ class Report:
             structure.skeleton.architecture, tuple(modules), ids, labels, _has_zero_head(self.plan),
             sentences="modules.json" in self.plan.result.carried,
             new_blocks=tuple(f"{path}.{place}" for place in blocks.fresh) if blocks else (),
+            value_head=bool(self.plan.result.value_head),
         )  # fmt: skip
         return trainer_snippets(output, checkpoint)
 

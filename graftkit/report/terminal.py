@@ -103,7 +103,7 @@ def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
         tensors.add_row(
             "adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made", made
         )
-    kept = len(plan.result.tensors) - sum(
+    kept = len(plan.result.all_tensors) - sum(
         change.new_shape is not None for change in plan.tensors if change.kind not in ("renamed", "moved")
     )
     console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
@@ -196,6 +196,8 @@ def print_inspection(found: Inspection) -> None:
         _print_vocabulary(console, found)
     else:
         console.print(f"vocabulary  none: {_text(found.input)} is what the class takes")
+    if found.value_head:
+        console.print(f"value head  {_text(found.value_head)}")
     for role, content in found.special.items():
         console.print(f"{role:<11} {_text(content)}")
     for finding in found.findings:

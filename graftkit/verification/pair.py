@@ -21,6 +21,7 @@ from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
+from graftkit.verification.value_head import new_value_head_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +146,7 @@ class Pair:
         axes = {item.name: item.axis for item in before.tensors}
         fresh, live = self.correspondence.fresh_ids, self._live
         yield from changed_tensors(self.old, self.new, axes, self.correspondence.ids, self.accounted.tensors)
+        yield from new_value_head_findings(self.old, self.new)
         if self.accounted.promise:
             return
         yield from lost_ties(self.old, self.new)

@@ -52,6 +52,7 @@ PLANTED = {
     "running/forward.py load": "verification/test_outputs.py test_a_stale_vocabulary_size_does_not_load",
     "verification/heads/check.py HeadReport": "verification/test_heads.py test_a_missing_head_tensor_and_a_random_one_are_caught",
     "verification/heads/held_out.py HeldOutReport": "operations/test_head_examples.py test_labels_that_changed_places_are_caught",
+    "verification/heads/value_head.py ValueHeadReport": "operations/test_value_head.py test_the_own_check_finds_what_is_not_as_it_was_asked_for",
     "verification/lens/lens.py _Found": "verification/lens/test_lens.py test_an_ulp_is_named_and_stands_in_the_noise",
     "verification/lens/report.py LensReport": "verification/lens/test_lens.py test_another_epsilon_is_named_by_its_module",
     "verification/learned_pieces.py LearnedPieces": "verification/test_learned_pieces.py test_a_merge_before_the_old_ones_is_caught",
