@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hub import COMMIT, Repository, Uploads, commands, hub
-
-TOKEN = "hf_of_a_test"
+from support.hub import COMMIT, TOKEN, Repository, Uploads, commands, hub
 
 
 @dataclass

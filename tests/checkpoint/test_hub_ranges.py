@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.hub import ROOT, Repository, commands, environment, hub
+from support.hub import ROOT, TOKEN, Repository, commands, environment, hub
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
@@ -118,6 +118,8 @@ def setting(demo, tmp_path_factory):
     repositories = {
         "one": Repository(demo),
         "two": Repository(sharded(demo, served / "two")),
+        "private": Repository(demo, "private"),
+        "silent": Repository(demo, "silent"),
         "tied": Repository(tied(demo, served / "tied")),
         "endless": Repository(endless(demo, served / "endless"), "whole files only"),
         "replaced": Repository(demo, "another file"),
@@ -126,7 +128,7 @@ def setting(demo, tmp_path_factory):
         "long": Repository(spoiled(demo, served / "long", (2**25 + 1).to_bytes(8, "little") + bytes(2**26))),
         **{fault.replace(" ", "-"): Repository(demo, fault) for fault in FAULTS},
     }
-    with hub(**repositories) as endpoint, commands(endpoint, home) as run:
+    with hub(**repositories) as endpoint, commands(endpoint, home, HF_TOKEN=TOKEN) as run:
         yield Setting(run, home, repositories)
 
 
@@ -252,6 +254,19 @@ def test_each_failure_is_one_line(setting, base, code, says):
     assert err.count("\n") == 1
     if base == "long":
         assert setting.repositories[base].sent[WEIGHTS] == 8
+
+
+def test_the_token_goes_with_every_request(setting):
+    assert setting.run("inspect", "org/private")[0] == 0
+    assert len(setting.repositories["private"].ranges) == 2
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(setting):
+    """huggingface_hub itself asks for a repository without a timeout."""
+    code, _, err = setting.run("inspect", "org/silent")
+    assert code == 5
+    assert err.startswith("graftkit: org/silent: is not wholly cached, and the hub cannot be reached: Got: ReadTimeout")
+    assert err.count("\n") == 1
 
 
 def test_a_revision_that_is_not_there(setting):

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+TOKEN = "hf_of_a_test"
 OTHER_COMMIT = "f" * 40
 
 #: What a refused repository is answered with: status and error code.
@@ -133,6 +135,10 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             return self.refuse(401, "RepoNotFound")
         repository.asked.append(self.path)
+        if repository.fault == "silent":
+            time.sleep(30)
+        if repository.fault == "private" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self.refuse(401, "RepoNotFound")
         if repository.fault in REFUSALS:
             return self.refuse(*REFUSALS[repository.fault])
         kind, revision, name = found[2], found[3], found[4]
