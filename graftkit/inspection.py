@@ -15,12 +15,13 @@ from graftkit.architecture.module_groups import ModuleGroup, module_groups
 from graftkit.architecture.parameters import text_value
 from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_method
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
 from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub, is_on_hub
-from graftkit.errors import InputRejected, few, plural
+from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
@@ -117,7 +118,7 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
         name=checkpoint.name,
         architecture=structure.skeleton.architecture,
         model_type=str(checkpoint.config["model_type"]),
-        parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        parameters=_parameters(checkpoint, structure),
         nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         dtypes=dtypes,
         shards=len(checkpoint.shards),
@@ -131,11 +132,7 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=(
-            *_unknown(structure),
-            *value_head_findings(checkpoint),
-            *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows)),
-        ),
+        findings=tuple(_all_findings(checkpoint, structure, None if bare else tokenizer, vocabulary.rows)),
         nonfinite=tuple(not_finite(checkpoint.all_tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
         dimensions=dimensions_of(structure.skeleton),
@@ -154,10 +151,34 @@ def _longest(checkpoint: Checkpoint) -> int | None:
     return int(length) if isinstance(length, int | float) and length < NO_LIMIT else None
 
 
+def _parameters(checkpoint: Checkpoint, structure: Structure) -> int:
+    """How many values the weights have; of packed ones, how many there are once they are unpacked."""
+    plain = (tensor.shape for name, tensor in checkpoint.tensors.items() if name not in structure.packed.tensors)
+    packed = (structure.skeleton.shapes[name] for name in structure.packed.weights)
+    return sum(math.prod(shape) for shape in (*plain, *packed))
+
+
+def _quantized(checkpoint: Checkpoint, structure: Structure) -> Iterator[str]:
+    if structure.packed.tensors:
+        method = printable(quantization_method(checkpoint.config))
+        count = plural(len(structure.packed.tensors), "tensor")
+        yield f"{plural(len(structure.packed.weights), 'weight')} packed by {method}, in {count}"
+
+
 def _unknown(structure: Structure) -> Iterator[str]:
     if structure.unknown:
         count = plural(len(structure.unknown), "tensor")
         yield f"{count} of no class of this config: {few(structure.unknown)}; unknown_tensors: carry takes them over"
+
+
+def _all_findings(
+    checkpoint: Checkpoint, structure: Structure, tokenizer: TokenizerFiles | None, rows: int
+) -> Iterator[str]:
+    yield from _quantized(checkpoint, structure)
+    yield from _unknown(structure)
+    yield from value_head_findings(checkpoint)
+    if tokenizer is not None:
+        yield from _findings(checkpoint, tokenizer, rows)
 
 
 def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> Iterator[str]:

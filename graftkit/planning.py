@@ -280,7 +280,8 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     for place, spec in enumerate(recipe.operations):
         context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
         if spec.op in NEED_PLAIN_WEIGHTS and not getattr(spec, "dequantize", False):
-            check_plain_weights(result, spec)
+            itself = "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {convert}"
+            check_plain_weights(result, spec.op, else_do=itself)
         try:
             outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
             outcome = check_combination(recipe.operations[: place + 1], source, outcomes, outcome)

@@ -13,7 +13,7 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor, Rows, Streamed
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Values that are held in float64 at a time, unless one row of the first axis has more.
+#: Values that are held in float32 at a time, unless one row of the first axis has more.
 HELD = 1 << 20
 
 #: What the bytes of an exponent are above the exponent (OCP Microscaling Formats, E8M0).
@@ -43,12 +43,12 @@ def _scaling(codes: LazyTensor, scales: LazyTensor, block: tuple[int, int], dtyp
     column = torch.arange(width) // block[1]
 
     def rows(start: int, stop: int) -> memoryview:
-        values = read_rows(codes, 0, start, stop).double().view(-1, *codes.shape[1:])
+        values = read_rows(codes, 0, start, stop).float().view(-1, *codes.shape[1:])
         if len(codes.shape) == 2:
             own = factors[torch.arange(start, stop) // block[0]]
         else:
             own = factors[start:stop][..., torch.arange(height) // block[0], :]
-        return as_bytes(round_once(values * own[..., column], torch_dtype(dtype)))
+        return as_bytes(_product(values, own[..., column], dtype))
 
     return rows
 
@@ -67,23 +67,42 @@ def microscaled(blocks: LazyTensor, scales: LazyTensor, dtype: str) -> Streamed:
 def _microscaling(blocks: LazyTensor, scales: LazyTensor, dtype: str) -> Rows:
     import torch
 
-    table = torch.tensor([*E2M1, *(-value for value in E2M1)], dtype=torch.float64)
+    table = torch.tensor([*E2M1, *(-value for value in E2M1)])
     _, outputs, groups, _ = blocks.shape
 
     def rows(start: int, stop: int) -> memoryview:
-        packed = read_rows(blocks, 0, start, stop).long().view(stop - start, outputs, groups, -1)
+        packed = read_rows(blocks, 0, start, stop).int().view(stop - start, outputs, groups, -1)
         codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
         factors = _factors(read_rows(scales, 0, start, stop), "F8_E8M0").view(stop - start, outputs, groups, 1)
-        values = (table[codes] * factors).flatten(-2).transpose(1, 2)
-        return as_bytes(round_once(values, torch_dtype(dtype)))
+        values = _product(table[codes], factors.expand(codes.shape), dtype)
+        return as_bytes(values.flatten(-2).transpose(1, 2))
 
     return rows
 
 
+def _product(codes: Tensor, factors: Tensor, dtype: str) -> Tensor:
+    """The exact product of both, in float32, rounded once to ``dtype``.
+
+    A product in float32 is rounded already. Rounding it to half the width again takes no other value than rounding the exact one,
+    unless it lies on the middle between two: then the exact one says to which side it belongs.
+    """
+    import torch
+
+    product = codes * factors
+    if dtype == "F32":
+        return product
+    rounded = product.to(torch_dtype(dtype))
+    middle = (product.view(torch.int32) & 0xFFFF) == 0x8000
+    if middle.any():
+        exact = codes[middle].double() * factors[middle].double()
+        rounded[middle] = round_once(exact, rounded.dtype)
+    return rounded
+
+
 def _factors(stored: Tensor, dtype: str) -> Tensor:
-    """Scales in float64: floating ones as they are, bytes as the exponents of powers of two."""
+    """Scales in float32: floating ones as they are, bytes as the exponents of powers of two."""
     import torch
 
     if dtype in FLOATING:
-        return stored.double()
-    return torch.exp2(stored.view(torch.uint8).double() - E8M0_BIAS)
+        return stored.float()
+    return torch.ldexp(torch.ones(()).double(), stored.view(torch.uint8).int() - E8M0_BIAS).float()

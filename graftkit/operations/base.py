@@ -173,21 +173,21 @@ class Context:
     progress: Progress | None = None
 
 
-def check_plain_weights(checkpoint: Checkpoint, spec: Any) -> None:
-    """Refuse a quantized checkpoint where the operation of ``spec`` needs plain weights; the message says the way out.
+def check_plain_weights(checkpoint: Checkpoint, op: str, *, else_do: str = "dequantize it first ({convert})") -> None:
+    """Refuse a quantized checkpoint where the operation ``op`` needs plain weights.
+
+    ``else_do`` is what else can be done where the weights are of a format that is dequantized.
 
     Raises:
         InputRejected: config.json has a quantization_config.
     """
     if quantization_config(checkpoint.config) is None:
         return
-    itself = (
-        "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {op: convert, dequantize: true}"
-    )
-    unpacked = f", or {itself}" if quantization_method(checkpoint.config) in FORMATS else ""
+    known = quantization_method(checkpoint.config) in FORMATS
+    way_out = f", or {else_do.format(convert='{op: convert, dequantize: true}')}" if known else ""
     raise InputRejected(
-        f"{checkpoint.name}: config.json has a quantization_config; {spec.op} needs plain weights: give the checkpoint that it was"
-        f" quantized from{unpacked}"
+        f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"
+        f" quantized from{way_out}"
     )
 
 

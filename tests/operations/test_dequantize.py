@@ -200,6 +200,12 @@ def test_a_quantized_base_is_refused_with_the_way_out(bases, sources, tmp_path):
         graftkit.plan(recipe(base["plain"], tmp_path / "out", merge(base, dequantize=True)))
     with pytest.raises(RecipeError, match="quantized weights are unpacked with dequantize: true"):
         graftkit.plan(recipe(base["packed"], tmp_path / "out", {"op": "convert"}))
+    other = {"op": "extract_lora", "fine_tuned": str(base["packed"]), "r": 2}
+    with pytest.raises(
+        InputRejected, match=r"extract_lora needs plain.* or dequantize it first \(\{op: convert, dequantize: true\}\)$"
+    ):
+        graftkit.plan(recipe(base["plain"], tmp_path / "out", other))
+    assert_one_line(here("selftest", base["packed"]), 3, "selftest needs plain weights")
     (tmp_path / "recipe.json").write_text(json.dumps(recipe(base["packed"], tmp_path / "out", merge(base))))
     assert_one_line(here("apply", tmp_path / "recipe.json"), 3, "add dequantize: true to it")
 

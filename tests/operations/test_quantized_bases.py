@@ -197,6 +197,14 @@ def test_an_edited_scale_changes_what_the_model_does(bases, tmp_path):
     assert plan.promise.strength.word == "intentional"
 
 
+@pytest.mark.parametrize("kind", LLAMA_KINDS)
+def test_an_inspection_counts_weights_and_not_what_they_are_packed_in(bases, sources, kind):
+    found = graftkit.inspect(str(bases(kind)))
+    assert found.parameters == graftkit.inspect(str(sources("llama", "bfloat16"))).parameters
+    method = KINDS[kind][1]["quant_method"]
+    assert any(line.startswith(f"14 weights packed by {method}, in ") for line in found.findings)
+
+
 def test_experts_of_a_mixture_are_packed_one_by_one(sources, tmp_path):
     base = quantized(sources("mixtral", "bfloat16"), tmp_path / "base", "fp8")
     structure = account(Checkpoint.open(base))
