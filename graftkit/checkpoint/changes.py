@@ -9,7 +9,7 @@ from typing import Any, Literal
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.gathered import Gathered
 from graftkit.checkpoint.held import is_original
-from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
+from graftkit.checkpoint.tensors import LazyTensor, Patched, from_source
 from graftkit.errors import plural
 
 #: More changed values of one vocabulary, or a list with more of them, are one change that gives their number.
@@ -94,18 +94,19 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
 
 def _patches(tensor: LazyTensor) -> tuple[LazyTensor, frozenset[int]]:
     """The tensor below all patches and choices of rows, and the rows that they make."""
-    if not isinstance(tensor, Patched | Picked):
-        return tensor, frozenset()
-    below, rows = _patches(tensor.base)
-    return below, rows.union(tensor.rows if isinstance(tensor, Patched) else ())
+    if isinstance(tensor, Patched):
+        below, rows = _patches(tensor.base)
+        return below, rows.union(tensor.rows)
+    return _patches(tensor.base) if isinstance(tensor, Gathered) and not tensor.made else (tensor, frozenset())
 
 
 def _rows_gone(tensor: LazyTensor) -> int:
     """How many rows were left out by choices of rows, one on top of another; 0 where there is none."""
-    if not isinstance(tensor, Patched | Picked):
+    if isinstance(tensor, Patched):
+        return _rows_gone(tensor.base)
+    if not isinstance(tensor, Gathered) or tensor.made:
         return 0
-    left = tensor.base.shape[tensor.axis] - tensor.shape[tensor.axis] if isinstance(tensor, Picked) else 0
-    return left + _rows_gone(tensor.base)
+    return tensor.base.shape[tensor.axis] - len(tensor.origins) + _rows_gone(tensor.base)
 
 
 def _axis(tensor: LazyTensor) -> int:

@@ -75,6 +75,8 @@ PLANTED = {
     "verification/structural.py check_adapter": "verification/test_adapter_faults.py test_an_adapter_that_is_damaged_while_it_is_written_is_caught_byte_by_byte",
     "verification/taken.py TakenReport": "operations/test_take_tensors.py test_planted_faults_in_where_a_module_goes_are_caught",
     "verification/tokenization.py TokenizationReport": "verification/test_tokenization.py test_a_planted_fault_is_caught",
+    "verification/trimmed_texts.py TrimmedReport": "operations/test_trim_vocab.py test_given_texts_that_fall_apart_are_a_failure",
+    "verification/token_splits.py Splits": "verification/test_tokenization.py test_a_planted_fault_is_caught",
     "verification/tuner_gradients.py TunerGradients": "operations/test_add_adapter.py test_an_adapter_that_would_never_learn_is_refused",
 }
 
