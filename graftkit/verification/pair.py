@@ -11,6 +11,7 @@ from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.token_ids import renumbered
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, Renamed, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, few, plural
 from graftkit.verification.accounted import Accounted
@@ -101,12 +102,15 @@ class Pair:
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
         allowed, ids = Allowed(self.correspondence, *self.tokenizers, self.accounted.values), self.correspondence.ids
-        moved = {} if ids is None or ids.in_place else renumbered(self.old.documents, ids)
+        moved = {} if self.replaced or ids is None or ids.in_place else renumbered(self.old.documents, ids)
         return check_documents(self.old.with_documents(moved), self.new, allowed)
 
     def new_tokens(self) -> NewTokens | None:
-        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so."""
-        if not self.has_tokenizer:
+        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so.
+
+        None where there is none, and where the report says that it is another checkpoint's, whose files it vouches for.
+        """
+        if not self.has_tokenizer or self.replaced:
             return None
         second = self.tokenizers[1]
         named = ((second.token_of(index), index) for index in self._new_ids())
@@ -123,6 +127,11 @@ class Pair:
             learned={token: index for token, index in ids.items() if token not in added},
             longer=is_longer(self.accounted.values),
         )
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the report says that another checkpoint's tokenizer took the place of the first's."""
+        return (TOKENIZER, "") in self.accounted.values
 
     def _new_ids(self) -> Iterable[int]:
         """The ids of the second tokenizer that are not the first's."""
