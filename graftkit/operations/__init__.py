@@ -22,6 +22,7 @@ from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
 from graftkit.operations.take_tensors import take_tensors
+from graftkit.operations.widen import widen
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -43,6 +44,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "resize_adapter": resize_adapter,
     "retarget_adapter": retarget_adapter,
     "take_tensors": take_tensors,
+    "widen": widen,
 }
 
 #: Operations that compute with weights of the base, write some of their own beside them, or give them other names, by which a
@@ -50,7 +52,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors",
+        "reinit", "reinit_rows", "replace_head", "take_tensors", "widen",
     }
 )  # fmt: skip
 

@@ -27,6 +27,7 @@ from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import WeightScheme
+from graftkit.recipe.widen import Widen
 
 __all__ = [
     "ArrangeBlocks",
@@ -59,6 +60,7 @@ __all__ = [
     "TokenSpec",
     "VerifyOptions",
     "WeightScheme",
+    "Widen",
     "Zeros",
     "dump_recipe",
     "json_schema",

@@ -27,6 +27,7 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.take_tensors import TakeTensors
+from graftkit.recipe.widen import Widen
 
 Operation = Annotated[
     ExtendVocab
@@ -47,7 +48,8 @@ Operation = Annotated[
     | DropBlocks
     | InsertBlocks
     | ExtractSubmodel
-    | TakeTensors,
+    | TakeTensors
+    | Widen,
     OneOf("op", "operation"),
 ]
 

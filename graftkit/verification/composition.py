@@ -25,13 +25,15 @@ def compose(promises: Sequence[tuple[Promise, Scope]]) -> Promise:
 def measured_class(outputs: OutputsReport | None) -> PromiseClass | None:
     """The strongest class that the comparison of outputs allows; None where none was made.
 
-    ``bitwise`` where every output is; ``rounded`` where each differs by no more than another order of summation explains;
-    ``intentional`` where they differ further, or in shape.
+    ``bitwise`` where every output is; ``exact`` where float64 tells, whose failures stop everything; ``rounded`` where each
+    differs by no more than another order of summation explains; ``intentional`` where they differ further, or in shape.
     """
     if outputs is None or not outputs.comparisons:
         return None
     if all(item.bitwise for item in outputs.comparisons):
         return PromiseClass.BITWISE
+    if outputs.in_float64:
+        return PromiseClass.EXACT
     within = all(item.bitwise or 0 < item.largest <= item.allowed for item in outputs.comparisons)
     return PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
 

@@ -68,6 +68,7 @@ SPECS = {
         "tensors.0",
     ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
+    "widen": ({"sizes": {"intermediate_size": 96}}, {"sizes": {"intermediate_size": 32}}, "sizes.intermediate_size"),
 }
 
 

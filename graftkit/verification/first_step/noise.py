@@ -123,7 +123,7 @@ class OldGradients:
         return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
 
     def compare(self, after: Gradients, correspondence: Correspondence = IDENTITY) -> GradientGap:
-        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst.
+        """The worst of the old parameters, over the rows and slices that correspond; one that lost its gradient is the worst.
 
         Those of dropped blocks are left out.
         """
@@ -134,7 +134,7 @@ class OldGradients:
             if other is None:
                 continue
             new = after.get(other)
-            apart = float("inf") if new is None else _distance(*correspondence.rows(old, new))
+            apart = float("inf") if new is None else _distance(*correspondence.gradients(name, old, new))
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
                 worst, most = GradientGap(name, apart / scale, floor / scale, scale, self.noise), times
