@@ -156,7 +156,8 @@ def test_a_shard_without_what_grows_is_taken_over_and_the_rest_planned_lazily(tm
         ({"intermediate_size": 64}, "is no larger value: it is that already"),
         ({"vocab_size": 400}, "sizes.vocab_size: vocab_size is the size of the vocabulary: extend_vocab makes that larger"),
         ({"num_hidden_layers": 4}, "counts modules of a list: insert_blocks and arrange_blocks give a model more blocks"),
-        ({"num_key_value_heads": 3}, "sizes.num_key_value_heads: "),
+        ({"num_key_value_heads": 3}, "sizes.num_key_value_heads: LlamaForCausalLM does not run with 3: "),
+        ({"num_attention_heads": 5}, "ValueError: The hidden size (32) is not a multiple of the number of attention heads (5)"),
         ({"max_position_embeddings": 256}, "max_position_embeddings makes no tensor larger"),
         ({"rms_norm_eps": 1}, "is no width: config.json has 1e-06 for rms_norm_eps"),
         ({"hidden_act": 2}, "is no width: config.json has 'silu' for hidden_act"),
@@ -298,3 +299,27 @@ def test_the_config_has_the_new_value_where_it_had_the_old_one(tmp_path):
     values = [(change.document, change.place, change.new) for change in found.values]
     assert values == [("config.json", "text_config.intermediate_size", 96)]
     assert all(name.startswith("model.language_model.") for name in found.correspondence.widths)
+
+
+def test_a_model_in_memory_becomes_what_is_written(sources, tmp_path):
+    import transformers
+
+    source, operation = sources("llama"), widen(intermediate_size=96)
+    graftkit.apply(recipes.recipe(source, tmp_path / "out", operation, verify={"outputs": False}))
+    model, tokenizer = recipes.load(source)[0], transformers.AutoTokenizer.from_pretrained(source)
+    new, _, report = graftkit.graft(model, tokenizer, {"version": 1, "operations": [operation]})
+    written = load_file(tmp_path / "out/model.safetensors")
+    assert all(torch.equal(value, written[name]) for name, value in new.state_dict().items())
+    assert report.verdict.startswith("verified (exact)")
+
+
+def test_blocks_that_the_class_leaves_out_are_refused(sources, tmp_path):
+    """They would keep their old width, and whoever loads them wants the new one."""
+    state = load_file(sources("llama") / "model.safetensors")
+    more = {n.replace(".layers.1.", ".layers.2."): v.clone() for n, v in state.items() if ".layers.1." in n}
+    recipes.save(sources("llama"), tmp_path / "mtp", {**state, **more})
+    recipe = recipes.recipe(tmp_path / "mtp", "out/never", widen(intermediate_size=96), unknown_tensors="carry")
+    with pytest.raises(
+        InputRejected, match=r"'model.layers.2.mlp.\w+.weight' is not loaded by LlamaForCausalLM and would keep"
+    ):
+        engine.plan(recipe)

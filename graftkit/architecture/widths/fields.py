@@ -33,16 +33,15 @@ def find_field(config: Mapping[str, Any], name: str) -> Field:
     built = build_config(config)
     *steps, last = name.split(".")
     sections = [(tuple(steps), _section(built, steps))] if steps else list(_sections(built))
-    for section, held in sections:
-        if held is not None and last in _names(held):
-            return Field((*section, _written_name(config, section, held, last)), _number(getattr(held, last), last))
-    known = {".".join((*section, own)) for section, held in sections if held is not None for own in _numbers(held)}
-    near = did_you_mean(name, known)
-    raise ValueError(
-        f"is no field of this config; did you mean {near!r}?"
-        if near
-        else f"is no field of this config; its numbers are {printable(', '.join(sorted(known)))}"
-    )
+    held = [(section, values) for section, values in sections if values is not None]
+    for section, values in held:
+        if last in _names(values):
+            return Field((*section, _written_name(config, section, values, last)), _number(values, last))
+    near = did_you_mean(name, {".".join((*section, own)) for section, values in held for own in _names(values)})
+    if near:
+        raise ValueError(f"is no field of this config; did you mean {near!r}?")
+    known = sorted(".".join((*section, own)) for section, values in held for own in _numbers(values))
+    raise ValueError(f"is no field of this config; its numbers are {printable(', '.join(known))}")
 
 
 def _sections(built: Any) -> Iterator[tuple[Path, Any]]:
@@ -74,7 +73,19 @@ def _written_name(config: Mapping[str, Any], section: Path, held: Any, name: str
     return name if name in plain else str(held.attribute_map.get(name, name))
 
 
-def _number(value: Any, name: str) -> int | None:
+def value_in(section: Any, name: str) -> Any:
+    """What a section of a config has under a name of transformers; None too where that differs between layers.
+
+    A config whose layers differ refuses in its own way.
+    """
+    try:
+        return getattr(section, name, None)
+    except Exception:  # noqa: BLE001 - its error is of a class that older versions of transformers do not have
+        return None
+
+
+def _number(section: Any, name: str) -> int | None:
+    value = value_in(section, name)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     if isinstance(value, list | tuple):

@@ -134,9 +134,10 @@ class Trial:
         return set(self.kinds) - alive
 
     def is_gain(self, name: str) -> bool:
-        """Whether parameters of this kind are vectors and no biases, as those of norms are."""
-        shapes = (values.shape for full, values in self._after.items() if kind(full) == name)
-        return not name.endswith("bias") and len(next(shapes)) == 1
+        """Whether parameters of this kind are vectors of a module whose class says that it is a norm."""
+        full = next(full for full in self._after if kind(full) == name)
+        owner = self._new.get_submodule(full.rpartition(".")[0])
+        return "norm" in type(owner).__name__.lower() and self._after[full].ndim == 1
 
     def maps(self, name: str, layouts: Layouts) -> AxisMaps:
         """The maps of one parameter with these layouts."""

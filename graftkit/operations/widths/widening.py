@@ -11,7 +11,7 @@ from graftkit.architecture.blocks.trace import why_it_does_not_run
 from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.layers import layer_stacks
 from graftkit.architecture.skeleton import Path, Skeleton, build_config, build_skeleton, with_values
-from graftkit.architecture.widths.fields import Field, find_field
+from graftkit.architecture.widths.fields import Field, find_field, value_in
 from graftkit.architecture.widths.growth import Growths, growths, kind, value_behind
 from graftkit.architecture.widths.miniature import miniature, small_growth
 from graftkit.errors import InputRejected, RecipeError, few, printable
@@ -62,7 +62,7 @@ def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, want
         field = find_field(config, name)
     except ValueError as error:
         raise RecipeError(str(error), field=where) from error
-    values = _with_what_stays(config, skeleton, field)
+    values = _with_what_stays(config, field)
     changed, grown, value = _grown(config, skeleton, field, values, wanted, where)
     after = build_skeleton(changed, skeleton.architecture)
     if (said := why_it_does_not_run(after)) and not why_it_does_not_run(skeleton):
@@ -82,15 +82,16 @@ def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, want
     return Widening(field, value, wanted, changed, after, maps, found)
 
 
-def _with_what_stays(config: Mapping[str, Any], skeleton: Skeleton, field: Field) -> Values:
+def _with_what_stays(config: Mapping[str, Any], field: Field) -> Values:
     """What must be written out so that it stays as it is: the width of a head, where the class derives it from their number."""
-    del skeleton
     section: Any = build_config(config)
     for key in field.path[:-1]:
         section = getattr(section, key)
     heads = section.attribute_map.get("num_attention_heads", "num_attention_heads")
-    width, size = getattr(section, "hidden_size", None), getattr(section, "head_dim", None)
-    if field.path[-1] != heads or "head_dim" not in section.to_dict() or not field.value or not width:
+    if field.path[-1] != heads or "head_dim" not in section.to_dict() or not field.value:
+        return {}
+    width, size = value_in(section, "hidden_size"), value_in(section, "head_dim")
+    if not width:
         return {}
     return {(*field.path[:-1], "head_dim"): size or width // field.value}
 
@@ -109,6 +110,8 @@ def _grown(
         value = field.value if field.value is not None else _derived(config, skeleton, field, values, after, wanted)
     except InputRejected as error:
         raise RecipeError(str(error), field=where) from error
+    if value is None and skeleton.shapes == after.shapes:
+        raise RecipeError(f"{field.shown} makes no tensor larger", field=where)
     if value is None:
         raise RecipeError(f"{field.shown} is null, and no tensor tells what it stands for", field=where)
     if wanted <= value:
