@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from graftkit.architecture.skeleton import Skeleton
 
@@ -21,19 +22,19 @@ class AxisGrowth:
     wanted: int
 
     @property
-    def unit(self) -> int:
-        """How many indices one more of the value makes."""
-        return (self.new - self.old) // (self.wanted - self.value)
+    def unit(self) -> Fraction:
+        """How many indices one more of the value makes: half of one where a gate has the other half."""
+        return Fraction(self.new - self.old, self.wanted - self.value)
 
     @property
     def fixed(self) -> int:
         """How many indices do not depend on the value."""
-        return self.old - self.unit * self.value
+        return int(self.old - self.unit * self.value)
 
     @property
     def is_linear(self) -> bool:
-        """Whether every unit of the value makes equally many indices."""
-        return self.new - self.old == self.unit * (self.wanted - self.value) and self.fixed >= 0 and self.unit > 0
+        """Whether the axis grows in proportion to the value, but for indices that do not depend on it."""
+        return self.unit > 0 and 0 <= self.fixed == self.old - self.unit * self.value
 
 
 def growths(before: Skeleton, after: Skeleton, value: int, wanted: int) -> Growths | None:

@@ -64,11 +64,11 @@ class Repeated:
     def index_map(self, axis: AxisGrowth) -> IndexMap | None:
         """As :class:`Layout` says."""
         times, left = divmod(axis.wanted, axis.value)
-        if left or axis.unit % self.parts:
+        if left or axis.unit % self.parts:  # a fraction of an index is no copy of one
             return None
         if self.fixed == "spread" and axis.fixed:
             return self._spread(axis, times)
-        size, apart = axis.unit // self.parts, axis.fixed
+        size, apart = int(axis.unit) // self.parts, axis.fixed
         start = apart if self.fixed == "first" else 0
         runs = [
             (start + (part * axis.wanted + index) * size, start + (part * axis.value + self._origin(index, axis, times)) * size, size)
@@ -84,7 +84,7 @@ class Repeated:
         """Each group has its share of what is fixed and then its units."""
         if self.tiled or self.parts > 1 or axis.fixed % axis.wanted:
             return None
-        share, unit = axis.fixed // axis.wanted, axis.unit
+        share, unit = axis.fixed // axis.wanted, int(axis.unit)
         old, new = share * times + unit, share + unit
         runs: list[Run] = []
         for index in range(axis.wanted):

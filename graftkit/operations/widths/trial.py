@@ -119,12 +119,15 @@ class Trial:
         return tuple(name for name in self.kinds if name in (first if name in zero else later))
 
     def _without_gradient(self, layouts: Layouts, zero: Collection[str]) -> set[str]:
-        """The kinds of which no new slice of any block has a gradient."""
+        """The kinds of which no new slice of any block has a gradient; none where the class cannot be differentiated."""
         self._fill(layouts, zero)
         alive = set()
         with undisturbed(), plain_experts(self._new):
             self._new.zero_grad(set_to_none=True)
-            backward(self._new, self._probe, self._extra, 0)
+            try:
+                backward(self._new, self._probe, self._extra, 0)
+            except Exception:  # noqa: BLE001 - forwards that write in place raise what they like; then nothing is known
+                return set()
         for name, parameter in self._new.named_parameters():
             if name in self.grown and parameter.grad is not None:
                 maps = self.maps(name, layouts)

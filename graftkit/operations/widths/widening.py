@@ -12,7 +12,7 @@ from graftkit.architecture.embeddings import INPUT, OUTPUT
 from graftkit.architecture.layers import layer_stacks
 from graftkit.architecture.skeleton import Path, Skeleton, build_config, build_skeleton, with_values
 from graftkit.architecture.widths.fields import Field, find_field, value_in
-from graftkit.architecture.widths.growth import Growths, growths, kind, value_behind
+from graftkit.architecture.widths.growth import AxisGrowth, Growths, growths, kind, value_behind
 from graftkit.architecture.widths.miniature import miniature, small_growth
 from graftkit.errors import InputRejected, RecipeError, few, printable
 from graftkit.operations.widths.search import Found, NotPreserved, search
@@ -148,7 +148,7 @@ def _no_width(before: Skeleton, after: Skeleton, grown: Growths | None) -> str:
     tables = before.weight_names(INPUT) | before.weight_names(OUTPUT)
     if any(name in tables and 0 in axes for name, axes in grown.items()):
         return "is the size of the vocabulary: extend_vocab makes that larger"
-    if odd := next((name for name, axes in grown.items() if not all(one.is_linear for one in axes.values())), None):
+    if odd := next((name for name, axes in grown.items() if not _all_linear(axes)), None):
         return f"does not make {printable(odd)} larger in proportion"
     return ""
 
@@ -163,16 +163,24 @@ def _tried(
         InputRejected: the class cannot be tried.
     """
     small = miniature(_changed(config, field.path, values, pair[0]), skeleton, field.path)
-    kinds = {(kind(name), axis) for name, axes in grown.items() for axis in axes}
+    kinds = _kinds(grown)
     refusal = InputRejected(f"{skeleton.architecture}: no small model of it grows as this one does")
     for old, new in small_growth(*pair):
         configs = with_values(small, [field.path], old), with_values(small, [field.path], new)
         try:
             before, after = (build_skeleton(one, skeleton.architecture) for one in configs)
             found = growths(before, after, old, new)
-            if found is None or {(kind(name), axis) for name, axes in found.items() for axis in axes} != kinds:
+            if found is None or _kinds(found) != kinds or not all(_all_linear(axes) for axes in found.values()):
                 continue
             return search(Trial(configs, before, found))
         except InputRejected as error:
             refusal = error
     raise refusal
+
+
+def _kinds(grown: Growths) -> set[tuple[str, int]]:
+    return {(kind(name), axis) for name, axes in grown.items() for axis in axes}
+
+
+def _all_linear(axes: Mapping[int, AxisGrowth]) -> bool:
+    return all(growth.is_linear for growth in axes.values())
