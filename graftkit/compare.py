@@ -178,6 +178,7 @@ class Verification:
             **{check.name: check.to_json() for check in self.checks},
             "found": self.found,
             "failures": self.failures,
+            "verdict": "" if self.failures else self.verdict,
             "rows": self.new_rows,
             "unjudged": self.unjudged,
             "vocabulary": self.pair.takes_ids,

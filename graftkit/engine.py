@@ -207,6 +207,7 @@ def subject_at(
             vocabulary.eos_may_pad,
             vocabulary.renamed,
             places((change.document, change.place) for change in planned.values if change.new is None),
+            vocabulary.replaced,
         )
     return Subject(
         source,

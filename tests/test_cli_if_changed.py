@@ -130,19 +130,38 @@ def test_another_recipe_and_a_base_that_is_gone_are_seen(applied):
 
 
 def test_a_hub_id_is_found_in_the_cache(tmp_path, monkeypatch):
-    from graftkit.checkpoint.inputs import base_folder
+    from graftkit.checkpoint.inputs import local_folder
 
     snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (tmp_path / "models--org--name" / "refs").mkdir()
     (tmp_path / "models--org--name" / "refs" / "main").write_text("abc")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert base_folder("org/name", None) == base_folder("org/name", "abc") == snapshot
-    assert base_folder("org/name", "other") is None
-    assert base_folder("org/other", None) is None
+    assert local_folder("org/name", None) == local_folder("org/name", "abc") == snapshot
+    assert local_folder("org/name", "other") is None
+    assert local_folder("org/other", None) is None
     monkeypatch.delenv("HF_HUB_CACHE")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert base_folder("org/name", None) is None
+    assert local_folder("org/name", None) is None
+
+
+def test_another_snapshot_of_a_donor_is_seen_and_what_lies_in_hidden_folders_is_not(tmp_path, monkeypatch):
+    build("llama", tmp_path / "base")
+    cache = tmp_path / "hub" / "models--org--donor"
+    for commit in ("abc", "def"):
+        build("llama", cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    take = {"op": "take_tensors", "donor": "org/donor", "tensors": ["model.norm.weight"]}
+    data = recipe(tmp_path / "base", tmp_path / "out", take)
+    graftkit.apply(data)
+    (tmp_path / "out" / ".git").mkdir()
+    (tmp_path / "out" / ".git" / "HEAD").touch()
+    assert why_stale(graftkit.parse_recipe(data)) == ""
+    (cache / "refs" / "main").write_text("def")
+    assert why_stale(graftkit.parse_recipe(data)) == "operations.0.donor: config.json is not what it was"
 
 
 def test_a_first_run_has_nothing_to_say_of_an_output_that_is_not_there(tmp_path):

@@ -167,6 +167,24 @@ class Correspondence:
         return tuple(index for index in range(self.live) if index not in lost) if lost else range(self.live)
 
     @property
+    def drawn_in_result(self) -> Sequence[int] | None:
+        """What the result calls :attr:`drawn_ids`; None for all."""
+        drawn = self.drawn_ids
+        if drawn is None or self.ids is None or self.ids.in_place:
+            return drawn
+        places = dict(zip(self.ids.kept, self.ids.places, strict=True))
+        return tuple(places[index] for index in drawn)
+
+    def ids_in_result(self, ids: Tensor) -> Tensor:
+        """Token ids of the source under the numbers that the result has for them; 0 for one that it has not."""
+        return ids if self.ids is None or self.ids.in_place else self.ids.places_of(ids)
+
+    @property
+    def reordered(self) -> bool:
+        """Whether a row of the result's tables stands among others than in the source, so that a kernel may sum otherwise."""
+        return self.ids is not None and (self.more_rows != 0 or not self.ids.in_place)
+
+    @property
     def more_rows(self) -> int:
         """How many rows the result's tables have beyond the source's; negative where they have fewer."""
         return 0 if self.ids is None else self.ids.result - self.ids.source

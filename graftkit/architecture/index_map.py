@@ -6,6 +6,7 @@ compose as operations do, and what falls out of one map is out of the compositio
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,11 @@ class IndexMap:
         return tuple(_gaps(sorted((start, length) for _, start, length in self.runs), self.source))
 
     @property
+    def in_place(self) -> bool:
+        """Whether every index that corresponds to one has its number."""
+        return all(place == start for place, start, _ in self.runs)
+
+    @property
     def inverse(self) -> IndexMap:
         """The same map seen from the source."""
         runs = sorted((start, place, length) for place, start, length in self.runs)
@@ -147,6 +153,16 @@ class IndexMap:
         found = (start + index - place for place, start, length in self.runs if place <= index < place + length)
         return next(found, None)
 
+    def place(self, index: int) -> int | None:
+        """The result's index of the source's ``index``; None where it was dropped."""
+        found = (place + index - start for place, start, length in self.runs if start <= index < start + length)
+        return next(found, None)
+
+    def places_of(self, indices: Tensor) -> Tensor:
+        """Where each of the source's ``indices`` stands in the result; 0 for what was dropped, and for what is no index."""
+        table = _places(self).to(indices.device)
+        return table[indices.clamp(0, self.source - 1)].to(indices.dtype)
+
     def then(self, later: IndexMap) -> IndexMap:
         """The composition of this map and ``later``, whose source is this one's result.
 
@@ -156,6 +172,16 @@ class IndexMap:
         if later.source != self.result:
             raise ValueError(f"an axis of {self.result} is not one of {later.source}")
         return IndexMap(self.source, later.result, tuple(_joined(_composed(self.runs, later.runs))))
+
+
+@functools.lru_cache(maxsize=4)
+def _places(found: IndexMap) -> Tensor:
+    """``(source,)`` the result's index of each index of the source."""
+    import torch
+
+    table = torch.zeros(found.source, dtype=torch.int64)
+    table[torch.tensor(found.kept, dtype=torch.int64)] = torch.tensor(found.places, dtype=torch.int64)
+    return table
 
 
 def _gaps(runs: Iterable[tuple[int, int]], size: int) -> Iterator[int]:

@@ -17,10 +17,18 @@ from graftkit.checkpoint.weights import SINGLE, Weights, read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from graftkit.checkpoint.tensors import LazyTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A file of another folder: a document with its ``value``, or one that comes along byte for byte, whose value is None."""
+
+    directory: Path
+    value: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class Checkpoint:
         remote_code: one line for each ``auto_map`` of a document, code of the checkpoint that is not run.
         notes: one line for each thing that is worth reporting and no error, such as a quantization config.
         stamps: what the source's files were when it was opened.
+        brought: documents and carried files that lie in another folder, by relative path; a document only while it has the same value.
         in_memory: whether a model in memory holds the tensors, so that the folder has documents alone.
     """
 
@@ -58,6 +67,7 @@ class Checkpoint:
     remote_code: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     stamps: Stamps = field(default_factory=dict, compare=False)
+    brought: Mapping[str, Brought] = field(default_factory=dict)
     in_memory: bool = False
 
     @classmethod
@@ -148,7 +158,14 @@ class Checkpoint:
             InputRejected: it is not there any more, or not a file of this checkpoint.
             StorageFault: the file system failed.
         """
-        return resolve_member(self.directory, relative)
+        return resolve_member(self.folder_of(relative) or self.directory, relative)
+
+    def folder_of(self, relative: str) -> Path | None:
+        """The other folder that a file was brought from; None for the source's own, and for a document that changed since."""
+        found = self.brought.get(relative)
+        if found is None or (relative in self.documents and self.documents[relative] is not found.value):
+            return None
+        return found.directory
 
     def with_documents(self, changes: Mapping[str, Any]) -> Checkpoint:
         """Return this checkpoint with documents added or replaced, by relative path; None removes one.
@@ -159,6 +176,15 @@ class Checkpoint:
         kept = {name: value for name, value in documents.items() if value is not None}
         carried = tuple(path for path in self.carried if path not in changes)
         return replace(self, documents=MappingProxyType(kept), carried=carried)
+
+    def with_brought(self, directory: Path, documents: Mapping[str, Any], carried: Iterable[str]) -> Checkpoint:
+        """Return this checkpoint with files of the folder ``directory``, documents with their values and others by relative path."""
+        others = tuple(carried)
+        brought = {name: Brought(directory, value) for name, value in documents.items()}
+        brought |= {path: Brought(directory) for path in others}
+        changed = self.with_documents(documents)
+        kept = tuple(path for path in changed.carried if path not in others)
+        return replace(changed, carried=(*kept, *others), brought=MappingProxyType({**self.brought, **brought}))
 
     def with_tensors(self, changes: Mapping[str, LazyTensor | None], *, shard: str | None = None) -> Checkpoint:
         """Return this checkpoint with tensors replaced, added or dropped, by name on disk; None drops one.

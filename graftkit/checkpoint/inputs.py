@@ -23,27 +23,27 @@ CONFIGS = ("config.json", "adapter_config.json")
 def input_files(recipe: Recipe) -> dict[str, Files]:
     """The files of the base and of whatever else the recipe names, by the dotted place of the name in the recipe.
 
-    Any text of an operation that is the path of a file counts, or of a checkpoint's or an adapter's folder: a token may be "/".
-    A base that is not on this machine is not in it.
+    Any text of an operation that is the path of a file counts, or a checkpoint's or an adapter's folder or hub id: a token may
+    be "/". A base that is not on this machine is not in it.
     """
     found = {}
-    base = base_folder(recipe.base_model, recipe.revision)
+    base = local_folder(recipe.base_model, recipe.revision)
     if base is not None:
         found["base_model"] = _files(base)
     for place, spec in enumerate(recipe.operations):
         for where, text in _texts(spec.plain(), f"operations.{place}"):
-            path = _existing(text)
+            path = local_folder(text)
             if path is not None and (path.is_file() or any((path / name).is_file() for name in CONFIGS)):
                 found[where] = _files(path)
     return found
 
 
-def base_folder(base_model: str, revision: str | None) -> Path | None:
-    """The folder of a local base, or the snapshot of a hub id in the cache; None where there is neither."""
-    local = _existing(base_model)
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """What lies at a path, or the snapshot of a hub id in the cache; None where there is neither."""
+    local = _existing(name)
     if local is not None:
         return local
-    cache = _hub_cache() / f"models--{base_model.replace('/', '--')}"
+    cache = _hub_cache() / f"models--{name.replace('/', '--')}"
     try:
         commit = (cache / "refs" / (revision or "main")).read_text().strip()
     except (OSError, ValueError):

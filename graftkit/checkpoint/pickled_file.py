@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 #: What describes the tensors of a file, without their values; one of a million tensors has less.
 MAX_PICKLE_BYTES = 64 << 20
+
+#: The entry that names the order of bytes holds one short word.
+MAX_BYTE_ORDER = 64
 
 #: Length of the fixed part of a file's own header inside a zip archive, and where it holds the lengths of what follows.
 _LOCAL_HEADER, _NAME_LENGTH, _EXTRA_LENGTH = 30, slice(26, 28), slice(28, 30)
@@ -62,13 +66,22 @@ def _check_archive(path: Path, shown: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
+            order = next((archive.read(entry) for entry in entries if _names_byte_order(entry)), b"")
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise InputRejected(f"{shown}: is a damaged archive: {printable(error)}") from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise InputRejected(f"{shown}: is a compressed archive, which torch.save does not write")
+    if order.decode(errors="replace") not in ("", sys.byteorder):
+        raise InputRejected(
+            f"{shown}: its values are in another byte order; load and save it with torch on this machine"
+        )
     described = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
     if described > MAX_PICKLE_BYTES:
         raise InputRejected(f"{shown}: {described:,} bytes describe its tensors, more than {MAX_PICKLE_BYTES:,}")
+
+
+def _names_byte_order(entry: zipfile.ZipInfo) -> bool:
+    return entry.filename.rpartition("/")[2] == "byteorder" and entry.file_size < MAX_BYTE_ORDER
 
 
 def _reason(message: str) -> str:
@@ -110,8 +123,8 @@ def mapped_tensors(path: Path, shown: str) -> dict[str, LazyTensor]:
 
 def _lazy(path: Path, tensor: Tensor, base: int) -> LazyTensor:
     dtype, shape = TAGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape)
-    if not tensor.numel() or not tensor.is_contiguous():
-        return Computed(dtype, shape, lambda: as_bytes(tensor))
+    if not tensor.numel() or not tensor.is_contiguous() or tensor.is_neg():
+        return Computed(dtype, shape, lambda: as_bytes(tensor.resolve_neg()))
     return Stored(dtype, shape, path, tensor.data_ptr() - base, tensor.numel() * tensor.element_size())
 
 

@@ -179,10 +179,10 @@ def row_chunks(tensor: LazyTensor, axis: int, rows: int, nbytes: int = CHUNK // 
         yield start, _rows(tensor, cutter, axis, start, min(start + step, rows))
 
 
-def read_ids(tensor: LazyTensor, ids: Sequence[int]) -> Tensor:
-    """Rows ``ids`` of a table, old or new. *Shape:* ``(len(ids), d)``; no other stored row is read."""
+def read_ids(tensor: LazyTensor, ids: Sequence[int], axis: int = 0) -> Tensor:
+    """Rows ``ids`` of a table along ``axis``, old or new. *Shape:* ``(len(ids), d)``; no other stored row is read."""
     import torch
 
     cutter = Cutter(tensor.segments())
-    rows = {index: _rows(tensor, cutter, 0, index, index + 1)[0] for index in sorted(set(ids))}
+    rows = {index: _rows(tensor, cutter, axis, index, index + 1)[0] for index in sorted(set(ids))}
     return torch.stack([rows[index] for index in ids])

@@ -1,8 +1,9 @@
 """Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
 
 A tensor is *stored* (a byte range of a source file), *held* (a tensor of a model in memory), *patched* (the source's bytes
-with some rows replaced or appended) or *computed* (bytes made on demand, whole or some rows at a time). A reader only ever
-sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the source's own.
+with some rows replaced or appended), *picked* (some of the source's rows) or *computed* (bytes made on demand, whole or some
+rows at a time). A reader only ever sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the
+source's own.
 """
 
 from __future__ import annotations
@@ -211,6 +212,37 @@ class Patched:
         yield from kept.take(position * width, old * width)
 
 
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Some rows of ``base``, in their order: ``runs`` are ``(first row, how many)``, ascending. Bytes are copied and never decoded.
+
+    A row is one index of ``axis``, and every dimension before ``axis`` must be 1, so that rows are contiguous.
+    """
+
+    base: LazyTensor
+    axis: int
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def dtype(self) -> str:
+        return self.base.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rows = sum(length for _, length in self.runs)
+        return (*self.base.shape[: self.axis], rows, *self.base.shape[self.axis + 1 :])
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    def segments(self) -> Iterator[Segment]:
+        width = math.prod(self.base.shape[self.axis + 1 :]) * ITEM_BYTES[self.dtype]
+        kept = Cutter(self.base.segments())
+        for start, length in self.runs:
+            yield from kept.take(start * width, (start + length) * width)
+
+
 class Cutter:
     """Takes ranges of bytes, ascending, out of the segments of a tensor; a piece that is cut is produced once for all its parts."""
 
@@ -225,7 +257,7 @@ class Cutter:
             end = self._start + held.nbytes
             if start < end:
                 upper = min(stop, end)
-                yield _part_of(held, start - self._start, upper - self._start)
+                yield part_of_segment(held, start - self._start, upper - self._start)
                 start = upper
             if start >= end:
                 self._start, self._held = end, None
@@ -238,7 +270,8 @@ class Cutter:
         return segment
 
 
-def _part_of(segment: Segment, start: int, stop: int) -> Segment:
+def part_of_segment(segment: Segment, start: int, stop: int) -> Segment:
+    """The bytes from ``start`` to ``stop`` of a segment."""
     if stop - start == segment.nbytes:
         return segment
     if isinstance(segment, FileRange):

@@ -79,11 +79,13 @@ def _write_documents(source: Checkpoint, result: Checkpoint, target: Path) -> No
         _make_parent(target / name)
         if name in source.documents and source.documents[name] is value:
             take_file(source.path_of(name), target / name)
+        elif result.folder_of(name) is not None:
+            take_file(result.path_of(name), target / name)
         else:
             (target / name).write_bytes(encode_document(value))
     for name in result.carried:
         _make_parent(target / name)
-        take_file(source.path_of(name), target / name)
+        take_file(result.path_of(name), target / name)
 
 
 def _make_parent(path: Path) -> None:

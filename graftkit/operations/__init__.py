@@ -22,12 +22,15 @@ from graftkit.operations.replace_head import replace_head
 from graftkit.operations.resize_adapter import resize_adapter
 from graftkit.operations.retarget_adapter import retarget_adapter
 from graftkit.operations.take_tensors import take_tensors
+from graftkit.operations.transplant_tokenizer import transplant_tokenizer
+from graftkit.operations.trim_vocab import trim_vocab
 from graftkit.operations.widen import widen
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
     "rename_tokens": rename_tokens,
     "reinit_rows": reinit_rows,
+    "trim_vocab": trim_vocab,
     "add_adapter": add_adapter,
     "add_lora": add_lora,
     "combine_adapters": combine_adapters,
@@ -44,6 +47,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "resize_adapter": resize_adapter,
     "retarget_adapter": retarget_adapter,
     "take_tensors": take_tensors,
+    "transplant_tokenizer": transplant_tokenizer,
     "widen": widen,
 }
 
@@ -52,7 +56,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "drop_blocks", "extend_vocab", "extract_lora", "extract_submodel", "insert_blocks", "merge_adapter",
-        "reinit", "reinit_rows", "replace_head", "take_tensors", "widen",
+        "reinit", "reinit_rows", "replace_head", "take_tensors", "transplant_tokenizer", "trim_vocab", "widen",
     }
 )  # fmt: skip
 

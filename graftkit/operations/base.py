@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import Renamed
@@ -16,6 +17,7 @@ from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.subject import Replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class VocabularyOutcome:
     ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
     since the number of averaged rows is only known then; an operation that ``makes_rows`` of no id promises nothing of them.
     ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
-    another one, and ``renamed_ids`` the id of each by that.
+    another one, and ``renamed_ids`` the id of each by that. ``moved`` says which ids were which, where some went. ``replaced`` is the
+    tokenizer that took the place of all that was there before: what else is said is said of that.
     """
 
     new_tokens: Mapping[str, int]
@@ -37,6 +40,8 @@ class VocabularyOutcome:
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     renamed_ids: Mapping[str, int] = field(default_factory=dict)
     makes_rows: bool = True
+    moved: IndexMap | None = None
+    replaced: Replaced | None = None
 
     @property
     def untrained(self) -> tuple[int, ...]:
@@ -45,6 +50,10 @@ class VocabularyOutcome:
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
+        if later.replaced is not None:
+            return later
+        if later.moved is not None:
+            return self._moved(later.moved).then(replace(later, moved=None))
         special = {token for token in self.special if token not in later.renamed}
         special |= {now.content for old, now in later.renamed.items() if old in self.new_tokens and now.special}
         earlier = {now.content for now in self.renamed.values()} | {*self.new_tokens}
@@ -60,6 +69,30 @@ class VocabularyOutcome:
             renamed,
             {**later.under_new_names(self.renamed_ids), **later.renamed_ids},
             self.makes_rows or later.makes_rows,
+            replaced=self.replaced,
+        )
+
+    def _moved(self, ids: IndexMap) -> VocabularyOutcome:
+        """The same change seen from behind one that left ids out; no bound holds of rows that are no longer among all of them."""
+        places = [
+            {token: place for token, index in held.items() if (place := ids.place(index)) is not None}
+            for held in (self.new_tokens, self.given_rows, self.renamed_ids)
+        ]
+        gone = {token for token in self.new_tokens if token not in places[0]}
+        lost = {
+            now.content
+            for now in self.renamed.values()
+            if now.content in self.renamed_ids and now.content not in places[2]
+        }
+        return replace(
+            self,
+            new_tokens=places[0],
+            special=self.special - gone,
+            kl=lambda: None,
+            replaced=self.replaced and self.replaced.then(ids),
+            given_rows=places[1],
+            renamed={old: now for old, now in self.renamed.items() if now.content not in lost},
+            renamed_ids=places[2],
         )
 
     def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.correspondence import Correspondence
-from graftkit.architecture.skeleton import integer_paths, with_values
+from graftkit.architecture.skeleton import with_values
 from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import MAX_DOCUMENT_BYTES
@@ -23,12 +22,13 @@ from graftkit.checkpoint.tokenizer import (
     template_notes,
     tokenizer_notes,
 )
+from graftkit.checkpoint.tokenizer.id_places import CONFIG, GENERATION, id_places
 from graftkit.errors import InputRejected, RecipeError, plural, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.listed import Listed, listed_tokens, new_ones
 from graftkit.operations.vocabulary.rows import NewRow, RowMaker
-from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary, with_rows
+from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_output_init, one_vocabulary, with_rows
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
 from graftkit.recipe.extend_vocab import PAD_IS_EOS
@@ -54,7 +54,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     needed = max([vocabulary.rows, tokenizer.size, *(index + 1 for index in ids.values())])
     multiple = spec.pad_to_multiple_of or 1
     size = -(-needed // multiple) * multiple
-    _check_named_ids(checkpoint, spec, ids)
+    _check_named_ids(checkpoint, spec, ids, vocabulary.rows)
     past = {index: tokenizer.token_of(index) for index in range(vocabulary.rows, tokenizer.size)}
     others = {**past, **dict.fromkeys(range(needed, size))}
     rows = _new_rows(spec, ids, listed, others, tokenizer.within(vocabulary.rows))
@@ -147,18 +147,16 @@ def _check_padding(spec: ExtendVocab, tokenizer: TokenizerFiles) -> None:
         raise RecipeError(PAD_IS_EOS, field="roles.pad_token")
 
 
-def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int]) -> None:
+def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int], rows: int) -> None:
     """A padding row that a config names as somebody's token id is not free to be taken."""
     by_id = {index: content for content, index in ids.items()}
-    for file in ("config.json", "generation_config.json"):
-        for path, value in integer_paths(checkpoint.documents.get(file, {})):
-            if value not in by_id or not re.search(r"_token_(id|index)$", path[-1]):
-                continue
-            role = path[-1].removesuffix("_id")
-            if spec.roles.get(role) != by_id[value]:  # type: ignore[call-overload]
+    for place in id_places(checkpoint.documents, rows):
+        role = str(place.path[-1]).removesuffix("_id") if place.path else ""
+        for index in place.ids if place.document in (CONFIG, GENERATION) and place.form.needed else ():
+            if index in by_id and spec.roles.get(role) != by_id[index]:  # type: ignore[call-overload]
                 raise InputRejected(
-                    f"{file}: {'.'.join(path)} names id {value}, which no token has and {by_id[value]!r} would take;"
-                    f" give that id its token first (roles: {{{role}: ...}})"
+                    f"{place} names id {index}, which no token has and {by_id[index]!r} would take; give that id its token first"
+                    f" (roles: {{{role}: ...}})"
                 )
 
 
@@ -185,9 +183,8 @@ def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
     domain = "sequences of old token ids"
     if not vocabulary.has_output:
         return Promise(PromiseClass.BITWISE, "hidden states", domain)
-    rounding = "a kernel may round logits differently where the table's shape changed, then within the stated tolerance"
     return Promise(
-        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (rounding,) if grows else ()
+        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (OTHER_KERNEL,) if grows else ()
     )
 
 

@@ -26,6 +26,7 @@ from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.schema import json_schema
 from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.spec import Spec
+from graftkit.recipe.trim_vocab import TrimVocab
 from graftkit.recipe.weight_schemes import WeightScheme
 from graftkit.recipe.widen import Widen
 
@@ -58,6 +59,7 @@ __all__ = [
     "Spec",
     "SubwordMean",
     "TokenSpec",
+    "TrimVocab",
     "VerifyOptions",
     "WeightScheme",
     "Widen",

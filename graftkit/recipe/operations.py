@@ -27,12 +27,15 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.take_tensors import TakeTensors
+from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
+from graftkit.recipe.trim_vocab import TrimVocab
 from graftkit.recipe.widen import Widen
 
 Operation = Annotated[
     ExtendVocab
     | RenameTokens
     | ReinitRows
+    | TrimVocab
     | AddAdapter
     | AddLora
     | CombineAdapters
@@ -49,6 +52,7 @@ Operation = Annotated[
     | InsertBlocks
     | ExtractSubmodel
     | TakeTensors
+    | TransplantTokenizer
     | Widen,
     OneOf("op", "operation"),
 ]

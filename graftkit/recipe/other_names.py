@@ -69,6 +69,7 @@ _SYNONYMS: Mapping[str, str] = {
         " pad_token chat_template tools"
     ),
     "rename_tokens": "rename_token reserved_tokens",
+    "trim_vocab": "trim_tokens trim_vocabulary prune_vocab prune_tokens drop_tokens remove_tokens shrink_vocab",
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",
     "merge_adapter": "merge merge_lora merge_adapters merge_and_unload fold",

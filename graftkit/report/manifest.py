@@ -145,7 +145,7 @@ def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted
 def _changed_names(changes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield the names of the source under which the result has another tensor, or none."""
     for item in changes:
-        if item["kind"] != "patched":
+        if item["kind"] not in ("patched", "trimmed"):
             yield str(item["name"])
         if item["kind"] in ("renamed", "moved"):
             yield str(item["old_name"])

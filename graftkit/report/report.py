@@ -14,6 +14,7 @@ from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
 from graftkit.report.page import render_top
+from graftkit.report.plan_json import promise_json, source_json
 from graftkit.report.size import size
 from graftkit.report.snippets import Written, adapter_snippets, trainer_snippets
 from graftkit.report.terminal import report_text
@@ -116,7 +117,9 @@ class Report:
         grown = [
             structure.memory[change.name].name
             for change in self.plan.tensors
-            if change.kind == "patched" and len(change.new_shape or ()) == 2
+            if change.kind in ("patched", "trimmed", "gathered")
+            and change.produced
+            and len(change.new_shape or ()) == 2
         ]
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
@@ -139,14 +142,8 @@ class Report:
             "graftkit": 1,
             "in_memory": plan.in_memory,
             "verdict": self.verdict,
-            "promise": {
-                **dataclasses.asdict(plan.promise),
-                "strength": plan.promise.strength.word,
-                "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
-                "scope": plan.scope.value,
-                "kl": _kl_json(plan),
-            },
-            "source": _source_json(plan),
+            "promise": promise_json(plan, measured_class(self.outputs), _kl_json(plan)),
+            "source": source_json(plan),
             "inputs": dict(plan.inputs),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
@@ -199,18 +196,13 @@ def plan_html(plan: Plan) -> str:
     return render_top(
         {
             "planned": True,
-            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
-            "source": _source_json(plan),
+            "promise": promise_json(plan),
+            "source": source_json(plan),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
             "notes": list(plan.notes),
         }
     )
-
-
-def _source_json(plan: Plan) -> dict[str, Any]:
-    source = plan.source
-    return {"name": source.name, "revision": source.revision, "left_behind": dict(source.left_behind)}
 
 
 def _kl_json(plan: Plan) -> dict[str, Any] | None:

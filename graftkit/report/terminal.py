@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
-from graftkit.report.module_tables import adapted_json, print_adapted, print_modules
+from graftkit.report.module_tables import print_adapted, print_modules
 from graftkit.report.size import size
 from graftkit.report.tables import captured
 from graftkit.report.tables import open_console as _console
@@ -45,31 +45,6 @@ CARRIED = {
 
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "-" if shape is None else " x ".join(map(str, shape)) or "scalar"
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON values."""
-    import dataclasses
-
-    return {
-        "base_model": plan.source.name,
-        "revision": plan.source.revision,
-        "output": plan.recipe.output,
-        "promise": plan.promise.sentence(),
-        "new_tokens": dict(plan.new_tokens),
-        "renamed_tokens": plan.renamed_tokens,
-        "tensors": [dataclasses.asdict(change) for change in plan.tensors],
-        "values": [dataclasses.asdict(change) for change in plan.values],
-        "notes": list(plan.notes),
-        "adapter": {name: [tensor.dtype, list(tensor.shape)] for name, tensor in plan.adapter.tensors.items()}
-        if plan.adapter
-        else None,
-        **adapted_json(plan),
-        "bytes_taken_over": plan.bytes_taken_over,
-        "bytes_written": plan.bytes_written,
-        "memory": plan.memory,
-        "left_behind": dict(plan.source.left_behind),
-    }
 
 
 def plan_text(plan: Plan) -> str:
@@ -112,7 +87,9 @@ def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
     for change in plan.tensors:
         if change in summed_up:
             continue
-        what = f"{change.rows} rows made" if change.kind == "patched" else change.kind
+        made = f"{change.rows} rows made"
+        words = {"patched": made, "trimmed": f"{change.rows} rows dropped", "gathered": f"{made}, the others moved"}
+        what = words.get(change.kind, change.kind)
         tensors.add_row(
             _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
             size(change.produced), what, change.operation,

@@ -74,7 +74,8 @@ def _changed_files(output: Path, report: Mapping[str, Any], written: int) -> Ite
             same = hashlib.sha256(opened.read(entry["bytes"])).hexdigest() == entry["sha256"]
         if late or status.st_size != size or not same:
             yield f"{printable(entry['name'])} is not the file that was written"
-    for root, _, names in os.walk(output):
+    for root, folders, names in os.walk(output):
+        folders[:] = (name for name in folders if not name.startswith("."))
         for name in names:
             relative = str(Path(root, name).relative_to(output))
             if relative not in known and not name.startswith("."):

@@ -101,14 +101,14 @@ def _unlike(held: Mapping[str, Any], found: Mapping[str, LazyTensor]) -> Iterato
             yield f"converted: tensor {printable(name)!r} does not hold the values that torch unpickles"
 
 
-def _place(value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    return value.data_ptr(), tuple(value.shape), tuple(value.stride())
+def _place(value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], bool]:
+    return value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.is_neg()
 
 
 def _as_bytes(value: Any) -> Any:
     import torch
 
-    return value.detach().contiguous().view(-1).view(torch.uint8)
+    return value.detach().resolve_neg().contiguous().view(-1).view(torch.uint8)
 
 
 def _listed(directory: Path) -> Mapping[str, int]:

@@ -16,7 +16,7 @@ from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
-from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids, in_result
 from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import paired
@@ -232,7 +232,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             capture.calls.clear()
             try:
                 with part_of(step, index, len(before.parts), (new.pager, 1)):
-                    outputs = run(new.model, part, before.extra_inputs)
+                    outputs = run(new.model, in_result(part, found.correspondence), before.extra_inputs)
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
@@ -250,7 +250,8 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             del old, outputs  # before the next ones are made
             step((index + 1) / len(before.parts))
     if found.correspondence.fresh_ids:
-        broken = run_new_ids(new.model, before.parts[0], before.extra_inputs, found.correspondence.fresh_ids)
+        first = in_result(before.parts[0], found.correspondence)
+        broken = run_new_ids(new.model, first, before.extra_inputs, found.correspondence.fresh_ids)
         if broken:
             return broken
     return [] if compared else ["outputs: source and result have no hidden state in common"]

@@ -48,7 +48,10 @@ class TokenizerCheck:
         tokens = subject.tokens
         if tokens is None:
             raise ValueError("the tokenizer was not changed")
-        return check_tokenization(folder_of(subject.source), folder_of(subject.result), tokens)
+        source, ids = folder_of(subject.source), subject.correspondence.ids
+        if tokens.replaced is not None:
+            source, ids = tokens.replaced.folder, tokens.replaced.ids
+        return check_tokenization(source, folder_of(subject.result), tokens, ids=ids)
 
 
 @dataclass(frozen=True, slots=True)

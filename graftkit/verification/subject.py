@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
@@ -12,6 +13,7 @@ from graftkit.running.place import Place
 from graftkit.verification.promises import Promise, Scope
 
 if TYPE_CHECKING:
+    from graftkit.architecture.index_map import IndexMap
     from graftkit.checkpoint.tokenizer import Renamed
     from graftkit.verification.digests import BaseDigests
     from graftkit.verification.kl_promise import KLPromise
@@ -23,12 +25,25 @@ Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Replaced:
+    """A tokenizer in another ``folder`` that took the place of one; ``ids`` say where its ids went since, None where they stayed."""
+
+    folder: Path
+    ids: IndexMap | None = None
+
+    def then(self, ids: IndexMap) -> Replaced:
+        """The same where its ids went on."""
+        return Replaced(self.folder, ids if self.ids is None else self.ids.then(ids))
+
+
+@dataclass(frozen=True, slots=True)
 class NewTokens:
     """How a tokenizer changed on purpose.
 
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
     chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
     name each token that has another one, ``gone`` the places in documents that were taken away, such as ``config.json: text_config``.
+    ``replaced`` is the tokenizer that took the place of the source's, with which the result's is compared.
     """
 
     ids: Mapping[str, int]
@@ -37,6 +52,7 @@ class NewTokens:
     eos_may_pad: bool = False
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
+    replaced: Replaced | None = None
 
 
 def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:

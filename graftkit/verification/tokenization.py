@@ -16,16 +16,18 @@ from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
+from graftkit.verification.token_ids import check_named_ids
 from graftkit.verification.token_names import check_renamed
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
-from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts
+from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts, texts_of_kept
 from graftkit.verification.token_templates import check_same_ids, check_templates, template_notes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from graftkit.architecture.index_map import IndexMap
     from graftkit.checkpoint.tokenizer import Renamed
     from graftkit.verification.subject import NewTokens
 
@@ -49,6 +51,9 @@ FLAGS = ("normalized", "lstrip", "rstrip", "single_word")
 
 #: The key under which texts are counted that a new token in them splits in another way.
 DIFFERING = "texts_split_differently"
+
+#: And texts with a token that is gone, which are split in another way.
+WITHOUT = "texts_with_tokens_that_are_gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +88,26 @@ class TokenizationReport(Report):
     def figure(self) -> str:
         """What was covered, in one line."""
         counts = {name.replace("_", " ").removesuffix("s"): value for name, value in self.covered.items()}
-        differing = counts.pop(DIFFERING.replace("_", " "), 0)
+        differing, without = (counts.pop(name.replace("_", " "), 0) for name in (DIFFERING, WITHOUT))
         text = ", ".join(plural(value, name) for name, value in counts.items() if value)
-        return f"{text}; {differing} split by new words" if differing else text
+        text += f"; {differing} split by new words" if differing else ""
+        return f"{text}; {without} hold tokens that are gone" if without else text
 
 
 def check_tokenization(
-    source: Path, result: Path, tokens: NewTokens, *, probes: Sequence[str] = PROBE_TEXTS
+    source: Path, result: Path, tokens: NewTokens, *, probes: Sequence[str] = PROBE_TEXTS, ids: IndexMap | None = None
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which changed on purpose as ``tokens`` says.
 
-    Texts derived from the new tokens are added to ``probes``.
+    Old ids are compared with those that ``ids`` gives for them, and text with a token that has none may be split otherwise. Texts
+    derived from the new tokens are added to ``probes``.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
 
     """
     start = time.perf_counter()
-    before = LoadedTokenizer.of(source, {old: now.content for old, now in tokens.renamed.items()})
+    before = LoadedTokenizer.of(source, {old: now.content for old, now in tokens.renamed.items()}, ids)
     try:
         after = LoadedTokenizer.of(result)
     except InputRejected as error:
@@ -119,18 +126,20 @@ def _compare(
     made_special = {
         now.content for now in tokens.renamed.values() if now.special and not _was_special(before, now.content)
     }
-    texts = [*probes, *derived_texts(before, every_new, every_special)]
-    split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
-    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone)
+    texts = [*probes, *derived_texts(before, every_new, every_special), *texts_of_kept(before)]
+    splits = compare_splits(before, after, texts, every_new, every_special)
+    alone = tokens.replaced is not None
+    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone, alone=alone)
     failures = chain(
         _check_ids(before, after, tokens.ids),
         check_new_tokens(after, every_new, {*tokens.special, *made_special}),
         check_renamed(before, after, tokens.renamed),
         _check_parts(before, after),
         _check_kept(before, after, tokens.renamed),
-        split_failures,
+        splits.failures,
         role_failures,
-        _check_frame(before, after, texts[:1]),
+        _check_frame(before, after, texts),
+        check_named_ids(before, after),
         check_templates(before, after, changed=tokens.chat_template_changed),
         check_same_ids(before, after) if names else (),
     )
@@ -140,10 +149,11 @@ def _compare(
         "renamed_tokens": len(names),
         "placements": len(every_new) * len(PLACEMENTS),
         "probe_texts": len(texts),
-        DIFFERING: differing,
+        DIFFERING: splits.explained,
+        WITHOUT: splits.without,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
-    return TokenizationReport(found, differences, covered, (*notes, *template_notes(before, after)))
+    return TokenizationReport(found, splits.differences, covered, (*notes, *template_notes(before, after)))
 
 
 def _is_special(after: LoadedTokenizer, index: int) -> bool:
@@ -168,13 +178,18 @@ def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str
     yield from _some(
         f"token {printable(token)!r} has id {index} in tokenizer.json, it is loaded with {after.ids.get(token, 'none')}"
         for token, index in after.file_ids.items()
-        if after.ids.get(token) not in (index, before.ids.get(token, index))
+        if after.ids.get(token) != index and not _disagrees(before, token)
     )
     yield from _some(
         f"token {printable(token)!r} (id {index}) appears at load, and nobody asked for it"
         for token, index in after.ids.items()
         if token not in before.ids and token not in new
     )
+
+
+def _disagrees(before: LoadedTokenizer, token: str) -> bool:
+    """Whether the source's own file has another id for a token than it is loaded with."""
+    return token in before.ids and before.file_ids.get(token) != before.ids[token]
 
 
 def _at(after: LoadedTokenizer, index: int) -> str:
@@ -226,14 +241,12 @@ def _flags(token: object, names: Sequence[str]) -> str:
 
 
 def _check_frame(before: LoadedTokenizer, after: LoadedTokenizer, texts: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence if other special tokens are put around a text, although no role changed."""
+    """Yield a sentence if other special tokens are put around the first text that is split as before, although no role changed."""
+    texts = [text for text in (*texts, "") if before.encode([text]) == after.encode([text])][:1]
     old, now = before.encode(texts, framed=True), after.encode(texts, framed=True)
-    if old == now or before.encode(texts) != after.encode(texts) or before.roles != after.roles:
+    if old == now or before.roles != after.roles:
         return
-    around = [
-        loaded.tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) if ids else []
-        for loaded, (ids,) in ((before, old), (after, now))
-    ]
+    around = [list(loaded.pieces([ids[0], ids[-1]])) if ids else [] for loaded, (ids,) in ((before, old), (after, now))]
     yield f"a text was framed by {printable(around[0])}, now by {printable(around[1])}"
 
 

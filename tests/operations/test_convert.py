@@ -63,7 +63,11 @@ def test_weights_are_those_of_the_pickle_and_tied_ones_are_stored_once(base, tmp
     def tied(held):
         kept = {**held, HEAD: held[TABLE], "model.norm.weight": held["model.norm.weight"].clone()}
         name = "model.layers.0.self_attn.q_proj.weight"
-        return kept | {name: kept[name].T.contiguous().T}  # its values do not lie in their order
+        down = "model.layers.0.mlp.down_proj.weight"
+        return kept | {
+            name: kept[name].T.contiguous().T,  # its values do not lie in their order
+            down: torch._neg_view(-kept[down]),  # what lies there are the others' negatives
+        }
 
     source = pickled(base, tmp_path / "source", change=tied)
     report = convert(source, tmp_path / "out")
@@ -133,6 +137,14 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_is_run(base, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def in_another_byte_order(source):
+    with zipfile.ZipFile(source) as archive:
+        held = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(source, "w", zipfile.ZIP_STORED) as archive:
+        for name, raw in held.items():
+            archive.writestr(name, b"big" if name.endswith("byteorder") else raw)
+
+
 def compressed(source):
     with zipfile.ZipFile(source) as archive:
         held = {entry.filename: archive.read(entry) for entry in archive.infolist()}
@@ -146,6 +158,7 @@ WRONG = {
     "no archive": (lambda path, held: path.write_bytes(b"garbage"), "the format that torch.save has written since 2020"),
     "cut off": (lambda path, held: os.truncate(path, path.stat().st_size // 2), "pytorch_model.bin: "),
     "compressed": (lambda path, held: compressed(path), "is a compressed archive"),
+    "byte order": (lambda path, held: in_another_byte_order(path), "in another byte order"),
     "a training's state": (lambda path, held: torch.save({"model": held, "step": 3}, path), "'model' is of type dict; save the model's state dict alone"),
     "a list": (lambda path, held: torch.save([*held.values()], path), "holds no tensors by name"),
     "sparse": (lambda path, held: torch.save({"a": torch.eye(3).to_sparse()}, path), "safetensors cannot hold"),

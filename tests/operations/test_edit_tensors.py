@@ -283,6 +283,9 @@ def test_assertions_that_hold_and_a_tied_name_that_is_not_stored(tmp_path):
         {"scale": {"tensors": [K], "factor": 2}},
         {"assert": {"equal": [TABLE, TABLE]}},
     )
+    old, new = load_file(tied / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
+    assert new[K].equal(old[K] * 2)
+    assert new.keys() == old.keys()
 
 
 def test_values_that_are_not_finite_are_named(base, tmp_path):

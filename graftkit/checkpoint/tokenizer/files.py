@@ -158,6 +158,11 @@ def backend_of(document: Mapping[str, Any]) -> Tokenizer:
         return Tokenizer.from_str(json.dumps(document))
 
 
+def is_slow(name: str) -> bool:
+    """Whether a file is one of those that a slow tokenizer is read from."""
+    return name in SLOW_FILES or name.endswith(SLOW_ENDINGS)
+
+
 def _enter(entry: AddedEntry, ids: dict[str, int], tokens: dict[int, str]) -> None:
     shown = printable(entry.content)
     known = ids.setdefault(entry.content, entry.index)
@@ -171,7 +176,7 @@ def _enter(entry: AddedEntry, ids: dict[str, int], tokens: dict[int, str]) -> No
 
 
 def _no_fast_tokenizer(names: Collection[str]) -> str:
-    slow = sorted(name for name in names if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
+    slow = sorted(filter(is_slow, names))
     if not slow:
         return "tokenizer.json: not found; tokens cannot be added to a checkpoint without a tokenizer"
     return (

@@ -47,7 +47,7 @@ def adapter_first_step(
         with timed(seconds, "load"):
             loaded = adapt(load(base).model, adapter, trainable=True)
             model: PreTrainedModel = loaded.float().eval().get_base_model()
-        training = Training.of(model, first_texts(model, base, None, seed), correspondence)
+        training = Training.of_result(model, first_texts(model, base, None, seed), correspondence)
         tell(0.3)
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
         with timed(seconds, "reach"):

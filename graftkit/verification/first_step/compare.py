@@ -10,6 +10,7 @@ from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.place import Place
+from graftkit.running.probes import in_result
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
@@ -49,14 +50,13 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
-            texts = first_texts(old, source, correspondence.drawn_ids, seed)
-            before = (
-                _old_gradients(Training.of(old, texts, correspondence), correspondence) if scope.same_outputs else None
-            )
+            drawn = correspondence.drawn_ids
+            texts = first_texts(old, source, drawn, seed)
+            before = _old_gradients(Training.of(old, texts, drawn), correspondence) if scope.same_outputs else None
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            new = Training.of(load(result).model.float(), texts, correspondence)
+            new = Training.of_result(load(result).model.float(), in_result(texts, correspondence), correspondence)
             gap = before.compare(new.old_gradients(), correspondence) if before else None
         with timed(seconds, "reach"):
             moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
@@ -77,7 +77,7 @@ def why_not(scope: Scope) -> str:
 
 def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradients:
     """The source's gradients, each with its noise."""
-    nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence.more_rows)
+    nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence)
     return OldGradients(old.old_gradients(), nulls)
 
 

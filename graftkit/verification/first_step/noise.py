@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from graftkit.architecture.index_map import IndexMap
     from graftkit.running.loss import Columns
 
 #: A difference counts from this many times the noise on, as in the lens.
@@ -59,9 +60,9 @@ class GradientGap:
 
 
 def null_gradients(
-    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: Columns, more: int
+    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: Columns, correspondence: Correspondence
 ) -> Iterator[tuple[str, Gradients]]:
-    """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
+    """``(what was varied, the gradients)``; the ``correspondence`` says which rows the result's table has."""
     loss = FACTOR * loss_of(model, texts, extra_inputs, ids)
     yield "loss times 3", {name: value / FACTOR for name, value in gradients(model, loss).items()}
     if len(texts.ids) > 1:
@@ -69,9 +70,10 @@ def null_gradients(
         outputs = model(**feed(model, rows, extra_inputs))
         back = {name: _rows_back(value, len(rows.ids)) for name, value in outputs.items()}
         yield "rows reversed", gradients(model, loss_on(back, texts, generates=model.can_generate(), ids=ids))
-    for name, added in (("logits summed in reverse", 0), ("logits of a larger table", more)):
-        with other_logits(model, added) as varied:
-            if varied and (added or name.endswith("reverse")):
+    tables = {"logits summed in reverse": None, "logits of the result's rows": correspondence.ids}
+    for name, rows_of in tables.items() if correspondence.reordered else list(tables.items())[:1]:
+        with other_logits(model, rows_of) as varied:
+            if varied:
                 yield name, gradients(model, loss_of(model, texts, extra_inputs, ids))
 
 
@@ -82,19 +84,22 @@ def _rows_back(value: Any, rows: int) -> Any:
 
 
 @contextlib.contextmanager
-def other_logits(model: nn.Module, more: int) -> Iterator[bool]:
-    """The logits from a table with ``more`` rows, without them summed in reverse; False where the model has no plain table."""
+def other_logits(model: nn.Module, rows: IndexMap | None) -> Iterator[bool]:
+    """The logits from a table with a result's ``rows``, without them summed in reverse; False where the model has no plain table."""
     import torch
 
     head = embedding_of(model, OUTPUT)
 
     def again(module: Any, args: tuple[Any, ...], output: Any) -> Any:
         weight, bias = module.weight, module.bias
-        if not more:
+        if rows is None:
             return torch.nn.functional.linear(args[0].flip(-1), weight.flip(-1), bias)
-        larger = torch.cat([weight, weight[:more]])
-        bias = None if bias is None else torch.cat([bias, bias[:more]])
-        return torch.nn.functional.linear(args[0], larger, bias)[..., : output.shape[-1]]
+        origins = torch.zeros(
+            rows.result, dtype=torch.int64
+        )  # a new row may be any, since no column of it is looked at
+        origins[list(rows.places)] = kept = torch.tensor(rows.kept)
+        made = torch.nn.functional.linear(args[0], weight[origins], None if bias is None else bias[origins])
+        return output.index_copy(-1, kept, made[..., list(rows.places)])
 
     hook = head.register_forward_hook(again) if type(head) is torch.nn.Linear else None
     try:

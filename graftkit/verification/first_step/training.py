@@ -43,13 +43,18 @@ class Training:
     left_out: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
-        """Run the model once, to find out what it must be fed and what it gives."""
+    def of(cls, model: PreTrainedModel, texts: Probe, old: Sequence[int] | None, new: tuple[int, ...] = ()) -> Training:
+        """Run the model once, to find out what it must be fed and what it gives; ``old`` and ``new`` are ids of its own."""
         extra_inputs, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-        seen, fresh = observe(outputs, texts), correspondence.fresh_ids[:MOST_IDS]
-        left_out = len(correspondence.fresh_ids) - len(fresh)
-        ids = old_columns(seen, correspondence)
+        seen, fresh = observe(outputs, texts), new[:MOST_IDS]
+        left_out = len(new) - len(fresh)
+        ids = old_columns(seen, old)
         return cls(model, texts, with_ids(texts, fresh), extra_inputs, seen, ids, fresh, left_out)
+
+    @classmethod
+    def of_result(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
+        """The same of a result, whose ``texts`` are under its own ids."""
+        return cls.of(model, texts, correspondence.drawn_in_result, correspondence.fresh_ids)
 
     def old_gradients(self) -> Mapping[str, Tensor]:
         """Those of the loss on old inputs, of logits over ids that of the old ids alone."""
