@@ -123,7 +123,8 @@ class Plan:
         Where models are paged in, outputs and lens hold no more than writing does.
         """
         wanted = self.recipe.verify
-        both = (wanted.lens or wanted.signal) and Scope.NOTHING not in self.scope
+        in_float64 = wanted.lens or (wanted.outputs and self.scope.in_float64)
+        both = (in_float64 or wanted.signal) and Scope.NOTHING not in self.scope
         if not (both or self.compares_outputs):
             return WRITING_BYTES
         if self.in_memory and not both:
