@@ -87,7 +87,7 @@ class AdapterVerification:
         """Everything as JSON values."""
         return {
             **dataclasses.asdict(self),
-            "verdict": self.verdict,
+            "verdict": "" if self.failures else self.verdict,
             "found": dict(self.found),
             "failures": self.failures,
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit import commands, usage
+from graftkit.completion import SHELLS
 from graftkit.drafting.kinds import KINDS, USUAL
 from graftkit.errors import (
     CommittedWithWarning,
@@ -73,10 +74,14 @@ def main(arguments: Sequence[str]) -> int:
 def _after(committed: Sequence[Path], code: int, message: str) -> int:
     """Say what got in the way, and what stands; return the exit code: 7 behind a commit."""
     if committed:
-        _complain(f"{printable(committed[0])}: in place and whole; {message}")
+        _complain(f"{_standing(committed)}; {message}")
         return CommittedWithWarning.exit_code
     _complain(f"{message}; nothing was written")
     return code or StorageFault.exit_code
+
+
+def _standing(committed: Sequence[Path]) -> str:
+    return f"{printable(committed[0])}: in place and whole"
 
 
 def run(arguments: Sequence[str], committed: list[Path] | None = None) -> int:
@@ -100,7 +105,9 @@ def run(arguments: Sequence[str], committed: list[Path] | None = None) -> int:
             traceback.print_exc()
         message, code = _judge(error)
         if committed and code != CommittedWithWarning.exit_code:
-            return _after(committed, code, message)
+            code, message = CommittedWithWarning.exit_code, f"{_standing(committed)}; {message}"
+        if "--json" in arguments:
+            commands.print_error(message.splitlines(), code, committed)
         _complain(message)
         return code
 
@@ -157,6 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(add)
     add("report", commands.report, "rebuild graft_report.html in an output, from its graft_report.json", "DIR")
     _add_selftest(add)
+    text = "print what makes a shell complete commands, options and paths"
+    sub = add("completion", lambda options: commands.completion(parser, options), text)
+    sub.add_argument("shell", choices=SHELLS, metavar="SHELL", help=f"one of {', '.join(SHELLS)}")
     return parser
 
 
@@ -176,7 +186,11 @@ def _add_commands_of_recipes(add: Add) -> None:
     )
     init.add_argument("--revision", help=REVISION)
     with_recipe("validate", commands.validate, "check a recipe without touching a checkpoint")
-    add("schema", commands.schema, "print the JSON Schema of recipes, for editors")
+    schema = add("schema", commands.schema, "print the JSON Schema of recipes, for editors")
+    schema.add_argument(
+        "--of", metavar="COMMAND", choices=commands.PRINT_JSON,
+        help=f"of what this prints with --json: {', '.join(commands.PRINT_JSON)}",
+    )  # fmt: skip
     plan = with_recipe("plan", commands.plan, "show what apply would write; reads no weights")
     apply = with_recipe("apply", commands.apply, "plan, write, verify, and only then let the output appear")
     for sub in (plan, apply):
@@ -197,6 +211,12 @@ def _add_commands_of_recipes(add: Add) -> None:
     )
     apply.add_argument("--link", action="store_true", help="hard-link unchanged shards (they share the source's bytes)")
     apply.add_argument("--device", help=DEVICE)
+    apply.add_argument(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        help="upload the output at the end, to a repository that is private where it is new",
+    )
+    apply.add_argument("--public", action="store_true", help="make a new repository of --push-to-hub public")
 
 
 def _add_inspect(add: Add) -> None:

@@ -6,16 +6,27 @@ import contextlib
 import json
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Iterator
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
 from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
+if TYPE_CHECKING:
+    from graftkit.planning import Plan
+    from graftkit.recipe import Recipe
+    from graftkit.recipe.problems import Document
 
-def _recipe(options: Namespace) -> tuple[Any, Any]:
+
+#: Commands that print values of their own with ``--json``.
+PRINT_JSON = ("init", "validate", "plan", "apply", "inspect", "diff", "verify", "report", "selftest", "completion")
+
+
+def _recipe(options: Namespace) -> tuple[Recipe, Document]:
     """The recipe, and the document that knows where its values stand."""
     from graftkit.recipe.load import load_with_places
 
@@ -43,10 +54,13 @@ def _print_json(value: object) -> int:
     return 0
 
 
+def print_error(lines: Sequence[str], code: int, committed: Sequence[Path]) -> None:
+    """Print an error as JSON, with the output that is in place all the same, if one is."""
+    _print_json({"error": list(lines), "exit_code": code, "committed": str(committed[0]) if committed else None})
+
+
 def init(options: Namespace) -> int:
     """Draft a recipe for a model, and print it or write it to a new file."""
-    from pathlib import Path
-
     target = None if options.output is None else Path(_path(options.output))
     if target is not None and os.path.lexists(target):
         raise RecipeError(f"{printable(target)}: exists; name another file, or remove it")
@@ -78,11 +92,27 @@ def validate(options: Namespace) -> int:
     return 0
 
 
-def schema(_: Namespace) -> int:
-    """Print the JSON Schema of recipes."""
+def schema(options: Namespace) -> int:
+    """Print the JSON Schema of recipes, or of what a command prints."""
+    if options.of:
+        _quiet_libraries()
+        from graftkit.printed_json import printed_schema
+
+        return _print_json(printed_schema(options.of))
     from graftkit.recipe import json_schema
 
     return _print_json(json_schema())
+
+
+def completion(parser: ArgumentParser, options: Namespace) -> int:
+    """Print the script with which a shell completes the command line."""
+    from graftkit.completion import completion_script
+
+    script = completion_script(parser, options.shell)
+    if options.json:
+        return _print_json({"shell": options.shell, "script": script})
+    sys.stdout.write(f"{script}\n")
+    return 0
 
 
 def _quiet_libraries() -> None:
@@ -93,17 +123,20 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _plan(recipe: Any, document: Any, options: Namespace) -> Any:
+def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
     """Plan a recipe; an output that could not be written is refused first, and one that meets the source as soon as that is known."""
-    from pathlib import Path
-
     from graftkit import engine
     from graftkit.checkpoint.output_place import refuse_output
     from graftkit.recipe.load import places_added
+    from graftkit.report import terminal
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    with places_added(document):
-        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
+    with places_added(document), terminal.progress(silent=options.quiet or options.json) as progress:
+        planned = engine.plan(
+            recipe,
+            allow_pickle=options.allow_pickle,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )
     refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     return planned
 
@@ -113,10 +146,11 @@ def plan(options: Namespace) -> int:
     recipe, document = _recipe(options)
     _quiet_libraries()
     from graftkit.report import terminal
+    from graftkit.report.plan_json import plan_json
 
     planned = _plan(recipe, document, options)
     if options.json:
-        return _print_json(terminal.plan_json(planned))
+        return _print_json(plan_json(planned))
     if not options.quiet:
         terminal.print_plan(planned, verbose=options.verbose)
     return 0
@@ -124,17 +158,21 @@ def plan(options: Namespace) -> int:
 
 def apply(options: Namespace) -> int:
     """Plan, write, verify, commit."""
+    _check_push(options)
     if options.dry_run:
         return plan(options)
     recipe, document = _recipe(options)
     if options.if_changed and _is_up_to_date(options, recipe):
-        return 0
+        _push(options, recipe.output)
+        return _print_json({"up_to_date": True, "output": recipe.output}) if options.json else 0
     _quiet_libraries()
     from graftkit import engine
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
     planned = _plan(recipe, document, options)
+    if options.push_to_hub:
+        check_base(planned.source.name, planned.source.revision)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
@@ -143,21 +181,38 @@ def apply(options: Namespace) -> int:
             planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
             committed=options.committed,
         )  # fmt: skip
-    if options.json:
-        return _print_json(written.to_json())
     if not silent:
         terminal.print_report(written)
-    return 0
+    _push(options, recipe.output)
+    return _print_json(written.to_json()) if options.json else 0
 
 
-def _is_up_to_date(options: Namespace, recipe: Any) -> bool:
+def _check_push(options: Namespace) -> None:
+    """Refuse what is meaningless with --push-to-hub, or without, and an upload that cannot be tried."""
+    if options.public and not options.push_to_hub:
+        raise RecipeError("--public: is for --push-to-hub; leave it out")
+    if options.push_to_hub and options.dry_run:
+        raise RecipeError("--push-to-hub: nothing is written with --dry-run; leave one out")
+    if options.push_to_hub:
+        _quiet_libraries()
+        check_upload(options.push_to_hub)
+
+
+def _push(options: Namespace, output: str) -> None:
+    """Upload what is in place, where that is asked for, and say where it is."""
+    if options.push_to_hub:
+        options.committed(Path(output))
+        address = upload(Path(output), options.push_to_hub, public=options.public)
+        if not (options.quiet or options.json):
+            sys.stdout.write(f"uploaded to {printable(address)}\n")
+
+
+def _is_up_to_date(options: Namespace, recipe: Recipe) -> bool:
     """Whether the output is what the recipe gives; says so, or what has changed."""
     from graftkit.report.up_to_date import why_stale
 
     why = why_stale(recipe)
-    if options.json and not why:
-        _print_json({"up_to_date": True, "output": recipe.output})
-    elif not (options.quiet or options.json) and os.path.lexists(recipe.output):
+    if not (options.quiet or options.json) and os.path.lexists(recipe.output):
         said = f"not up to date: {why}" if why else f"up to date: {printable(recipe.output)}"
         sys.stdout.write(f"{said}\n")
     return not why
@@ -218,8 +273,6 @@ def verify(options: Namespace) -> int:
             progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
         )  # fmt: skip
     if options.report:
-        from pathlib import Path
-
         from graftkit.report.comparison import write_comparison
 
         write_comparison(options.a, options.b, found, Path(_path(options.report)))
@@ -233,8 +286,6 @@ def verify(options: Namespace) -> int:
 @contextlib.contextmanager
 def _naming_damage(result: str) -> Iterator[None]:
     """Where a checkpoint is refused that its report describes, name the files that are not as they were written."""
-    from pathlib import Path
-
     from graftkit.errors import InputRejected, few
     from graftkit.report.manifest import changed_files
 
@@ -248,8 +299,6 @@ def _naming_damage(result: str) -> Iterator[None]:
 
 def report(options: Namespace) -> int:
     """Make the page of an output again."""
-    from pathlib import Path
-
     from graftkit.report.page import write_page
 
     page = str(write_page(Path(_path(options.dir))))

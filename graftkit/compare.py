@@ -76,7 +76,7 @@ def _is_adapter(folder: str | os.PathLike[str]) -> bool:
 
 
 def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
-    return _difference(document_changes(old, new), old.tensors, new.tensors)
+    return _difference(document_changes(old, new), old.all_tensors, new.all_tensors)
 
 
 def _difference(
@@ -140,7 +140,7 @@ class Verification:
         """One line, where nothing was found: what was verified, or what was promised and measured, and what was not judged."""
         promised = self.accounted.promised if self.accounted else None
         if promised:
-            measured = measured_class(self.outputs)
+            measured = measured_class(self.outputs, promised)
             shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
             return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
         if self.cannot_run:
@@ -186,6 +186,7 @@ class Verification:
             **{check.name: check.to_json() for check in self.checks},
             "found": self.found,
             "failures": self.failures,
+            "verdict": "" if self.failures else self.verdict,
             "rows": self.new_rows,
             "unjudged": self.unjudged,
             "vocabulary": self.pair.takes_ids,
@@ -233,6 +234,7 @@ def verify(
         scope=pair.accounted.scope,
         correspondence=pair.correspondence,
         added=pair.added,
+        recast=pair.recast,
         tokens=pair.new_tokens(),
         kl=pair.bound,
         wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),

@@ -20,10 +20,12 @@ from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
 from graftkit.checkpoint.tokenizer.template_notes import templates
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, is_on_hub
 from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
+from graftkit.verification.value_head import value_head_findings
 
 #: What transformers writes as model_max_length where there is no limit is far beyond this.
 NO_LIMIT = 10**12
@@ -46,16 +48,16 @@ class NeverTrained:
 
 @dataclass(frozen=True, slots=True)
 class TableInspection:
-    """One vocabulary tensor: its role, and which of its tokenized rows were never trained."""
+    """One vocabulary tensor: its role, and which of its tokenized rows were never trained; None where its values lie on the hub."""
 
     name: str
     role: str
     dtype: str
     shape: tuple[int, ...]
-    zero: int
-    near_zero: int
-    duplicates: int
-    live: int
+    zero: int | None
+    near_zero: int | None
+    duplicates: int | None
+    live: int | None
     never_trained: tuple[NeverTrained, ...] = ()
 
 
@@ -65,7 +67,9 @@ class Inspection:
 
     ``input`` is what the class is fed in the first place; where that is no token ids, there may be no rows and no tokens.
     ``modules`` is what adapters can target. ``chat_templates`` gives the number of characters of each by its name, which is
-    empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts.
+    empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts. ``bytes_on_hub`` is
+    what was not downloaded of the weights, and not looked at. ``value_head`` describes the head in
+    value_head.safetensors; empty where there is none.
     """
 
     name: str
@@ -89,15 +93,19 @@ class Inspection:
     modules: tuple[ModuleGroup, ...]
     chat_templates: Mapping[str, int]
     model_max_length: int | None
+    bytes_on_hub: int = 0
+    value_head: str = ""
 
 
 def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
     """Inspect a checkpoint; reads the vocabulary's tables, and every tensor when ``nonfinite`` is asked for.
 
+    Of weights that lie on the hub alone no more than headers is read, but where ``nonfinite`` is asked for.
+
     Raises:
         InputRejected: it cannot be opened, or its vocabulary cannot be found.
     """
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = Checkpoint.open(model, revision=revision, weights=nonfinite)
     structure = account(checkpoint)
     vocabulary = vocabulary_of(checkpoint, structure)
     bare = vocabulary is NO_VOCABULARY and "tokenizer.json" not in checkpoint.documents
@@ -125,12 +133,14 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
         ),
         special=dict(tokenizer.special),
         findings=tuple(_all_findings(checkpoint, structure, None if bare else tokenizer, vocabulary.rows)),
-        nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
+        nonfinite=tuple(not_finite(checkpoint.all_tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
         dimensions=dimensions_of(structure.skeleton),
         modules=module_groups(structure.skeleton),
         chat_templates={name: len(text) for name, text in templates(checkpoint.documents).items()},
         model_max_length=_longest(checkpoint),
+        bytes_on_hub=bytes_on_hub(checkpoint),
+        value_head=", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in checkpoint.value_head.items()),
     )
 
 
@@ -166,6 +176,7 @@ def _all_findings(
 ) -> Iterator[str]:
     yield from _quantized(checkpoint, structure)
     yield from _unknown(structure)
+    yield from value_head_findings(checkpoint)
     if tokenizer is not None:
         yield from _findings(checkpoint, tokenizer, rows)
 
@@ -185,6 +196,8 @@ def _table(
     if not isinstance(tensor, Stored):
         raise InputRejected(f"tensor {item.name!r} is not stored")
     found, named = None, tuple[NeverTrained, ...]()
+    if is_on_hub(tensor):
+        return TableInspection(item.name, item.role, tensor.dtype, tensor.shape, None, None, None, None)
     if math.prod(tensor.shape) > tensor.shape[item.axis]:
         found = table_statistics(lambda: row_chunks(tensor, item.axis, tokens), tokens)
         named = tuple(_never_trained(checkpoint, item, found, tokenizer, std))

@@ -45,6 +45,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "graftkit verify BASE MERGED --adapter DIR",
     ),
     "selftest": ("graftkit selftest", "graftkit selftest MODEL --no-outputs"),
+    "completion": (
+        "graftkit completion bash > ~/.local/share/bash-completion/completions/graftkit",
+        "graftkit completion zsh > ~/.zsh/completions/_graftkit",
+    ),
 }
 
 

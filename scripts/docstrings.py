@@ -68,6 +68,9 @@ def split(everything: tuple[Text, ...], seed: int, *, train: int, test: int, by_
     """``train`` and ``test`` texts of each domain, by lot, from modules that are dealt to the two sides by lot.
 
     Not ``by_module``, the texts themselves are dealt: what one module says of itself then stands on both sides.
+
+    Raises:
+        ValueError: this Python has too few texts or modules of a domain, as one has that comes without tkinter and idlelib.
     """
     draw = random.Random(f"split {seed}")  # noqa: S311 - a benchmark's lot
     sides: tuple[list[Text], list[Text]] = ([], [])
@@ -85,7 +88,10 @@ def split(everything: tuple[Text, ...], seed: int, *, train: int, test: int, by_
                 left -= counts[module]
                 held.add(module)
         for side, size, tested in zip(sides, (train, test), (False, True), strict=True):
-            side.extend(draw.sample([text for text in texts_of if (text.module in held) is tested], size))
+            dealt = [text for text in texts_of if (text.module in held) is tested]
+            if len(dealt) < size:
+                raise ValueError(f"this Python has too few modules of the domain {label}: {', '.join(sorted(counts))}")
+            side.extend(draw.sample(dealt, size))
     return Split(tuple(sides[0]), tuple(sides[1]))
 
 

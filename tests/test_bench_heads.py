@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,15 @@ def test_each_text_stands_once_and_without_the_name_of_its_module(texts):
     assert named == []
 
 
+def test_a_domain_of_too_few_modules_is_named(scripts, texts):
+    with pytest.raises(ValueError, match=r"too few modules of the domain gui: turtle$"):
+        scripts["docstrings"].split(
+            tuple(text for text in texts if text.label != "gui" or text.module == "turtle"), 0, train=128, test=60
+        )
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.skipif(find_spec("idlelib") is None, reason="this Python comes without tkinter and idlelib")
 def test_no_module_is_trained_on_and_tested_on(seed, scripts, texts):
     found = scripts["docstrings"].split(texts, seed, train=128, test=60)
     assert not {text.module for text in found.train} & {text.module for text in found.test}

@@ -22,7 +22,9 @@ LAYERS = [
     {"planning"},
     {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},
-    {"commands", "process", "usage"},
+    {"process", "usage"},
+    {"completion", "printed_json"},
+    {"commands"},
     {"cli"},
 ]
 

@@ -1,8 +1,9 @@
 """Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
 
 A tensor is *stored* (a byte range of a source file), *held* (a tensor of a model in memory), *patched* (the source's bytes
-with some rows replaced or appended) or *computed* (bytes made on demand, whole or some rows at a time). A reader only ever
-sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the source's own.
+with some rows replaced or appended), *gathered* (some of its rows) or *computed* (bytes made on demand, whole or some
+rows at a time). A reader only ever sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the
+source's own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
+
+from graftkit.checkpoint.hub.file import HubFile
 
 #: Bytes per element of each dtype of the safetensors format that fills whole bytes.
 ITEM_BYTES = {
@@ -25,12 +28,15 @@ ITEM_BYTES = {
 #: The dtypes that graftkit computes with. Every other dtype is bytes that are carried along.
 FLOATING = ("F64", "F32", "F16", "BF16")
 
+#: What holds a stored tensor: a file on this machine, or one of a hub repository.
+SourceFile = Path | HubFile
+
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """``nbytes`` bytes of ``path`` from ``offset`` on."""
 
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 
@@ -76,7 +82,7 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 
@@ -225,7 +231,7 @@ class Cutter:
             end = self._start + held.nbytes
             if start < end:
                 upper = min(stop, end)
-                yield _part_of(held, start - self._start, upper - self._start)
+                yield part_of_segment(held, start - self._start, upper - self._start)
                 start = upper
             if start >= end:
                 self._start, self._held = end, None
@@ -238,7 +244,8 @@ class Cutter:
         return segment
 
 
-def _part_of(segment: Segment, start: int, stop: int) -> Segment:
+def part_of_segment(segment: Segment, start: int, stop: int) -> Segment:
+    """The bytes from ``start`` to ``stop`` of a segment."""
     if stop - start == segment.nbytes:
         return segment
     if isinstance(segment, FileRange):

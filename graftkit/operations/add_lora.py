@@ -88,6 +88,7 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         scope=Scope.NOTHING if takes_out else Scope.EVERYTHING,
         checks=(check,),
         prepare=data.run if data else None,
+        reads_weights=maker.reads_weights,
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.dequantized import FORMATS
+from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.quantization import quantization_config, quantization_method
@@ -18,6 +19,7 @@ from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.subject import Progress, Replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,9 @@ class VocabularyOutcome:
     ``eos_may_pad`` says that the pad token may be the end-of-sequence token. ``kl`` is called after the rows were computed,
     since the number of averaged rows is only known then; an operation that ``makes_rows`` of no id promises nothing of them.
     ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
-    another one, and ``renamed_ids`` the id of each by that.
+    another one, and ``renamed_ids`` the id of each by that. ``moved`` says which ids were which, where some went. ``replaced`` is the
+    tokenizer that took the place of all that was there before: what else is said is said of that. ``learned`` are those of the new
+    tokens that are pieces of the tokenizer's model.
     """
 
     new_tokens: Mapping[str, int]
@@ -39,6 +43,9 @@ class VocabularyOutcome:
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     renamed_ids: Mapping[str, int] = field(default_factory=dict)
     makes_rows: bool = True
+    moved: IndexMap | None = None
+    replaced: Replaced | None = None
+    learned: frozenset[str] = frozenset()
 
     @property
     def untrained(self) -> tuple[int, ...]:
@@ -47,6 +54,10 @@ class VocabularyOutcome:
 
     def then(self, later: VocabularyOutcome) -> VocabularyOutcome:
         """One change that stands for both, ``later`` coming behind."""
+        if later.replaced is not None:
+            return later
+        if later.moved is not None:
+            return self._moved(later.moved).then(replace(later, moved=None))
         special = {token for token in self.special if token not in later.renamed}
         special |= {now.content for old, now in later.renamed.items() if old in self.new_tokens and now.special}
         earlier = {now.content for now in self.renamed.values()} | {*self.new_tokens}
@@ -62,6 +73,32 @@ class VocabularyOutcome:
             renamed,
             {**later.under_new_names(self.renamed_ids), **later.renamed_ids},
             self.makes_rows or later.makes_rows,
+            replaced=self.replaced,
+            learned=frozenset(token for token in self.learned if token not in later.renamed) | later.learned,
+        )
+
+    def _moved(self, ids: IndexMap) -> VocabularyOutcome:
+        """The same change seen from behind one that left ids out; no bound holds of rows that are no longer among all of them."""
+        places = [
+            {token: place for token, index in held.items() if (place := ids.place(index)) is not None}
+            for held in (self.new_tokens, self.given_rows, self.renamed_ids)
+        ]
+        gone = {token for token in self.new_tokens if token not in places[0]}
+        lost = {
+            now.content
+            for now in self.renamed.values()
+            if now.content in self.renamed_ids and now.content not in places[2]
+        }
+        return replace(
+            self,
+            new_tokens=places[0],
+            special=self.special - gone,
+            kl=lambda: None,
+            replaced=self.replaced and self.replaced.then(ids),
+            given_rows=places[1],
+            renamed={old: now for old, now in self.renamed.items() if now.content not in lost},
+            renamed_ids=places[2],
+            learned=self.learned - gone,
         )
 
     def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:
@@ -97,10 +134,12 @@ class Outcome:
         vocabulary: how it changed the vocabulary, if it did.
         adapter: the adapter that it makes, if it does.
         new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
+        untied: ties ``(target, source)`` that it undoes on purpose, names in memory.
         scope: what of the outputs the general check compares.
         checks: checks of its own.
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
+        reads_weights: whether what it makes takes values of the base's weights.
     """
 
     checkpoint: Checkpoint
@@ -110,10 +149,12 @@ class Outcome:
     vocabulary: VocabularyOutcome | None = None
     adapter: Adapter | None = None
     new_modules: tuple[str, ...] = ()
+    untied: frozenset[tuple[str, str]] = frozenset()
     scope: Scope = Scope.EVERYTHING
     checks: tuple[Check, ...] = ()
     prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
+    reads_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +162,7 @@ class Context:
     """What an operation may know besides its spec: the recipe's seed, its place in it, and what came before.
 
     Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
-    directory that the recipe names.
+    directory that the recipe names. ``progress`` is called with what takes long already when it is planned, and the share done.
     """
 
     seed: int
@@ -129,6 +170,7 @@ class Context:
     source: Checkpoint
     output: Path
     earlier: tuple[Outcome, ...] = ()
+    progress: Progress | None = None
 
 
 def check_plain_weights(checkpoint: Checkpoint, op: str, *, else_do: str = "dequantize it first ({convert})") -> None:

@@ -11,6 +11,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.write import METADATA
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
@@ -22,9 +23,6 @@ from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, S
 
 #: What the files of a slow tokenizer are called; any one of them is enough for transformers to tell which it is.
 SLOW = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")
-
-#: What every safetensors file of transformers says of itself.
-METADATA = {"format": "pt"}
 
 
 def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -11,7 +11,7 @@ from graftkit.architecture.fused import slices
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.peft.equal_edits import equal_edits
 from graftkit.architecture.peft.replaced import replaced_tensors
-from graftkit.architecture.skeleton import build_skeleton, with_values
+from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
 from graftkit.checkpoint.cast import cast
@@ -27,6 +27,7 @@ from graftkit.operations.adapters.tokenizer_beside import tokenizer_differences
 from graftkit.operations.adapters.values_beside import left_beside
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
+from graftkit.operations.weights.dtype import config_in_dtype
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import read_record
@@ -170,12 +171,7 @@ def _check_apart(shown: str, architecture: str, alike: list[list[str]]) -> None:
 
 def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The checkpoint with every floating tensor in ``dtype``, which the config names wherever it names one."""
-    config = checkpoint.config
-    keys = ("dtype", "torch_dtype")
-    inside = {key: value for key, value in config.items() if isinstance(value, dict)}
-    top: list[tuple[str, ...]] = [(key,) for key in keys if key in config] or [("dtype",)]
-    below = [(name, key) for name, value in inside.items() for key in keys if key in value]
-    documents = {"config.json": with_values(config, [*top, *below], dtype)}
+    documents = {"config.json": config_in_dtype(checkpoint.config, dtype)}
     tensors = {name: cast(tensor, TAGS[dtype]) for name, tensor in checkpoint.tensors.items()}
     return checkpoint.with_documents(documents).with_tensors(tensors)
 

@@ -14,6 +14,7 @@ from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
 from graftkit.report.page import render_top
+from graftkit.report.plan_json import promise_json, source_json
 from graftkit.report.size import size
 from graftkit.report.snippets import Written, adapter_snippets, trainer_snippets
 from graftkit.report.terminal import report_text
@@ -92,7 +93,7 @@ class Report:
             yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
-        if (found := measured_class(self.outputs)) is not None:
+        if (found := measured_class(self.outputs, self.plan.promise)) is not None:
             yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
@@ -113,12 +114,15 @@ class Report:
             written = f"{self.plan.recipe.output}/{FOLDER}"
             noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
             name = noted or architecture_of(self.plan.result.config)
-            return adapter_snippets(base, written, name, adapter.config, labels)
+            beside = bool(self.plan.result.value_head)
+            return adapter_snippets(base, written, name, adapter.config, labels, value_head=beside)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name].name
             for change in self.plan.tensors
-            if change.kind == "patched" and len(change.new_shape or ()) == 2
+            if change.kind in ("patched", "trimmed", "gathered")
+            and change.produced
+            and len(change.new_shape or ()) == 2
         ]
         modules = [
             name.removesuffix(".weight").rpartition(".")[2] for name in grown if name in structure.skeleton.shapes
@@ -131,6 +135,7 @@ class Report:
             structure.skeleton.architecture, tuple(modules), ids, labels, _has_zero_head(self.plan),
             sentences="modules.json" in self.plan.result.carried,
             new_blocks=tuple(f"{path}.{place}" for place in blocks.fresh) if blocks else (),
+            value_head=bool(self.plan.result.value_head),
         )  # fmt: skip
         return trainer_snippets(output, checkpoint)
 
@@ -141,14 +146,8 @@ class Report:
             "graftkit": 1,
             "in_memory": plan.in_memory,
             "verdict": self.verdict,
-            "promise": {
-                **dataclasses.asdict(plan.promise),
-                "strength": plan.promise.strength.word,
-                "measured": measured.word if (measured := measured_class(self.outputs)) is not None else None,
-                "scope": plan.scope.value,
-                "kl": _kl_json(plan),
-            },
-            "source": _source_json(plan),
+            "promise": promise_json(plan, measured_class(self.outputs, plan.promise), _kl_json(plan)),
+            "source": source_json(plan),
             "inputs": dict(plan.inputs),
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
@@ -201,8 +200,8 @@ def plan_html(plan: Plan) -> str:
     return render_top(
         {
             "planned": True,
-            "promise": {**dataclasses.asdict(plan.promise), "strength": plan.promise.strength.word},
-            "source": _source_json(plan),
+            "promise": promise_json(plan),
+            "source": source_json(plan),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),
             "notes": list(plan.notes),
@@ -210,15 +209,10 @@ def plan_html(plan: Plan) -> str:
     )
 
 
-def _source_json(plan: Plan) -> dict[str, Any]:
-    source = plan.source
-    return {"name": source.name, "revision": source.revision, "left_behind": dict(source.left_behind)}
-
-
 def _kl_json(plan: Plan) -> dict[str, Any] | None:
     """The promised bound on the KL; a mean of some rows is given as what it is too, a convex combination of old ones."""
     vocabulary = plan.vocabulary
-    kl = vocabulary.kl() if vocabulary and not plan.scope else None
+    kl = vocabulary.kl() if vocabulary and plan.scope.same_outputs else None
     if kl is None:
         return None
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from graftkit.architecture.correspondence import Correspondence
     from graftkit.running.probes import Probe
 
 #: Logits over token ids; over labels; over places of a text (question answering); one number; hidden states.
@@ -85,11 +84,10 @@ def observe(outputs: Mapping[str, Any], batch: Probe) -> Observed:
     raise VerificationFailed("first step: the forward gives no tensor that a loss could be taken of")
 
 
-def old_columns(seen: Observed, correspondence: Correspondence) -> Columns:
-    """The old ids that the logits are a distribution over; None for all, and where they are no distribution over ids."""
+def old_columns(seen: Observed, drawn: Sequence[int] | None) -> Columns:
+    """The ids ``drawn`` that the logits are a distribution over; None for all, and where they are no distribution over ids."""
     import torch
 
-    drawn = correspondence.drawn_ids
     if seen.kind != "ids" or drawn is None:
         return None
     return slice(len(drawn)) if isinstance(drawn, range) else torch.tensor(drawn)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from graftkit.architecture.correspondence import Correspondence
+
 #: Floating point operations that one pass over all probes may cost: some seconds on two cores.
 OPERATIONS = 7e11
 
@@ -178,6 +180,12 @@ def encoded_texts(directory: Path, drawn: Sequence[int]) -> list[list[int]]:
         encoded = [[i for i in tokenizer.encode(text).ids if i in known] for text in PROBE_TEXTS]
     long = [ids for ids in encoded if len(ids) >= 4]
     return long if len(long) > 1 else []  # a normalizer may leave nothing of texts
+
+
+def in_result(probe: Probe, correspondence: Correspondence) -> Probe:
+    """The probe as the result is fed it: the same tokens under its own ids."""
+    ids = correspondence.ids_in_result(probe.ids)
+    return probe if ids is probe.ids else replace(probe, ids=ids)
 
 
 def _batch(name: str, rows: list[tuple[list[int], bool]], pad: int) -> Probe:

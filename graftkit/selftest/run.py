@@ -24,6 +24,7 @@ from graftkit.selftest.grown import GROWN_FAULTS, GrownSubject
 from graftkit.selftest.kernels import KERNELS
 from graftkit.selftest.report import CleanRun, PlantedFault, Selftest
 from graftkit.selftest.subject import NotApplicable, Subject
+from graftkit.selftest.trimmed import TRIMMED_FAULTS, make_trimmed
 from graftkit.verification.outputs import OutputsReport
 
 T = TypeVar("T")
@@ -47,13 +48,14 @@ def selftest(
     faults: Sequence[Fault[Subject]] = FAULTS,
     adapter_faults: Sequence[Fault[AdapterSubject]] = ADAPTER_FAULTS,
     grown_faults: Sequence[Fault[GrownSubject]] = GROWN_FAULTS,
+    trimmed_faults: Sequence[Fault[GrownSubject]] = TRIMMED_FAULTS,
     progress: Progress | None = None,
 ) -> Selftest:
-    """Verify the verifier on ``model``, by default the one that ships, on an adapter made for it, and on a grown output.
+    """Verify the verifier on ``model``, by default the one that ships, on an adapter made for it, on a grown and on a trimmed output.
 
     ``leave_out`` names checks that are switched off, which the report then shows to be missed; ``outputs=False`` leaves
-    out the forward, and does not ask it of any fault. Without ``adapter_faults`` no adapter is made, without ``grown_faults`` no
-    output.
+    out the forward, and does not ask it of any fault. Without ``adapter_faults`` no adapter is made, without ``grown_faults`` or
+    ``trimmed_faults`` no such output.
 
     Raises:
         RecipeError: no model is named and none ships, or a check is not known.
@@ -74,9 +76,11 @@ def selftest(
         runs = [bench.clean(copy.name, copy.make) for copy in with_progress(progress, "clean copies", copies)]
         if copies and outputs and OUTPUTS not in leave_out:
             runs += _under_other_kernels(bench, copies[0])
-        if grown_faults:
-            more = _on_a_grown_output(subject, room, grown_faults, leave_out, outputs=outputs)
-            planted, runs = [*planted, *more[0]], [*runs, *more[1]]
+        outputs_made = (("grown", GrownSubject.make, grown_faults), ("trimmed", make_trimmed, trimmed_faults))
+        for name, make, own_faults in outputs_made:
+            if own_faults:
+                more = _on_an_output(name, make, subject, room, own_faults, leave_out, outputs=outputs)
+                planted, runs = [*planted, *more[0]], [*runs, *more[1]]
         if adapter_faults:
             try:
                 adapter = AdapterSubject.make(subject, room)
@@ -103,17 +107,24 @@ def _under_other_kernels(bench: Bench[Subject], copy: CleanCopy) -> Iterator[Cle
             yield bench.clean(f"{copy.name}; {name}", copy.make)
 
 
-def _on_a_grown_output(
-    subject: Subject, room: Path, faults: Sequence[Fault[GrownSubject]], leave_out: Collection[str], *, outputs: bool
+def _on_an_output(
+    name: str,
+    make: Callable[[Subject, Path], GrownSubject],
+    subject: Subject,
+    room: Path,
+    faults: Sequence[Fault[GrownSubject]],
+    leave_out: Collection[str],
+    *,
+    outputs: bool,
 ) -> tuple[list[PlantedFault], list[CleanRun]]:
     """Plant faults into an output that lies beside its report; these are faults of files, so that no model is run for them."""
     try:
-        made = GrownSubject.make(subject, room)
+        made = make(subject, room)
     except NotApplicable as why:
         return [PlantedFault(fault.name, not_applicable=str(why)) for fault in faults], []
     bench = Bench(made, grown.look_at(made, room, leave_out, outputs=False), FUNCTIONAL)
     clean = Bench(made, grown.look_at(made, room, leave_out, outputs=outputs))
-    runs = [clean.clean(f"grown; {copy.name}", copy.make) for copy in grown.clean_copies()]
+    runs = [clean.clean(f"{name}; {copy.name}", copy.make) for copy in grown.clean_copies()]
     return [bench.fault(fault) for fault in faults], runs
 
 

@@ -17,6 +17,7 @@ from graftkit.running import memory
 from graftkit.running.forward import Loaded, load, undisturbed
 from graftkit.running.peft_loading import assembled, with_peft
 from graftkit.running.place import Place, open_place
+from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
 from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
@@ -192,14 +193,15 @@ class AdapterCheck:
             weights: WeightGap | None = residual_gap(inner, original, residual.correspondence)
         else:
             weights = offset_gap(inner) if self.strength is PromiseClass.EXACT else None
-        alive = liveness(peft_model, reference.parts[0], reference.extra_inputs, seed)
+        first = in_result(reference.parts[0], residual.correspondence)
+        alive = liveness(peft_model, first, reference.extra_inputs, seed)
         found = {
             "peft": named,
             "weights": weights.failures if weights else (),
             "outputs": tuple(gap.failures(self.strength)),
             "gradients": alive.failures if self._says_of_gradients(gap) else (),
         }
-        after = "" if any(found.values()) else self._merged(peft_model, reference, base)
+        after = "" if any(found.values()) else self._merged(peft_model, first, reference.extra_inputs, base)
         found["merging"] = ("adapter: merging it changes the outputs",) if after == "failed" else ()
         return dataclasses.replace(
             report, gap=gap, merged=after, weights=weights, gradients=alive, found=found, seconds=seconds
@@ -250,13 +252,13 @@ class AdapterCheck:
         found = {"peft": named, "outputs": tuple(gap.failures(self.strength)), "gradients": gradients}
         return dataclasses.replace(report, gap=gap, gradients=alive, found=found)
 
-    def _merged(self, peft_model: Any, reference: Reference, base: Place) -> str:
+    def _merged(self, peft_model: Any, probe: Probe, extra_inputs: frozenset[str], base: Place) -> str:
         """Merge and run the first probe again, where merging is promised to change nothing and memory is at hand."""
         if self.strength is not PromiseClass.BITWISE:
             return ""
         if weight_bytes(base) > memory.available() // 2:
             return "not run: too little memory"
-        return merged(peft_model, reference.parts[0], reference.extra_inputs)
+        return merged(peft_model, probe, extra_inputs)
 
 
 def adapted_weights(model: Any) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.running.forward import run
+from graftkit.running.probes import in_result
 from graftkit.verification.comparison import NOISE_RATIO, Comparison
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.promises import PromiseClass
@@ -65,7 +66,7 @@ def compare(
     for part in reference.parts:
         old = reference.kept[part.name]
         try:
-            outputs = run(model, part, reference.extra_inputs)
+            outputs = run(model, in_result(part, correspondence), reference.extra_inputs)
         except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
             stopped.append(f"adapter: the forward fails on probe {part.name!r}: {one_line(error)}")
             break

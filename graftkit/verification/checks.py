@@ -135,9 +135,10 @@ def find_kind(findings: Iterable[object], kind: type[Kind]) -> Kind | None:
 
 
 def finite(value: Any) -> Any:
-    """JSON values of ``value``: a float that is not finite becomes a string, tuples become lists."""
+    """JSON values of ``value``: a float that is not finite becomes a string, tuples and, sorted, sets become lists."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
+    value = sorted(value) if isinstance(value, set | frozenset) else value
     return [finite(item) for item in value] if isinstance(value, tuple | list) else value

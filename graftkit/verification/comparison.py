@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.running.bits import equal
 from graftkit.running.forward import run
+from graftkit.running.probes import in_result
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -132,7 +133,7 @@ def compare_runs(model: nn.Module, before: Reference, correspondence: Correspond
     """Run ``model`` on the probes of a reference and compare its outputs, all steps of cached decoding together."""
     found = Comparison(correspondence, join_steps=True)
     for part in before.parts:
-        found.add(part, before.kept[part.name], run(model, part, before.extra_inputs))
+        found.add(part, before.kept[part.name], run(model, in_result(part, correspondence), before.extra_inputs))
     return found
 
 

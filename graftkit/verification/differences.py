@@ -92,7 +92,7 @@ class Differences:
         if not measure(tally, old, new):
             return
         tally.first = tally.first or probe.name
-        reordered = grown and self.correspondence.more_rows != 0
+        reordered = grown and self.correspondence.reordered
         tally.beyond = tally.beyond or not reordered
         for start in range(0, len(old), POSITIONS) if reordered or distributions else ():
             part = slice(start, start + POSITIONS)

@@ -185,7 +185,7 @@ def _bound(
     fresh, kept = _fresh_and_kept(correspondence, z.shape[-1])
     count = len(fresh)
     if promise.kind == "mean" and exact:
-        averaged = slice(correspondence.live) if promise.averaged is None else torch.tensor(promise.averaged)
+        averaged = torch.tensor(correspondence.drawn_in_result if promise.averaged is None else promise.averaged)
         # The exact mean row's logit is the mean of the averaged rows' logits: no need to form the row.
         gap = (z[:, fresh] - z[:, averaged].mean(1, keepdim=True)).abs().max(1).values
         return torch.log1p(count / promise.rows_averaged * torch.exp(torch.minimum(gap, slack))), "log(1 + k/m)"

@@ -11,7 +11,7 @@ class KLPromise:
     """The bound on KL(p_old ‖ p_new) over the kept ids, for k fresh rows.
 
     ``mean``: every fresh output row is the mean of ``rows_averaged`` live rows, so by Jensen KL <= log(1 + k/m), whatever
-    the hidden state. ``averaged`` are the ids of those rows, None for all live ids. ``convex``: every fresh row is a
+    the hidden state. ``averaged`` are the ids of those rows, None for all live ids that stay. ``convex``: every fresh row is a
     convex combination of old rows, so KL <= log(1 + k · max p). ``likeliest``: how the fresh rows were made is not known, and
     none of them is to be likelier than the likeliest old id is anywhere, so that the largest p is taken over all positions.
     Each time exp of the rounding of the stored rows.

@@ -21,6 +21,7 @@ from graftkit.errors import few
 from graftkit.running.forward import Loaded, load, release, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.place import Place
+from graftkit.running.probes import in_result
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
@@ -229,7 +230,7 @@ def _run_merged(
 ) -> Outputs:
     """The outputs of one probe; what is wrong with them over the ids from before ``later`` goes to ``failures``."""
     try:
-        found = run(model, part, native.extra_inputs)
+        found = run(model, in_result(part, later), native.extra_inputs)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         failures.append(f"outputs: the merged model's forward fails on probe {part.name!r}: {one_line(error)}")
         return {}

@@ -16,7 +16,7 @@ from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
-from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids, in_result
 from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import paired
@@ -58,6 +58,7 @@ class OutputsReport(Report):
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     measured: bool = False
+    in_float64: bool = False
     new_ids: int = 0
     paged: bool = False
     unit: str = "tokens"
@@ -127,20 +128,20 @@ def _figure(items: list[OutputComparison]) -> str:
 def compare_outputs(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    added: frozenset[str] = frozenset(), progress: Progress | None = None,
+    added: frozenset[str] = frozenset(), recast: bool = False, progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
     from the files as the forwards ask for them; None lets the memory that is free decide. The result's class may leave out the
-    tensors that were ``added``.
+    tensors that were ``added``. One that is ``recast``, stored in another dtype on purpose, is loaded in the source's.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
     seconds: dict[str, float] = {}
-    backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
     theirs, ours = correspondence.part
     other_class = theirs != ours
     correspondence = correspondence.of_backbones() if backbone else correspondence
@@ -151,7 +152,7 @@ def compare_outputs(
             part=theirs, paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
-            new = load(result, paged=from_files, lent=True)
+            new = load(result, paged=from_files, lent=True, dtype=before.dtype if recast else None)
             split_large_tables(new.model)
         failures = _loading_failures(before, new, added, backbone=backbone, other_class=backbone or other_class)
         new = new.backbone(ours) if backbone else new
@@ -182,6 +183,7 @@ def compare_outputs(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
+        in_float64=scope.in_float64,
         paged=from_files,
         unit=before.parts[0].unit,
         new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),
@@ -230,7 +232,7 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             capture.calls.clear()
             try:
                 with part_of(step, index, len(before.parts), (new.pager, 1)):
-                    outputs = run(new.model, part, before.extra_inputs)
+                    outputs = run(new.model, in_result(part, found.correspondence), before.extra_inputs)
             except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
                 return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
             old = before.kept.pop(part.name)
@@ -248,7 +250,8 @@ def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, 
             del old, outputs  # before the next ones are made
             step((index + 1) / len(before.parts))
     if found.correspondence.fresh_ids:
-        broken = run_new_ids(new.model, before.parts[0], before.extra_inputs, found.correspondence.fresh_ids)
+        first = in_result(before.parts[0], found.correspondence)
+        broken = run_new_ids(new.model, first, before.extra_inputs, found.correspondence.fresh_ids)
         if broken:
             return broken
     return [] if compared else ["outputs: source and result have no hidden state in common"]

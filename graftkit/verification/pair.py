@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.index_map import IndexMap
+from graftkit.architecture.token_ids import renumbered
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, Renamed, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, few, plural
 from graftkit.verification.accounted import Accounted
@@ -16,9 +19,10 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens, places
+from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
+from graftkit.verification.value_head import new_value_head_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,8 @@ class Pair:
         """Read what both have of a vocabulary.
 
         Raises:
-            InputRejected: the second has fewer rows or tensors that its class alone does not know, one of them alone takes token
-                ids, or its vocabulary cannot be told.
+            InputRejected: the second has fewer rows and no report, or tensors that its class alone does not know; one of them alone
+                takes token ids; or its vocabulary cannot be told.
         """
         before, after = account(old), account(new)
         known = report.tensors if report else frozenset[str]()
@@ -59,12 +63,14 @@ class Pair:
         if bool(rows[0]) != bool(rows[1]):
             taking = (old, new) if rows[0] else (new, old)
             raise InputRejected(f"{taking[1].name}: takes no token ids, but {taking[0].name} does")
-        if rows[1] < rows[0]:
-            raise InputRejected(f"{new.name}: has {rows[1]} rows, fewer than the {rows[0]} of {old.name}")
+        if rows[1] < rows[0] and report is None:
+            raise InputRejected(
+                f"{new.name}: has {rows[1]} rows, fewer than the {rows[0]} of {old.name}, and no report says which of them"
+            )
         bare = not rows[0] and not any("tokenizer.json" in checkpoint.documents for checkpoint in (old, new))
         first, second = (NO_TOKENIZER if bare else read_tokenizer(checkpoint.documents) for checkpoint in (old, new))
         tokenizers = first, second
-        ids = _correspondence(rows[0], rows[1], min(tokenizers[0].size, rows[0]), tokenizers[1].size)
+        ids = _correspondence(rows[0], rows[1], *tokenizers)
         correspondence = report.correspondence if report else IDENTITY
         reported = correspondence.ids
         if reported is None or ([reported.source, reported.result], correspondence.live) != (rows, ids.live):
@@ -87,41 +93,69 @@ class Pair:
         """Whether both look token ids up in a table."""
         return bool(self.vocabularies[0].rows)
 
+    @property
+    def recast(self) -> bool:
+        """Whether the second is in another dtype, and the report says that this was meant."""
+        named = any(place.rpartition(".")[2] in DTYPE_FIELDS for _, place in self.accounted.values)
+        return named and is_recast(self.old.config, self.new.config)
+
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
-        allowed = Allowed(self.correspondence, *self.tokenizers, self.accounted.values)
-        return check_documents(self.old, self.new, allowed)
+        allowed, ids = Allowed(self.correspondence, *self.tokenizers, self.accounted.values), self.correspondence.ids
+        moved = {} if self.replaced or ids is None or ids.in_place else renumbered(self.old.documents, ids)
+        return check_documents(self.old.with_documents(moved), self.new, allowed)
 
     def new_tokens(self) -> NewTokens | None:
-        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so."""
-        if not self.has_tokenizer:
+        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so.
+
+        None where there is none, and where the report says that it is another checkpoint's, whose files it vouches for.
+        """
+        if not self.has_tokenizer or self.replaced:
             return None
-        first, second = self.tokenizers
-        ids = {second.token_of(index): index for index in range(first.size, second.size)}
+        second = self.tokenizers[1]
+        named = ((second.token_of(index), index) for index in self._new_ids())
+        ids = {token: index for token, index in named if token is not None}
+        added = {entry.content for entry in second.added}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
         return NewTokens(
-            {token: index for token, index in ids.items() if token is not None},
+            {token: index for token, index in ids.items() if token in added},
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             dict(self._renamed()),
             places(self.accounted.values),
+            learned={token: index for token, index in ids.items() if token not in added},
+            longer=is_longer(self.accounted.values),
         )
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the report says that another checkpoint's tokenizer took the place of the first's."""
+        return (TOKENIZER, "") in self.accounted.values
+
+    def _new_ids(self) -> Iterable[int]:
+        """The ids of the second tokenizer that are not the first's."""
+        if self.correspondence.ids is not None and not self.correspondence.ids.in_place:
+            return self.correspondence.fresh_ids
+        return range(self.tokenizers[0].size, self.tokenizers[1].size)
 
     def _renamed(self) -> Iterator[tuple[str, Renamed]]:
         """What the report says of renamed tokens, of those that the first has under their old names."""
         first, second = self.tokenizers
         for old, now in self.accounted.renamed.items():
             index = first.id_of(old)
-            if index is not None and index == second.id_of(now.content):
+            ids = self.correspondence.ids
+            place = index if index is None or ids is None or ids.in_place else ids.place(index)
+            if place is not None and place == second.id_of(now.content):
                 yield old, now
 
     def tensors(self) -> Iterator[str]:
         """What tensors are not the first's, less those that the report says were changed; and new rows that are wild."""
         before, after = self.vocabularies
         axes = {item.name: item.axis for item in before.tensors}
-        fresh, live = self.correspondence.fresh_ids, self.correspondence.live or 0
-        yield from changed_tensors(self.old, self.new, axes, frozenset(fresh), self.accounted.tensors)
+        fresh, live = self.correspondence.fresh_ids, self._live
+        yield from changed_tensors(self.old, self.new, axes, self.correspondence.ids, self.accounted.tensors)
+        yield from new_value_head_findings(self.old, self.new)
         if self.accounted.promise:
             return
         yield from lost_ties(self.old, self.new)
@@ -135,9 +169,12 @@ class Pair:
         if self.accounted.promise:
             kl = self.accounted.promise.get("kl")
             return KLPromise(kl["kind"], kl.get("rows_averaged", 0)) if kl else None
-        return likely_bound(
-            self.new, self.vocabularies[1], self.correspondence.fresh_ids, self.correspondence.live or 0
-        )
+        return likely_bound(self.new, self.vocabularies[1], self.correspondence.fresh_ids, self._live)
+
+    @property
+    def _live(self) -> int:
+        """How many ids of the second have rows that are the first's."""
+        return len(self.correspondence.drawn_in_result or ())
 
     def unjudged(self, left_out: Collection[str], measured: OutputsReport | None) -> str:
         """Why the new rows were not all judged; empty where they were, where there are none, and where the report vouches."""
@@ -155,13 +192,18 @@ class Pair:
             yield from check_shares(measured.distribution, self.tokenizers[1].token_of)
 
 
-def _correspondence(old_rows: int, new_rows: int, old_ids: int, new_ids: int) -> Correspondence:
+def _correspondence(old_rows: int, new_rows: int, first: TokenizerFiles, second: TokenizerFiles) -> Correspondence:
     """The ids that only the second tokenizer has, and rows behind both tokenizers that only the second table has, are fresh.
 
-    ``old_ids`` are those of the first tokenizer that have a row.
+    Where the second table has fewer rows, each of its ids is the first's that has the same token.
     """
     if not old_rows:
         return IDENTITY
+    old_ids, new_ids = min(first.size, old_rows), second.size
+    if new_rows < old_rows:
+        origins = [first.id_of(second.tokens.get(index, "")) for index in range(new_rows)]
+        rows = [index if index is None or index < old_rows else None for index in origins]
+        return Correspondence(IndexMap.of_origins(old_rows, rows), old_ids)
     fresh = {*range(old_ids, new_ids), *range(max(new_ids, old_rows), new_rows)}
     return Correspondence.of_ids(old_rows, new_rows, old_ids, tuple(sorted(fresh)))
 

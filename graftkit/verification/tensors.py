@@ -7,10 +7,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.reading import chunks, read_range, row_chunks, torch_dtype
+from graftkit.checkpoint.reading import chunks, read_range, read_rows, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor, Stored
 from graftkit.errors import printable
+
+#: Rows of a table that are compared at a time.
+STEP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +52,18 @@ def changed_tensors(
     old: Checkpoint,
     new: Checkpoint,
     axes: Mapping[str, int],
-    fresh: frozenset[int],
+    ids: IndexMap | None,
     excused: Collection[str] = (),
 ) -> Iterator[str]:
     """Yield a sentence for each tensor of ``old`` whose bits are not in ``new``, less the ``excused`` ones.
 
-    ``axes`` names the tensors that are indexed by the vocabulary, with the axis: their rows of ``fresh`` ids may change.
+    ``axes`` names the tensors that are indexed by the vocabulary, with the axis: of these the rows that ``ids`` pairs are compared.
     """
-    for name, before in old.tensors.items():
+    now = new.all_tensors
+    for name, before in old.all_tensors.items():
         if name in excused:
             continue
-        after, shown = new.tensors.get(name), printable(name)
+        after, shown = now.get(name), printable(name)
         if after is None:
             yield f"structure: tensor {shown!r} is missing"
             continue
@@ -72,7 +77,7 @@ def changed_tensors(
         elif before.dtype != after.dtype:
             yield f"structure: tensor {shown!r} was {found.old}, now {found.new}"
         else:
-            rows, largest = _changed_rows(before, after, axes[name], fresh)
+            rows, largest = _changed_rows(before, after, axes[name], ids or IndexMap.identity(before.shape[axes[name]]))
             if rows:
                 yield f"structure: tensor {shown!r}: {rows} rows of old ids changed, {_gap(largest)}"
 
@@ -112,19 +117,19 @@ def _common_rows(old: Stored, new: Stored, size: int = 8 << 20) -> Iterator[tupl
         )  # type: ignore[misc]
 
 
-def _changed_rows(old: Stored, new: Stored, axis: int, fresh: frozenset[int]) -> tuple[int, float | None]:
-    """Count the changed rows of old ids, and the largest difference in them; ``fresh`` ones may change."""
-    import torch
-
+def _changed_rows(old: Stored, new: Stored, axis: int, ids: IndexMap) -> tuple[int, float | None]:
+    """Count the rows that are not those that ``ids`` pairs them with, and the largest difference in them."""
     floating = old.dtype in FLOATING
-    pairs = zip(row_chunks(old, axis, old.shape[axis]), row_chunks(new, axis, old.shape[axis]), strict=True)
     changed, largest = 0, 0.0
-    for (start, a), (_, b) in pairs:
-        different = (a.view(_words(a)) != b.view(_words(b))).any(1).nonzero().flatten().tolist()
-        rows = torch.tensor([row for row in different if row + start not in fresh], dtype=torch.int64)
-        changed += len(rows)
-        if len(rows) and floating:
-            largest = max(largest, _largest(a[rows], b[rows]))
+    for place, start, length in ids.runs:
+        for done in range(0, length, STEP):
+            count = min(STEP, length - done)
+            a = read_rows(old, axis, start + done, start + done + count)
+            b = read_rows(new, axis, place + done, place + done + count)
+            different = (a.view(_words(a)) != b.view(_words(b))).any(1)
+            changed += int(different.sum())
+            if floating and different.any():
+                largest = max(largest, _largest(a[different], b[different]))
     return changed, largest if floating else None
 
 

@@ -17,15 +17,21 @@ LOOKED_UP = ROLES[:3]
 
 
 def check_roles(
-    before: LoadedTokenizer, after: LoadedTokenizer, *, eos_may_pad: bool = False, gone: Collection[str] = ()
+    before: LoadedTokenizer,
+    after: LoadedTokenizer,
+    *,
+    eos_may_pad: bool = False,
+    gone: Collection[str] = (),
+    alone: bool = False,
 ) -> tuple[list[str], tuple[str, ...]]:
     """Return the disagreements that are new, and as notes the changed roles and the source's own disagreements.
 
-    ``eos_may_pad`` says that an operation was asked to pad with the eos token; ``gone`` are places that it took away.
+    ``eos_may_pad`` says that an operation was asked to pad with the eos token; ``gone`` are places that it took away. Where ``before``
+    stands ``alone``, what lies beside it is another model's.
     """
     failures: list[str] = []
     notes: list[str] = []
-    old_places, new_places = _places(before), _places(after)
+    old_places, new_places = {} if alone else _places(before), _places(after)
     failures += [f"{place}: is missing" for place in old_places if place not in (*new_places, *gone)]
     if _pads_with_eos(after):
         (notes if eos_may_pad or _pads_with_eos(before) else failures).append(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from graftkit.errors import printable
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Texts are derived from so many new tokens of each kind; more would only repeat what they show.
 MAX_DERIVED = 500
+#: So many kept tokens are tried alone, where others are gone.
+MAX_ALONE = 5_000
 #: So many differences are shown for one token, and of all together.
 MAX_SHOWN = 4
 MAX_SHOWN_IN_ALL = 100
@@ -49,6 +52,15 @@ class SplitDifference:
         return printable(f"in {probe!r}, {old} became {now}{cause}")
 
 
+class Splits(NamedTuple):
+    """What became of texts: failures, some of the differences that new tokens explain, how many these are, and those of lost tokens."""
+
+    failures: list[str]
+    differences: tuple[SplitDifference, ...]
+    explained: int
+    without: int
+
+
 def _joined(pieces: tuple[str, ...]) -> str:
     return "|".join(pieces[:12]) + ("|..." if len(pieces) > 12 else "")
 
@@ -68,20 +80,32 @@ def derived_texts(before: LoadedTokenizer, new: Mapping[str, int], special: Coll
     return [text for text in dict.fromkeys(texts) if text and text not in new]
 
 
+def texts_of_kept(before: LoadedTokenizer) -> list[str]:
+    """Return texts that are made of tokens which stay where others go: each alone, and several in a row; none where none goes."""
+    if before.moved is None:
+        return []
+    chance = random.Random(0)  # noqa: S311 - an order, no secret
+    ids = list(before.ids.values())
+    alone = chance.sample(ids, min(len(ids), MAX_ALONE))
+    rows = [chance.choices(ids, k=8) for _ in range(MAX_DERIVED)]
+    return [text for row in (*([index] for index in alone), *rows) if (text := before.decode(row))]
+
+
 def compare_splits(
     before: LoadedTokenizer,
     after: LoadedTokenizer,
     texts: Sequence[str],
     new: Mapping[str, int],
     special: Collection[str],
-) -> tuple[list[str], tuple[SplitDifference, ...], int]:
-    """Compare how ``texts`` split. Return the failures, some of the differences that may be, and how many those are.
+) -> Splits:
+    """Compare how ``texts`` split.
 
     Renamed tokens stand in the second's texts under their names. It is a failure when no new token explains a difference and the
     text holds no renamed one, or when a special one does in text that does not hold it.
     """
     failures: list[str] = []
     differences: list[SplitDifference] = []
+    without: int = 0
     shown: Counter[str | None] = Counter()
     contents = {index: content for content, index in new.items()}
     now_texts = [before.text_under_names(text) for text in texts]
@@ -89,6 +113,9 @@ def compare_splits(
         texts, now_texts, before.encode(texts), after.encode(now_texts), strict=True
     ):
         if old == now:
+            continue
+        if before.loses(old):
+            without += 1
             continue
         responsible = list(dict.fromkeys(contents[index] for index in now if index in contents))
         wrong = [content for content in responsible if content in special and content not in under_names]
@@ -102,7 +129,7 @@ def compare_splits(
             shown[difference.token] += 1
             if shown[difference.token] <= MAX_SHOWN and len(differences) < MAX_SHOWN_IN_ALL:
                 differences.append(difference)
-    return failures, tuple(differences), shown.total()
+    return Splits(failures, tuple(differences), shown.total(), without)
 
 
 def _difference(
@@ -113,10 +140,7 @@ def _difference(
     tail = 0
     while tail < min(len(old), len(now)) - head and old[-1 - tail] == now[-1 - tail]:
         tail += 1
-    before, after = (
-        tuple(map(str, side.tokenizer.convert_ids_to_tokens(pieces[head : len(pieces) - tail])))
-        for side, pieces in zip(loaded, ids, strict=True)
-    )
+    before, after = (side.pieces(pieces[head : len(pieces) - tail]) for side, pieces in zip(loaded, ids, strict=True))
     return SplitDifference(text, before, after, tokens[0] if tokens else None)
 
 

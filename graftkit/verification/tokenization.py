@@ -16,39 +16,38 @@ from graftkit.errors import InputRejected, plural, printable
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
+from graftkit.verification.learned_pieces import LearnedPieces
+from graftkit.verification.token_ids import check_named_ids
 from graftkit.verification.token_names import check_renamed
 from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
 from graftkit.verification.token_roles import check_roles
-from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts
+from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts, texts_of_kept
 from graftkit.verification.token_templates import check_same_ids, check_templates, template_notes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from graftkit.checkpoint.tokenizer import Renamed
+    from graftkit.architecture.index_map import IndexMap
     from graftkit.verification.subject import NewTokens
 
 __all__ = ["SplitDifference", "TokenizationReport", "check_tokenization"]
 
-#: The parts of tokenizer.json that split text and join it again.
-PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 #: What a tokenizer is told at load and keeps: a change of one changes batches without changing a token.
+LENGTH = "model_max_length"
 SETTINGS = (
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "clean_up_tokenization_spaces",
-    "split_special_tokens",
+    LENGTH, "padding_side", "truncation_side", "clean_up_tokenization_spaces", "split_special_tokens",
     "model_input_names",
-)
-
+)  # fmt: skip
 
 #: What else an added token is told, beside whether it is special.
 FLAGS = ("normalized", "lstrip", "rstrip", "single_word")
 
 #: The key under which texts are counted that a new token in them splits in another way.
 DIFFERING = "texts_split_differently"
+
+#: And texts with a token that is gone, which are split in another way.
+WITHOUT = "texts_with_tokens_that_are_gone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +82,26 @@ class TokenizationReport(Report):
     def figure(self) -> str:
         """What was covered, in one line."""
         counts = {name.replace("_", " ").removesuffix("s"): value for name, value in self.covered.items()}
-        differing = counts.pop(DIFFERING.replace("_", " "), 0)
+        differing, without = (counts.pop(name.replace("_", " "), 0) for name in (DIFFERING, WITHOUT))
         text = ", ".join(plural(value, name) for name, value in counts.items() if value)
-        return f"{text}; {differing} split by new words" if differing else text
+        text += f"; {differing} split by new words" if differing else ""
+        return f"{text}; {without} hold tokens that are gone" if without else text
 
 
 def check_tokenization(
-    source: Path, result: Path, tokens: NewTokens, *, probes: Sequence[str] = PROBE_TEXTS
+    source: Path, result: Path, tokens: NewTokens, *, probes: Sequence[str] = PROBE_TEXTS, ids: IndexMap | None = None
 ) -> TokenizationReport:
     """Compare the tokenizer in ``result`` with the one in ``source``, which changed on purpose as ``tokens`` says.
 
-    Texts derived from the new tokens are added to ``probes``.
+    Old ids are compared with those that ``ids`` gives for them, and text with a token that has none may be split otherwise. Texts
+    derived from the new tokens are added to ``probes``.
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
 
     """
     start = time.perf_counter()
-    before = LoadedTokenizer.of(source, {old: now.content for old, now in tokens.renamed.items()})
+    before = LoadedTokenizer.of(source, {old: now.content for old, now in tokens.renamed.items()}, ids)
     try:
         after = LoadedTokenizer.of(result)
     except InputRejected as error:
@@ -119,31 +120,38 @@ def _compare(
     made_special = {
         now.content for now in tokens.renamed.values() if now.special and not _was_special(before, now.content)
     }
-    texts = [*probes, *derived_texts(before, every_new, every_special)]
-    split_failures, differences, differing = compare_splits(before, after, texts, every_new, every_special)
-    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone)
+    learned = LearnedPieces(before, after, tokens.learned, frozenset(every_new.values()))
+    words = {word: index for index in tokens.learned.values() if (word := after.decode([index]).strip())}
+    texts = [*probes, *derived_texts(before, {**every_new, **words}, every_special), *words, *texts_of_kept(before)]
+    splits = compare_splits(before, after, texts, {**every_new, **tokens.learned}, every_special)
+    alone = tokens.replaced is not None
+    role_failures, notes = check_roles(before, after, eos_may_pad=tokens.eos_may_pad, gone=tokens.gone, alone=alone)
     failures = chain(
-        _check_ids(before, after, tokens.ids),
+        _check_ids(before, after, {**tokens.ids, **tokens.learned}),
         check_new_tokens(after, every_new, {*tokens.special, *made_special}),
         check_renamed(before, after, tokens.renamed),
-        _check_parts(before, after),
-        _check_kept(before, after, tokens.renamed),
-        split_failures,
+        learned.part_failures(),
+        _check_kept(before, after, tokens),
+        splits.failures,
+        learned.failures(texts),
         role_failures,
-        _check_frame(before, after, texts[:1]),
+        _check_frame(before, after, texts),
+        check_named_ids(before, after),
         check_templates(before, after, changed=tokens.chat_template_changed),
         check_same_ids(before, after) if names else (),
     )
     covered = {
         "old_ids": len(before.ids),
         "new_tokens": len(tokens.ids),
+        "learned_pieces": len(tokens.learned),
         "renamed_tokens": len(names),
         "placements": len(every_new) * len(PLACEMENTS),
         "probe_texts": len(texts),
-        DIFFERING: differing,
+        DIFFERING: splits.explained,
+        WITHOUT: splits.without,
     }
     found = tuple(f"tokenizer: {failure}" for failure in failures)
-    return TokenizationReport(found, differences, covered, (*notes, *template_notes(before, after)))
+    return TokenizationReport(found, splits.differences, covered, (*notes, *template_notes(before, after)))
 
 
 def _is_special(after: LoadedTokenizer, index: int) -> bool:
@@ -168,7 +176,7 @@ def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str
     yield from _some(
         f"token {printable(token)!r} has id {index} in tokenizer.json, it is loaded with {after.ids.get(token, 'none')}"
         for token, index in after.file_ids.items()
-        if after.ids.get(token) not in (index, before.ids.get(token, index))
+        if after.ids.get(token) != index and not _disagrees(before, token)
     )
     yield from _some(
         f"token {printable(token)!r} (id {index}) appears at load, and nobody asked for it"
@@ -177,24 +185,21 @@ def _check_ids(before: LoadedTokenizer, after: LoadedTokenizer, new: Mapping[str
     )
 
 
+def _disagrees(before: LoadedTokenizer, token: str) -> bool:
+    """Whether the source's own file has another id for a token than it is loaded with."""
+    return token in before.ids and before.file_ids.get(token) != before.ids[token]
+
+
 def _at(after: LoadedTokenizer, index: int) -> str:
     return repr(printable(after.tokens[index])) if index in after.tokens else "nothing"
 
 
-def _check_parts(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[str]:
-    """Yield the parts of tokenizer.json that changed: no set of probes would notice each merge that is lost."""
-    pairs = [(part, before.tokenizer_json.get(part), after.tokenizer_json.get(part)) for part in PARTS]
-    for part, old, now in pairs:
-        if old != now and before.part_as_loaded(part) != after.part_as_loaded(part):
-            yield f"tokenizer.json: {part} is not the source's"
-
-
-def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mapping[str, Renamed]) -> Iterator[str]:
+def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, tokens: NewTokens) -> Iterator[str]:
     """Yield what the old tokens and the tokenizer itself lost: flags, specialness, class, settings.
 
-    Whether a ``renamed`` token is special was asked for.
+    Whether a renamed token is special was asked for, and so was another length, where the model takes one.
     """
-    special = {now.content: now.special for now in renamed.values()}
+    special = {now.content: now.special for now in tokens.renamed.values()}
     lost = [token for token in before.special if token not in after.special and special.get(token, True)]
     yield from _some(f"{printable(token)!r} is no longer a special token" for token in lost)
     yield from _some(_other_flags(before, after, special))
@@ -203,7 +208,7 @@ def _check_kept(before: LoadedTokenizer, after: LoadedTokenizer, renamed: Mappin
         yield f"AutoTokenizer loads a {names[1]}, it was a {names[0]}"
     for name in SETTINGS:
         old, now = (getattr(loaded.tokenizer, name, None) for loaded in (before, after))
-        if old != now:
+        if old != now and not (tokens.longer and name == LENGTH):
             yield f"{name} was {printable(old)}, now {printable(now)}"
 
 
@@ -226,14 +231,12 @@ def _flags(token: object, names: Sequence[str]) -> str:
 
 
 def _check_frame(before: LoadedTokenizer, after: LoadedTokenizer, texts: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence if other special tokens are put around a text, although no role changed."""
+    """Yield a sentence if other special tokens are put around the first text that is split as before, although no role changed."""
+    texts = [text for text in (*texts, "") if before.encode([text]) == after.encode([text])][:1]
     old, now = before.encode(texts, framed=True), after.encode(texts, framed=True)
-    if old == now or before.encode(texts) != after.encode(texts) or before.roles != after.roles:
+    if old == now or before.roles != after.roles:
         return
-    around = [
-        loaded.tokenizer.convert_ids_to_tokens([ids[0], ids[-1]]) if ids else []
-        for loaded, (ids,) in ((before, old), (after, now))
-    ]
+    around = [list(loaded.pieces([ids[0], ids[-1]])) if ids else [] for loaded, (ids,) in ((before, old), (after, now))]
     yield f"a text was framed by {printable(around[0])}, now by {printable(around[1])}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support import tokenizer_sources
 from support.adapters import make_adapter
 from support.families import build
 
@@ -26,8 +27,18 @@ SPECS = {
         {"tokens": ["zqx"], "init": {"scheme": "copy", "token": "nowhere"}},
         "init",
     ),
+    "learn_tokens": (
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 20},
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 100000},
+        "size",
+    ),
     "rename_tokens": ({"names": {"<unk>": "<|tool|>"}}, {"names": {"<nowhere>": "<|tool|>"}}, "names.<nowhere>"),
     "reinit_rows": ({"tokens": ["<unk>", 9]}, {"tokens": ["<unk>", 999]}, r"tokens.1"),
+    "trim_vocab": (
+        {"keep": {"tokens": ["et"]}},
+        {"keep": {"tokens": ["et", "nowhere"]}},
+        r"keep\.tokens\.1",
+    ),
     "replace_head": (
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<pad>"},
         {"task": "sequence_classification", "labels": ["a", "b"], "pad_token": "<|nowhere|>"},
@@ -67,7 +78,16 @@ SPECS = {
         {"donor": "{tuned}", "tensors": ["*.nowhere"]},
         "tensors.0",
     ),
+    "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
+    "cast": ({"dtype": "bfloat16", "keep": ["*norm*"]}, {"dtype": "bfloat16", "keep": ["*nrom*"]}, r"keep\.0"),
+    "extend_positions": ({"max_position_embeddings": 300}, {"max_position_embeddings": 100}, "max_position_embeddings"),
+    "transplant_tokenizer": (
+        {"donor": "{donor}"},
+        {"donor": "{donor}", "init": {"scheme": "omp", "k": 1000}},
+        r"init\.k",
+    ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
+    "widen": ({"sizes": {"intermediate_size": 96}}, {"sizes": {"intermediate_size": 32}}, "sizes.intermediate_size"),
 }
 
 
@@ -92,13 +112,22 @@ def made(tmp_path_factory):
     (root / "slow/vocab.json").write_text(json.dumps(document["model"]["vocab"]))
     (root / "slow/merges.txt").write_text("\n".join(map(" ".join, document["model"]["merges"])))
     (root / "slow/tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    return {"base": source, "adapter": adapter, "tuned": root / "tuned", "root": root, "convert": root / "slow"}
+    donor = tokenizer_sources.write(tokenizer_sources.wordlevel(), root / "donor")
+    return {
+        "base": source,
+        "adapter": adapter,
+        "tuned": root / "tuned",
+        "donor": donor,
+        "root": root,
+        "convert": root / "slow",
+    }
 
 
 def recipe(made, op, fields, **more):
-    filled = json.loads(
-        json.dumps(fields).replace("{adapter}", str(made["adapter"])).replace("{tuned}", str(made["tuned"]))
-    )
+    text = json.dumps(fields)
+    for name in ("adapter", "tuned", "donor"):
+        text = text.replace(f"{{{name}}}", str(made[name]))
+    filled = json.loads(text)
     output = str(made["root"] / "never")
     return {
         "version": 1,

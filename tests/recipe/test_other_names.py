@@ -76,7 +76,7 @@ def test_a_field_of_peft_s_config_too(demo, tmp_path):
     [
         (["quantize", "model"], "'quantize' is no command of graftkit; bitsandbytes quantizes"),
         (["merge-models"], "mergekit merges several models"),
-        (["--json", "export"], "convert_hf_to_gguf"),
+        (["export"], "convert_hf_to_gguf"),
         (["lora", "x"], "add_lora is an operation of a recipe, and graftkit init MODEL writes a recipe to begin with"),
         (["extend_vocab"], "extend_vocab is an operation of a recipe"),
         (["recipe.yaml"], "to run a recipe: graftkit apply recipe.yaml"),

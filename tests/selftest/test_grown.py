@@ -16,7 +16,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(llama):
-    return selftest(llama, clean=0, faults=(), adapter_faults=())
+    return selftest(llama, clean=0, faults=(), adapter_faults=(), trimmed_faults=())
 
 
 def test_every_fault_is_caught_and_no_clean_copy_flagged(found):
@@ -40,7 +40,15 @@ def test_what_only_the_report_shows_is_told_apart(found):
 
 
 def test_a_blinded_verifier_fails_its_selftest(llama):
-    blind = selftest(llama, leave_out=("report",), clean=0, faults=(), adapter_faults=(), grown_faults=GROWN_FAULTS[:2])
+    blind = selftest(
+        llama,
+        leave_out=("report",),
+        clean=0,
+        faults=(),
+        adapter_faults=(),
+        trimmed_faults=(),
+        grown_faults=GROWN_FAULTS[:2],
+    )
     assert [fault.missed_by for fault in blind.planted] == [("report",)] * 2
     assert GROWN_FAULTS[1].name in blind.failures[1]
 
@@ -49,6 +57,8 @@ def test_a_model_that_takes_no_token_says_why(tmp_path):
     source = build("llama", tmp_path / "named", rows=320, tokens=310)
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "image_token_id": 310}))
-    found = selftest(str(source), clean=0, faults=(), adapter_faults=(), grown_faults=GROWN_FAULTS[:1])
+    found = selftest(
+        str(source), clean=0, faults=(), adapter_faults=(), trimmed_faults=(), grown_faults=GROWN_FAULTS[:1]
+    )
     assert found.planted == found.clean == ()
     assert "no tokens for this model: " in found.faults[0].not_applicable

@@ -15,7 +15,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.running.loss import loss_of
 from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
-from graftkit.verification.first_step.noise import OldGradients, null_gradients
+from graftkit.verification.first_step.noise import UNIT_ROUNDOFF, OldGradients, null_gradients
 from graftkit.verification.first_step.task import differentiable, gradients
 
 pytestmark = pytest.mark.cross_section
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.cross_section
 KEY_BIAS = "bert.encoder.layer.0.attention.self.key.bias"
 IDS = torch.randint(4, ROWS, (4, 24), generator=torch.Generator().manual_seed(3))
 TEXTS = Probe("texts", IDS, torch.ones_like(IDS))
+GROWN = Correspondence.of_ids(ROWS, ROWS + 3, ROWS, range(ROWS, ROWS + 3))
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def old(source):
     model = transformers.BertForMaskedLM.from_pretrained(source).eval()
     with differentiable():
         found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
-        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), 3))
+        return found, OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), GROWN))
 
 
 def other_kernels(source):
@@ -58,10 +59,17 @@ def test_what_is_zero_in_exact_arithmetic_is_no_difference_though_nothing_of_it_
         assert not gap.differs, gap
 
 
-def test_the_null_runs_are_all_made_and_none_moves_more_than_rounding_does(old):
+def test_the_null_runs_are_all_made_and_change_nothing_over_the_real_numbers(source, old):
+    """What they move goes away with the unit roundoff: in float64 it is below what float32 can hold at all."""
     noise = old[1].noise
-    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of a larger table"]
-    assert all(0 < value < 1e-4 for value in noise.values())
+    assert list(noise) == ["loss times 3", "rows reversed", "logits summed in reverse", "logits of the result's rows"]
+    assert max(noise.values()) > UNIT_ROUNDOFF
+    model = transformers.BertForMaskedLM.from_pretrained(source, dtype=torch.float64).eval()
+    with differentiable():
+        found = gradients(model, loss_of(model, TEXTS, frozenset(), slice(ROWS)))
+        exact = OldGradients(found, null_gradients(model, TEXTS, frozenset(), slice(ROWS), GROWN)).noise
+    assert exact.keys() == noise.keys()
+    assert max(exact.values()) < UNIT_ROUNDOFF
 
 
 @pytest.mark.parametrize("name", [KEY_BIAS, "bert.embeddings.word_embeddings.weight", "cls.predictions.bias"])

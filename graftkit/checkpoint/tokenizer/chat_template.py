@@ -9,6 +9,7 @@ from graftkit.errors import RecipeError, printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from jinja2 import Environment
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
@@ -48,6 +49,18 @@ def check_chat_template(text: str) -> None:
     ``generation`` block, which marks what the assistant says.
     """
     import jinja2
+
+    environment = template_environment()
+    try:
+        environment.from_string(text)
+    except jinja2.TemplateSyntaxError as error:
+        raise RecipeError(f"chat_template: line {error.lineno}: {printable(error.message)}") from error
+    except (RecursionError, MemoryError, SyntaxError) as error:  # the last two are what Python's own parser says
+        raise RecipeError("chat_template: is nested too deeply for Jinja and Python to compile") from error
+
+
+def template_environment() -> Environment:
+    """The environment in which templates are compiled; what a template calls may be anything, since it is not rendered."""
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -61,13 +74,8 @@ def check_chat_template(text: str) -> None:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, jinja2.ext.loopcontrols]
     )
-    environment.filters["tojson"] = repr  # any callable: the template is compiled, not rendered
-    try:
-        environment.from_string(text)
-    except jinja2.TemplateSyntaxError as error:
-        raise RecipeError(f"chat_template: line {error.lineno}: {printable(error.message)}") from error
-    except (RecursionError, MemoryError, SyntaxError) as error:  # the last two are what Python's own parser says
-        raise RecipeError("chat_template: is nested too deeply for Jinja and Python to compile") from error
+    environment.filters["tojson"] = repr
+    return environment
 
 
 def _in_place_of(old: Json, text: str) -> Json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from graftkit.checkpoint.tokenizer.files import SLOW_ENDINGS, SLOW_FILES, read_tokenizer
+from graftkit.checkpoint.tokenizer.files import is_slow, read_tokenizer
 from graftkit.checkpoint.tokenizer.roles import frame_tokens, renamed_frame
 from graftkit.checkpoint.tokenizer.vocabulary import object_of
 from graftkit.errors import printable
@@ -43,7 +43,7 @@ def tokenizer_notes(
 
 def slow_notes(names: Iterable[str]) -> Iterator[str]:
     """Yield a sentence where slow tokenizer files are among the files of a checkpoint."""
-    slow = sorted(name for name in set(names) if name in SLOW_FILES or name.endswith(SLOW_ENDINGS))
+    slow = sorted(filter(is_slow, set(names)))
     if slow:
         shown = ", ".join(map(printable, slow))
         yield f"{shown}: kept unchanged; whatever reads nothing else does not know the new tokens"

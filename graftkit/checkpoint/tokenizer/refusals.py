@@ -32,7 +32,7 @@ def check_additions(documents: Mapping[str, Any], files: TokenizerFiles, content
         seen.add(content)
     if not contents:
         return
-    _check_dense(files)
+    check_dense(files)
     implied = list(dict.fromkeys(_implied(documents, files)))
     if list(contents[: len(implied)]) != implied:
         names = ", ".join(repr(printable(content)) for content in implied)
@@ -84,13 +84,13 @@ def _is_unknown(files: TokenizerFiles, index: int, unknown: object) -> bool:
     return index == files.document["model"].get("unk_id") or files.token_of(index) == unknown
 
 
-def _check_dense(files: TokenizerFiles) -> None:
-    """Refuse ids that the tokenizers library would not keep: it numbers added tokens in order and closes every gap."""
+def check_dense(files: TokenizerFiles) -> None:
+    """Raise InputRejected if ids are not those that the tokenizers library gives: it numbers added tokens in order, without gaps."""
     if files.gaps:
         shown = ", ".join(map(str, files.gaps[:5])) + (", ..." if len(files.gaps) > 5 else "")
         raise InputRejected(
             f"tokenizer.json: no token has the ids {shown} below the largest, {files.size - 1}; the tokenizers library"
-            " closes such gaps, and new tokens would get other ids than the file says: name a token for each id first"
+            " closes such gaps, and tokens behind one have other ids than the file says: name a token for each id first"
         )
     beyond = [entry.index for entry in files.added if entry.index >= files.model_size]
     if beyond != sorted(beyond):

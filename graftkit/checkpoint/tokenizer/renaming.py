@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from graftkit.checkpoint.tokenizer.closure import bytes_of, merges_of, symbols
 from graftkit.checkpoint.tokenizer.files import TokenizerFiles, read_tokenizer
 from graftkit.checkpoint.tokenizer.refusals import check_not_one_piece
 from graftkit.checkpoint.tokenizer.renamed_places import (
@@ -23,9 +23,6 @@ from graftkit.checkpoint.tokenizer.trial import Trial
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, object_of
 from graftkit.errors import RecipeError, printable
 from graftkit.recipe.wording import did_you_mean, shown
-
-#: How the piece of a byte is spelled.
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,15 +154,12 @@ def _needed_by_model(files: TokenizerFiles) -> dict[str, str]:
     """The pieces that text is made of whatever it is: parts of merges, symbols, bytes; each with the reason."""
     model, found = files.document["model"], dict[str, str]()
     if model.get("byte_fallback"):
-        found |= {token: "stands for a byte" for token in files.ids if _BYTE.fullmatch(token)}
+        found |= dict.fromkeys(bytes_of(files), "stands for a byte")
     if "merges" not in model:
         return found
-    prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    bare = {token: token.removeprefix(prefix).removesuffix(suffix) for token in model["vocab"]}
-    found |= {token: "is one of the symbols that every text begins as" for token, text in bare.items() if len(text) < 2}
-    for merge in model["merges"] or ():
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        found |= dict.fromkeys((left, right, left + right.removeprefix(prefix)), "is part of a merge")
+    found |= dict.fromkeys(symbols(model), "is one of the symbols that every text begins as")
+    for pair, made in merges_of(model):
+        found |= dict.fromkeys((*pair, made), "is part of a merge")
     return found
 
 

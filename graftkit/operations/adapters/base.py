@@ -17,7 +17,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.operations.base import Context
+from graftkit.operations.base import Context, vocabulary_of
 from graftkit.recipe.adapter_fields import FILLED
 from graftkit.recipe.wording import unknown
 
@@ -140,7 +140,8 @@ def modules_to_save(asked: str | tuple[str, ...] | None, skeleton: Skeleton, con
 
 def trainable_tokens(skeleton: Skeleton, context: Context) -> dict[str, list[int]]:
     """Module -> ids of the tokens that the recipe has added or given rows, for the input table and an output table of its own."""
-    ids = sorted({i for o in context.earlier if o.vocabulary for i in o.vocabulary.untrained})
+    vocabulary = vocabulary_of(context.earlier)
+    ids = list(vocabulary.untrained) if vocabulary else []
     if not ids:
         return {}
     names = {}

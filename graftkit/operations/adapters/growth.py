@@ -11,6 +11,7 @@ from graftkit.architecture.peft.adapter_edits import find_edits
 from graftkit.architecture.skeleton import build_skeleton, with_values
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, find_tokenizer
 from graftkit.errors import InputRejected, plural, printable
+from graftkit.operations.adapters.other_ids import refuse_other_ids
 from graftkit.operations.adapters.tokenizer_beside import operations_that_add, read_beside
 
 if TYPE_CHECKING:
@@ -31,11 +32,13 @@ def edits_on(
     """The result of :func:`find_edits`, whose ``skeleton`` is used up; ``folder`` is the adapter's.
 
     Raises:
-        InputRejected: as there; where the adapter would fit a base with more rows, the error says how to grow this one.
+        InputRejected: as there, or it brings rows of tokens that have other ids here; where the adapter would fit a base with more
+            rows, the error says how to grow this one.
     """
     try:
-        return find_edits(skeleton, adapter, shown)
+        edits = find_edits(skeleton, adapter, shown)
     except InputRejected as refused:
+        refuse_other_ids(adapter, folder, checkpoint, shown, None)
         rows, wanted = _rows_that_fit(checkpoint, adapter)
         if not wanted:
             raise
@@ -43,6 +46,8 @@ def edits_on(
             f"{shown}: was trained on a vocabulary of {wanted} rows, and {printable(checkpoint.name)} has {rows}; grow the base"
             f" first, above this operation: {lines_to_grow(checkpoint, rows, wanted, _beside(folder))}"
         ) from refused
+    refuse_other_ids(adapter, folder, checkpoint, shown, edits)
+    return edits
 
 
 def _rows_that_fit(checkpoint: Checkpoint, adapter: Adapter) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,11 +13,13 @@ from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer import TokenizerFiles
+from graftkit.checkpoint.tokenizer.pieces import Piece
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
+from graftkit.recipe.schemes import SchemeSpec
 from graftkit.verification.kl_promise import KLPromise
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ CONVEX = (Mean, SubwordMean, Describe, Copy)
 class Choice:
     """A scheme together with the old ids that it averages; empty for schemes that use the whole table."""
 
-    scheme: Scheme
+    scheme: SchemeSpec
     pieces: tuple[int, ...] = ()
 
     @classmethod
@@ -77,6 +79,20 @@ class NewRow:
     output: Choice
 
     @classmethod
+    def of_piece(
+        cls, index: int, piece: Piece, text: str, init: Scheme, output: Scheme, tokenizer: TokenizerFiles
+    ) -> Self:
+        """The row of a learned piece, which stands for its old parts and reads as ``text``."""
+        parts = tuple(part for part in piece.parts if part in tokenizer.tokens)
+        choices = [
+            Choice(scheme, parts)
+            if isinstance(scheme, SubwordMean) and parts
+            else Choice.look_up(scheme, text, tokenizer)
+            for scheme in (init, output)
+        ]
+        return cls(index, piece.content, *choices)
+
+    @classmethod
     def resolve(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
         """Resolve both schemes against the old tokenizer."""
         return cls(index, content, Choice.look_up(init, content, tokenizer), Choice.look_up(output, content, tokenizer))
@@ -86,7 +102,8 @@ class NewRow:
 class RowMaker:
     """Makes the new rows of each vocabulary tensor on demand; statistics of a table are read once and kept.
 
-    ``live_ids`` is how many ids the tokenizer has with a row; what stood in a row that is made anew counts nowhere.
+    ``live_ids`` is how many ids the tokenizer has with a row; what stood in the rows that are ``left_out`` counts nowhere. These are
+    by default those that are made anew.
     """
 
     checkpoint: Checkpoint
@@ -94,6 +111,7 @@ class RowMaker:
     live_ids: int
     rows: Sequence[NewRow]
     seed: tuple[int, int]
+    left_out: Collection[int] | None = None
     _statistics: dict[str, TableStatistics] = field(default_factory=dict)
     _groups: dict[str, TensorGroup] = field(default_factory=dict)
 
@@ -117,7 +135,8 @@ class RowMaker:
             if self.is_bias(item):
                 self._statistics[item.name] = _bias_statistics(source, self.statistics(self._output_table()))
             else:
-                self._statistics[item.name] = table_statistics(source, self.live_ids, self.ids)
+                left_out = self.ids if self.left_out is None else self.left_out
+                self._statistics[item.name] = table_statistics(source, self.live_ids, left_out)
         return self._statistics[item.name]
 
     def kl_promise(self) -> KLPromise | None:
@@ -169,14 +188,14 @@ class RowMaker:
         made = torch.empty(
             len(self.rows), stored.nbytes // stored.shape[item.axis] // _item_bytes(stored), dtype=torch.float64
         )
-        groups: dict[Scheme, list[int]] = {}
+        groups: dict[SchemeSpec, list[int]] = {}
         for position, row in enumerate(self.rows):
             groups.setdefault(self._choice(row, item).scheme, []).append(position)
         for scheme, positions in groups.items():
             made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
         return made.to(torch_dtype(stored.dtype))
 
-    def _scheme_rows(self, scheme: Scheme, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
+    def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
         import torch
 
         source = _source(self.table(item), item.axis, self.live_ids)

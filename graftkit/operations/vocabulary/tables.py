@@ -14,6 +14,9 @@ from graftkit.checkpoint.tensors import LazyTensor, patch_rows
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations.vocabulary.rows import RowMaker
 
+#: What is assumed of logits where a table has another shape.
+OTHER_KERNEL = "a kernel may round logits differently where the table's shape changed, then within the stated tolerance"
+
 
 def one_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     """Every tensor that is indexed by the tokenizer's ids.

@@ -47,7 +47,7 @@ def adapter_first_step(
         with timed(seconds, "load"):
             loaded = adapt(load(base).model, adapter, trainable=True)
             model: PreTrainedModel = loaded.float().eval().get_base_model()
-        training = Training.of(model, first_texts(model, base, None, seed), correspondence)
+        training = Training.of_result(model, first_texts(model, base, None, seed), correspondence)
         tell(0.3)
         trained = [name for name, value in model.named_parameters() if value.requires_grad]
         with timed(seconds, "reach"):
@@ -55,9 +55,9 @@ def adapter_first_step(
             moves = training.moves({name: None for name in trained if name not in idle})
         tell(0.6)
         with timed(seconds, "forecast"):
-            steps = () if scope else training.forecast()
+            steps = training.forecast() if scope.same_outputs else ()
         tell(1.0)
-    why = "" if not scope else "what the adapter is made for has other outputs than the source"
+    why = "" if scope.same_outputs else "what the adapter is made for has other outputs than the source"
     return training.report(None, FROZEN, moves, steps, why, seconds, tuple(_dead(moves)), tuple(idle))
 
 

@@ -9,7 +9,9 @@ unit roundoff of its module's gradients.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +20,14 @@ from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.inputs import feed
 from graftkit.running.loss import loss_of, loss_on
 from graftkit.running.probes import Probe
+from graftkit.verification.first_step.shared import Group, grouped
 from graftkit.verification.first_step.task import gradients
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from graftkit.architecture.index_map import IndexMap
     from graftkit.running.loss import Columns
 
 #: A difference counts from this many times the noise on, as in the lens.
@@ -59,9 +63,9 @@ class GradientGap:
 
 
 def null_gradients(
-    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: Columns, more: int
+    model: PreTrainedModel, texts: Probe, extra_inputs: frozenset[str], ids: Columns, correspondence: Correspondence
 ) -> Iterator[tuple[str, Gradients]]:
-    """``(what was varied, the gradients)``; ``more`` is by how many rows the result's table is larger."""
+    """``(what was varied, the gradients)``; the ``correspondence`` says which rows the result's table has."""
     loss = FACTOR * loss_of(model, texts, extra_inputs, ids)
     yield "loss times 3", {name: value / FACTOR for name, value in gradients(model, loss).items()}
     if len(texts.ids) > 1:
@@ -69,9 +73,10 @@ def null_gradients(
         outputs = model(**feed(model, rows, extra_inputs))
         back = {name: _rows_back(value, len(rows.ids)) for name, value in outputs.items()}
         yield "rows reversed", gradients(model, loss_on(back, texts, generates=model.can_generate(), ids=ids))
-    for name, added in (("logits summed in reverse", 0), ("logits of a larger table", more)):
-        with other_logits(model, added) as varied:
-            if varied and (added or name.endswith("reverse")):
+    tables = {"logits summed in reverse": None, "logits of the result's rows": correspondence.ids}
+    for name, rows_of in tables.items() if correspondence.reordered else list(tables.items())[:1]:
+        with other_logits(model, rows_of) as varied:
+            if varied:
                 yield name, gradients(model, loss_of(model, texts, extra_inputs, ids))
 
 
@@ -82,19 +87,22 @@ def _rows_back(value: Any, rows: int) -> Any:
 
 
 @contextlib.contextmanager
-def other_logits(model: nn.Module, more: int) -> Iterator[bool]:
-    """The logits from a table with ``more`` rows, without them summed in reverse; False where the model has no plain table."""
+def other_logits(model: nn.Module, rows: IndexMap | None) -> Iterator[bool]:
+    """The logits from a table with a result's ``rows``, without them summed in reverse; False where the model has no plain table."""
     import torch
 
     head = embedding_of(model, OUTPUT)
 
     def again(module: Any, args: tuple[Any, ...], output: Any) -> Any:
         weight, bias = module.weight, module.bias
-        if not more:
+        if rows is None:
             return torch.nn.functional.linear(args[0].flip(-1), weight.flip(-1), bias)
-        larger = torch.cat([weight, weight[:more]])
-        bias = None if bias is None else torch.cat([bias, bias[:more]])
-        return torch.nn.functional.linear(args[0], larger, bias)[..., : output.shape[-1]]
+        origins = torch.zeros(
+            rows.result, dtype=torch.int64
+        )  # a new row may be any, since no column of it is looked at
+        origins[list(rows.places)] = kept = torch.tensor(rows.kept)
+        made = torch.nn.functional.linear(args[0], weight[origins], None if bias is None else bias[origins])
+        return output.index_copy(-1, kept, made[..., list(rows.places)])
 
     hook = head.register_forward_hook(again) if type(head) is torch.nn.Linear else None
     try:
@@ -122,25 +130,38 @@ class OldGradients:
         """Names of parameters whose gradient is not finite in the source itself."""
         return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
 
-    def compare(self, after: Gradients, correspondence: Correspondence = IDENTITY) -> GradientGap:
-        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst.
+    def compare(
+        self, after: Gradients, correspondence: Correspondence = IDENTITY, groups: Sequence[Group] = ()
+    ) -> GradientGap:
+        """The worst of the old parameters, over the rows and slices that correspond; one that lost its gradient is the worst.
 
-        Those of dropped blocks are left out.
+        Those of dropped blocks are left out. Of ``groups`` of names, which one of the two models has as one parameter, the sums are
+        compared.
         """
         worst, most = GradientGap(noise=self.noise), 0.0
-        for name, old in self._found.items():
-            scale, floor = self._scales[name] or 1.0, self._floors[name]
-            other = correspondence.module_in_result(name)
-            if other is None:
+        for group in grouped(self._found, groups):
+            names = [name for name in self._found if name in group]
+            scale = max(self._scales[name] for name in names) or 1.0
+            floor = sum(self._floors[name] for name in names)
+            others = {other for name in group if (other := correspondence.module_in_result(name)) is not None}
+            if not others:
                 continue
-            new = after.get(other)
-            apart = float("inf") if new is None else _distance(*correspondence.rows(old, new))
+            old, new = _sum(self._found[name] for name in names), _sum(after[name] for name in others & after.keys())
+            apart = (
+                float("inf") if old is None or new is None else _distance(*correspondence.gradients(names[0], old, new))
+            )
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
-                worst, most = GradientGap(name, apart / scale, floor / scale, scale, self.noise), times
+                worst, most = GradientGap(names[0], apart / scale, floor / scale, scale, self.noise), times
                 if times != times:  # noqa: PLR0124 - NaN stays the worst
                     break
         return worst
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor | None:
+    """The sum of what there is, which is not copied where it is one; None where there is nothing."""
+    found = list(values)
+    return functools.reduce(operator.add, found) if found else None
 
 
 def _scales(found: Gradients) -> dict[str, float]:

@@ -12,7 +12,7 @@ from graftkit.running.loss import Columns, Observed, loss_of, name_of_loss, obse
 from graftkit.running.place import Place
 from graftkit.running.reference import plan_probes
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
-from graftkit.verification.first_step.reach import first_moves
+from graftkit.verification.first_step.reach import New, first_moves
 from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.task import MOST_IDS, TEXTS, gradients, with_ids
 
@@ -43,19 +43,24 @@ class Training:
     left_out: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
-        """Run the model once, to find out what it must be fed and what it gives."""
+    def of(cls, model: PreTrainedModel, texts: Probe, old: Sequence[int] | None, new: tuple[int, ...] = ()) -> Training:
+        """Run the model once, to find out what it must be fed and what it gives; ``old`` and ``new`` are ids of its own."""
         extra_inputs, outputs = find_inputs(model, lambda tried: run(model, texts, tried))
-        seen, fresh = observe(outputs, texts), correspondence.fresh_ids[:MOST_IDS]
-        left_out = len(correspondence.fresh_ids) - len(fresh)
-        ids = old_columns(seen, correspondence)
+        seen, fresh = observe(outputs, texts), new[:MOST_IDS]
+        left_out = len(new) - len(fresh)
+        ids = old_columns(seen, old)
         return cls(model, texts, with_ids(texts, fresh), extra_inputs, seen, ids, fresh, left_out)
+
+    @classmethod
+    def of_result(cls, model: PreTrainedModel, texts: Probe, correspondence: Correspondence) -> Training:
+        """The same of a result, whose ``texts`` are under its own ids."""
+        return cls.of(model, texts, correspondence.drawn_in_result, correspondence.fresh_ids)
 
     def old_gradients(self) -> Mapping[str, Tensor]:
         """Those of the loss on old inputs, of logits over ids that of the old ids alone."""
         return gradients(self.model, loss_of(self.model, self.texts, self.extra_inputs, self.ids))
 
-    def moves(self, new: Mapping[str, Sequence[int] | None]) -> dict[str, int | None]:
+    def moves(self, new: Mapping[str, New]) -> dict[str, int | None]:
         """When each ``new`` parameter first moves; see :func:`first_moves`."""
         return first_moves(self.model, self.task, self.extra_inputs, new)
 

@@ -18,7 +18,7 @@ from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
-from graftkit.running.probes import Probe
+from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import Step, timed
 from graftkit.verification.comparison import paired
 from graftkit.verification.lens.floor import Floor
@@ -146,7 +146,7 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], nois
         setting.extra_inputs,
         setting.correspondence,
     )
-    gaps = Gaps()
+    gaps, given = Gaps(), in_result(part, correspondence)
     with in_float64(setting.old), float64(old):
         kept, exact = record(old, lambda: outputs_of(old, part, extra_inputs))
     if setting.backbone:
@@ -154,9 +154,9 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], nois
     try:
         with float64(new):
             other = compare(
-                new, lambda: outputs_of(new, part, extra_inputs), kept, found.trace, part.name, correspondence, gaps
+                new, lambda: outputs_of(new, given, extra_inputs), kept, found.trace, part.name, correspondence, gaps
             )
-        ours = run(new, part, extra_inputs)
+        ours = run(new, given, extra_inputs)
     except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
         found.failures.append(f"lens: the result's forward fails on probe {part.name!r}: {one_line(error)}")
         return False
@@ -170,7 +170,7 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], nois
     for name in (*pairs, *(alone & exact.keys())):
         _note_output(found, name, exact[name], other.get(pairs.get(name, name)), correspondence, gaps)
     exact, native = ({name: outputs[name] for name in pairs} for outputs in (exact, native))
-    other, ours = ({name: outputs[given] for name, given in pairs.items()} for outputs in (other, ours))
+    other, ours = ({name: outputs[new_name] for name, new_name in pairs.items()} for outputs in (other, ours))
     source = SourceOutputs(part, exact, native, setting.rows, correspondence)
     noise.add(SOURCE, source, native)
     noise.add(EXACT, source.widely(), other)
@@ -185,7 +185,7 @@ def _note_output(
     found: _Found, name: str, old: Tensor, new: Tensor | None, correspondence: Correspondence, gaps: Gaps
 ) -> None:
     name = name.rpartition(" ")[2]
-    apart = None if new is None else gaps(old, new, correspondence)
+    apart = None if new is None else gaps("", old, new, correspondence)
     found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)
 
 

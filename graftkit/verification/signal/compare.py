@@ -13,7 +13,7 @@ from graftkit.errors import VerificationFailed
 from graftkit.running.forward import run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.place import Place
-from graftkit.running.probes import Probe
+from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import plan_probes, timed
 from graftkit.verification.lens.setting import device_of, load_both
 from graftkit.verification.promises import Scope
@@ -80,9 +80,10 @@ def compare_signal(
         probe = _fewer(probes[0], tokens, old.model.device)
         extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []
-        for place, (what, loaded) in enumerate((("source", old), ("result", new))):
+        both = (("source", old, probe), ("result", new, in_result(probe, correspondence)))
+        for place, (what, loaded, fed) in enumerate(both):
             with timed(seconds, f"run {what}"):
-                found.append(_measured(what, loaded.model, probe, extra_inputs))
+                found.append(_measured(what, loaded.model, fed, extra_inputs))
             if progress:
                 progress("measure the signal", (place + 1) / 3)
         with timed(seconds, "run source again"):

@@ -1,0 +1,103 @@
+"""The rows of a donor's tokens in the tables of a base: the base's own for shared ones, the others by scheme."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from graftkit.architecture.vocabulary import VocabularyTensor
+from graftkit.checkpoint.computed import as_bytes
+from graftkit.checkpoint.gathered import gather_rows
+from graftkit.checkpoint.reading import read_ids
+from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.checkpoint.tokenizer.segmentation import Segmentation
+from graftkit.checkpoint.tokenizer.spelling import Spelling
+from graftkit.initializers import rows as schemes
+from graftkit.operations.vocabulary.donor_space import Combined, DonorSpace
+from graftkit.operations.vocabulary.rows import Choice, NewRow, RowMaker
+from graftkit.recipe import Mean, SubwordMean
+from graftkit.recipe.schemes import SchemeSpec
+from graftkit.recipe.transplant_tokenizer import Fvt, Omp
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class TransplantedRows(RowMaker):
+    """Makes the rows of the donor's ids that no token of the base has; ``space`` are the donor's tables, where the scheme asks."""
+
+    space: DonorSpace | None = None
+    _anchors: dict[str, Tensor] = field(default_factory=dict)
+
+    def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
+        if not isinstance(scheme, Omp) or self.space is None:
+            return super()._scheme_rows(scheme, item, rows)
+        made = schemes.mean(self.statistics(item), len(rows)).clone()
+        combined = self.combined(item)
+        known = [place for place, row in enumerate(rows) if row.index in combined.places]
+        anchors = read_ids(self.table(item), combined.anchors, item.axis)
+        made[known] = combined.rows([rows[place].index for place in known], anchors)
+        return made
+
+    def combined(self, item: VocabularyTensor) -> Combined:
+        """The combinations for a tensor: a bias has those of the rows that its output table has."""
+        if self.space is None:
+            raise ValueError("no scheme asks for the donor's tables")
+        table = self._output_table() if self.is_bias(item) else item
+        return self.space.combine(item.role, self.statistics(table))
+
+
+@dataclass
+class Transplant:
+    """Which row of the base each id of the result has (``origins``), and ``make``, which gives the maker of the others."""
+
+    origins: tuple[int | None, ...]
+    make: Callable[[], TransplantedRows]
+
+    @functools.cached_property
+    def maker(self) -> TransplantedRows:
+        """The maker, which looks at texts when it is first asked for."""
+        return self.make()
+
+    def tensors(self, tables: Mapping[VocabularyTensor, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+        """Yield each table by name, with its rows in the donor's order."""
+        for item, table in tables.items():
+            yield item.name, gather_rows(table, axis=item.axis, origins=self.origins, produce=self._bytes(item))
+
+    def _bytes(self, item: VocabularyTensor) -> Callable[[], memoryview]:
+        return lambda: as_bytes(self.maker.values(item))
+
+    def prepare(self, progress: Callable[[float], None]) -> None:
+        """Make all rows, which takes long where the donor's are combined."""
+        items = self.maker.vocabulary.tensors
+        for place, item in enumerate(items):
+            self.maker.values(item)
+            progress((place + 1) / len(items))
+
+    def figures(self) -> Mapping[str, Any]:
+        """What was found of each table, and of the donor's."""
+        space = self.maker.space
+        return {**self.maker.figures(), **({"donor": space.figures()} if space else {})}
+
+
+def new_rows(
+    ids: Sequence[int], scheme: SchemeSpec, base: Spelling, donor: Spelling, wanted: Sequence[int]
+) -> Iterator[NewRow]:
+    """Yield how the row of each of the donor's ``ids`` is made.
+
+    Special tokens have no text, and some tokens never stand in one: ``fvt`` gives them the mean. ``wanted`` are those that ``omp``
+    combines.
+    """
+    segmentation = Segmentation(base)
+    combined = frozenset(wanted)
+    for index in ids:
+        choice = Choice(Mean())
+        if isinstance(scheme, Fvt) and index in donor.texts and index not in donor.unused:
+            pieces = segmentation.pieces(donor.texts[index])
+            choice = Choice(SubwordMean(), pieces) if pieces else choice
+        elif isinstance(scheme, Omp) and index in combined:
+            choice = Choice(scheme)
+        yield NewRow(index, donor.files.token_of(index), choice, choice)
