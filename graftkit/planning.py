@@ -16,7 +16,6 @@ from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
-from graftkit.architecture.quantizer import cannot_load
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
@@ -35,7 +34,7 @@ from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
-from graftkit.running.runnable import cannot_run, refuse_looks
+from graftkit.running.runnable import cannot_run, cannot_unpack, refuse_looks
 from graftkit.verification.composition import compose
 from graftkit.verification.promises import Promise, Scope
 from graftkit.verification.subject import Progress
@@ -53,7 +52,8 @@ class Plan:
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
     the result that no class loads; ``added`` is what the loader calls those new ones that its class leaves out. ``inputs`` are the
-    files that the recipe reads, as they were when it was planned.
+    files that the recipe reads, as they were when it was planned. ``cannot_run`` says why a quantized source cannot be run on this
+    machine, empty where it can.
     """
 
     recipe: Recipe
@@ -65,6 +65,7 @@ class Plan:
     unknown: tuple[str, ...] = ()
     inputs: Mapping[str, Files] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
+    cannot_run: str = ""
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -133,11 +134,6 @@ class Plan:
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
         paged = whole > memory.available() if self.paged is None else self.paged
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
-
-    @property
-    def cannot_run(self) -> str:
-        """Why no model of the source can be run on this machine; empty where it can, as far as its config tells."""
-        return cannot_load(self.source.config)
 
     @property
     def paged(self) -> bool | None:
@@ -290,12 +286,15 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
-    refuse_looks(source.config, [name for name in LOOKS if getattr(recipe.verify, name)])
+    not_here = cannot_unpack(source)
+    refuse_looks(not_here, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
     unknown = structure.unknown if structure else ()
     added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
-    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added)
+    return Plan(
+        recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added, cannot_run=not_here
+    )
 
 
 def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:

@@ -18,7 +18,7 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.combined_products import (
     CombinedProduct,
     SourceProducts,
@@ -83,12 +83,16 @@ class CombinedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class CombineCheck(LoadsModels):
+class CombineCheck:
     """The combined adapter beside its ``sources``."""
 
     sources: tuple[Source, ...]
     combination: Combination
     name: str = "combination against its sources"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models are wanted to be run; where they cannot be, what is found says so."""
+        return not subject.not_run
 
     def run(self, subject: Subject) -> CombinedReport:
         """See :func:`compare_with_sources`."""

@@ -14,7 +14,7 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.own_noise import own_noise
@@ -67,11 +67,15 @@ class ResizedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class ResizeCheck(LoadsModels):
+class ResizeCheck:
     """The resized adapter beside the old one in the folder ``old``."""
 
     old: Path
     name: str = "resized against old adapter"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models are wanted to be run; where they cannot be, what is found says so."""
+        return not subject.not_run
 
     def run(self, subject: Subject) -> ResizedReport:
         """See :func:`compare_resized`."""

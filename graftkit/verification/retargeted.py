@@ -18,7 +18,7 @@ from graftkit.errors import InputRejected, plural
 from graftkit.running.forward import undisturbed
 from graftkit.running.place import Place, open_place
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import Report, Row
 from graftkit.verification.retargeted_edits import unlike_edits, unlike_products
 from graftkit.verification.retargeted_outputs import RetargetedOutputs, compare_outputs
 from graftkit.verification.subject import Subject
@@ -66,7 +66,7 @@ class RetargetedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RetargetCheck(LoadsModels):
+class RetargetCheck:
     """The new adapter beside the one in the folder ``old``, whose modules have their ``places`` in the class ``to`` of the base.
 
     Without ``to`` that is the base's own class.
@@ -76,6 +76,10 @@ class RetargetCheck(LoadsModels):
     places: Places
     to: str | None
     name: str = "retargeted against old adapter"
+
+    def applies(self, subject: Subject) -> bool:
+        """Where models are wanted to be run; where they cannot be, what is found says so."""
+        return not subject.not_run
 
     def run(self, subject: Subject) -> RetargetedReport:
         """See :func:`compare_retargeted`."""
