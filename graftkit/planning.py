@@ -16,6 +16,7 @@ from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.missing_rows import missing_rows_of
 from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
+from graftkit.architecture.quantizer import cannot_load
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
@@ -24,6 +25,7 @@ from graftkit.checkpoint.file_kinds import holds_values
 from graftkit.checkpoint.inputs import Files, input_files
 from graftkit.checkpoint.pickled_weights import has_only_pickles, read_pickled_weights
 from graftkit.checkpoint.tokenizer import class_note
+from graftkit.checkpoint.value_head import FILE as VALUE_HEAD
 from graftkit.checkpoint.write import bytes_to_write
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
@@ -33,8 +35,13 @@ from graftkit.recipe import Recipe, load_recipe, parse_recipe
 from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
+from graftkit.running.runnable import cannot_run, refuse_looks
 from graftkit.verification.composition import compose
 from graftkit.verification.promises import Promise, Scope
+from graftkit.verification.subject import Progress
+
+#: What a recipe may want to see of a model beside its outputs.
+LOOKS = ("lens", "signal", "first_step")
 
 #: Memory for planning and writing, whatever the model's size: pieces of tables in float64, and the tokenizer.
 WRITING_BYTES = 300 << 20
@@ -70,14 +77,16 @@ class Plan:
     def _operations_on(self, name: str) -> str:
         """The operations that made, replaced or dropped a tensor, in their order."""
         states = [self.source, *(outcome.checkpoint for outcome in self.outcomes)]
-        changed = (new.tensors.get(name) is not old.tensors.get(name) for old, new in itertools.pairwise(states))
+        tensors = [state.all_tensors for state in states]
+        changed = (new.get(name) is not old.get(name) for old, new in itertools.pairwise(tensors))
         ops = (spec.op for spec in self.recipe.operations)
         return ", ".join(dict.fromkeys(op for op, here in zip(ops, changed, strict=True) if here))
 
     @property
     def values(self) -> tuple[ValueChange, ...]:
         """Every value that changes in config, generation config and tokenizer files, and each file that does not come along."""
-        gone = (path for path in self.source.carried if path not in self.result.carried)
+        kept = {*self.result.carried, *self.result.documents}
+        gone = (path for path in self.source.carried if path not in kept)
         return (*document_changes(self.source, self.result), *(ValueChange(path, "", "a file", None) for path in gone))
 
     @property
@@ -125,6 +134,11 @@ class Plan:
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
 
     @property
+    def cannot_run(self) -> str:
+        """Why no model of the source can be run on this machine; empty where it can, as far as its config tells."""
+        return cannot_load(self.source.config)
+
+    @property
     def paged(self) -> bool | None:
         """Whether parameters are paged in; None where the memory that is free decides. Pickles are loaded whole."""
         if not all(shard.endswith(".safetensors") for shard in self.source.shards):
@@ -132,9 +146,18 @@ class Plan:
         return None if self.recipe.verify.paged == "auto" else self.recipe.verify.paged
 
     @property
+    def reads_weights(self) -> bool:
+        """Whether `apply` takes values of the base's weights: to write it anew, to make an adapter, or to run it."""
+        wanted = self.recipe.verify
+        looks = wanted.lens or wanted.signal or wanted.first_step
+        made = self.writes_base or any(outcome.reads_weights for outcome in self.outcomes)
+        return made or looks or (wanted.outputs and not cannot_run(self.source))
+
+    @property
     def compares_outputs(self) -> bool:
         """Whether the base's outputs are compared with the source's."""
-        return self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
+        wanted = self.recipe.verify.outputs and self.writes_base and Scope.NOTHING not in self.scope
+        return wanted and not self.cannot_run
 
     @property
     def adapter(self) -> Adapter | None:
@@ -180,7 +203,8 @@ class Plan:
 
     def _values_beside(self) -> Iterator[str]:
         """What becomes of heads and modules behind the model, whose values no operation reads."""
-        beside = [path for path in self.result.carried if holds_values(path)] if self.writes_base else []
+        kept = [VALUE_HEAD] if self.result.value_head and self.result.value_head is self.source.value_head else []
+        beside = [*(path for path in self.result.carried if holds_values(path)), *kept] if self.writes_base else []
         if unread := [path for path in beside if "/" not in path]:
             yield f"{few(unread)}: trained values beside the model's weights, copied unread, byte for byte"
         changing = Scope.NOTHING | Scope.MEASURE
@@ -230,10 +254,13 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def plan(recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool = False) -> Plan:
+def plan(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool = False, progress: Progress | None = None
+) -> Plan:
     """Plan a recipe: read headers, config and tokenizer, no weights.
 
-    With ``allow_pickle`` a recipe that begins with ``convert`` may have a base whose weights are pickles.
+    With ``allow_pickle`` a recipe that begins with ``convert`` may have a base whose weights are pickles. ``progress`` is told what
+    takes long.
 
     Raises:
         RecipeError: the recipe is wrong, or asks for what this checkpoint has no place for.
@@ -242,18 +269,19 @@ def plan(recipe: Recipe | Mapping[str, Any] | str | Path, *, allow_pickle: bool 
     recipe = _as_recipe(recipe)
     source = _open(recipe, allow_pickle=allow_pickle)
     inputs = input_files(recipe)
-    return replace(plan_on(source, recipe), inputs=inputs)
+    return replace(plan_on(source, recipe, progress), inputs=inputs)
 
 
 @_collector_paused()
-def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
+def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None) -> Plan:
     """Plan a recipe on an opened checkpoint, whatever the recipe calls its base; see :func:`plan`."""
     result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
-        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes)
-        if spec.op in NEED_PLAIN_WEIGHTS:
-            check_plain_weights(result, spec.op)
+        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
+        if spec.op in NEED_PLAIN_WEIGHTS and not getattr(spec, "dequantize", False):
+            itself = "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {convert}"
+            check_plain_weights(result, spec.op, else_do=itself)
         try:
             outcome = IMPLEMENTATIONS[spec.op](spec, result, context)
             outcome = check_combination(recipe.operations[: place + 1], source, outcomes, outcome)
@@ -261,6 +289,7 @@ def plan_on(source: Checkpoint, recipe: Recipe) -> Plan:
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
+    refuse_looks(source.config, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
     unknown = structure.unknown if structure else ()
@@ -276,7 +305,7 @@ def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:
     """
     base = Path(recipe.base_model)
     if recipe.operations[0].op != "convert" or not has_only_pickles(base):
-        return Checkpoint.open(recipe.base_model, revision=recipe.revision)
+        return Checkpoint.open(recipe.base_model, revision=recipe.revision, weights=False)
     if not allow_pickle:
         raise InputRejected(
             f"{printable(recipe.base_model)}: its weights are pickles, which can run code when they are read; convert reads them by"

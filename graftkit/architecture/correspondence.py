@@ -24,7 +24,8 @@ class Correspondence:
     that the result has too. ``blocks`` are positions in the main stack of layers, whose name in the source's memory is ``stack``. A
     base model alone names everything without the first word of it. ``behind_first`` says of the class that its first hidden state
     is what the first block gives, where most have what it takes. ``part`` are the names in memory of one module in source and
-    result, where the result is a part of the source; what lies outside of it has one name in both.
+    result, where the result is a part of the source; what lies outside of it has one name in both. ``positions`` are rows of learned
+    tables of positions.
     """
 
     ids: IndexMap | None = None
@@ -33,6 +34,7 @@ class Correspondence:
     stack: str = ""
     behind_first: bool = False
     part: tuple[str, str] = WHOLE
+    positions: IndexMap | None = None
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
@@ -45,7 +47,7 @@ class Correspondence:
         maps = {
             name: value and IndexMap(value["source"], value["result"], tuple((a, b, c) for a, b, c in value["runs"]))
             for name, value in found.items()
-            if name in ("ids", "blocks")
+            if name in ("ids", "blocks", "positions")
         }
         one, other = found.get("part", WHOLE)
         return cls(**{**found, **maps, "part": (one, other)})
@@ -62,7 +64,7 @@ class Correspondence:
         part = _part_of_part(self.part, later.part)
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
-            self.behind_first or later.behind_first, part,
+            self.behind_first or later.behind_first, part, _then(self.positions, later.positions),
         )  # fmt: skip
 
     def _holds_stack(self, part: tuple[str, str]) -> bool:
@@ -188,17 +190,24 @@ class Correspondence:
         return self.ids.of_source(old), self.ids.of_result(new)
 
     def runs_of_rows(self, old: Tensor, new: Tensor) -> tuple[Run, ...] | None:
-        """The runs of corresponding rows of a parameter: of ids where it is indexed by them, else all; None where it is neither."""
-        if self.ids is not None and (old.shape[:1], new.shape[:1]) == ((self.ids.source,), (self.ids.result,)):
-            return self.ids.runs
+        """The runs of corresponding rows of a parameter: of ids or positions where it is indexed by them, else all.
+
+        None where it has another number of rows for another reason.
+        """
+        if (found := self._map_of_rows(old, new)) is not None:
+            return found.runs
         return ((0, 0, len(old) if old.ndim else 1),) if old.shape[:1] == new.shape[:1] else None
 
     def rows(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """The corresponding rows of a parameter that is indexed by ids; else both as they are."""
+        """The corresponding rows of a parameter that is indexed by ids or positions; else both as they are."""
+        found = self._map_of_rows(old, new)
+        return (old, new) if found is None else (found.of_source(old, 0), found.of_result(new, 0))
+
+    def _map_of_rows(self, old: Tensor, new: Tensor) -> IndexMap | None:
+        """Which row of a parameter is which, where it is indexed by ids, or by positions, and these are others in the result."""
         sizes = (old.shape[:1], new.shape[:1])
-        if self.ids is None or sizes != ((self.ids.source,), (self.ids.result,)):
-            return old, new
-        return self.ids.of_source(old, 0), self.ids.of_result(new, 0)
+        maps = (found for found in (self.ids, self.positions) if found is not None)
+        return next((found for found in maps if sizes == ((found.source,), (found.result,))), None)
 
 
 #: Everything is where it was.

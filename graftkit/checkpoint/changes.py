@@ -51,7 +51,7 @@ class ValueChange:
 
 def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange, ...]:
     """Every tensor that ``result`` does not take over from ``source`` as it is, in the order on disk."""
-    return tuple(_tensor_changes(source.tensors, result.tensors))
+    return tuple(_tensor_changes(source.all_tensors, result.all_tensors))
 
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
@@ -116,12 +116,16 @@ def _axis(tensor: LazyTensor) -> int:
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
     """Every value that differs between the JSON documents of two checkpoints; texts are compared whole.
 
-    A file that was brought from another folder is one change, and what changed in it afterwards are others.
+    A file that was brought from another folder is one change, and what changed in it afterwards are others. A file that was no
+    document and is edited all the same, such as vocab.txt, is one change too.
     """
     brought = {name: given.value for name, given in result.brought.items() if name in result.documents}
     own = ((name, name in source.documents or name in source.carried) for name in result.brought)
     files = (ValueChange(name, "", "a file" if there else None, "the donor's file") for name, there in own)
-    return (*files, *value_changes({**source.documents, **brought}, result.documents))
+    edited = [path for path in source.carried if path in result.documents and path not in brought]
+    others = (ValueChange(path, "", "a file", "an edited file") for path in edited)
+    after = {name: value for name, value in result.documents.items() if name not in edited}
+    return (*files, *others, *value_changes({**source.documents, **brought}, after))
 
 
 def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:

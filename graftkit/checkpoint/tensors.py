@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from graftkit.checkpoint.hub.file import HubFile
+
 #: Bytes per element of each dtype of the safetensors format that fills whole bytes.
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -26,12 +28,15 @@ ITEM_BYTES = {
 #: The dtypes that graftkit computes with. Every other dtype is bytes that are carried along.
 FLOATING = ("F64", "F32", "F16", "BF16")
 
+#: What holds a stored tensor: a file on this machine, or one of a hub repository.
+SourceFile = Path | HubFile
+
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """``nbytes`` bytes of ``path`` from ``offset`` on."""
 
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 
@@ -77,7 +82,7 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 

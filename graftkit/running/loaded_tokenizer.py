@@ -198,6 +198,11 @@ class LoadedTokenizer:
             found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [(index, end) for index, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
 
+    def pieces_of(self, word: str) -> list[int]:
+        """The ids that the model alone splits ``word`` into, a text as the pre-tokenizer leaves it."""
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            return [self.place(piece.id) for piece in self.tokenizer.backend_tokenizer.model.tokenize(word)]
+
     def written_as(self, index: int) -> str:
         """Return the added token ``index`` as it is decoded: a normalized one as the normalizer leaves it."""
         token = self.added.get(index)

@@ -11,6 +11,7 @@ from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.token_ids import renumbered
 from graftkit.architecture.vocabulary import Vocabulary, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, Renamed, TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, few, plural
 from graftkit.verification.accounted import Accounted
@@ -18,9 +19,10 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens, places
+from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
+from graftkit.verification.value_head import new_value_head_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,27 +93,45 @@ class Pair:
         """Whether both look token ids up in a table."""
         return bool(self.vocabularies[0].rows)
 
+    @property
+    def recast(self) -> bool:
+        """Whether the second is in another dtype, and the report says that this was meant."""
+        named = any(place.rpartition(".")[2] in DTYPE_FIELDS for _, place in self.accounted.values)
+        return named and is_recast(self.old.config, self.new.config)
+
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
         allowed, ids = Allowed(self.correspondence, *self.tokenizers, self.accounted.values), self.correspondence.ids
-        moved = {} if ids is None or ids.in_place else renumbered(self.old.documents, ids)
+        moved = {} if self.replaced or ids is None or ids.in_place else renumbered(self.old.documents, ids)
         return check_documents(self.old.with_documents(moved), self.new, allowed)
 
     def new_tokens(self) -> NewTokens | None:
-        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so."""
-        if not self.has_tokenizer:
+        """How the tokenizer may have changed; a chat template may come where there was none, or where the report says so.
+
+        None where there is none, and where the report says that it is another checkpoint's, whose files it vouches for.
+        """
+        if not self.has_tokenizer or self.replaced:
             return None
         second = self.tokenizers[1]
-        ids = {second.token_of(index): index for index in self._new_ids()}
+        named = ((second.token_of(index), index) for index in self._new_ids())
+        ids = {token: index for token, index in named if token is not None}
+        added = {entry.content for entry in second.added}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
         return NewTokens(
-            {token: index for token, index in ids.items() if token is not None},
+            {token: index for token, index in ids.items() if token in added},
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             dict(self._renamed()),
             places(self.accounted.values),
+            learned={token: index for token, index in ids.items() if token not in added},
+            longer=is_longer(self.accounted.values),
         )
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the report says that another checkpoint's tokenizer took the place of the first's."""
+        return (TOKENIZER, "") in self.accounted.values
 
     def _new_ids(self) -> Iterable[int]:
         """The ids of the second tokenizer that are not the first's."""
@@ -135,6 +155,7 @@ class Pair:
         axes = {item.name: item.axis for item in before.tensors}
         fresh, live = self.correspondence.fresh_ids, self._live
         yield from changed_tensors(self.old, self.new, axes, self.correspondence.ids, self.accounted.tensors)
+        yield from new_value_head_findings(self.old, self.new)
         if self.accounted.promise:
             return
         yield from lost_ties(self.old, self.new)

@@ -71,7 +71,8 @@ class OutputsCheck:
 
         found = compare_outputs(
             subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
-            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, progress=subject.progress,
+            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, recast=subject.recast,
+            progress=subject.progress,
         )  # fmt: skip
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()

@@ -338,14 +338,16 @@ def test_new_tokens_come_behind_it(demo, donors, tmp_path):
     assert report["tokenization"][0]["covered"]["old_ids"] == 900
 
 
-def test_verify_knows_what_it_wrote_and_what_is_not(grafted, demo, tmp_path):
-    """By the report beside it; another byte is named."""
+def test_verify_knows_what_was_written_by_the_report_beside_it(grafted, demo, tmp_path):
     output, _ = grafted
+    done = here("verify", demo, output, "--no-outputs")
+    assert done.returncode == 0, done.stderr
     copy = tmp_path / "copy"
     shutil.copytree(output, copy)
     (copy / "chat_template.jinja").write_text("{{ messages }}")
     done = here("verify", demo, copy, "--no-outputs")
-    assert done.returncode != 0
+    assert done.returncode == 4
+    assert "chat_template.jinja is not the file that was written" in done.stdout + done.stderr
 
 
 def test_the_recipe_that_ships_runs(donors, tmp_path):

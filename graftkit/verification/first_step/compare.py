@@ -15,6 +15,7 @@ from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
 from graftkit.verification.first_step.report import FirstStepReport
+from graftkit.verification.first_step.shared import shared_names, united
 from graftkit.verification.first_step.task import differentiable
 from graftkit.verification.first_step.training import Training, first_texts
 from graftkit.verification.promises import Scope
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
-OTHER_OUTPUTS = "a new head or a layer made anew has other outputs"
+OTHER_OUTPUTS = "the result is meant to have other outputs"
 OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
@@ -49,6 +50,7 @@ def compare_first_step(
         with timed(seconds, "source"):
             old = load(source).model.float()
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
+            ties = shared_names(old)
             drawn = correspondence.drawn_ids
             texts = first_texts(old, source, drawn, seed)
             before = None if scope else _old_gradients(Training.of(old, texts, drawn), correspondence)
@@ -56,7 +58,8 @@ def compare_first_step(
         _tell(progress, 0.3)
         with timed(seconds, "result"):
             new = Training.of_result(load(result).model.float(), in_result(texts, correspondence), correspondence)
-            gap = before.compare(new.old_gradients(), correspondence) if before else None
+            groups = united(ties, shared_names(new.model), correspondence)
+            gap = before.compare(new.old_gradients(), correspondence, groups) if before else None
         with timed(seconds, "reach"):
             moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
         _tell(progress, 0.6)
