@@ -211,6 +211,12 @@ def _add_commands_of_recipes(add: Add) -> None:
     )
     apply.add_argument("--link", action="store_true", help="hard-link unchanged shards (they share the source's bytes)")
     apply.add_argument("--device", help=DEVICE)
+    apply.add_argument(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        help="upload the output at the end, to a repository that is private where it is new",
+    )
+    apply.add_argument("--public", action="store_true", help="make a new repository of --push-to-hub public")
 
 
 def _add_inspect(add: Add) -> None:

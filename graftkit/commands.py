@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
 from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.recipe import Recipe
     from graftkit.recipe.problems import Document
 
@@ -127,10 +128,15 @@ def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
     from graftkit import engine
     from graftkit.checkpoint.output_place import refuse_output
     from graftkit.recipe.load import places_added
+    from graftkit.report import terminal
 
     refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
-    with places_added(document):
-        planned = engine.plan(recipe, allow_pickle=options.allow_pickle)
+    with places_added(document), terminal.progress(silent=options.quiet or options.json) as progress:
+        planned = engine.plan(
+            recipe,
+            allow_pickle=options.allow_pickle,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )
     refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     return planned
 
@@ -152,17 +158,21 @@ def plan(options: Namespace) -> int:
 
 def apply(options: Namespace) -> int:
     """Plan, write, verify, commit."""
+    _check_push(options)
     if options.dry_run:
         return plan(options)
     recipe, document = _recipe(options)
     if options.if_changed and _is_up_to_date(options, recipe):
-        return 0
+        _push(options, recipe.output)
+        return _print_json({"up_to_date": True, "output": recipe.output}) if options.json else 0
     _quiet_libraries()
     from graftkit import engine
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
     planned = _plan(recipe, document, options)
+    if options.push_to_hub:
+        check_base(planned.source.name, planned.source.revision)
     silent = options.quiet or options.json
     if not silent:
         terminal.print_plan(planned, verbose=options.verbose)
@@ -171,11 +181,30 @@ def apply(options: Namespace) -> int:
             planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
             committed=options.committed,
         )  # fmt: skip
-    if options.json:
-        return _print_json(written.to_json())
     if not silent:
         terminal.print_report(written)
-    return 0
+    _push(options, recipe.output)
+    return _print_json(written.to_json()) if options.json else 0
+
+
+def _check_push(options: Namespace) -> None:
+    """Refuse what is meaningless with --push-to-hub, or without, and an upload that cannot be tried."""
+    if options.public and not options.push_to_hub:
+        raise RecipeError("--public: is for --push-to-hub; leave it out")
+    if options.push_to_hub and options.dry_run:
+        raise RecipeError("--push-to-hub: nothing is written with --dry-run; leave one out")
+    if options.push_to_hub:
+        _quiet_libraries()
+        check_upload(options.push_to_hub)
+
+
+def _push(options: Namespace, output: str) -> None:
+    """Upload what is in place, where that is asked for, and say where it is."""
+    if options.push_to_hub:
+        options.committed(Path(output))
+        address = upload(Path(output), options.push_to_hub, public=options.public)
+        if not (options.quiet or options.json):
+            sys.stdout.write(f"uploaded to {printable(address)}\n")
 
 
 def _is_up_to_date(options: Namespace, recipe: Recipe) -> bool:
@@ -183,9 +212,7 @@ def _is_up_to_date(options: Namespace, recipe: Recipe) -> bool:
     from graftkit.report.up_to_date import why_stale
 
     why = why_stale(recipe)
-    if options.json and not why:
-        _print_json({"up_to_date": True, "output": recipe.output})
-    elif not (options.quiet or options.json) and os.path.lexists(recipe.output):
+    if not (options.quiet or options.json) and os.path.lexists(recipe.output):
         said = f"not up to date: {why}" if why else f"up to date: {printable(recipe.output)}"
         sys.stdout.write(f"{said}\n")
     return not why

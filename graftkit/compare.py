@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.quantizer import cannot_load
 from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.changes import ValueChange, document_changes, value_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -20,6 +21,7 @@ from graftkit.report.comparison import comparison_json
 from graftkit.report.manifest import account_for
 from graftkit.report.page import render_top
 from graftkit.report.terminal import verification_text
+from graftkit.running.runnable import refuse_looks
 from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
@@ -74,7 +76,7 @@ def _is_adapter(folder: str | os.PathLike[str]) -> bool:
 
 
 def _diff(old: Checkpoint, new: Checkpoint) -> Difference:
-    return _difference(document_changes(old, new), old.tensors, new.tensors)
+    return _difference(document_changes(old, new), old.all_tensors, new.all_tensors)
 
 
 def _difference(
@@ -92,12 +94,16 @@ def _difference(
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What :func:`verify` found between two checkpoints: what differs, and one finding for each check that ran."""
+    """What :func:`verify` found between two checkpoints: what differs, and one finding for each check that ran.
+
+    ``cannot_run`` says why neither is run on this machine, empty where both are.
+    """
 
     difference: Difference
     findings: tuple[Finding, ...]
     pair: Pair
     left_out: tuple[str, ...] = ()
+    cannot_run: str = ""
 
     @property
     def found(self) -> Mapping[str, tuple[str, ...]]:
@@ -134,9 +140,11 @@ class Verification:
         """One line, where nothing was found: what was verified, or what was promised and measured, and what was not judged."""
         promised = self.accounted.promised if self.accounted else None
         if promised:
-            measured = measured_class(self.outputs)
+            measured = measured_class(self.outputs, promised)
             shown = f"{measured.word} measured" if measured is not None else "outputs not compared"
             return f"verified: B is what was written, byte for byte; promised {promised.sentence()}; {shown}"
+        if self.cannot_run:
+            return f"verified: bytes, config and tokenizer; outputs were not compared ({self.cannot_run})"
         if self.unjudged:
             rows = "the new row was" if self.new_rows == 1 else f"the {self.new_rows} new rows were"
             return f"verified on the old vocabulary alone; {rows} not judged: {self.unjudged}"
@@ -207,7 +215,7 @@ def verify(
 
     Raises:
         InputRejected: one of them cannot be opened.
-        RecipeError: there is no such device.
+        RecipeError: there is no such device, or models that cannot be run here are to be looked at.
     """
     if lens or signal:
         from graftkit.verification.lens.setting import device_of
@@ -215,6 +223,9 @@ def verify(
         device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
     old, new = Checkpoint.open(before), Checkpoint.open(after)
+    cannot_run = cannot_load(old.config) or cannot_load(new.config)
+    for opened in (old, new):
+        refuse_looks(opened.config, [name for name, asked in (("lens", lens), ("signal", signal)) if asked])
     pair = Pair.of(old, new, None if "report" in left_out else account_for(new))
     subject = Subject(
         old.directory,
@@ -223,14 +234,18 @@ def verify(
         scope=pair.accounted.scope,
         correspondence=pair.correspondence,
         added=pair.added,
+        recast=pair.recast,
         tokens=pair.new_tokens(),
         kl=pair.bound,
         wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),
         left_out=frozenset(left_out),
+        not_run=cannot_run,
         pair=pair,
         device=device,
         paged=paged,
         progress=progress,
     )
     findings = tuple(run_checks(subject))
-    return Verification(_diff(old, new), findings, pair, tuple(check for check in CHECKS if check in left_out))
+    return Verification(
+        _diff(old, new), findings, pair, tuple(check for check in CHECKS if check in left_out), cannot_run
+    )

@@ -11,12 +11,15 @@ from typing import Any
 
 from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
-from graftkit.checkpoint.stamps import require_unchanged
+from graftkit.checkpoint.stamps import require_unchanged, stamps_of
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
-from graftkit.planning import Plan, plan
+from graftkit.planned import Plan
+from graftkit.planning import plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
@@ -24,7 +27,7 @@ from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
-from graftkit.verification.subject import NewTokens, Subject, places
+from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
 __all__ = ["Plan", "Progress", "apply", "execute", "plan"]
@@ -50,7 +53,9 @@ def apply(
         VerificationFailed: the written checkpoint does not keep its promise; nothing was committed.
         GraftkitError: see :mod:`graftkit.errors`; but for CommittedWithWarning, nothing was committed.
     """
-    return execute(plan(recipe, allow_pickle=allow_pickle), overwrite=overwrite, link=link, progress=progress)
+    told = (lambda what, share: progress(what, share, 1.0)) if progress else None
+    planned = plan(recipe, allow_pickle=allow_pickle, progress=told)
+    return execute(planned, overwrite=overwrite, link=link, progress=progress)
 
 
 def execute(
@@ -73,20 +78,30 @@ def execute(
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
-    with Staging(output, source=planned.source.directory, overwrite=overwrite) as staging:
+    planned, source = _with_weights(planned, progress), planned.source.directory
+    stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
+    with Staging(output, source=source, overwrite=overwrite) as staging:
         prepare(planned, progress)
         try:
             ledger = _write(planned, staging, link=link, progress=progress)
             findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
         except VerificationFailed as error:
-            require_unchanged(planned.source.directory, planned.source.stamps)
+            require_unchanged(source, stamps)
             blame_inputs(planned, error)
             raise
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
-        require_unchanged(planned.source.directory, planned.source.stamps)
+        require_unchanged(source, stamps)
         staging.commit(committed)
     return report
+
+
+def _with_weights(planned: Plan, progress: Progress | None) -> Plan:
+    """The plan with its base's weights on this machine, where it reads any of them."""
+    if not bytes_on_hub(planned.source) or not planned.reads_weights:
+        return planned
+    download_weights(planned.source, functools.partial(progress, "download") if progress else None)
+    return replace(planned, inputs=input_files(planned.recipe))
 
 
 def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
@@ -97,12 +112,13 @@ def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
     """
     if planned.recipe.allow_nonfinite:
         return
-    inputs = {planned.source.name: planned.source.tensors}
+    inputs = {planned.source.name: planned.source.all_tensors}
     for spec in planned.recipe.operations:
         if adapter := getattr(spec, "adapter", None):
             inputs[adapter] = open_adapter(adapter).tensors
     for where, tensors in inputs.items():
-        if bad := next(not_finite(tensors), None):
+        read = {name: tensor for name, tensor in tensors.items() if not is_on_hub(tensor)}
+        if bad := next(not_finite(read), None):
             raise InputRejected(
                 f"{printable(where)}: tensor {printable(bad)!r} holds NaN or infinity, so that nothing that is made of it"
                 " can be verified; repair it, or set allow_nonfinite: true"
@@ -136,7 +152,8 @@ def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | 
             write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
             ledger = check.finish()
         if planned.adapter is None:  # one that trains one side of a pair has its base untied
-            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)))))
+            meant = frozenset[tuple[str, str]]().union(*(outcome.untied for outcome in planned.outcomes))
+            _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)), meant)))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
@@ -182,7 +199,7 @@ def behind(subject: Subject, outcome: Outcome, later: Sequence[Outcome]) -> Subj
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
     """What the checks of a plan look at, written to ``staged``."""
-    source = planned.source.directory
+    source: Place = planned.source if bytes_on_hub(planned.source) else planned.source.directory
     result, adapter = staged if planned.writes_base else source, staged / FOLDER if planned.adapter else None
     return subject_at(planned, source, result, adapter, device=device, progress=progress)
 
@@ -200,14 +217,17 @@ def subject_at(
     vocabulary, wanted = planned.vocabulary, planned.recipe.verify
     tokens = None
     if vocabulary is not None:
+        new, learned = vocabulary.new_tokens, vocabulary.learned
         tokens = NewTokens(
-            vocabulary.new_tokens,
+            {token: index for token, index in new.items() if token not in learned},
             vocabulary.special,
             vocabulary.chat_template_changed,
             vocabulary.eos_may_pad,
             vocabulary.renamed,
             places((change.document, change.place) for change in planned.values if change.new is None),
             vocabulary.replaced,
+            {token: index for token, index in new.items() if token in learned},
+            is_longer((change.document, change.place) for change in planned.values),
         )
     return Subject(
         source,
@@ -217,10 +237,11 @@ def subject_at(
         scope=planned.scope,
         correspondence=planned.correspondence,
         added=planned.added,
+        recast=is_recast(planned.source.config, planned.result.config),
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),
-        not_run="" if wanted.outputs else "verify.outputs is off",
+        not_run=planned.cannot_run if wanted.outputs else "verify.outputs is off",
         seed=planned.recipe.seed,
         device=device,
         paged=planned.paged,

@@ -8,7 +8,7 @@
     ├── VerificationFailed     4   the result does not keep its promise; nothing was committed
     ├── StorageFault           5   reading or writing failed; nothing was committed
     ├── Locked                 6   another run holds the output
-    └── CommittedWithWarning   7   the output is in place, but something behind that failed: durability, clean-up, printing
+    └── CommittedWithWarning   7   the output is in place, but something behind that failed: durability, clean-up, printing, an upload
 
 A command that fails in any other way ends with 70, and says that this is graftkit's own fault.
 

@@ -15,14 +15,17 @@ from graftkit.architecture.module_groups import ModuleGroup, module_groups
 from graftkit.architecture.parameters import text_value
 from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vocabulary_of
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_method
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
 from graftkit.checkpoint.tokenizer.template_notes import templates
-from graftkit.errors import InputRejected, few, plural
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, is_on_hub
+from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.verification.structural import not_finite
+from graftkit.verification.value_head import value_head_findings
 
 #: What transformers writes as model_max_length where there is no limit is far beyond this.
 NO_LIMIT = 10**12
@@ -45,16 +48,16 @@ class NeverTrained:
 
 @dataclass(frozen=True, slots=True)
 class TableInspection:
-    """One vocabulary tensor: its role, and which of its tokenized rows were never trained."""
+    """One vocabulary tensor: its role, and which of its tokenized rows were never trained; None where its values lie on the hub."""
 
     name: str
     role: str
     dtype: str
     shape: tuple[int, ...]
-    zero: int
-    near_zero: int
-    duplicates: int
-    live: int
+    zero: int | None
+    near_zero: int | None
+    duplicates: int | None
+    live: int | None
     never_trained: tuple[NeverTrained, ...] = ()
 
 
@@ -64,7 +67,9 @@ class Inspection:
 
     ``input`` is what the class is fed in the first place; where that is no token ids, there may be no rows and no tokens.
     ``modules`` is what adapters can target. ``chat_templates`` gives the number of characters of each by its name, which is
-    empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts.
+    empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts. ``bytes_on_hub`` is
+    what was not downloaded of the weights, and not looked at. ``value_head`` describes the head in
+    value_head.safetensors; empty where there is none.
     """
 
     name: str
@@ -88,15 +93,19 @@ class Inspection:
     modules: tuple[ModuleGroup, ...]
     chat_templates: Mapping[str, int]
     model_max_length: int | None
+    bytes_on_hub: int = 0
+    value_head: str = ""
 
 
 def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
     """Inspect a checkpoint; reads the vocabulary's tables, and every tensor when ``nonfinite`` is asked for.
 
+    Of weights that lie on the hub alone no more than headers is read, but where ``nonfinite`` is asked for.
+
     Raises:
         InputRejected: it cannot be opened, or its vocabulary cannot be found.
     """
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = Checkpoint.open(model, revision=revision, weights=nonfinite)
     structure = account(checkpoint)
     vocabulary = vocabulary_of(checkpoint, structure)
     bare = vocabulary is NO_VOCABULARY and "tokenizer.json" not in checkpoint.documents
@@ -109,7 +118,7 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
         name=checkpoint.name,
         architecture=structure.skeleton.architecture,
         model_type=str(checkpoint.config["model_type"]),
-        parameters=sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values()),
+        parameters=_parameters(checkpoint, structure),
         nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         dtypes=dtypes,
         shards=len(checkpoint.shards),
@@ -123,13 +132,15 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
             for item in vocabulary.tensors
         ),
         special=dict(tokenizer.special),
-        findings=(*_unknown(structure), *(() if bare else _findings(checkpoint, tokenizer, vocabulary.rows))),
-        nonfinite=tuple(not_finite(checkpoint.tensors)) if nonfinite else None,
+        findings=tuple(_all_findings(checkpoint, structure, None if bare else tokenizer, vocabulary.rows)),
+        nonfinite=tuple(not_finite(checkpoint.all_tensors)) if nonfinite else None,
         input=structure.skeleton.model.main_input_name,
         dimensions=dimensions_of(structure.skeleton),
         modules=module_groups(structure.skeleton),
         chat_templates={name: len(text) for name, text in templates(checkpoint.documents).items()},
         model_max_length=_longest(checkpoint),
+        bytes_on_hub=bytes_on_hub(checkpoint),
+        value_head=", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in checkpoint.value_head.items()),
     )
 
 
@@ -140,10 +151,34 @@ def _longest(checkpoint: Checkpoint) -> int | None:
     return int(length) if isinstance(length, int | float) and length < NO_LIMIT else None
 
 
+def _parameters(checkpoint: Checkpoint, structure: Structure) -> int:
+    """How many values the weights have; of packed ones, how many there are once they are unpacked."""
+    plain = (tensor.shape for name, tensor in checkpoint.tensors.items() if name not in structure.packed.tensors)
+    packed = (structure.skeleton.shapes[name] for name in structure.packed.weights)
+    return sum(math.prod(shape) for shape in (*plain, *packed))
+
+
+def _quantized(checkpoint: Checkpoint, structure: Structure) -> Iterator[str]:
+    if structure.packed.tensors:
+        method = printable(quantization_method(checkpoint.config))
+        count = plural(len(structure.packed.tensors), "tensor")
+        yield f"{plural(len(structure.packed.weights), 'weight')} packed by {method}, in {count}"
+
+
 def _unknown(structure: Structure) -> Iterator[str]:
     if structure.unknown:
         count = plural(len(structure.unknown), "tensor")
         yield f"{count} of no class of this config: {few(structure.unknown)}; unknown_tensors: carry takes them over"
+
+
+def _all_findings(
+    checkpoint: Checkpoint, structure: Structure, tokenizer: TokenizerFiles | None, rows: int
+) -> Iterator[str]:
+    yield from _quantized(checkpoint, structure)
+    yield from _unknown(structure)
+    yield from value_head_findings(checkpoint)
+    if tokenizer is not None:
+        yield from _findings(checkpoint, tokenizer, rows)
 
 
 def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> Iterator[str]:
@@ -161,6 +196,8 @@ def _table(
     if not isinstance(tensor, Stored):
         raise InputRejected(f"tensor {item.name!r} is not stored")
     found, named = None, tuple[NeverTrained, ...]()
+    if is_on_hub(tensor):
+        return TableInspection(item.name, item.role, tensor.dtype, tensor.shape, None, None, None, None)
     if math.prod(tensor.shape) > tensor.shape[item.axis]:
         found = table_statistics(lambda: row_chunks(tensor, item.axis, tokens), tokens)
         named = tuple(_never_trained(checkpoint, item, found, tokenizer, std))

@@ -95,6 +95,7 @@ class PlanJson(TypedDict):
     bytes_taken_over: Annotated[int, Field(description="bytes of shards that are taken over whole")]
     bytes_written: Annotated[int, Field(description="bytes of weights that are written anew")]
     memory: Annotated[int, Field(description="bytes of memory that `apply` takes on top of the libraries, about")]
+    bytes_to_download: Annotated[int, Field(description="bytes of weights that `apply` will download from the hub")]
     left_behind: Annotated[Mapping[str, str], Field(description="each file that does not come along -> why")]
 
 
@@ -200,6 +201,8 @@ class InspectJson(TypedDict):
     modules: Annotated[list[ModuleGroup], Field(description="what adapters can target")]
     chat_templates: Annotated[Mapping[str, int], Field(description="name of each chat template -> its characters")]
     model_max_length: Annotated[int | None, Field(description="the number of tokens after which the tokenizer cuts")]
+    bytes_on_hub: Annotated[int, Field(description="bytes of weights that were left on the hub, and not looked at")]
+    value_head: Annotated[str, Field(description="the tensors of value_head.safetensors; empty where there is none")]
 
 
 @closed

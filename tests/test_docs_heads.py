@@ -17,7 +17,7 @@ HEAD = {"op": "replace_head", "task": "sequence_classification"}
 
 def test_the_recipes_of_the_page_are_recipes():
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)]
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     for block in blocks:
         init = block.get("init") if isinstance(block, dict) else None
         whole = [{**HEAD, "labels": list(init["words"]), "init": init}] if init else block

@@ -50,3 +50,24 @@ def test_new_terms_leave_every_old_embedding_as_it_was(tmp_path):
     assert tokenizer.tokenize("on biorxiv [CITE]") == ["on", "biorxiv", "[CITE]"]
     pooling = Path("1_Pooling", "config.json")
     assert (output / pooling).read_bytes() == (SOURCE / pooling).read_bytes()
+
+
+def test_pieces_learned_behind_a_real_word_piece_leave_every_old_embedding_as_it_was(tmp_path):
+    examples = Path(__file__).parents[1] / "recipes/examples/docstrings.jsonl"
+    operation = {"op": "learn_tokens", "texts": str(examples), "size": 30}
+    output = tmp_path / "out"
+    recipe = {"version": 1, "base_model": str(SOURCE), "operations": [operation], "output": str(output)}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    command = [sys.executable, "-m", "graftkit", "apply", str(tmp_path / "recipe.yaml"), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    learned = json.loads(done.stdout)["new_tokens"]
+    assert list(learned.values()) == list(range(30522, 30552))
+    before, _, old = sentences(SOURCE)
+    after, tokenizer, new = sentences(output)
+    assert after.equal(before)
+    assert new.get_input_embeddings().weight[:30522].equal(old.get_input_embeddings().weight)
+    assert {token: tokenizer.get_vocab()[token] for token in learned} == learned
+    assert (output / "vocab.txt").read_text().split("\n")[30522:] == [*learned, ""]
+    texts = [json.loads(line)["text"] for line in examples.read_text().splitlines()]
+    assert {index for ids in tokenizer(texts).input_ids for index in ids} >= {*learned.values()}

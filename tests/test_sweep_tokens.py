@@ -1,4 +1,4 @@
-"""The sweep of rename_tokens and reinit_rows: one class and planted faults here, the others behind the marker."""
+"""The sweep of rename_tokens, reinit_rows and trim_vocab: one class and planted faults here, the others behind the marker."""
 
 import re
 import subprocess
@@ -53,6 +53,28 @@ def test_a_damaged_result_is_called_wrong(fault, llama, tmp_path, monkeypatch):
 
     monkeypatch.setattr(graftkit, "apply", apply_and_damage)
     found = sweep._variant("LlamaForCausalLM", llama, tmp_path / "out", "new rows")
+    assert found.verdict == ("wrong" if fault else "works")
+    assert (fault or "") in found.reason
+
+
+@pytest.mark.parametrize("fault", [None, "model.embed_tokens.weight differs", "rows for"])
+def test_a_damaged_trimmed_result_is_called_wrong(fault, llama, tmp_path, monkeypatch):
+    sweep = load_script("sweep_tokens")
+    apply = graftkit.apply
+
+    def apply_and_damage(recipe):
+        report = apply({**recipe, "verify": {"outputs": False}})
+        tensors = load_file(tmp_path / "out/model.safetensors")
+        if fault == "model.embed_tokens.weight differs":
+            tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0)
+        elif fault == "rows for":
+            text = (tmp_path / "out/tokenizer.json").read_text()
+            (tmp_path / "out/tokenizer.json").write_text(text.replace('"ea"', '"xx"'))
+        save_file(tensors, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
+        return report
+
+    monkeypatch.setattr(graftkit, "apply", apply_and_damage)
+    found = sweep._variant("LlamaForCausalLM", llama, tmp_path / "out", "trimmed")
     assert found.verdict == ("wrong" if fault else "works")
     assert (fault or "") in found.reason
 

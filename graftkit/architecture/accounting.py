@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from graftkit.architecture import skeleton as sk
 from graftkit.architecture.names import TensorNames
+from graftkit.architecture.packed import NOTHING_PACKED, Packed
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import FLOATING
+from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES
 from graftkit.errors import InputRejected, few, plural, printable
 
 
@@ -23,13 +24,14 @@ class Unloaded:
 class Structure:
     """A checkpoint whose tensors are all accounted for: the class's own by name in memory, and the unloaded ones with the reason.
 
-    ``unknown`` are tensors that no class of this config loads or ignores.
+    ``unknown`` are tensors that no class of this config loads or ignores, ``packed`` those that hold quantized weights.
     """
 
     skeleton: sk.Skeleton
     memory: TensorNames
     unloaded: Mapping[str, Unloaded]
     unknown: tuple[str, ...] = ()
+    packed: Packed = NOTHING_PACKED
 
     def names_not_loaded(self, disks: Iterable[str]) -> frozenset[str]:
         """What the loader calls those of these tensors on disk that it leaves out."""
@@ -51,11 +53,15 @@ def account(checkpoint: Checkpoint) -> Structure:
             f"{few(info.missing)}; save the checkpoint once from the class that you want to use"
         )
     memory = skeleton.memory_names(checkpoint.tensors)
-    _check_kinds(checkpoint, skeleton, memory, where)
-    unloaded = {name: Unloaded() for name, (key, _) in memory.items() if key not in skeleton.shapes}
+    packed = info.packed.tensors
+    _check_kinds(checkpoint, skeleton, {disk: key for disk, (key, _) in memory.items() if disk not in packed}, where)
+    unloaded = {
+        disk: Unloaded() for disk, (key, _) in memory.items() if key not in skeleton.shapes and disk not in packed
+    }
     unexpected = [name for name in unloaded if memory[name].name in info.unexpected]
     siblings = _sibling_names(checkpoint, skeleton, unexpected) if unexpected else {}
-    return Structure(skeleton, memory, unloaded | siblings, tuple(sorted(set(unexpected) - siblings.keys())))
+    unknown = tuple(sorted(set(unexpected) - siblings.keys()))
+    return Structure(skeleton, memory, unloaded | siblings, unknown, info.packed)
 
 
 def refuse_unknown(checkpoint: Checkpoint, structure: Structure) -> None:
@@ -69,6 +75,23 @@ def refuse_unknown(checkpoint: Checkpoint, structure: Structure) -> None:
             f"{checkpoint.name}: {structure.skeleton.architecture}: {plural(len(structure.unknown), 'tensor')} of no class of this"
             f" config: {few(structure.unknown)}; set unknown_tensors: carry to take them over byte for byte, or name their class in"
             " config.json's architectures"
+        )
+
+
+def refuse_packed(structure: Structure, tables: Collection[str]) -> None:
+    """Refuse packed weights among those (names in memory) that have one row for each id.
+
+    Raises:
+        InputRejected: one of them is packed.
+    """
+    packed = sorted(structure.packed.weights.intersection(tables))
+    if packed:
+        module = packed[0].rpartition(".")[0]
+        stored = [disk for disk, owner in structure.packed.tensors.items() if owner == module]
+        raise InputRejected(
+            f"{structure.skeleton.architecture}: {printable(packed[0])!r} is indexed by the vocabulary and is stored quantized"
+            f" ({few(stored)}); rows are read and made in plain embeddings and heads alone: give a checkpoint that keeps them in 16"
+            " bit, or the one that this was quantized from"
         )
 
 
@@ -88,17 +111,22 @@ def check_shapes(checkpoint: Checkpoint, skeleton: sk.Skeleton) -> sk.LoadingInf
     return info
 
 
-def _check_kinds(checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: TensorNames, where: str) -> None:
+def _check_kinds(checkpoint: Checkpoint, skeleton: sk.Skeleton, memory: Mapping[str, str], where: str) -> None:
     """Compare kinds of dtypes: a header that says I32 of a float tensor has a legal shape, and loads as garbage."""
-    if "quantization_config" in checkpoint.config:
-        return
     state = skeleton.model.state_dict()
-    for disk, (key, _) in memory.items():
+    for disk, key in memory.items():
         if key not in state:
             continue
         found, wanted = checkpoint.tensors[disk].dtype, state[key].dtype
         if wanted.is_floating_point != (found in FLOATING):
-            raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}")
+            why = "" if skeleton.quantized else _not_told(found)
+            raise InputRejected(f"{where}: tensor {printable(disk)!r} has dtype {found}, the class wants {wanted}{why}")
+
+
+def _not_told(dtype: str) -> str:
+    """What to say of quantized values beside a config that says nothing of them."""
+    eight = dtype in ITEM_BYTES and ITEM_BYTES[dtype] == 1 and dtype != "BOOL"
+    return "; if these are quantized values, config.json has lost its quantization_config" if eight else ""
 
 
 def _sibling_names(checkpoint: Checkpoint, skeleton: sk.Skeleton, names: list[str]) -> dict[str, Unloaded]:

@@ -120,11 +120,18 @@ def find_head(checkpoint: Checkpoint, structure: Structure, config: Mapping[str,
     The head of a ``language`` model keeps the tensors that the checkpoint has; any other head is entirely new.
 
     Raises:
-        InputRejected: the class cannot be built, or the checkpoint lacks more of its backbone than a pooler.
+        InputRejected: the class cannot be built, the checkpoint lacks more of its backbone than a pooler, or it is quantized and the
+            class has other names for it.
     """
     architecture = sk.architecture_of(config)
     skeleton = sk.build_skeleton(config, architecture)
     renamed = _canonical_names(skeleton, structure)
+    if renamed and skeleton.quantized:
+        disk, name = next(iter(renamed.items()))
+        raise InputRejected(
+            f"{architecture}: calls {printable(disk)!r} {printable(name)!r}, and the base is quantized, whose quantization_config may"
+            " speak of tensors by name; give the checkpoint that it was quantized from"
+        )
     info = skeleton.loading({renamed.get(name, name): tensor for name, tensor in checkpoint.tensors.items()})
     found = skeleton.memory_names([renamed.get(disk, disk) for disk in checkpoint.tensors])
     memory = {disk: found[renamed.get(disk, disk)] for disk in checkpoint.tensors}

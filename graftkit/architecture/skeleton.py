@@ -6,11 +6,13 @@ import contextlib
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.embeddings import embedding_of
 from graftkit.architecture.names import TensorNames, tensor_names
+from graftkit.architecture.packed import NOTHING_PACKED, Packed, find_packed
+from graftkit.checkpoint.quantization import quantization_config, without_quantization
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -24,24 +26,30 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class LoadingInfo:
-    """What transformers' loader would say of a set of tensors: names in memory, and the two shapes of a mismatch."""
+    """What transformers' loader would say of a set of tensors: names in memory, and the two shapes of a mismatch.
+
+    ``packed`` are those that it leaves to a quantizer.
+    """
 
     missing: frozenset[str] = frozenset()
     unexpected: frozenset[str] = frozenset()
     mismatched: frozenset[tuple[str, tuple[int, ...], tuple[int, ...]]] = frozenset()
+    packed: Packed = NOTHING_PACKED
 
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
     """A model class built from a config on the meta device.
 
-    ``shapes`` are those of the state dict, by name in memory; ``tied`` maps each tied name to the name it is tied to.
+    ``shapes`` are those of the state dict, by name in memory; ``tied`` maps each tied name to the name it is tied to. Of a
+    ``quantized`` checkpoint it is the plain class, whose weights may be packed on disk.
     """
 
     architecture: str
     model: PreTrainedModel
     shapes: Mapping[str, tuple[int, ...]]
     tied: Mapping[str, str]
+    quantized: bool = False
     _names: dict[tuple[str, ...], TensorNames] = field(default_factory=dict, repr=False, compare=False)
 
     def weight_names(self, getter: str) -> frozenset[str]:
@@ -70,13 +78,19 @@ class Skeleton:
         return self._names[given]
 
     def loading(self, tensors: Mapping[str, LazyTensor]) -> LoadingInfo:
-        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, the loader itself is asked."""
-        return LoadingInfo() if self._fit_exactly(tensors) else self.ask_loader(tensors)
+        """What transformers' loader would do with ``tensors``; where its rules leave a doubt, the loader itself is asked.
+
+        Of packed tensors no more is asked than that they lie beside one another.
+        """
+        packed = find_packed(self.model, self.memory_names(tensors), tensors) if self.quantized else NOTHING_PACKED
+        plain = {name: tensor for name, tensor in tensors.items() if name not in packed.tensors}
+        if not packed.tensors and self._fit_exactly(plain):
+            return LoadingInfo()
+        info = self.ask_loader(plain)
+        return replace(info, missing=info.missing - packed.weights, packed=packed)
 
     def _fit_exactly(self, tensors: Mapping[str, LazyTensor]) -> bool:
         """Whether each tensor is taken over as it is, and each name in memory gets one: its own, or one it is tied to."""
-        if getattr(self.model.config, "quantization_config", None) is not None:
-            return False
         names = self.memory_names(tensors)
         shapes = {name: tensors[disk].shape for disk, (name, converted) in names.items() if not converted}
         return (
@@ -115,8 +129,9 @@ class Skeleton:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, fit for a terminal."""
-    text = str(error).strip().split("\n", 1)[0]
+    """The first line of an error's message, with the second where it only leads there, fit for a terminal."""
+    first, *further = str(error).strip().split("\n")
+    text = f"{first} {further[0].strip()}" if further and first.endswith(":") else first
     return printable(f"{type(error).__name__}: {text}"[:300])
 
 
@@ -169,8 +184,9 @@ def build_skeleton(config: Mapping[str, Any], architecture: str | None = None) -
     Raises:
         InputRejected: no such class in transformers, or the class cannot be built from the config.
     """
-    built = build_config(config)
-    return build_class(model_class(architecture or architecture_of(config)), built)
+    built = build_config(without_quantization(config))
+    skeleton = build_class(model_class(architecture or architecture_of(config)), built)
+    return replace(skeleton, quantized=quantization_config(config) is not None)
 
 
 def model_class(name: str) -> type[PreTrainedModel]:

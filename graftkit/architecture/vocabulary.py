@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from graftkit.architecture import skeleton as sk
-from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.accounting import Structure, account, refuse_packed
 from graftkit.architecture.capabilities import parameters_of
 from graftkit.architecture.embeddings import INPUT, OUTPUT, call_getter
 from graftkit.architecture.governing import Governing, effect, find_governing, resized_by_transformers
@@ -97,6 +97,7 @@ def find_vocabulary(checkpoint: Checkpoint, structure: Structure | None = None) 
         )
     rows = int(table.weight.shape[0])
     governing = find_governing(checkpoint.config, skeleton, rows)
+    refuse_packed(structure, governing.moved)
     groups, notes = _tied_groups(checkpoint, structure, governing.moved)
     roles = _roles(skeleton, governing, groups)
     if None in roles.values():

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.gathered import Gathered
 from graftkit.checkpoint.held import is_original
-from graftkit.checkpoint.tensors import LazyTensor, Patched, Picked, from_source
+from graftkit.checkpoint.tensors import LazyTensor, Patched, from_source
 from graftkit.errors import plural
 
 #: More changed values of one vocabulary, or a list with more of them, are one change that gives their number.
@@ -51,7 +51,7 @@ class ValueChange:
 
 def tensor_changes(source: Checkpoint, result: Checkpoint) -> tuple[TensorChange, ...]:
     """Every tensor that ``result`` does not take over from ``source`` as it is, in the order on disk."""
-    return tuple(_tensor_changes(source.tensors, result.tensors))
+    return tuple(_tensor_changes(source.all_tensors, result.all_tensors))
 
 
 def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]) -> Iterator[TensorChange]:
@@ -94,18 +94,19 @@ def _tensor_changes(old: Mapping[str, LazyTensor], new: Mapping[str, LazyTensor]
 
 def _patches(tensor: LazyTensor) -> tuple[LazyTensor, frozenset[int]]:
     """The tensor below all patches and choices of rows, and the rows that they make."""
-    if not isinstance(tensor, Patched | Picked):
-        return tensor, frozenset()
-    below, rows = _patches(tensor.base)
-    return below, rows.union(tensor.rows if isinstance(tensor, Patched) else ())
+    if isinstance(tensor, Patched):
+        below, rows = _patches(tensor.base)
+        return below, rows.union(tensor.rows)
+    return _patches(tensor.base) if isinstance(tensor, Gathered) and not tensor.made else (tensor, frozenset())
 
 
 def _rows_gone(tensor: LazyTensor) -> int:
     """How many rows were left out by choices of rows, one on top of another; 0 where there is none."""
-    if not isinstance(tensor, Patched | Picked):
+    if isinstance(tensor, Patched):
+        return _rows_gone(tensor.base)
+    if not isinstance(tensor, Gathered) or tensor.made:
         return 0
-    left = tensor.base.shape[tensor.axis] - tensor.shape[tensor.axis] if isinstance(tensor, Picked) else 0
-    return left + _rows_gone(tensor.base)
+    return tensor.base.shape[tensor.axis] - len(tensor.origins) + _rows_gone(tensor.base)
 
 
 def _axis(tensor: LazyTensor) -> int:
@@ -115,12 +116,16 @@ def _axis(tensor: LazyTensor) -> int:
 def document_changes(source: Checkpoint, result: Checkpoint) -> tuple[ValueChange, ...]:
     """Every value that differs between the JSON documents of two checkpoints; texts are compared whole.
 
-    A file that was brought from another folder is one change, and what changed in it afterwards are others.
+    A file that was brought from another folder is one change, and what changed in it afterwards are others. A file that was no
+    document and is edited all the same, such as vocab.txt, is one change too.
     """
     brought = {name: given.value for name, given in result.brought.items() if name in result.documents}
     own = ((name, name in source.documents or name in source.carried) for name in result.brought)
     files = (ValueChange(name, "", "a file" if there else None, "the donor's file") for name, there in own)
-    return (*files, *value_changes({**source.documents, **brought}, result.documents))
+    edited = [path for path in source.carried if path in result.documents and path not in brought]
+    others = (ValueChange(path, "", "a file", "an edited file") for path in edited)
+    after = {name: value for name, value in result.documents.items() if name not in edited}
+    return (*files, *others, *value_changes({**source.documents, **brought}, after))
 
 
 def value_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[ValueChange, ...]:

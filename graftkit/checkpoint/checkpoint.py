@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from graftkit.checkpoint.inventory import inventory
 from graftkit.checkpoint.location import Location, locate
 from graftkit.checkpoint.stamps import Stamps, stamps_of
 from graftkit.checkpoint.trust import check_config, check_root, check_sizes, quantization, remote_code
+from graftkit.checkpoint.value_head import FILE, read_value_head
 from graftkit.checkpoint.weights import SINGLE, Weights, read_weights
 from graftkit.errors import InputRejected, StorageFault, printable
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from graftkit.checkpoint.hub.file import HubFile
     from graftkit.checkpoint.tensors import LazyTensor
 
 
@@ -52,6 +55,8 @@ class Checkpoint:
         stamps: what the source's files were when it was opened.
         brought: documents and carried files that lie in another folder, by relative path; a document only while it has the same value.
         in_memory: whether a model in memory holds the tensors, so that the folder has documents alone.
+        on_hub: by relative path, the weight files that lay on the hub alone when it was opened.
+        value_head: the tensors of value_head.safetensors, which trainers read beside the model; none has the name of one of the model.
     """
 
     name: str
@@ -69,15 +74,18 @@ class Checkpoint:
     stamps: Stamps = field(default_factory=dict, compare=False)
     brought: Mapping[str, Brought] = field(default_factory=dict)
     in_memory: bool = False
+    on_hub: Mapping[str, HubFile] = field(default_factory=dict, compare=False)
+    value_head: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, base_model: str | os.PathLike[str], *, revision: str | None = None,
+        cls, base_model: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True,
         read: Callable[..., Weights[LazyTensor]] = read_weights,
     ) -> Checkpoint:  # fmt: skip
         """Open the local folder or hub repository ``base_model``: headers, index, config and tokenizer files are read.
 
-        ``read`` finds the weights in a folder with a config.
+        Without ``weights`` those that lie on the hub alone stay there, and only their headers are transferred, until
+        :func:`~graftkit.checkpoint.weights_on_hub.download_weights` is called. ``read`` finds the weights in a folder with a config.
 
         Raises:
             RecipeError: a local folder is given with a revision.
@@ -85,7 +93,8 @@ class Checkpoint:
             StorageFault: reading or downloading failed.
         """
         base_model = os.fspath(base_model)
-        location = locate(base_model, revision)
+        location = locate(base_model, revision, weights=weights)
+        read = functools.partial(read, on_hub=location.on_hub) if location.on_hub else read
         try:
             return cls._open(location, read)
         except InputRejected as error:
@@ -116,7 +125,9 @@ class Checkpoint:
         config = check_config(read_document(directory, "config.json"))
         weights = read_from(directory, config)
         check_sizes(config, len(weights.tensors))
-        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded)
+        value_head = read_value_head(directory, weights.tensors, location.on_hub)
+        beside = (FILE,) if value_head else ()
+        names, carried, left_behind = inventory(directory, weights.shards, weights.superseded, location.on_hub, beside)
         small = [name for name in names if name != TOKENIZER]
         known = {name: config if name == "config.json" else read_document(directory, name) for name in small}
         if TOKENIZER in names:
@@ -143,6 +154,8 @@ class Checkpoint:
             notes=quantization(config),
             stamps=stamps,
             in_memory=in_memory,
+            on_hub=location.on_hub,
+            value_head=MappingProxyType(dict(value_head.tensors if value_head else {})),
         )
 
     @property
@@ -150,6 +163,16 @@ class Checkpoint:
         """The value of config.json, which is not to be changed in place."""
         config: dict[str, Any] = self.documents["config.json"]
         return config
+
+    @property
+    def all_tensors(self) -> Mapping[str, LazyTensor]:
+        """The tensors of the model and those of the value head beside it."""
+        return {**self.tensors, **self.value_head} if self.value_head else self.tensors
+
+    @property
+    def files(self) -> Mapping[str, tuple[str, ...]]:
+        """File name of each shard and of the value head, and the names of the tensors in it."""
+        return {**self.shards, FILE: tuple(self.value_head)} if self.value_head else self.shards
 
     def path_of(self, relative: str) -> Path:
         """Return the real path of a source file, every link resolved: in the hub's cache a snapshot holds only links.
@@ -215,6 +238,10 @@ class Checkpoint:
             shards=MappingProxyType(shards),
             shard_metadata=MappingProxyType(metadata),
         )
+
+    def with_value_head(self, tensors: Mapping[str, LazyTensor]) -> Checkpoint:
+        """Return this checkpoint with another value head beside its model, or with none."""
+        return replace(self, value_head=MappingProxyType(dict(tensors)))
 
     def with_files(self, files: Mapping[str, str], metadata: Mapping[str, str]) -> Checkpoint:
         """Return this checkpoint with its weight files called otherwise, old name to new; several get an index of their own."""

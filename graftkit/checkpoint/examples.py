@@ -23,6 +23,9 @@ ROWS = 1024
 #: Characters of a line, at most: some thousand pages.
 LONGEST = 8 << 20
 
+#: Digits of a label's number, at most.
+LONGEST_NUMBER = 18
+
 Row = tuple[int, Mapping[str, Any]]
 
 
@@ -52,14 +55,14 @@ class ExampleFile:
             RecipeError: the file cannot be read, or an example has no text or no label of the recipe; with the line.
         """
         numbers = {name: index for index, name in enumerate(self.labels)}
-        for line, row in _rows(self.path, READERS):
+        for line, row in read_rows(self.path, READERS):
             where = f"{printable(self.path)}:{line}"
             for field in (self.text, self.label):
                 if row.get(field) is None:
                     known = ", ".join(printable(name) for name in row)
                     raise RecipeError(f"{where}: has no field '{printable(field)}'; its fields are: {known}")
-            text = _text(row[self.text], self.text, where)
-            yield Example(line, text, self._number(row[self.label], numbers, where))
+            text = text_of(row[self.text], self.text, where)
+            yield Example(line, text, label_number(row[self.label], numbers, self.count, where))
 
     def survey(self) -> list[int]:
         """The label's number of each example, in order: one pass that finds every complaint.
@@ -68,27 +71,40 @@ class ExampleFile:
             RecipeError: see :meth:`read`; or a label has fewer than :data:`FEWEST` examples.
         """
         found = [example.label for example in self.read()]
-        counts = Counter(found)
-        for index in range(self.count):
-            if counts[index] < FEWEST:
-                name = printable(self.labels[index]) if self.labels else index
-                raise RecipeError(
-                    f"{printable(self.path)}: label {name!r} has {counts[index]} examples; {FEWEST} are needed:"
-                    " two to fit it and one to measure on"
-                )
+        check_counts(self.path, self.labels, Counter(found), self.count, "examples")
         return found
 
-    def _number(self, value: Any, numbers: Mapping[str, int], where: str) -> int:
-        if numbers:
-            if not isinstance(value, str) or value not in numbers:
-                raise RecipeError(
-                    f"{where}: the label '{printable(value)}' is none of the recipe's: {', '.join(map(printable, numbers))}"
-                )
-            return numbers[value]
-        text = str(value).strip()
-        if isinstance(value, bool) or not text.isdecimal() or len(text) > 18 or int(text) >= self.count:
-            raise RecipeError(f"{where}: the label '{printable(value)}' is no number from 0 to {self.count - 1}")
-        return int(text)
+
+def label_number(value: Any, numbers: Mapping[str, int], count: int, where: str) -> int:
+    """The number of a label that an example names, or gives as a number below ``count`` where the labels have no names.
+
+    Raises:
+        RecipeError: it is none of them.
+    """
+    if numbers:
+        if not isinstance(value, str) or value not in numbers:
+            known = ", ".join(map(printable, numbers))
+            raise RecipeError(f"{where}: the label '{printable(value)}' is none of the recipe's: {known}")
+        return numbers[value]
+    text = str(value).strip()
+    if isinstance(value, bool) or not text.isdecimal() or len(text) > LONGEST_NUMBER or int(text) >= count:
+        raise RecipeError(f"{where}: the label '{printable(value)}' is no number from 0 to {count - 1}")
+    return int(text)
+
+
+def check_counts(path: Path, labels: Sequence[str], counts: Mapping[int, int], number: int, of: str) -> None:
+    """Refuse a label that too few examples have; ``of`` says what is counted.
+
+    Raises:
+        RecipeError: one of the ``number`` labels has fewer than :data:`FEWEST`.
+    """
+    for index in range(number):
+        if counts.get(index, 0) < FEWEST:
+            name = printable(labels[index]) if labels else index
+            raise RecipeError(
+                f"{printable(path)}: label {name!r} has {counts.get(index, 0)} {of}; {FEWEST} are needed:"
+                " two to fit it and one to measure on"
+            )
 
 
 def read_texts(path: Path) -> Iterator[str]:
@@ -97,20 +113,30 @@ def read_texts(path: Path) -> Iterator[str]:
     Raises:
         RecipeError: the file cannot be read, or a row has no text; with the line.
     """
-    for line, row in _rows(path, {".txt": _lines, **READERS}):
+    for line, row in read_rows(path, {".txt": _lines, **READERS}):
         where = f"{printable(path)}:{line}"
         if row.get("text") is None:
             raise RecipeError(f"{where}: has no field 'text'; its fields are: {', '.join(map(printable, row))}")
-        yield _text(row["text"], "text", where)
+        yield text_of(row["text"], "text", where)
 
 
-def _text(value: Any, field: str, where: str) -> str:
+def text_of(value: Any, field: str, where: str) -> str:
+    """The text in a field.
+
+    Raises:
+        RecipeError: it is none, or empty.
+    """
     if not isinstance(value, str) or not value.strip():
         raise RecipeError(f"{where}: {printable(field)} is empty or no text")
     return value
 
 
-def _rows(path: Path, readers: Mapping[str, Callable[[Path], Iterator[Row]]]) -> Iterator[Row]:
+def read_rows(path: Path, readers: Mapping[str, Callable[[Path], Iterator[Row]]]) -> Iterator[Row]:
+    """Yield each row of a file with its line, by the reader for the ending of its name.
+
+    Raises:
+        RecipeError: there is no reader for it, or it cannot be read.
+    """
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise RecipeError(f"{printable(path)}: is none of {', '.join(readers)}")

@@ -1,4 +1,4 @@
-"""Rows of a table in another order, with rows in between that are made when they are written."""
+"""Rows of a table, all or some of them, in any order, with rows in between that are made when they are written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from graftkit.checkpoint.tensors import ITEM_BYTES, LazyTensor, Produced, Segment, part_of_segment
@@ -73,6 +73,11 @@ def gather_rows(
     if any(origin is not None and not 0 <= origin < base.shape[axis] for origin in origins):
         raise ValueError(f"a tensor of shape {base.shape} does not have every row that is asked for")
     return Gathered(base, axis, origins, produce)
+
+
+def pick_rows(base: LazyTensor, *, axis: int, rows: Iterable[int]) -> Gathered:
+    """Return the ``rows`` of ``base`` alone; raises as :func:`gather_rows` does."""
+    return gather_rows(base, axis=axis, origins=tuple(rows), produce=lambda: memoryview(b""))
 
 
 def _runs(origins: tuple[int | None, ...]) -> Iterator[tuple[int | None, int]]:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.hub.file import HubFile
 from graftkit.checkpoint.tensors import Cutter, FileRange, LazyTensor, Stored
 from graftkit.errors import InputRejected, printable
 
@@ -42,9 +43,13 @@ def read_range(
     """Read a byte range into one fresh, aligned uint8 array, or into one of ``nbytes`` that is given."""
     import numpy as np
 
+    into = np.empty(nbytes, np.uint8) if into is None else into
+    if isinstance(path, HubFile) and not path.is_here:
+        into[:] = np.frombuffer(path.read(offset, nbytes), np.uint8)
+        return into
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _read_fd(fd, offset, np.empty(nbytes, np.uint8) if into is None else into, path)
+        return _read_fd(fd, offset, into, path)
     finally:
         os.close(fd)
 
@@ -186,3 +191,12 @@ def read_ids(tensor: LazyTensor, ids: Sequence[int], axis: int = 0) -> Tensor:
     cutter = Cutter(tensor.segments())
     rows = {index: _rows(tensor, cutter, axis, index, index + 1)[0] for index in sorted(set(ids))}
     return torch.stack([rows[index] for index in ids])
+
+
+def differing_rows(left: LazyTensor, right: LazyTensor) -> int:
+    """How many rows of two tensors of one dtype and shape differ in any bit; read in chunks."""
+    import torch
+
+    rows = left.shape[0]
+    pairs = zip(row_chunks(left, 0, rows), row_chunks(right, 0, rows), strict=True)
+    return sum(int((a.view(torch.uint8) != b.view(torch.uint8)).any(-1).sum()) for (_, a), (_, b) in pairs)

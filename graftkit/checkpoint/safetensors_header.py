@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from graftkit.checkpoint.files import open_regular
+from graftkit.checkpoint.hub.file import HubFile
 from graftkit.checkpoint.tensors import ITEM_BYTES, Stored
 from graftkit.errors import InputRejected, StorageFault, printable, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
+
+    from graftkit.checkpoint.tensors import SourceFile
 
 #: Largest header that is read; the library's bound is 100 MB. The largest mixture-of-experts checkpoints have some
 #: 200,000 tensors at 100 to 150 bytes each, over 60 and more shards: all of them could stand in one file of this
@@ -46,16 +49,18 @@ class Header:
     file_size: int
 
 
-def read_header(path: Path, *, shown: str | None = None) -> Header:
+def read_header(path: SourceFile, *, shown: str | None = None) -> Header:
     """Return the checked header of the safetensors file ``path``, which must not be a link.
 
+    Of a file on the hub nothing but the header is transferred.
+
     Args:
-        path: the file, with every link resolved.
+        path: the file, with every link resolved, or one on the hub.
         shown: the file's name in errors; the last part of ``path`` by default.
 
     Raises:
         InputRejected: the file is malformed or truncated, or its header larger than ``MAX_HEADER_BYTES``.
-        StorageFault: the file system failed.
+        StorageFault: the file system or the hub failed.
     """
     name = printable(shown or path.name)
     raw, file_size = _read_raw(path, name)
@@ -82,27 +87,32 @@ def read_header(path: Path, *, shown: str | None = None) -> Header:
     return Header(tensors, metadata, data_start, file_size)
 
 
-def _read_raw(path: Path, name: str) -> tuple[bytes, int]:
+def _read_raw(path: SourceFile, name: str) -> tuple[bytes, int]:
+    if isinstance(path, HubFile):
+        return _raw_header(path.read, path.size, name), path.size
     with open_regular(path, name) as file:
         try:
-            file_size = file.seek(0, 2)
-            file.seek(0)
-            start = file.read(_LENGTH_BYTES)
-            length = int.from_bytes(start, "little")
-            if file_size >= _LENGTH_BYTES and _LFS_POINTER.startswith(start):
-                raise InputRejected(
-                    f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder"
-                )
-            if file_size < _LENGTH_BYTES or file_size - _LENGTH_BYTES < length:
-                raise InputRejected(f"{name}: is truncated or no safetensors file: it holds {file_size} bytes in all")
-            if length > MAX_HEADER_BYTES:
-                raise InputRejected(f"{name}: its header has {length} bytes; graftkit reads at most {MAX_HEADER_BYTES}")
-            raw = file.read(length)
+            file_size = os.fstat(file.fileno()).st_size
+            raw = _raw_header(lambda offset, nbytes: os.pread(file.fileno(), nbytes, offset), file_size, name)
         except OSError as error:
             raise StorageFault(f"{name}: cannot be read: {error.strerror}") from error
+    return raw, file_size
+
+
+def _raw_header(read: Callable[[int, int], bytes], file_size: int, name: str) -> bytes:
+    """The bytes of the JSON object; ``read`` returns those of an offset and a number."""
+    start = read(0, min(_LENGTH_BYTES, file_size))
+    length = int.from_bytes(start, "little")
+    if file_size >= _LENGTH_BYTES and _LFS_POINTER.startswith(start):
+        raise InputRejected(f"{name}: is a Git LFS pointer, not the file itself; run `git lfs pull` in its folder")
+    if file_size < _LENGTH_BYTES or file_size - _LENGTH_BYTES < length:
+        raise InputRejected(f"{name}: is truncated or no safetensors file: it holds {file_size} bytes in all")
+    if length > MAX_HEADER_BYTES:
+        raise InputRejected(f"{name}: its header has {length} bytes; graftkit reads at most {MAX_HEADER_BYTES}")
+    raw = read(_LENGTH_BYTES, length)
     if len(raw) != length:
         raise InputRejected(f"{name}: was cut short while it was read")
-    return raw, file_size
+    return raw
 
 
 def _parse(raw: bytes, name: str) -> tuple[dict[str, str], Sequence[tuple[str, object]]]:

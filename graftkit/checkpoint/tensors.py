@@ -1,7 +1,7 @@
 """Lazy tensors: a shape and a dtype now, and the segments of bytes that make the tensor up when it is written.
 
 A tensor is *stored* (a byte range of a source file), *held* (a tensor of a model in memory), *patched* (the source's bytes
-with some rows replaced or appended), *picked* (some of the source's rows) or *computed* (bytes made on demand, whole or some
+with some rows replaced or appended), *gathered* (some of its rows) or *computed* (bytes made on demand, whole or some
 rows at a time). A reader only ever sees :class:`FileRange` and :class:`Produced` segments, of which :class:`Lent` ones are the
 source's own.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from graftkit.checkpoint.hub.file import HubFile
+
 #: Bytes per element of each dtype of the safetensors format that fills whole bytes.
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
@@ -26,12 +28,15 @@ ITEM_BYTES = {
 #: The dtypes that graftkit computes with. Every other dtype is bytes that are carried along.
 FLOATING = ("F64", "F32", "F16", "BF16")
 
+#: What holds a stored tensor: a file on this machine, or one of a hub repository.
+SourceFile = Path | HubFile
+
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
     """``nbytes`` bytes of ``path`` from ``offset`` on."""
 
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 
@@ -77,7 +82,7 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: SourceFile
     offset: int
     nbytes: int
 
@@ -210,37 +215,6 @@ class Patched:
             yield Produced((stop - index) * width, self._part(index * width, stop * width))
             position, index = self.rows[stop - 1] + 1, stop
         yield from kept.take(position * width, old * width)
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """Some rows of ``base``, in their order: ``runs`` are ``(first row, how many)``, ascending. Bytes are copied and never decoded.
-
-    A row is one index of ``axis``, and every dimension before ``axis`` must be 1, so that rows are contiguous.
-    """
-
-    base: LazyTensor
-    axis: int
-    runs: tuple[tuple[int, int], ...]
-
-    @property
-    def dtype(self) -> str:
-        return self.base.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        rows = sum(length for _, length in self.runs)
-        return (*self.base.shape[: self.axis], rows, *self.base.shape[self.axis + 1 :])
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-    def segments(self) -> Iterator[Segment]:
-        width = math.prod(self.base.shape[self.axis + 1 :]) * ITEM_BYTES[self.dtype]
-        kept = Cutter(self.base.segments())
-        for start, length in self.runs:
-            yield from kept.take(start * width, (start + length) * width)
 
 
 class Cutter:

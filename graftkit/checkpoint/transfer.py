@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Self
 
-from graftkit.checkpoint.tensors import FileRange, Produced, Segment
+from graftkit.checkpoint.hub.file import HubFile
+from graftkit.checkpoint.tensors import FileRange, Produced, Segment, SourceFile
 from graftkit.errors import InputRejected, StorageFault, printable
 
 Progress = Callable[[int], None]
@@ -27,6 +28,9 @@ PIECE = 32 << 20
 
 #: The most that is made before its place in the file is reached.
 AHEAD = 64 << 20
+
+#: What is asked of the hub at a time.
+FETCHED = 8 << 20
 
 #: What is held in memory where the kernel cannot copy between two file systems.
 BUFFER = 1 << 20
@@ -89,6 +93,9 @@ def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progre
             if isinstance(segment, FileRange):
                 if isinstance(follower, Produced) and not follower.blank and follower.nbytes <= AHEAD:
                     made = ahead.submit(follower.produce)
+                if isinstance(segment.path, HubFile) and not segment.path.is_here:
+                    _copy_from_hub(segment.path, segment, target_fd, progress)
+                    continue
                 with _paths_in_errors(segment.path, _name_of(target_fd)):
                     copy_range(sources.open(segment.path), segment.offset, segment.nbytes, target_fd, progress)
             elif segment.blank:
@@ -97,6 +104,13 @@ def write_segments(target_fd: int, segments: Iterable[Segment], progress: Progre
             else:
                 _write_produced(target_fd, segment, made.result() if made else segment.produce(), progress)
                 made = None
+
+
+def _copy_from_hub(file: HubFile, segment: FileRange, target_fd: int, progress: Progress | None) -> None:
+    for start in range(0, segment.nbytes, FETCHED):
+        count = min(FETCHED, segment.nbytes - start)
+        _write_all(target_fd, file.read(segment.offset + start, count))
+        _report(progress, count)
 
 
 def copy_range(source_fd: int, offset: int, nbytes: int, target_fd: int, progress: Progress | None = None) -> None:
@@ -144,7 +158,7 @@ class _Sources:
     """Holds open the file that was read last: a shard's tensors mostly follow one another in one file."""
 
     def __init__(self) -> None:
-        self._path: Path | None = None
+        self._path: SourceFile | None = None
         self._fd = -1
 
     def __enter__(self) -> Self:
@@ -155,7 +169,7 @@ class _Sources:
             os.close(self._fd)
             self._fd = -1
 
-    def open(self, path: Path) -> int:
+    def open(self, path: SourceFile) -> int:
         if path != self._path:
             self.__exit__()
             self._path, self._fd = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -243,7 +257,7 @@ def _link(real: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _paths_in_errors(source: Path, target: Path | str) -> Iterator[None]:
+def _paths_in_errors(source: SourceFile, target: Path | str) -> Iterator[None]:
     """Add both paths to an error of a system call that works on file descriptors."""
     try:
         yield

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graftkit.checkpoint.documents import decode_json
@@ -14,15 +16,22 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from graftkit.checkpoint.tensors import Stored
+    from graftkit.checkpoint.hub.file import HubFile
+    from graftkit.checkpoint.tensors import SourceFile, Stored
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 MAX_INDEX_BYTES = 64 * 2**20
+
+#: Headers that are asked of the hub at a time; each takes two requests, which wait for the most part.
+READERS = 8
+
+#: Where every weight file lies in the folder.
+NONE_ON_HUB: Mapping[str, HubFile] = MappingProxyType({})
 
 
 #: The kind of tensors: those of files are all stored.
@@ -40,29 +49,32 @@ class Weights(Generic[Kind_co]):
     superseded: Mapping[str, str]
 
 
-def read_weights(directory: Path, config: Mapping[str, Any]) -> Weights[Stored]:
+def read_weights(
+    directory: Path, config: Mapping[str, Any], on_hub: Mapping[str, HubFile] = NONE_ON_HUB
+) -> Weights[Stored]:
     """Return what the headers and the index of the checkpoint in ``directory`` say; no weight is read.
 
-    As in transformers' ``from_pretrained``, ``model.safetensors`` wins over an index beside it, which is not read.
+    As in transformers' ``from_pretrained``, ``model.safetensors`` wins over an index beside it, which is not read. Files
+    ``on_hub`` count as if they lay in the folder.
 
     Raises:
         InputRejected: there are no safetensors weights, or a file is malformed, or they disagree; the file is named.
-        StorageFault: the file system failed.
+        StorageFault: the file system or the hub failed.
     """
-    _check_explicit(directory, config)
-    if os.path.lexists(directory / SINGLE):
-        header = _header(directory, SINGLE)
+    single = SINGLE in on_hub or os.path.lexists(directory / SINGLE)
+    _check_explicit(SINGLE if single else INDEX, config)
+    if single:
+        header = _header(directory, SINGLE, on_hub)
         reason = f"transformers loads {SINGLE} and does not look at this"
         superseded = {INDEX: reason} if os.path.lexists(directory / INDEX) else {}
         return Weights(header.tensors, {SINGLE: tuple(header.tensors)}, {SINGLE: header.metadata}, None, superseded)
     if os.path.lexists(directory / INDEX):
-        return _sharded(directory)
+        return _sharded(directory, on_hub)
     raise InputRejected(_no_weights(directory, config))
 
 
-def _check_explicit(directory: Path, config: Mapping[str, Any]) -> None:
+def _check_explicit(standard: str, config: Mapping[str, Any]) -> None:
     explicit = config.get("transformers_weights")
-    standard = SINGLE if os.path.lexists(directory / SINGLE) else INDEX
     if explicit is not None and explicit != standard:
         raise InputRejected(
             f"config.json: transformers_weights: names '{printable(explicit)}'; "
@@ -70,10 +82,10 @@ def _check_explicit(directory: Path, config: Mapping[str, Any]) -> None:
         )
 
 
-def _sharded(directory: Path) -> Weights[Stored]:
+def _sharded(directory: Path, on_hub: Mapping[str, HubFile]) -> Weights[Stored]:
     index = _index(directory)
     weight_map = index["weight_map"]
-    headers = {shard: _header(directory, shard) for shard in sorted(set(weight_map.values()))}
+    headers = _headers(directory, sorted(set(weight_map.values())), on_hub)
     tensors: dict[str, Stored] = {}
     homes: dict[str, str] = {}
     for shard, header in headers.items():
@@ -115,8 +127,30 @@ def _disagreements(weight_map: Mapping[str, str], homes: Mapping[str, str]) -> I
             yield f"{printable(shard)}: tensor '{printable(tensor)}': is not in the weight_map of {INDEX}"
 
 
-def _header(directory: Path, name: str) -> Header:
-    header = read_header(resolve_member(directory, name), shown=name)
+def _headers(directory: Path, shards: Sequence[str], on_hub: Mapping[str, HubFile]) -> dict[str, Header]:
+    """The header of each shard; those on the hub are asked for while others are waited for."""
+    if on_hub.keys().isdisjoint(shards):
+        return {shard: _header(directory, shard, on_hub) for shard in shards}
+    with ThreadPoolExecutor(READERS, thread_name_prefix="headers") as pool:
+        try:
+            return dict(zip(shards, pool.map(lambda shard: _header(directory, shard, on_hub), shards), strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # one that fails is enough
+            raise
+
+
+def source_file(directory: Path, name: str, on_hub: Mapping[str, HubFile]) -> SourceFile:
+    """Where the bytes of a checkpoint's file are.
+
+    Raises:
+        InputRejected: it is in neither place, or no regular file of the checkpoint.
+        StorageFault: the file system failed.
+    """
+    return on_hub[name] if name in on_hub else resolve_member(directory, name)
+
+
+def _header(directory: Path, name: str, on_hub: Mapping[str, HubFile]) -> Header:
+    header = read_header(source_file(directory, name, on_hub), shown=name)
     if not header.tensors:
         raise InputRejected(f"{printable(name)}: holds no tensors")
     return header

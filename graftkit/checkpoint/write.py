@@ -12,6 +12,7 @@ from graftkit.checkpoint.documents import encode_document
 from graftkit.checkpoint.safetensors_header import encode_header
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.transfer import take_file, write_segments
+from graftkit.checkpoint.value_head import FILE
 
 Progress = Callable[[int], None]
 
@@ -21,17 +22,21 @@ WRITERS = 2
 
 INDEX = "model.safetensors.index.json"
 
+#: What transformers and LLaMA-Factory write as ``__metadata__``.
+METADATA = {"format": "pt"}
 
-def is_clean(source: Checkpoint, result: Checkpoint, shard: str) -> bool:
-    """Whether a shard of ``result`` holds just the source's tensors, so that its file can be taken over whole."""
-    names = result.shards[shard]
-    return source.shards.get(shard) == names and all(source.tensors[n] is result.tensors[n] for n in names)
+
+def is_clean(source: Checkpoint, result: Checkpoint, file: str) -> bool:
+    """Whether a weight file of ``result`` holds just the source's tensors, so that it can be taken over whole."""
+    names, old, new = result.files[file], source.all_tensors, result.all_tensors
+    return source.files.get(file) == names and all(old[name] is new[name] for name in names)
 
 
 def bytes_to_write(source: Checkpoint, result: Checkpoint) -> tuple[int, int]:
-    """``(bytes of clean shards, bytes of dirty shards)``."""
-    sizes = {shard: sum(result.tensors[n].nbytes for n in names) for shard, names in result.shards.items()}
-    clean = sum(size for shard, size in sizes.items() if is_clean(source, result, shard))
+    """``(bytes of clean weight files, bytes of dirty ones)``."""
+    tensors = result.all_tensors
+    sizes = {file: sum(tensors[name].nbytes for name in names) for file, names in result.files.items()}
+    clean = sum(size for file, size in sizes.items() if is_clean(source, result, file))
     return clean, sum(sizes.values()) - clean
 
 
@@ -50,16 +55,16 @@ def write_checkpoint(
         OSError: writing failed; the caller discards the directory.
     """  # fmt: skip
 
-    def job(shard: str) -> None:
-        if is_clean(source, result, shard):
-            take_file(source.path_of(shard), target / shard, link=link, progress=progress)
+    def job(file: str) -> None:
+        if is_clean(source, result, file):
+            take_file(source.path_of(file), target / file, link=link, progress=progress)
         else:
-            _write_shard(result, shard, target / shard, progress)
+            _write_file(result, file, target / file, progress)
         if written is not None:
-            written(target / shard)
+            written(target / file)
 
     with ThreadPoolExecutor(max_workers=WRITERS) as pool:
-        jobs = pool.map(job, result.shards)
+        jobs = pool.map(job, result.files)
         try:
             _write_documents(source, result, target)  # meanwhile
             for _ in jobs:
@@ -92,10 +97,12 @@ def _make_parent(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
 
 
-def _write_shard(result: Checkpoint, shard: str, path: Path, progress: Progress | None) -> None:
-    tensors = {name: result.tensors[name] for name in result.shards[shard]}
+def _write_file(result: Checkpoint, file: str, path: Path, progress: Progress | None) -> None:
+    found = result.all_tensors
+    tensors = {name: found[name] for name in result.files[file]}
     writers = WRITERS if len(result.shards) == 1 else 1
-    write_tensors(tensors, path, result.shard_metadata.get(shard, {}), progress, writers=writers)
+    metadata = METADATA if file == FILE else result.shard_metadata.get(file, {})
+    write_tensors(tensors, path, metadata, progress, writers=writers)
 
 
 def write_tensors(

@@ -16,7 +16,7 @@ from graftkit.recipe import parse_recipe
 if TYPE_CHECKING:
     from graftkit.drafting.draft import Draft
     from graftkit.drafting.facts import Facts
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ def draft_recipe(model: str, kind: str = USUAL, *, revision: str | None = None) 
         InputRejected: the checkpoint cannot be opened or operated on.
         RecipeError: the model cannot have a recipe of this kind, or needs none, and why.
     """
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = Checkpoint.open(model, revision=revision, weights=False)
     from graftkit.drafting.drafts import DRAFTS  # torch is loaded for a checkpoint that is there
     from graftkit.drafting.facts import Facts
-    from graftkit.planning import plan
+    from graftkit.planning import plan_on
 
     facts = Facts.of(checkpoint)
     try:
         drafted = DRAFTS[kind](facts)
         recipe = _recipe(facts, drafted, model, kind, revision)
-        planned = plan(parse_recipe(recipe))
+        planned = plan_on(checkpoint, parse_recipe(recipe))
     except InputRejected as error:
         raise RecipeError(f"init --for {kind}: {error}") from error
     except RecipeError as error:

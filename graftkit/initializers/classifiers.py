@@ -79,13 +79,14 @@ def fit(method: Method, pieces: Pieces, classes: int, folds: int, *, bias: bool 
 
 
 def moments(pieces: Pieces, classes: int, fold: int | None) -> Moments:
-    """Moments of one fold, or of all folds together."""
+    """Moments of one fold, or of all folds together. Labels are numbers, or rows of zeros and ones *(n, classes)*."""
     import torch
 
     found: Moments | None = None
     for features, labels, folds in pieces():
         chosen = folds == fold if fold is not None else folds >= 0
-        x, onehot = features[chosen].double(), torch.nn.functional.one_hot(labels[chosen], classes).double()
+        x, own = features[chosen].double(), labels[chosen]
+        onehot = (own if own.ndim > 1 else torch.nn.functional.one_hot(own, classes)).double()
         part = Moments(onehot.sum(0), onehot.T @ x, x.T @ x)
         found = part if found is None else Moments(*(a + b for a, b in zip(_parts(found), _parts(part), strict=True)))
     if found is None:

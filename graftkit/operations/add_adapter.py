@@ -130,6 +130,7 @@ def add_adapter(spec: AddAdapter, checkpoint: Checkpoint, context: Context) -> O
         adapter=adapter,
         scope=Scope.MEASURE if strength is PromiseClass.INTENTIONAL else Scope.EVERYTHING,
         checks=(AdapterCheck(strength),),
+        reads_weights=bool(maker.unread.read),
     )
 
 

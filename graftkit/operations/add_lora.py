@@ -11,6 +11,7 @@ from graftkit.architecture.peft.task import task_type
 from graftkit.architecture.skeleton import Skeleton, architecture_of
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.adapters.base import (
     Base,
@@ -87,12 +88,13 @@ def add_lora(spec: AddLora, checkpoint: Checkpoint, context: Context) -> Outcome
         scope=Scope.NOTHING if takes_out else Scope.EVERYTHING,
         checks=(check,),
         prepare=data.run if data else None,
+        reads_weights=maker.reads_weights,
     )
 
 
 def _check_offered(spec: AddLora, checkpoint: Checkpoint) -> None:
     kind = str(spec.init_lora_weights)
-    if "quantization_config" in checkpoint.config and (spec.init_lora_weights not in SAMPLED or spec.use_dora):
+    if quantization_config(checkpoint.config) and (spec.init_lora_weights not in SAMPLED or spec.use_dora):
         field = "use_dora" if spec.use_dora else "init_lora_weights"
         what = "" if spec.use_dora else f"{kind} "
         raise RecipeError(f"{what}needs the weights, and the base is quantized; true starts without", field=field)

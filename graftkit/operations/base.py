@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.dequantized import FORMATS
 from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config, quantization_method
 from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise, weaker_kl
 from graftkit.verification.promises import Promise, Scope
-from graftkit.verification.subject import Replaced
+from graftkit.verification.subject import Progress, Replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class VocabularyOutcome:
     since the number of averaged rows is only known then; an operation that ``makes_rows`` of no id promises nothing of them.
     ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
     another one, and ``renamed_ids`` the id of each by that. ``moved`` says which ids were which, where some went. ``replaced`` is the
-    tokenizer that took the place of all that was there before: what else is said is said of that.
+    tokenizer that took the place of all that was there before: what else is said is said of that. ``learned`` are those of the new
+    tokens that are pieces of the tokenizer's model.
     """
 
     new_tokens: Mapping[str, int]
@@ -42,6 +45,7 @@ class VocabularyOutcome:
     makes_rows: bool = True
     moved: IndexMap | None = None
     replaced: Replaced | None = None
+    learned: frozenset[str] = frozenset()
 
     @property
     def untrained(self) -> tuple[int, ...]:
@@ -70,6 +74,7 @@ class VocabularyOutcome:
             {**later.under_new_names(self.renamed_ids), **later.renamed_ids},
             self.makes_rows or later.makes_rows,
             replaced=self.replaced,
+            learned=frozenset(token for token in self.learned if token not in later.renamed) | later.learned,
         )
 
     def _moved(self, ids: IndexMap) -> VocabularyOutcome:
@@ -93,6 +98,7 @@ class VocabularyOutcome:
             given_rows=places[1],
             renamed={old: now for old, now in self.renamed.items() if now.content not in lost},
             renamed_ids=places[2],
+            learned=self.learned - gone,
         )
 
     def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:
@@ -128,10 +134,12 @@ class Outcome:
         vocabulary: how it changed the vocabulary, if it did.
         adapter: the adapter that it makes, if it does.
         new_modules: names in memory of the modules whose every weight is new, such as ``classifier``.
+        untied: ties ``(target, source)`` that it undoes on purpose, names in memory.
         scope: what of the outputs the general check compares.
         checks: checks of its own.
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
+        reads_weights: whether what it makes takes values of the base's weights.
     """
 
     checkpoint: Checkpoint
@@ -141,10 +149,12 @@ class Outcome:
     vocabulary: VocabularyOutcome | None = None
     adapter: Adapter | None = None
     new_modules: tuple[str, ...] = ()
+    untied: frozenset[tuple[str, str]] = frozenset()
     scope: Scope = Scope.EVERYTHING
     checks: tuple[Check, ...] = ()
     prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
+    reads_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,7 @@ class Context:
     """What an operation may know besides its spec: the recipe's seed, its place in it, and what came before.
 
     Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
-    directory that the recipe names.
+    directory that the recipe names. ``progress`` is called with what takes long already when it is planned, and the share done.
     """
 
     seed: int
@@ -160,19 +170,25 @@ class Context:
     source: Checkpoint
     output: Path
     earlier: tuple[Outcome, ...] = ()
+    progress: Progress | None = None
 
 
-def check_plain_weights(checkpoint: Checkpoint, op: str) -> None:
+def check_plain_weights(checkpoint: Checkpoint, op: str, *, else_do: str = "dequantize it first ({convert})") -> None:
     """Refuse a quantized checkpoint where the operation ``op`` needs plain weights.
+
+    ``else_do`` is what else can be done where the weights are of a format that is dequantized.
 
     Raises:
         InputRejected: config.json has a quantization_config.
     """
-    if "quantization_config" in checkpoint.config:
-        raise InputRejected(
-            f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"
-            " quantized from"
-        )
+    if quantization_config(checkpoint.config) is None:
+        return
+    known = quantization_method(checkpoint.config) in FORMATS
+    way_out = f", or {else_do.format(convert='{op: convert, dequantize: true}')}" if known else ""
+    raise InputRejected(
+        f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"
+        f" quantized from{way_out}"
+    )
 
 
 class Operation(Protocol):

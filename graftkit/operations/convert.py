@@ -1,4 +1,4 @@
-"""convert: what is not yet a plain checkpoint becomes one: weights of pickles, and the files of a slow tokenizer."""
+"""convert: what is not yet a plain checkpoint becomes one: weights of pickles, the files of a slow tokenizer, quantized weights."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import Any
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import TOKENIZER
+from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.write import METADATA
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations.base import Context, Outcome
+from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
 from graftkit.recipe import Convert
 from graftkit.running.texts import load_tokenizer
 from graftkit.verification.converted import ConvertCheck
-from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass
+from graftkit.verification.dequantized import DequantizedCheck
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: What the files of a slow tokenizer are called; any one of them is enough for transformers to tell which it is.
 SLOW = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")
-
-#: What every safetensors file of transformers says of itself.
-METADATA = {"format": "pt"}
 
 
 def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Return the checkpoint with safetensors files and a tokenizer.json where it has pickles and the files of a slow tokenizer.
 
     Raises:
-        InputRejected: transformers cannot make a tokenizer.json of the tokenizer's files.
-        RecipeError: everything is plain already.
+        InputRejected: transformers cannot make a tokenizer.json of the tokenizer's files, or weights are to be dequantized and are
+            not of a format that is.
+        RecipeError: everything is plain already, or what is to be dequantized is not quantized.
     """
-    del spec, context
+    del context
     result, notes = checkpoint, list[str]()
     pickles = tuple(shard for shard in checkpoint.shards if not shard.endswith(".safetensors"))
     if pickles:
@@ -51,13 +53,28 @@ def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
     if made:
         result = result.with_documents({TOKENIZER: _tokenizer(checkpoint)})
         notes.append(f"{TOKENIZER} made of {few(slow)} by transformers")
-    if not notes:
-        raise RecipeError("everything is plain already: safetensors weights, and a tokenizer.json or no tokenizer")
+    if not notes and not spec.dequantize:
+        raise RecipeError(
+            "everything is plain already: safetensors weights, and a tokenizer.json or no tokenizer"
+            + (
+                "; quantized weights are unpacked with dequantize: true"
+                if quantization_config(checkpoint.config)
+                else ""
+            )
+        )
+    checks = (ConvertCheck(checkpoint, result, pickles, bool(made)),) if notes else ()
+    if not spec.dequantize:
+        promise = Promise(PromiseClass.BITWISE, "hidden states and logits over every id", EVERY_INPUT)
+        return Outcome(result, promise, tuple(notes), checks=checks)
+    if pickles:
+        raise RecipeError("its weights are pickles; convert them first, in a run of their own", field="dequantize")
+    plain = dequantize(result, "BF16")
     return Outcome(
-        result,
-        Promise(PromiseClass.BITWISE, "hidden states and logits over every id", EVERY_INPUT),
-        tuple(notes),
-        checks=(ConvertCheck(checkpoint, result, pickles, bool(made)),),
+        plain.checkpoint,
+        Promise(PromiseClass.ROUNDED, PLAIN_WEIGHTS, EVERY_INPUT),
+        (*notes, plain.note),
+        scope=Scope.MEASURE,
+        checks=(*checks, DequantizedCheck(result, plain.checkpoint)),
     )
 
 

@@ -7,9 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.correspondence import Correspondence
-from graftkit.architecture.skeleton import with_values
-from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import MAX_DOCUMENT_BYTES
 from graftkit.checkpoint.files import open_given
@@ -22,17 +19,16 @@ from graftkit.checkpoint.tokenizer import (
     template_notes,
     tokenizer_notes,
 )
-from graftkit.checkpoint.tokenizer.id_places import CONFIG, GENERATION, id_places
-from graftkit.errors import InputRejected, RecipeError, plural, printable
+from graftkit.errors import RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
+from graftkit.operations.vocabulary.growth import GrowthSettings, check_named_ids, grow
 from graftkit.operations.vocabulary.listed import Listed, listed_tokens, new_ones
-from graftkit.operations.vocabulary.rows import NewRow, RowMaker
-from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_output_init, one_vocabulary, with_rows
+from graftkit.operations.vocabulary.rows import NewRow
+from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
 from graftkit.recipe.extend_vocab import PAD_IS_EOS
-from graftkit.verification.promises import Promise, PromiseClass
 
 
 def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -46,48 +42,36 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
     """
     vocabulary = one_vocabulary(checkpoint)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
-    live = min(tokenizer.size, vocabulary.rows)
     listed, skipped = new_ones(spec, listed_tokens(spec), tokenizer)
     check_output_init(vocabulary, given=spec.output_init is not None or any(token.spec.output_init for token in listed))
     wanted = [*(token.as_new(spec) for token in listed), *_role_tokens(spec, listed, tokenizer)]
     documents, ids = _new_documents(spec, checkpoint, tokenizer, wanted)
-    needed = max([vocabulary.rows, tokenizer.size, *(index + 1 for index in ids.values())])
-    multiple = spec.pad_to_multiple_of or 1
-    size = -(-needed // multiple) * multiple
-    _check_named_ids(checkpoint, spec, ids, vocabulary.rows)
-    past = {index: tokenizer.token_of(index) for index in range(vocabulary.rows, tokenizer.size)}
-    others = {**past, **dict.fromkeys(range(needed, size))}
-    rows = _new_rows(spec, ids, listed, others, tokenizer.within(vocabulary.rows))
-    if size != vocabulary.rows:
-        documents["config.json"] = with_values(
-            documents.get("config.json", checkpoint.config), vocabulary.config_paths, size
-        )
-    maker = RowMaker(checkpoint, vocabulary, live, tuple(rows), (context.seed, context.place))
-    result = checkpoint.with_documents(documents).with_tensors(dict(with_rows(vocabulary, maker, size)))
-    correspondence = Correspondence.of_ids(vocabulary.rows, size, live, maker.ids)
+    check_named_ids(checkpoint, _roles(spec), ids, vocabulary.rows)
+    rows = _new_rows(spec, ids, listed, tokenizer.within(vocabulary.rows))
+    settings = GrowthSettings(spec.init, spec.output_init, spec.pad_to_multiple_of)
+    grown = grow(checkpoint, vocabulary, tokenizer, documents, rows, settings, context)
     outcome = VocabularyOutcome(
         ids,
         frozenset(token.content for token in wanted if token.special),
         spec.chat_template is not None,
-        maker.kl_promise,
+        grown.maker.kl_promise,
         spec.allow_pad_is_eos,
-        {token: index for index, token in past.items() if token is not None},
+        grown.given_rows,
     )
     notes = (
         *vocabulary.notes,
         *skipped,
-        *_notes(vocabulary, live, size, ids),
-        *_late_notes(outcome.given_rows, vocabulary.rows),
+        *grown.notes,
         *tokenizer_notes(checkpoint.documents, _roles(spec), carried=checkpoint.carried),
         *(_template_notes({**checkpoint.documents, **documents}) if spec.chat_template is not None else ()),
     )
     return Outcome(
-        result,
-        _promise(vocabulary, grows=size > vocabulary.rows),
+        grown.checkpoint,
+        grown.promise,
         notes,
-        correspondence,
+        grown.correspondence,
         outcome,
-        figures=lambda: row_figures(maker, tokenizer.token_of),
+        figures=lambda: row_figures(grown.maker, tokenizer.token_of),
     )
 
 
@@ -147,62 +131,12 @@ def _check_padding(spec: ExtendVocab, tokenizer: TokenizerFiles) -> None:
         raise RecipeError(PAD_IS_EOS, field="roles.pad_token")
 
 
-def _check_named_ids(checkpoint: Checkpoint, spec: ExtendVocab, ids: Mapping[str, int], rows: int) -> None:
-    """A padding row that a config names as somebody's token id is not free to be taken."""
-    by_id = {index: content for content, index in ids.items()}
-    for place in id_places(checkpoint.documents, rows):
-        role = str(place.path[-1]).removesuffix("_id") if place.path else ""
-        for index in place.ids if place.document in (CONFIG, GENERATION) and place.form.needed else ():
-            if index in by_id and spec.roles.get(role) != by_id[index]:  # type: ignore[call-overload]
-                raise InputRejected(
-                    f"{place} names id {index}, which no token has and {by_id[index]!r} would take; give that id its token first"
-                    f" (roles: {{{role}: ...}})"
-                )
-
-
 def _new_rows(
-    spec: ExtendVocab,
-    ids: Mapping[str, int],
-    listed: Sequence[Listed],
-    others: Mapping[int, str | None],
-    tokenizer: TokenizerFiles,
+    spec: ExtendVocab, ids: Mapping[str, int], listed: Sequence[Listed], tokenizer: TokenizerFiles
 ) -> Iterator[NewRow]:
-    """The rows of new tokens, and of ``others``: old tokens past the table as the recipe makes rows, padding as the mean."""
     specs = {token.spec.content: token.spec for token in listed}
     for content, index in ids.items():
         token = specs.get(content)
         scheme = (token.init if token else None) or spec.init
         output = (token.output_init if token else None) or spec.output_init
         yield NewRow.resolve(index, content, scheme, output or Mean(), tokenizer)
-    for index, old in others.items():
-        scheme, output = (Mean(), None) if old is None else (spec.init, spec.output_init)
-        yield NewRow.resolve(index, old, scheme, output or Mean(), tokenizer)
-
-
-def _promise(vocabulary: Vocabulary, *, grows: bool) -> Promise:
-    domain = "sequences of old token ids"
-    if not vocabulary.has_output:
-        return Promise(PromiseClass.BITWISE, "hidden states", domain)
-    return Promise(
-        PromiseClass.BITWISE, "hidden states and logits over the old ids", domain, (OTHER_KERNEL,) if grows else ()
-    )
-
-
-def _late_notes(given_rows: Mapping[str, int], rows: int) -> Iterator[str]:
-    if given_rows:
-        first = ", ".join(f"{printable(token)!r} ({index})" for token, index in list(given_rows.items())[:4])
-        more = ", …" if len(given_rows) > 4 else ""
-        get = "gets its row" if len(given_rows) == 1 else "get their rows"
-        count = plural(len(given_rows), "token")
-        yield f"{count} that the tokenizer had past the table's {rows} rows {get}: {first}{more}"
-
-
-def _notes(vocabulary: Vocabulary, live: int, size: int, ids: Mapping[str, int]) -> Iterator[str]:
-    taken = sum(index < vocabulary.rows for index in ids.values())
-    spare = vocabulary.rows - live
-    if spare:
-        yield f"{plural(spare, 'padding row')} behind the tokenizer's {live} ids; {taken} used for new tokens"
-    if size > vocabulary.rows:
-        yield f"the table grows from {vocabulary.rows} to {size} rows"
-    if vocabulary.has_output:
-        yield "input and output rows are tied: one row does both jobs" if vocabulary.tied else "untied output table"

@@ -17,6 +17,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import equal_bytes
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.tokenizer import find_tokenizer
+from graftkit.checkpoint.weights_on_hub import download_weights
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.adapters.base import written_config
 from graftkit.operations.adapters.growth import lines_to_grow
@@ -48,6 +49,7 @@ def extract_lora(spec: ExtractLora, checkpoint: Checkpoint, context: Context) ->
         InputRejected: the two are not of one class, something else than a linear differs, or nothing does.
         RecipeError: a name in allow_lost or modules_to_save fits nothing that differs.
     """
+    download_weights(checkpoint)
     tuned = Checkpoint.open(spec.fine_tuned)
     structure, other = account(checkpoint), account(tuned)
     if structure.skeleton.architecture != other.skeleton.architecture:

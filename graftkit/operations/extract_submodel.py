@@ -47,11 +47,11 @@ def extract_submodel(spec: ExtractSubmodel, checkpoint: Checkpoint, context: Con
     names = disk_names(structure, _names_of_stored(structure, found, part), part)
     made = _made(checkpoint, structure, found, names, part)
     _check_whole(checkpoint, names, made, part, whole)
-    dropped = [name for name in checkpoint.tensors if name not in names]
+    dropped = [name for name in checkpoint.all_tensors if name not in names]
     own_config = type(part.model.config) is not type(whole.model.config)
     documents = part_documents(checkpoint, config, part, own_config=own_config)
-    result = checkpoint.with_tensors({**dict.fromkeys(dropped), **made})
-    result = result.with_names({disk: name for disk, name in names.items() if name != disk})
+    result = checkpoint.with_tensors({**dict.fromkeys(checkpoint.tensors.keys() & dropped), **made})
+    result = result.with_names({disk: name for disk, name in names.items() if name != disk}).with_value_head({})
     heads = spec.compare == "whole" and own_config and bool(found.modules[1]) and _has_head(whole, part, found)
     return Outcome(
         result.with_documents(documents),

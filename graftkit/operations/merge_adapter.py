@@ -11,7 +11,7 @@ from graftkit.architecture.fused import slices
 from graftkit.architecture.peft.edits import BiasShift, Edit, Factors, Replaced, TokenRows
 from graftkit.architecture.peft.equal_edits import equal_edits
 from graftkit.architecture.peft.replaced import replaced_tensors
-from graftkit.architecture.skeleton import build_skeleton, with_values
+from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.tying import tied_group, untie
 from graftkit.checkpoint.adapter import adapter_digests, open_adapter
 from graftkit.checkpoint.cast import cast
@@ -26,9 +26,12 @@ from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.adapters.tokenizer_beside import tokenizer_differences
 from graftkit.operations.adapters.values_beside import left_beside
 from graftkit.operations.base import Context, Outcome
+from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
+from graftkit.operations.weights.dtype import config_in_dtype
 from graftkit.recipe import MergeAdapter
 from graftkit.verification.adapter_origin import Origin, find_origin
 from graftkit.verification.adapter_record import read_record
+from graftkit.verification.dequantized import DequantizedCheck
 from graftkit.verification.digests import checkpoint_digests
 from graftkit.verification.merged_model import MergeCheck
 from graftkit.verification.promises import Promise, PromiseClass, Scope
@@ -38,6 +41,8 @@ Edits = dict[str, tuple[Edit, ...]]
 
 def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Return the base with the adapter folded in. What changes the sides of a tied pair differently unties it by copy.
+
+    A quantized base becomes a plain one first, where ``spec.dequantize`` asks for it: its packed values have no room for an update.
 
     Whether the adapter was made for this base is looked at twice: by names, config and shapes here, and by the bytes of the weights
     before anything is written.
@@ -50,6 +55,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
     folder = Path(spec.adapter).resolve()
     left = tuple(left_beside(folder, shown, spec.leave))
+    packed, checkpoint, unpacked = checkpoint, *_unpacked(spec, checkpoint)
     structure = account(checkpoint)
     found = edits_on(build_skeleton(checkpoint.config), checkpoint, adapter, folder, shown)
     by_weight: Edits = {}
@@ -60,29 +66,40 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
         raise InputRejected(f"{shown}: {structure.skeleton.architecture} has no weight {printable(unknown[0])!r}")
     result, copied, kept = _untie(checkpoint, structure, by_weight, shown)
     result = result if spec.dtype is None else _in_dtype(result, spec.dtype)
-    result = result.with_tensors(dict(_merged(result, structure, by_weight, copied)))
+    merged = dict(_merged(result, structure, by_weight, copied))
+    result = result.with_tensors(merged)
     base = None if checkpoint is context.source else checkpoint
-    digests = functools.cache(lambda weights: checkpoint_digests(checkpoint, weights=weights))
+    digests = functools.cache(lambda weights: checkpoint_digests(packed, weights=weights))
     replaced = functools.cache(lambda: replaced_tensors(checkpoint, structure, found))
-    made_for = functools.partial(
-        find_origin, adapter.config, read_record(folder), checkpoint, digests, replaced=replaced
-    )
+    made_for = functools.partial(find_origin, adapter.config, read_record(folder), packed, digests, replaced=replaced)
     origin = made_for(weights=False)
     _check_origin(origin, spec)
     return Outcome(
         result,
-        _promise(origin, accepted=spec.base == "accept"),
+        _promise(origin, accepted=spec.base == "accept", dequantized=spec.dequantize),
         (
+            *unpacked,
             *_notes(found, copied, kept),
             *pattern_notes(adapter.config, found),
             *left,
             *tokenizer_differences(folder, checkpoint),
         ),
         scope=Scope.NOTHING,
-        checks=(MergeCheck(folder, base),),
+        checks=(
+            *([DequantizedCheck(packed, checkpoint, frozenset(merged))] if spec.dequantize else ()),
+            MergeCheck(folder, base),
+        ),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
     )
+
+
+def _unpacked(spec: MergeAdapter, checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:
+    """The checkpoint that the adapter is folded into, with its weights unpacked where ``spec`` asks for it, and a note of that."""
+    if not spec.dequantize:
+        return checkpoint, ()
+    plain = dequantize(checkpoint, TAGS[spec.dtype or "bfloat16"])
+    return plain.checkpoint if spec.dtype is None else _in_dtype(plain.checkpoint, spec.dtype), (plain.note,)
 
 
 def _check_origin(origin: Origin, spec: MergeAdapter) -> None:
@@ -154,12 +171,7 @@ def _check_apart(shown: str, architecture: str, alike: list[list[str]]) -> None:
 
 def _in_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The checkpoint with every floating tensor in ``dtype``, which the config names wherever it names one."""
-    config = checkpoint.config
-    keys = ("dtype", "torch_dtype")
-    inside = {key: value for key, value in config.items() if isinstance(value, dict)}
-    top: list[tuple[str, ...]] = [(key,) for key in keys if key in config] or [("dtype",)]
-    below = [(name, key) for name, value in inside.items() for key in keys if key in value]
-    documents = {"config.json": with_values(config, [*top, *below], dtype)}
+    documents = {"config.json": config_in_dtype(checkpoint.config, dtype)}
     tensors = {name: cast(tensor, TAGS[dtype]) for name, tensor in checkpoint.tensors.items()}
     return checkpoint.with_documents(documents).with_tensors(tensors)
 
@@ -186,8 +198,10 @@ def _merged(
             yield one, edited(base, edits, parts.get(one))
 
 
-def _promise(origin: Origin, *, accepted: bool) -> Promise:
+def _promise(origin: Origin, *, accepted: bool, dequantized: bool) -> Promise:
     assumptions = ["each merged weight is rounded once to its stored dtype"]
+    if dequantized:
+        assumptions.insert(0, PLAIN_WEIGHTS)
     if accepted:
         found = f": {origin.different[0]}" if origin.different else ""
         assumptions.append(f"the base was accepted without asking whether the adapter was made for it{found}")

@@ -15,7 +15,7 @@ from graftkit.checkpoint.tokenizer.renaming import mentions
 from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry
 from graftkit.errors import RecipeError, few, plural, printable
-from graftkit.operations.base import Context, Outcome, VocabularyOutcome, check_plain_weights
+from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.remade import Remade, Wanted, remake, table_notes
 from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
@@ -82,7 +82,6 @@ def _remade(
     }
     if not wanted:
         return None
-    check_plain_weights(checkpoint, spec.op)
     vocabulary = one_vocabulary(checkpoint)
     check_output_init(vocabulary, given=any(row.output for row in wanted.values()))
     past = [row.content for index, row in wanted.items() if index >= vocabulary.rows]

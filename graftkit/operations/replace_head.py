@@ -16,18 +16,19 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
-from graftkit.operations.heads.fit import ExampleFit, feature_norm, is_fitted
+from graftkit.operations.heads.examples import is_fitted, with_labels_of_file
+from graftkit.operations.heads.fit import ExampleFit, feature_norm
 from graftkit.operations.heads.lsuv import UnitVariance
+from graftkit.operations.heads.quantized import check_values, with_plain_head
 from graftkit.operations.heads.trained_rows import find_trained_rows
+from graftkit.operations.heads.value_head import add_value_head
 from graftkit.operations.heads.values import HeadMaker
 from graftkit.operations.heads.words import WordRows
 from graftkit.operations.weights.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
 from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
-from graftkit.verification.checks import Check
 from graftkit.verification.heads.check import HeadCheck, HeadPromise
-from graftkit.verification.heads.held_out import HeldOutCheck
 from graftkit.verification.heads.media import takes_text
 from graftkit.verification.heads.padding import Side
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
@@ -37,29 +38,39 @@ POOLING = ("sequence_classification", "reward")
 
 
 def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) -> Outcome:
-    """Give the checkpoint the class and the head of a task; the backbone's bytes are kept.
+    """Give the checkpoint the class and the head of a task, or a value head beside it; the backbone's bytes are kept.
 
     Raises:
         InputRejected: transformers has no class for the task on this model type, or the checkpoint lacks part of its
             backbone.
         RecipeError: the recipe asks for something that this class has no place for.
     """
+    if spec.task == "value_head":
+        return add_value_head(spec, checkpoint, context)
+    spec = with_labels_of_file(spec)
     structure = account(checkpoint)
     config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
     _check_head(spec, head, checkpoint)
+    check_values(checkpoint, runs_model=_runs_the_model(spec))
     kept = _lm_head(structure, head) if spec.keep_lm_head else ()
     result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
-    result = result.with_documents({"config.json": head_config(spec, result.config, head.skeleton.architecture)})
+    config = head_config(spec, result.config, head.skeleton.architecture)
+    config = with_plain_head(config, head, frozenset(structure.packed.tensors.values()))
+    result = result.with_documents({"config.json": config})
     result = with_multipliers(result, head_multipliers(spec, head))
     beside = find_trained_rows(spec, head, checkpoint, structure)
-    maker = HeadMaker(spec, head, source_dtype(checkpoint), (context.seed, context.place), trained_rows=beside)
+    maker = HeadMaker(
+        spec, head, source_dtype(checkpoint, structure), (context.seed, context.place), trained_rows=beside
+    )
     dropped = tuple(name for name in head.dropped if name not in kept)
+    lost_values = () if spec.task in LANGUAGE else tuple(checkpoint.value_head)
     integers = head.skeleton.model.state_dict()
     new = {
         t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64") for t in head.tensors
     }
     result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
+    result = result if spec.task in LANGUAGE else result.with_value_head({})
     fit = ExampleFit(spec, head, maker.seed) if is_fitted(spec) else None
     unit = UnitVariance(spec, head, maker.seed) if UnitVariance.wanted(spec) else None
     words = WordRows(spec, head, checkpoint, structure) if isinstance(spec.init, Verbalizer) else None
@@ -83,20 +94,13 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     return Outcome(
         result,
         _promise(),
-        tuple(_notes(head, dropped, kept, finds_last_token=_finds_last_token(spec, head))),
+        tuple(_notes(head, (*dropped, *lost_values), kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
         scope=Scope.BACKBONE if takes_text(head.skeleton.model) else Scope.NOTHING,
-        checks=(HeadCheck(_head_promise(spec, head)), *_example_checks(fit)),
+        checks=(HeadCheck(_head_promise(spec, head)), *((fit.check(),) if fit is not None else ())),
         prepare=prepare,
         figures=figures.copy,
     )
-
-
-def _example_checks(fit: ExampleFit | None) -> tuple[Check, ...]:
-    """The held-out examples once more, on what was written."""
-    if fit is None:
-        return ()
-    return (HeldOutCheck(fit.held_out, lambda: fit.figures, fit.classes),)
 
 
 def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:
@@ -131,11 +135,17 @@ def _prior(spec: ReplaceHead) -> tuple[float, ...]:
     return spec.init.class_prior or (1 / count,) * count
 
 
-def source_dtype(checkpoint: Checkpoint) -> str:
-    """The floating dtype that most of the checkpoint's bytes have."""
+def _runs_the_model(spec: ReplaceHead) -> bool:
+    """Whether values of the head come from a run of the model."""
+    sized = isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None
+    return sized or is_fitted(spec) or UnitVariance.wanted(spec) or isinstance(spec.init, Verbalizer)
+
+
+def source_dtype(checkpoint: Checkpoint, structure: Structure) -> str:
+    """The floating dtype that most of the checkpoint's bytes have, packed weights left out."""
     nbytes: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        if tensor.dtype in FLOATING:
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dtype in FLOATING and name not in structure.packed.tensors:
             nbytes[tensor.dtype] += tensor.nbytes
     return nbytes.most_common(1)[0][0]
 

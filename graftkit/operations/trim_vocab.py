@@ -15,7 +15,7 @@ from graftkit.architecture.skeleton import with_values
 from graftkit.architecture.token_ids import renumbered
 from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.tensors import Picked
+from graftkit.checkpoint.gathered import Gathered, pick_rows
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.checkpoint.tokenizer.files import is_slow
 from graftkit.checkpoint.tokenizer.id_places import doubtful_places
@@ -54,7 +54,7 @@ def trim_vocab(spec: TrimVocab, checkpoint: Checkpoint, context: Context) -> Out
     structure = account(checkpoint)
     tables = {structure.memory[item.name].name for item in vocabulary.tensors if item.name in structure.memory}
     check_positions(structure.skeleton, documents["config.json"], tables)
-    trimmed = checkpoint.with_documents(documents).with_tensors(dict(_picked(checkpoint, vocabulary, ids)))
+    trimmed = checkpoint.with_documents(documents).with_tensors(dict(_kept_rows(checkpoint, vocabulary, ids)))
     maker = _padding(trimmed, vocabulary, ids.result, size, context)
     live = min(tokenizer.size, vocabulary.rows)
     padded = IndexMap.grown(ids.result, size, maker.ids)
@@ -95,15 +95,9 @@ def _slow(checkpoint: Checkpoint) -> list[str]:
     return sorted(name for name in {*checkpoint.documents, *checkpoint.carried} if is_slow(name))
 
 
-def _picked(checkpoint: Checkpoint, vocabulary: Vocabulary, ids: IndexMap) -> Iterator[tuple[str, Picked]]:
-    runs = _rows(ids)
+def _kept_rows(checkpoint: Checkpoint, vocabulary: Vocabulary, ids: IndexMap) -> Iterator[tuple[str, Gathered]]:
     for item in vocabulary.tensors:
-        yield item.name, Picked(checkpoint.tensors[item.name], item.axis, runs)
-
-
-def _rows(ids: IndexMap) -> tuple[tuple[int, int], ...]:
-    """The kept rows, as ``(first, how many)``."""
-    return tuple((start, length) for _, start, length in ids.runs)
+        yield item.name, pick_rows(checkpoint.tensors[item.name], axis=item.axis, rows=ids.kept)
 
 
 def _padding(trimmed: Checkpoint, vocabulary: Vocabulary, count: int, size: int, context: Context) -> RowMaker:

@@ -1,6 +1,8 @@
 """The spec of convert: what is not yet a plain checkpoint becomes one."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from graftkit.recipe.spec import Spec
 
@@ -8,7 +10,16 @@ from graftkit.recipe.spec import Spec
 class Convert(Spec):
     """Make a plain checkpoint: weights of pickles as safetensors, and a tokenizer.json of the files of a slow tokenizer.
 
-    It stands first. Pickles are read with --allow-pickle on the command line alone, by torch's unpickler of weights.
+    It stands first, and unpacks quantized weights where it is asked to.
+
+    Pickles are read with --allow-pickle on the command line alone, by torch's unpickler of weights.
     """
 
     op: Literal["convert"] = "convert"
+    dequantize: Annotated[
+        bool,
+        Field(
+            description="Unpack quantized weights (fp8 with block scales, mxfp4) to bfloat16: each value exactly what codes and scales"
+            " say, rounded once; the result's config has no quantization_config."
+        ),
+    ] = False

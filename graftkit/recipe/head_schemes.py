@@ -76,12 +76,22 @@ class FromExamples(SchemeSpec):
     """Fields of the schemes that are fitted to labelled texts."""
 
     examples: Annotated[
-        PathText, Field(description="A .jsonl, .csv or .parquet file with one labelled text in each row.")
+        PathText,
+        Field(
+            description="A .jsonl, .csv or .parquet file with one labelled text in each row; for token_classification also .conll,"
+            " .iob, .iob2 or .bio."
+        ),
     ]
-    text: Annotated[Text, Field(description="The field of the text.")] = "text"
+    text: Annotated[
+        Text | None, Field(description="The field of the text; null means text, or tokens where each word has a label.")
+    ] = None
     label: Annotated[
-        Text, Field(description="The field of the label: its name, or its number where the labels have no names.")
-    ] = "label"
+        Text | None,
+        Field(
+            description="The field of the label: its name, or its number where the labels have no names; a list of several, or of"
+            " those of each word. Null means label, or tags where each word has one."
+        ),
+    ] = None
     held_out: Annotated[
         float, Field(gt=0, lt=1, description="Share of each label's examples that is only measured on.")
     ] = 0.2

@@ -29,6 +29,13 @@ class MergeAdapter(Spec):
             " tensor's own."
         ),
     ] = None
+    dequantize: Annotated[
+        bool,
+        Field(
+            description="Unpack the quantized weights of the base (fp8 with block scales, mxfp4) before the adapter is folded in; the"
+            " result is plain, in bfloat16 or in dtype. A quantized base is refused without."
+        ),
+    ] = False
     leave: Annotated[
         ListOf[Text],
         Field(

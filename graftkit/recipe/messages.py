@@ -1,7 +1,8 @@
 """Pydantic's errors in plain sentences, one for each type of error."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -14,17 +15,29 @@ from graftkit.recipe.wording import found, shown, unknown
 #: Turns an error and the plain scalar that was written (None for all else) into a sentence.
 Sentence = Callable[[ErrorDetails, str | None], str]
 
+#: So many items of a list that are all wrong in the same way are named.
+LISTED = 4
+
 #: A number that YAML 1.1 takes for text, since it has no point.
 _SCIENTIFIC = re.compile(r"([-+]?[0-9]+)[eE]([-+]?)([0-9]+)")
 
 
 def note_errors(error: ValidationError, document: Document) -> None:
-    """Add every problem that ``error`` holds to ``document``."""
+    """Add every problem that ``error`` holds to ``document``; items of one list that YAML misreads are one problem."""
+    misread: dict[Path, list[tuple[str, object]]] = {}
+    found_at = []
     for details in error.errors(include_url=False):
         path = _written_path(details["loc"], document.data)
         written = document.places[path].text if path in document.places else None
-        sentence = SENTENCES.get(details["type"], _fallback)
-        document.add(path, sentence(details, written))
+        found_at.append((path, written, details))
+        if written is not None and _is_misread(details) and isinstance(path[-1], int):
+            misread.setdefault(path[:-1], []).append((written, details["input"]))
+    for path, written, details in found_at:
+        together = misread.get(path[:-1], []) if _is_misread(details) else []
+        if len(together) < 2:
+            document.add(path, SENTENCES.get(details["type"], _fallback)(details, written))
+        elif together[0] == (written, details["input"]):  # a line that is the same again is printed once
+            document.add(path[:-1], _all_misread(together), document.place(path))
 
 
 def _written_path(location: Path, data: object) -> Path:
@@ -48,9 +61,22 @@ def _found(kind: str) -> Sentence:
 
 def _text(error: ErrorDetails, written: str | None) -> str:
     value = error["input"]
-    if written is not None and isinstance(value, bool | int | float):
+    if written is not None and _is_misread(error):
         return f'must be text, but YAML reads {written} as {found(value)}; quote it: "{written}"'
     return f"must be text, found {found(value)}"
+
+
+def _is_misread(error: ErrorDetails) -> bool:
+    """Whether text was wanted and YAML, where the scalar was written plain, took it for something else."""
+    return error["type"] == "string_type" and isinstance(error["input"], bool | int | float)
+
+
+def _all_misread(items: Sequence[tuple[str, object]]) -> str:
+    """The same of several items of one list, the first of many."""
+    first = items[:LISTED]
+    more = f" and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    read = ", ".join(f"{written} as {found(value)}" for written, value in first)
+    return f"must be text, but YAML reads {read}{more}; quote them: {', '.join(json.dumps(text) for text, _ in first)}"
 
 
 def _number(error: ErrorDetails, _: str | None) -> str:

@@ -10,15 +10,18 @@ from typing import Annotated, get_args
 from graftkit.recipe.add_adapter import AddAdapter
 from graftkit.recipe.add_lora import AddLora
 from graftkit.recipe.arrange_blocks import ArrangeBlocks
+from graftkit.recipe.cast import Cast
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.combine_adapters import CombineAdapters
 from graftkit.recipe.convert import Convert
 from graftkit.recipe.drop_blocks import DropBlocks
 from graftkit.recipe.edit_tensors import EditTensors
+from graftkit.recipe.extend_positions import ExtendPositions
 from graftkit.recipe.extend_vocab import ExtendVocab
 from graftkit.recipe.extract_lora import ExtractLora
 from graftkit.recipe.extract_submodel import ExtractSubmodel
 from graftkit.recipe.insert_blocks import InsertBlocks
+from graftkit.recipe.learn_tokens import LearnTokens
 from graftkit.recipe.merge_adapter import MergeAdapter
 from graftkit.recipe.reinit import Reinit
 from graftkit.recipe.reinit_rows import ReinitRows
@@ -26,12 +29,15 @@ from graftkit.recipe.rename_tokens import RenameTokens
 from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
+from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.take_tensors import TakeTensors
 from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
 from graftkit.recipe.trim_vocab import TrimVocab
+from graftkit.recipe.widen import Widen
 
 Operation = Annotated[
     ExtendVocab
+    | LearnTokens
     | RenameTokens
     | ReinitRows
     | TrimVocab
@@ -51,7 +57,11 @@ Operation = Annotated[
     | InsertBlocks
     | ExtractSubmodel
     | TakeTensors
-    | TransplantTokenizer,
+    | TransplantTokenizer
+    | SetEmbeddings
+    | Cast
+    | ExtendPositions
+    | Widen,
     OneOf("op", "operation"),
 ]
 

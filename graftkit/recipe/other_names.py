@@ -15,7 +15,7 @@ _SEVERAL_MODELS = "mergekit merges several models; merge_adapter folds one adapt
 _GGUF = "llama.cpp's convert_hf_to_gguf.py makes GGUF files of what graftkit writes"
 _ONNX = "optimum-cli export onnx (optimum-onnx) exports what graftkit writes"
 _EXPORTING = f"{_GGUF}, and optimum-cli export onnx (optimum-onnx) exports it for ONNX"
-_UPLOADING = "hf upload (huggingface_hub) takes the folder that graftkit writes"
+_UPLOADING = "graftkit apply --push-to-hub ORG/NAME uploads the output, and so does hf upload (huggingface_hub)"
 _SERVING = "vLLM, llama.cpp and transformers run models; they load what graftkit writes"
 _MEASURING = "lm-evaluation-harness measures models; graftkit verify A B compares two checkpoints"
 
@@ -64,14 +64,18 @@ _SYNONYMS: Mapping[str, str] = {
     "roles": "bos_token eos_token unk_token sep_token pad_token cls_token mask_token",
     "labels": "classes id2label label2id",
     "examples": "data dataset texts train_file",
+    "texts": "corpus data dataset examples train_file",
+    "size": "vocab_size count number",
     "extend_vocab": (
         "add_tokens add_token add_special_tokens new_tokens resize_token_embeddings resize_embeddings resize_vocab tokens"
         " pad_token chat_template tools"
     ),
+    "learn_tokens": "learn_merges add_merges train_tokenizer extend_tokenizer",
     "rename_tokens": "rename_token reserved_tokens",
     "trim_vocab": "trim_tokens trim_vocabulary prune_vocab prune_tokens drop_tokens remove_tokens shrink_vocab",
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",
+    "convert": "dequantize dequantise dequantization unpack",
     "merge_adapter": "merge merge_lora merge_adapters merge_and_unload fold",
     "extract_lora": "extract extract_adapter svd",
     "resize_adapter": "resize resize_lora",

@@ -14,7 +14,7 @@ from graftkit.recipe.wording import shown
 
 Task = Literal[
     "sequence_classification", "token_classification", "question_answering", "multiple_choice", "image_classification",
-    "audio_classification", "reward", "masked_lm", "causal_lm",
+    "audio_classification", "reward", "value_head", "masked_lm", "causal_lm",
 ]  # fmt: skip
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -31,8 +31,19 @@ LANGUAGE = ("masked_lm", "causal_lm")
 #: Schemes that are computed from texts.
 FITTED = ("ridge", "lda", "prototype")
 
-#: Tasks whose logits can be those of words.
-VERBALIZED = ("sequence_classification", "token_classification")
+#: Tasks whose logits can be those of words, or fitted to labelled texts.
+OF_TEXTS = ("sequence_classification", "token_classification")
+
+#: What a label of its own would be for these tasks.
+ONE_NUMBER = {"reward": "is one label", "value_head": "is one number for each token"}
+
+#: What a value head begins with, and why it has no use for other fields.
+BESIDE_SCHEMES = ("zeros", "normal")
+BESIDE = {
+    "inner_init": "which has no layers before its row",
+    "pad_token": "which gives each token a value of its own",
+    "keep_lm_head": "which keeps the whole language model",
+}
 
 #: How far the shares of a class prior may miss 1: they are written with a few digits.
 PRIOR_SLACK = 1e-3
@@ -78,17 +89,22 @@ class ReplaceHead(Spec):
             return None
         return self.problem_type or ("regression" if self.count == 1 else "single_label_classification")
 
+    def plain_fields(self) -> dict[str, object]:
+        """The fields in their order, less those that have no meaning for the task."""
+        found = super().plain_fields()
+        return {name: value for name, value in found.items() if self.task != "value_head" or name not in BESIDE}
+
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
         """Refuse labels where the task has none, a prior that does not fit them, and fields without an effect."""
         task, labels = data.get("task"), data.get("labels")
-        names = [item for item in labels if isinstance(item, str)] if isinstance(labels, list | tuple) else []
+        written = list(labels) if isinstance(labels, list | tuple) else []
         number = data.get("num_labels")
-        count = len(names) or (number if isinstance(number, int) and not isinstance(number, bool) else 0)
+        count = len(written) or (number if isinstance(number, int) and not isinstance(number, bool) else 0)
         if task in LABELLED:
-            yield from _label_problems(data, names, count)
+            yield from _label_problems(data, written, count)
         elif task in TASKS:
-            why = "is one label" if task == "reward" else "has outputs of a fixed number"
+            why = ONE_NUMBER.get(str(task), "has outputs of a fixed number")
             for name in ("labels", "num_labels"):
                 if data.get(name):
                     yield (name,), f"has no meaning for {task}, which {why}"
@@ -96,29 +112,51 @@ class ReplaceHead(Spec):
             yield ("problem_type",), f"has no effect on {task}"
         if data.get("keep_lm_head") is True and task in LANGUAGE:
             yield ("keep_lm_head",), f"has no meaning for {task}, whose head is a language-model head"
+        if task == "value_head":
+            yield from _value_head_problems(data)
+            return
         yield from _scheme_problems(data, task, count)
 
 
-def _label_problems(data: Mapping[str, object], names: list[str], count: int) -> Iterator[tuple[Path, str]]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
+def _value_head_problems(data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
+    """A value head is one row beside a model that stays as it is: little can be said of it."""
+    for name, why in BESIDE.items():
+        if data.get(name) not in (None, False):
+            yield (name,), f"has no meaning for value_head, {why}"
+    init = data.get("init")
+    if "init" in data and _scheme_of(data) not in BESIDE_SCHEMES:
+        yield ("init",), f"value_head begins with {' or '.join(BESIDE_SCHEMES)}"
+    for name in ("class_prior", "target_logit_std"):
+        if isinstance(init, dict) and init.get(name):
+            yield ("init", name), "has no meaning for value_head, which has no logits"
+
+
+def _scheme_of(data: Mapping[str, object]) -> object:
+    """The scheme of the label projection, however it is written."""
+    init = data.get("init")
+    return init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
+
+
+def _label_problems(data: Mapping[str, object], labels: list[object], count: int) -> Iterator[tuple[Path, str]]:
+    """Problems of the ``labels`` as written; one that is no text is a problem of its own, and counts as a label here."""
+    for index, name in enumerate(labels):
+        if isinstance(name, str) and name in labels[:index]:
             yield ("labels", index), f"the label {shown(name)} is given a second time"
     kind = data.get("problem_type")
-    if names and data.get("num_labels") is not None:
+    if labels and data.get("num_labels") is not None:
         yield ("num_labels",), "is redundant: labels already gives the number; leave it out"
-    if not count and kind != "regression" and not data.get("labels"):
+    from_file = data.get("task") == "token_classification" and _scheme_of(data) in FITTED
+    if not count and kind != "regression" and not data.get("labels") and not from_file:
         yield (), f"{data.get('task')} needs labels or num_labels"
     if count == 1 and (kind == "single_label_classification" or data.get("task") not in TYPED):
-        yield ("labels" if names else "num_labels",), "a choice needs two labels or more"
+        yield ("labels" if labels else "num_labels",), "a choice needs two labels or more"
 
 
 def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> Iterator[tuple[Path, str]]:
-    init = data.get("init")
-    scheme = init.get("scheme") if isinstance(init, dict) else getattr(init, "scheme", init)
+    init, scheme = data.get("init"), _scheme_of(data)
     kind = data.get("problem_type")
-    single = task == "sequence_classification" and count > 1 and kind in (None, "single_label_classification")
-    if scheme in FITTED and not single and task in TASKS:
-        yield ("init",), f"{scheme} is for sequence_classification with a single label for each text"
+    if scheme in FITTED and task in TASKS:
+        yield from ((("init",), problem) for problem in _fit_problems(str(scheme), task=task, kind=kind, count=count))
     if scheme == "verbalizer" and task in TASKS:
         yield from _word_problems(data, init.get("words") if isinstance(init, dict) else getattr(init, "words", None))
     prior = init.get("class_prior") if isinstance(init, dict) else getattr(init, "class_prior", None)
@@ -128,16 +166,25 @@ def _scheme_problems(data: Mapping[str, object], task: object, count: int) -> It
         )
 
 
+def _fit_problems(scheme: str, *, task: object, kind: object, count: int) -> Iterator[str]:
+    """Schemes that are computed from labelled texts give labels to texts or words; prototypes one to each."""
+    if task not in OF_TEXTS or kind == "regression" or (count == 1 and kind != "multi_label_classification"):
+        yield f"{scheme} is for {' and '.join(OF_TEXTS)} into labels"
+    elif scheme == "prototype" and kind == "multi_label_classification":
+        yield "prototype is for texts with a single label; take ridge or lda"
+
+
 def _word_problems(data: Mapping[str, object], words: object) -> Iterator[tuple[Path, str]]:
     task, labels = data.get("task"), data.get("labels")
-    if task not in VERBALIZED:
-        yield ("init",), f"verbalizer is for {' and '.join(VERBALIZED)}"
+    named = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
+    if task not in OF_TEXTS:
+        yield ("init",), f"verbalizer is for {' and '.join(OF_TEXTS)}"
     elif not labels:
         yield ("init", "words"), "needs labels, which it gives words to"
-    elif isinstance(words, Mapping) and isinstance(labels, list | tuple):
+    elif isinstance(words, Mapping) and isinstance(labels, list | tuple) and named:
         for label in labels:
             if label not in words:
-                yield ("init", "words"), f"has no word for the label {shown(str(label))}"
+                yield ("init", "words"), f"has no word for the label {shown(label)}"
         for label in words:
             if label not in labels:
                 yield ("init", "words", label), f"is none of the labels: {', '.join(map(str, labels))}"

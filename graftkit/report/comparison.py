@@ -48,7 +48,8 @@ def comparison_rows(found: Verification) -> Iterator[Row]:
 
 def lost_by(found: Verification) -> tuple[str, ...]:
     """The checks that were left out, and what the others did not cover of that which applies to the model."""
-    return (*found.left_out, *lost_coverage(found.outputs, found.checks))
+    not_run = ("outputs",) if found.cannot_run and "outputs" not in found.left_out else ()
+    return (*found.left_out, *not_run, *lost_coverage(found.outputs, found.checks))
 
 
 def comparison_verdict(found: Verification) -> str:
@@ -59,6 +60,8 @@ def comparison_verdict(found: Verification) -> str:
 def _not_compared(found: Verification) -> str:
     if "outputs" in found.found:
         return "they could not be made"
+    if found.cannot_run:
+        return found.cannot_run
     nothing = found.accounted is not None and Scope.NOTHING in found.accounted.scope
     return "A is not what B was promised to do as" if nothing else "--no-outputs"
 

@@ -21,6 +21,7 @@ from graftkit.checkpoint.inventory import OWN
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.tokenizer import Renamed
+from graftkit.checkpoint.value_head import FILE as VALUE_HEAD
 from graftkit.checkpoint.write import INDEX
 from graftkit.errors import InputRejected, few, printable
 from graftkit.report.json_text import json_text
@@ -111,7 +112,7 @@ def _unused(what: str) -> Accounted:
 
 
 def _account_for(checkpoint: Checkpoint, report: Mapping[str, Any]) -> Accounted:
-    ledger = {str(entry["name"]): entry for entry in report["ledger"] if not _is_adapters(entry["shard"])}
+    ledger = {str(entry["name"]): entry for entry in report["ledger"] if not _is_beside(entry["shard"])}
     digests = tensor_digests(checkpoint.tensors)
     found = {name: (tensor.dtype, tensor.shape, digests[name]) for name, tensor in checkpoint.tensors.items()}
     reported = {name: (entry["dtype"], tuple(entry["shape"]), entry["sha256"]) for name, entry in ledger.items()}
@@ -151,8 +152,9 @@ def _changed_names(changes: Iterable[Mapping[str, Any]]) -> Iterator[str]:
             yield str(item["old_name"])
 
 
-def _is_adapters(shard: str) -> bool:
-    return shard.startswith(f"{FOLDER}/")
+def _is_beside(file: str) -> bool:
+    """Whether a weight file is not the model's: an adapter's, or the value head."""
+    return file == VALUE_HEAD or file.startswith(f"{FOLDER}/")
 
 
 def _unlike(name: str, found: Mapping[str, Any], reported: Mapping[str, Any]) -> str:
@@ -187,22 +189,22 @@ def _changed_files(
     """
     for name, entry in files.items():
         path = checkpoint.directory / name
-        if (entry["covers"] == "header" and not _is_adapters(name)) or (again and name == INDEX):
+        if (entry["covers"] == "header" and not _is_beside(name)) or (again and name == INDEX):
             continue
         if not path.is_file():
             yield f"report: {printable(name)} was written and is gone"
         elif entry["covers"] == "header":
-            yield from _changed_adapter(path, entry, report["ledger"])
+            yield from _changed_beside(path, entry, report["ledger"])
         elif _digest(path) != entry["sha256"] and not (name == PAGE and _is_page(path, report)):
             yield f"report: {printable(name)} is not the file that was written"
     known = {*files, *OWN, *checkpoint.shards, INDEX}
-    for name in (*checkpoint.documents, *checkpoint.carried):
+    for name in (*checkpoint.documents, *checkpoint.carried, *checkpoint.files):
         if name not in known:
             yield f"report: {printable(name)} was not written by that run; remove it"
 
 
-def _changed_adapter(path: Path, entry: Mapping[str, Any], ledger: Collection[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield a sentence where header or tensors of the adapter beside the base are not those that were written."""
+def _changed_beside(path: Path, entry: Mapping[str, Any], ledger: Collection[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a sentence where header or tensors of a weight file beside the model's are not those that were written."""
     name = str(entry["name"])
     try:
         tensors: Mapping[str, Stored] = read_header(path.resolve(), shown=name).tensors

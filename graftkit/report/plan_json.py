@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub
 from graftkit.report.module_tables import adapted_json
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.verification.promises import PromiseClass
 
 
@@ -32,6 +33,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bytes_taken_over": plan.bytes_taken_over,
         "bytes_written": plan.bytes_written,
         "memory": plan.memory,
+        "bytes_to_download": bytes_on_hub(plan.source) if plan.reads_weights else 0,
         "left_behind": dict(plan.source.left_behind),
     }
 

@@ -26,7 +26,7 @@ from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.verification.checks import Finding
     from graftkit.verification.structural import LedgerEntry
 
@@ -61,7 +61,7 @@ class Report:
     def verdict(self) -> str:
         """One line: what was verified, and what was left out."""
         promise = self.plan.promise
-        if self.outputs is None and not self.checks:
+        if self.outputs is None and (not self.checks or self.plan.cannot_run):
             return f"verified: bytes and tokenizer; outputs were not compared ({self.not_compared}); promised {promise.sentence()}"
         return f"verified ({promise.strength.word}): {promise.claim}{not_covered(self.lost)}"
 
@@ -77,6 +77,8 @@ class Report:
             return ""
         if not self.plan.recipe.verify.outputs:
             return "verify.outputs is off"
+        if self.plan.cannot_run:
+            return self.plan.cannot_run
         return "the base is unchanged" if not self.plan.writes_base else "compared with base and adapter instead, below"
 
     def rows(self) -> Iterator[Row]:
@@ -91,7 +93,7 @@ class Report:
             yield Row("outputs", "not compared", self.not_compared)
         else:
             yield from self.outputs.rows()
-        if (found := measured_class(self.outputs)) is not None:
+        if (found := measured_class(self.outputs, self.plan.promise)) is not None:
             yield Row("promise", f"{found.word} measured", f"{self.plan.promise.strength.word} promised")
         for check in self.checks:
             yield from check.rows()
@@ -112,7 +114,8 @@ class Report:
             written = f"{self.plan.recipe.output}/{FOLDER}"
             noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
             name = noted or architecture_of(self.plan.result.config)
-            return adapter_snippets(base, written, name, adapter.config, labels)
+            beside = bool(self.plan.result.value_head)
+            return adapter_snippets(base, written, name, adapter.config, labels, value_head=beside)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name].name
@@ -132,6 +135,7 @@ class Report:
             structure.skeleton.architecture, tuple(modules), ids, labels, _has_zero_head(self.plan),
             sentences="modules.json" in self.plan.result.carried,
             new_blocks=tuple(f"{path}.{place}" for place in blocks.fresh) if blocks else (),
+            value_head=bool(self.plan.result.value_head),
         )  # fmt: skip
         return trainer_snippets(output, checkpoint)
 
@@ -142,7 +146,7 @@ class Report:
             "graftkit": 1,
             "in_memory": plan.in_memory,
             "verdict": self.verdict,
-            "promise": promise_json(plan, measured_class(self.outputs), _kl_json(plan)),
+            "promise": promise_json(plan, measured_class(self.outputs, plan.promise), _kl_json(plan)),
             "source": source_json(plan),
             "inputs": dict(plan.inputs),
             "versions": versions(),
@@ -208,7 +212,7 @@ def plan_html(plan: Plan) -> str:
 def _kl_json(plan: Plan) -> dict[str, Any] | None:
     """The promised bound on the KL; a mean of some rows is given as what it is too, a convex combination of old ones."""
     vocabulary = plan.vocabulary
-    kl = vocabulary.kl() if vocabulary and not plan.scope else None
+    kl = vocabulary.kl() if vocabulary and plan.scope.same_outputs else None
     if kl is None:
         return None
     return (

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.checkpoint.value_head import FILE as VALUE_HEAD
+
 #: So many ids are listed one by one.
 LISTED = 10
 
@@ -22,6 +24,12 @@ GENERATING = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 #: How those end that give labels of a text, or its reward.
 CLASSIFIER = "ForSequenceClassification"
 
+#: How those end whose head gives labels or places of a text.
+OF_TEXTS = (CLASSIFIER, "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+
+#: A standard deviation that no loss sees, as a recipe writes it: YAML reads 1e-4 as text.
+SMALL_STD = "1.0e-4"
+
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -29,7 +37,8 @@ class Written:
 
     ``modules`` are the last names of the modules with new rows, which peft's ``trainable_token_indices`` takes, and ``new_ids`` the ids
     of the rows; ``labels`` is the number of a classifier's labels. ``zero_head`` says that its head is zero, ``sentences`` that the
-    folder is one of sentence-transformers; ``new_blocks`` are the names of blocks that may be trained alone.
+    folder is one of sentence-transformers, ``value_head`` that a value head lies beside the model; ``new_blocks`` are the names of
+    blocks that may be trained alone.
     """
 
     architecture: str
@@ -39,6 +48,7 @@ class Written:
     zero_head: bool = False
     sentences: bool = False
     new_blocks: tuple[str, ...] = ()
+    value_head: bool = False
 
 
 def trainer_snippets(output: str | None, written: Written) -> str:
@@ -72,21 +82,35 @@ def _loading(path: str, written: Written) -> Iterator[str]:
     yield f"tokenizer = AutoTokenizer.from_pretrained({path})"
     if architecture.endswith(GENERATING):
         yield from ("# axolotl", f"base_model: {path}", "# LLaMA-Factory", f"model_name_or_path: {path}")
-    elif architecture.endswith(CLASSIFIER):
+        if written.value_head:
+            yield from _for_a_value_head(path)
+    elif architecture.endswith(OF_TEXTS):
         yield from _for_a_reward(path, written)
         yield "# LLaMA-Factory reads this as a model that generates text, with a head of random values: it has no lines for it"
+        if architecture.endswith(CLASSIFIER) and written.labels == 1:
+            yield "# (it trains rewards on a value head beside lm_head, which replace_head makes with task: value_head)"
     yield from _swift(path, architecture, written.labels)
+
+
+def _for_a_value_head(path: str) -> Iterator[str]:
+    """Yield what reads value_head.safetensors: LLaMA-Factory by itself, TRL not."""
+    yield "stage: rm"
+    yield f"# or stage: ppo with reward_model: {path} and reward_model_type: full; both read {VALUE_HEAD} of the folder, but with"
+    yield f"# adapter_name_or_path that of the adapter's folder: copy {VALUE_HEAD} there"
+    yield "# TRL's value-head models, which 1.16 has no more, do not read it by themselves"
+    yield f"model = AutoModelForCausalLMWithValueHead.from_pretrained({path})"
+    yield f'model.load_state_dict(safetensors.torch.load_file({path} + "/{VALUE_HEAD}"), strict=False)'
 
 
 def _for_a_reward(path: str, written: Written) -> Iterator[str]:
     """Yield axolotl's lines for a reward model, which is the one classifier that it trains."""
-    if written.labels != 1:
+    if written.labels != 1 or not written.architecture.endswith(CLASSIFIER):
         return
     yield from ("# axolotl", f"base_model: {path}", "model_type: AutoModelForSequenceClassification", "num_labels: 1")
     yield "reward_model: true"
     if written.zero_head:
         yield "# axolotl takes a head of zeros for one that was not loaded, and draws another; one that is not zero it keeps, such as"
-        yield "# init: {scheme: normal, std: 1e-4} of replace_head"
+        yield f"# init: {{scheme: normal, std: {SMALL_STD}}} of replace_head"
 
 
 def _for_new_rows(written: Written) -> Iterator[str]:
@@ -110,11 +134,13 @@ def ids_in_python(ids: Sequence[int]) -> str:
     return f"[{', '.join(parts)}]"
 
 
-def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping[str, Any], labels: int) -> str:
+def adapter_snippets(
+    base: str, adapter: str, architecture: str, config: Mapping[str, Any], labels: int, *, value_head: bool = False
+) -> str:
     """Return what the trainers need to go on training the prepared ``adapter`` on ``base``; none makes one of its own.
 
     ``config`` is adapter_config.json: another kind than LoRA goes through peft alone, and learnt prompts are only loaded;
-    ``labels`` is the number of a classifier's labels.
+    ``labels`` is the number of a classifier's labels, and ``value_head`` says that a value head lies beside the base.
     """
     path, prepared = json.dumps(base), json.dumps(adapter)
     if config["peft_type"] != "LORA":
@@ -136,6 +162,11 @@ def adapter_snippets(base: str, adapter: str, architecture: str, config: Mapping
             f"model_name_or_path: {path}",
             "finetuning_type: lora",
             f"adapter_name_or_path: {prepared}",
+            *(
+                [f"# with stage: rm or ppo it reads {VALUE_HEAD} of that folder: copy the base's there"]
+                if value_head
+                else []
+            ),
             "# unsloth, which would load the base in 4 bits",
             f"model, tokenizer = FastLanguageModel.from_pretrained({prepared}, load_in_4bit=False)",
         ]

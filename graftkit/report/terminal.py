@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub
 from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.module_tables import print_adapted, print_modules
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from graftkit.engine import Progress
     from graftkit.inspection import Inspection
     from graftkit.merge_verification import MergeVerification
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.report.report import Report
 
 #: How many changed values and tensors a plan shows without ``--verbose``.
@@ -77,6 +78,9 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
     kept, made = ("shared", "made") if plan.in_memory else ("copied unchanged", "rewritten")
     console.print(f"bytes      {kept} {size(plan.bytes_taken_over)}, {made} {size(plan.bytes_written)}")
     console.print(f"memory     about {size(plan.memory)} on top of the loaded libraries")
+    if there := bytes_on_hub(plan.source):
+        what = "to download" if plan.reads_weights else "stay on the hub"
+        console.print(f"weights    {size(there)} {what}")
 
 
 def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
@@ -99,7 +103,7 @@ def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
         tensors.add_row(
             "adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made", made
         )
-    kept = len(plan.result.tensors) - sum(
+    kept = len(plan.result.all_tensors) - sum(
         change.new_shape is not None for change in plan.tensors if change.kind not in ("renamed", "moved")
     )
     console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
@@ -140,7 +144,7 @@ def progress(*, silent: bool) -> Iterator[Progress | None]:
         def update(what: str, done: float, total: float) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            bars.update(tasks[what], completed=done, total=total)
 
         yield update
 
@@ -192,6 +196,8 @@ def print_inspection(found: Inspection) -> None:
         _print_vocabulary(console, found)
     else:
         console.print(f"vocabulary  none: {_text(found.input)} is what the class takes")
+    if found.value_head:
+        console.print(f"value head  {_text(found.value_head)}")
     for role, content in found.special.items():
         console.print(f"{role:<11} {_text(content)}")
     for finding in found.findings:
@@ -211,8 +217,14 @@ def _print_vocabulary(console: Console, found: Inspection) -> None:
     table = _table("vocabulary tensors", "name", "role", "dtype", "shape", "live", "zero", "near zero", "duplicates")
     for item in found.tables:
         counts = (item.live, item.zero, item.near_zero, item.duplicates)
-        table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *map(str, counts))
+        shown = ("-" if count is None else str(count) for count in counts)
+        table.add_row(_text(item.name), item.role, item.dtype, _shape(item.shape), *shown)
     console.print(table)
+    if found.bytes_on_hub:
+        console.print(
+            f"[dim]rows not looked at: {size(found.bytes_on_hub)} of weights are on the hub; --nonfinite downloads them,"
+            f" or hf download {_text(found.name)}[/dim]"
+        )
     for line in never_trained(found):
         console.print(f"[yellow]never trained:[/yellow] {_text(line)}")
 

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.capabilities import CACHES, declares_cache, returned_cache, takes
+from graftkit.architecture.quantizer import loading_options
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.weights_on_hub import download_weights
 from graftkit.errors import InputRejected, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
 from graftkit.running.live.model import LiveModel, aligned_weights, fresh_weights
-from graftkit.running.place import Place
+from graftkit.running.place import Place, folder_of
 from graftkit.running.probes import Probe
 
 if TYPE_CHECKING:
@@ -72,11 +75,14 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
-def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
+def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | None = None) -> Loaded:
     """Load the class that config.json names with a plain `from_pretrained`, under :func:`undisturbed`.
 
+    Quantized weights are unpacked on the way where transformers can.
+
     A ``paged`` model's parameters stay in their files and are read as its forward asks for them. Of a model in memory this is a copy;
-    where it is ``lent``, one that lies in the same memory, whose parameters are not to be changed.
+    where it is ``lent``, one that lies in the same memory, whose parameters are not to be changed. It is loaded in the dtype that
+    config.json says, or in ``dtype``.
 
     float32 tensors are copied into fresh aligned memory: mapped ones start anywhere in their file, and float32
     matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
@@ -89,9 +95,12 @@ def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
     import transformers
 
     if isinstance(place, LiveModel):
-        second = aligned_weights(place.model) if lent else fresh_weights(place.model)
+        second = aligned_weights(place.model) if lent and dtype is None else fresh_weights(place.model)
+        second = second if dtype is None else second.to(getattr(torch, dtype))
         return Loaded(second.eval(), frozenset(), frozenset(), frozenset())
-    directory = place
+    if isinstance(place, Checkpoint):
+        download_weights(place)
+    directory = folder_of(place)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     name = architecture_of(config)
     model_class: Any = getattr(transformers, name, None)
@@ -100,13 +109,15 @@ def load(place: Place, *, paged: bool = False, lent: bool = False) -> Loaded:
             f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
         )
     pager = None
+    options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
         if paged:
             from graftkit.running.paging.skeleton import load_paged
 
-            model, info, pager = load_paged(model_class, directory)
+            model, info, pager = load_paged(model_class, directory, **options)
         else:
-            model, info = model_class.from_pretrained(directory, output_loading_info=True)
+            options |= loading_options(config)
+            model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)
         why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)

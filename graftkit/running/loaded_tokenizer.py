@@ -152,8 +152,10 @@ class LoadedTokenizer:
 
     @cached_property
     def file_ids(self) -> Mapping[str, int]:
-        """The id of each token as tokenizer.json has it."""
-        return read_tokenizer({"tokenizer.json": self.tokenizer_json}).ids
+        """The id of each token as tokenizer.json has it, tokens under their names; empty where there is no such file."""
+        document = self.document("tokenizer.json")
+        found = read_tokenizer({"tokenizer.json": document}).ids if document else {}
+        return {self.name(token): index for token, index in found.items()}
 
     @cached_property
     def _renumbered(self) -> Mapping[str, Any]:
@@ -197,6 +199,11 @@ class LoadedTokenizer:
         with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
             found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [(index, end) for index, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+
+    def pieces_of(self, word: str) -> list[int]:
+        """The ids that the model alone splits ``word`` into, a text as the pre-tokenizer leaves it."""
+        with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
+            return [self.place(piece.id) for piece in self.tokenizer.backend_tokenizer.model.tokenize(word)]
 
     def written_as(self, index: int) -> str:
         """Return the added token ``index`` as it is decoded: a normalized one as the normalizer leaves it."""

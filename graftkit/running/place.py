@@ -1,4 +1,4 @@
-"""Where a checkpoint is: in a folder, or in memory with its documents in a folder."""
+"""Where a checkpoint is: in a folder, or in memory with its documents in a folder, or opened while its weights are on the hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.running.live.model import LiveModel
 
-Place = Path | LiveModel
+Place = Path | LiveModel | Checkpoint
 
 
 def folder_of(place: Place) -> Path:
@@ -21,4 +21,6 @@ def open_place(place: Place) -> Checkpoint:
     Raises:
         InputRejected: a folder cannot be opened.
     """
+    if isinstance(place, Checkpoint):
+        return place
     return Checkpoint.open(str(place)) if isinstance(place, Path) else place.checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -71,22 +71,60 @@ def outputs_of_texts(
 
     A text is padded as the tokenizer pads; without a pad token each goes alone.
     """
+    yield from ((item, logits) for item, logits, _ in _forwards(model, tokenizer, items, max_length, split=False))
+
+
+def outputs_of_words(
+    model: PreTrainedModel, tokenizer: Any, items: Iterable[tuple[Item, Sequence[str]]], max_length: int
+) -> Iterator[tuple[Item, tuple[list[int], Tensor]]]:
+    """Yield each item with the places of its words that have a token, and the logits at the first token of each.
+
+    Words behind ``max_length`` have none. *Shape:* float64 ``(words, labels)``. For the rest as :func:`outputs_of_texts`.
+    """
+    spaced = glues_words(tokenizer)
+    given = ((item, [f" {word}" for word in words] if spaced else list(words)) for item, words in items)
+    for item, logits, words in _forwards(model, tokenizer, given, max_length, split=True):
+        first: dict[int, int] = {}
+        for place, word in enumerate(words):
+            if word is not None:
+                first.setdefault(word, place)
+        yield item, (list(first), logits[list(first.values())])
+
+
+def glues_words(tokenizer: Any) -> bool:
+    """Whether words that are given one by one are not read as they are in a text, since nothing stands between them.
+
+    Byte-level tokenizers do so; what trainers ask of them then, ``add_prefix_space``, is a space before each word.
+    """
+    ids = tokenizer(["a", "a"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return bool(ids != tokenizer("a a", add_special_tokens=False)["input_ids"])
+
+
+def _forwards(
+    model: PreTrainedModel, tokenizer: Any, items: Iterable[tuple[Item, Any]], max_length: int, *, split: bool
+) -> Iterator[tuple[Item, Tensor, Any]]:
+    """Yield each item with its logits, and with the word of each token where words are given one by one (``split``).
+
+    Raises:
+        InputRejected: the tokenizer fails on a text.
+    """
     import torch
 
     stream = iter(items)
     while window := list(islice(stream, WINDOW)):
         texts = [text for _, text in window]
         with tokenizers_faults("tokenizer files"):
-            encoded = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+            encoded = tokenizer(texts, truncation=True, max_length=max_length, is_split_into_words=split)["input_ids"]
         order = sorted(range(len(window)), key=lambda index: len(encoded[index]))
         for batch in _batches(order, encoded, alone=tokenizer.pad_token is None):
             inputs = tokenizer(
-                [texts[index] for index in batch],
+                [texts[index] for index in batch], is_split_into_words=split,
                 truncation=True, max_length=max_length, padding=len(batch) > 1, return_tensors="pt",
             )  # fmt: skip
             with torch.inference_mode():
                 logits = model(**known_inputs(model, inputs)).logits.double()
-            yield from ((window[index][0], row) for index, row in zip(batch, logits, strict=True))
+            for place, index in enumerate(batch):
+                yield window[index][0], logits[place], inputs.word_ids(place) if split else None
 
 
 def _batches(order: list[int], encoded: list[list[int]], *, alone: bool) -> Iterator[list[int]]:

@@ -19,7 +19,7 @@ SINGLE = "model.safetensors"
 def copy_checkpoint(source: Checkpoint, target: Path) -> Path:
     """Copy weights, documents and carried files into the new folder ``target``; links are followed, none is made."""
     target.mkdir(parents=True)
-    names = [*source.shards, *source.documents, *source.carried, *((INDEX,) if source.index is not None else ())]
+    names = [*source.files, *source.documents, *source.carried, *((INDEX,) if source.index is not None else ())]
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path_of(name), target / name)
@@ -76,14 +76,15 @@ def write_shards(directory: Path, shards: Sequence[Mapping[str, LazyTensor]], *,
     """
     count = len(shards)
     names = [SINGLE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    first = next(iter(Checkpoint.open(str(directory)).shard_metadata.values()))
+    old = Checkpoint.open(str(directory))
+    first = next(iter(old.shard_metadata.values()))
     metadata = dict(first) | ({"pad": " " * pad} if pad else {})
     fresh = directory / "fresh"
     fresh.mkdir()
     for file, tensors in zip(names, shards, strict=True):
         write_tensors(tensors, fresh / file, metadata)
-    for path in (*directory.glob("*.safetensors"), *directory.glob(INDEX)):
-        path.unlink()
+    for name in (*old.shards, INDEX):
+        (directory / name).unlink(missing_ok=True)
     for file in names:
         (fresh / file).rename(directory / file)
     fresh.rmdir()

@@ -56,6 +56,7 @@ FAULTS: tuple[Fault[Subject], ...] = (
     Fault("role moved to another token", tokens.role, tokens.move_role, (CONFIG,)),
     Fault("lost generation_config", files.generation, files.lose, (TOKENIZER,)),
     Fault("changed merges", tokens.merge, tokens.drop_merge, (TOKENIZER,)),
+    Fault("new merge before the old ones", tokens.two_letters, tokens.early_merge, (TOKENIZER,)),
     Fault("changed normalizer", tokens.normalizer, tokens.other_normalizer, (TOKENIZER,)),
     Fault("ids swapped in the vocabulary", tokens.two_entries, tokens.swap_entries, (TOKENIZER,)),
     Fault("dropped added token", tokens.added_token, tokens.drop_added, (TOKENIZER,)),

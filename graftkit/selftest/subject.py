@@ -16,6 +16,7 @@ from graftkit.checkpoint.reading import read_range, read_rows, torch_dtype
 from graftkit.checkpoint.tensors import FLOATING, Stored
 from graftkit.checkpoint.tokenizer import TokenizerFiles, read_tokenizer
 from graftkit.errors import InputRejected, printable
+from graftkit.operations.base import check_plain_weights
 from graftkit.running.probe_texts import PROBE_TEXTS
 
 #: Names of key projections, fused ones too.
@@ -52,9 +53,10 @@ class Subject:
         """Open ``model``, a folder or a hub id.
 
         Raises:
-            InputRejected: it cannot be opened or accounted for, or takes no token ids.
+            InputRejected: it cannot be opened or accounted for, takes no token ids, or is quantized.
         """
         checkpoint = Checkpoint.open(model)
+        check_plain_weights(checkpoint, "selftest")
         structure = account(checkpoint)
         if not takes_ids(structure.skeleton.model):
             taken = structure.skeleton.model.main_input_name

@@ -26,6 +26,30 @@ def drop_merge(directory: Path, _: Subject, place: str) -> None:
     edit_json(directory, FILE, lambda tokenizer: tokenizer["model"]["merges"].pop(index))
 
 
+def two_letters(subject: Subject) -> str:
+    """Two letters whose pair is no token, with a merge to come before all others."""
+    model = subject.document(FILE).get("model", {})
+    if not model.get("merges") or subject.tokenizer.gaps:
+        raise NotApplicable("the tokenizer has no merges, or no dense ids")
+    letters = [token for token in model["vocab"] if len(token) == 1 and token.isalpha()]
+    pairs = (f"{a} {b}" for a in letters for b in letters if subject.tokenizer.id_of(a + b) is None)
+    return str(first(pairs, "every pair of letters is a token"))
+
+
+def early_merge(directory: Path, subject: Subject, place: str) -> None:
+    """Give the pair a piece of its own behind the others, and a merge before theirs."""
+    pair = place.split()
+
+    def change(tokenizer: dict[str, Any]) -> None:
+        model = tokenizer["model"]
+        as_text = isinstance(model["merges"][0], str)
+        model["merges"].insert(0, place if as_text else pair)
+        model["vocab"] |= {entry.content: entry.index for entry in subject.tokenizer.added}
+        model["vocab"]["".join(pair)] = subject.tokenizer.size
+
+    edit_json(directory, FILE, change)
+
+
 def normalizer(subject: Subject) -> str:
     """The normalizer."""
     subject.document(FILE)

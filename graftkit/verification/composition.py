@@ -22,18 +22,23 @@ def compose(promises: Sequence[tuple[Promise, Scope]]) -> Promise:
     return Promise(narrowest.strength, narrowest.observable, "; and ".join(domains), tuple(assumptions))
 
 
-def measured_class(outputs: OutputsReport | None) -> PromiseClass | None:
+def measured_class(outputs: OutputsReport | None, promise: Promise) -> PromiseClass | None:
     """The strongest class that the comparison of outputs allows; None where none was made.
 
-    ``bitwise`` where every output is; ``rounded`` where each differs by no more than another order of summation explains;
-    ``intentional`` where they differ further, or in shape.
+    Nor where differences were only measured and more is promised: the operation's own check speaks of that.
+
+    ``bitwise`` where every output is; ``exact`` where float64 tells, whose failures stop everything; ``rounded`` where each
+    differs by no more than another order of summation explains; ``intentional`` where they differ further, or in shape.
     """
     if outputs is None or not outputs.comparisons:
         return None
     if all(item.bitwise for item in outputs.comparisons):
         return PromiseClass.BITWISE
+    if outputs.in_float64:
+        return PromiseClass.EXACT
     within = all(item.bitwise or 0 < item.largest <= item.allowed for item in outputs.comparisons)
-    return PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
+    found = PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
+    return None if outputs.measured and found > promise.strength else found
 
 
 def weaker_than_promised(promise: Promise, outputs: OutputsReport) -> Iterator[str]:
@@ -42,8 +47,8 @@ def weaker_than_promised(promise: Promise, outputs: OutputsReport) -> Iterator[s
     A difference within the tolerance of an assumption that the promise names is no weaker measurement, and where differences
     were only measured, the operation's own check speaks instead.
     """
-    found = measured_class(outputs)
-    if found is None or outputs.measured or found <= promise.strength:
+    found = measured_class(outputs, promise)
+    if found is None or found <= promise.strength:
         return
     if found is PromiseClass.ROUNDED and promise.assumptions:
         return

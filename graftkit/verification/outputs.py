@@ -58,6 +58,7 @@ class OutputsReport(Report):
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     measured: bool = False
+    in_float64: bool = False
     new_ids: int = 0
     paged: bool = False
     unit: str = "tokens"
@@ -127,20 +128,20 @@ def _figure(items: list[OutputComparison]) -> str:
 def compare_outputs(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    added: frozenset[str] = frozenset(), progress: Progress | None = None,
+    added: frozenset[str] = frozenset(), recast: bool = False, progress: Progress | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
     from the files as the forwards ask for them; None lets the memory that is free decide. The result's class may leave out the
-    tensors that were ``added``.
+    tensors that were ``added``. One that is ``recast``, stored in another dtype on purpose, is loaded in the source's.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
     seconds: dict[str, float] = {}
-    backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
     theirs, ours = correspondence.part
     other_class = theirs != ours
     correspondence = correspondence.of_backbones() if backbone else correspondence
@@ -151,7 +152,7 @@ def compare_outputs(
             part=theirs, paged=from_files,
         )  # fmt: skip
         with timed(seconds, "load result"):
-            new = load(result, paged=from_files, lent=True)
+            new = load(result, paged=from_files, lent=True, dtype=before.dtype if recast else None)
             split_large_tables(new.model)
         failures = _loading_failures(before, new, added, backbone=backbone, other_class=backbone or other_class)
         new = new.backbone(ours) if backbone else new
@@ -182,6 +183,7 @@ def compare_outputs(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
+        in_float64=scope.in_float64,
         paged=from_files,
         unit=before.parts[0].unit,
         new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),

@@ -19,9 +19,10 @@ from graftkit.verification.documents import Allowed, check_documents
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_rows import check_new_biases, check_shares, likely_bound, wild_rows
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.subject import NewTokens, places
+from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
 from graftkit.verification.ties import lost_ties
+from graftkit.verification.value_head import new_value_head_findings
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,12 @@ class Pair:
         """Whether both look token ids up in a table."""
         return bool(self.vocabularies[0].rows)
 
+    @property
+    def recast(self) -> bool:
+        """Whether the second is in another dtype, and the report says that this was meant."""
+        named = any(place.rpartition(".")[2] in DTYPE_FIELDS for _, place in self.accounted.values)
+        return named and is_recast(self.old.config, self.new.config)
+
     def documents(self) -> Iterator[str]:
         """What config and generation config say otherwise, and no operation of the report changed."""
         allowed, ids = Allowed(self.correspondence, *self.tokenizers, self.accounted.values), self.correspondence.ids
@@ -106,15 +113,19 @@ class Pair:
         if not self.has_tokenizer or self.replaced:
             return None
         second = self.tokenizers[1]
-        ids = {second.token_of(index): index for index in self._new_ids()}
+        named = ((second.token_of(index), index) for index in self._new_ids())
+        ids = {token: index for token, index in named if token is not None}
+        added = {entry.content for entry in second.added}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
         return NewTokens(
-            {token: index for token, index in ids.items() if token is not None},
+            {token: index for token, index in ids.items() if token in added},
             frozenset(),
             changed or (not any(_chat_templates(self.old)) and any(_chat_templates(self.new))),
             ("tokenizer_config.json", "pad_token") in self.accounted.values,
             dict(self._renamed()),
             places(self.accounted.values),
+            learned={token: index for token, index in ids.items() if token not in added},
+            longer=is_longer(self.accounted.values),
         )
 
     @property
@@ -144,6 +155,7 @@ class Pair:
         axes = {item.name: item.axis for item in before.tensors}
         fresh, live = self.correspondence.fresh_ids, self._live
         yield from changed_tensors(self.old, self.new, axes, self.correspondence.ids, self.accounted.tensors)
+        yield from new_value_head_findings(self.old, self.new)
         if self.accounted.promise:
             return
         yield from lost_ties(self.old, self.new)

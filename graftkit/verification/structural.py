@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from graftkit.checkpoint.adapter import CONFIG, FOLDER, WEIGHTS, Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.documents import read_document
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import CHUNK, Reader, chunks, read_range
 from graftkit.checkpoint.safetensors_header import read_header
@@ -61,9 +62,9 @@ def check_structure(
         InputRejected: the source holds a value that is not finite, and ``allow_nonfinite`` is off.
     """
     with StructureCheck(planned, directory, allow_nonfinite=allow_nonfinite, progress=progress) as check:
-        for shard in planned.shards:
-            if (directory / shard).is_file():
-                check.shard(directory / shard)
+        for file in planned.files:
+            if (directory / file).is_file():
+                check.shard(directory / file)
         return check.finish()
 
 
@@ -79,6 +80,7 @@ class StructureCheck:
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self._planned, self._directory = planned, directory
+        self._tensors = planned.all_tensors
         self._allow, self._progress = allow_nonfinite, progress
         self._jobs: dict[str, Future[LedgerEntry]] = {}
         self._pool = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="check")
@@ -92,7 +94,7 @@ class StructureCheck:
     def shard(self, path: Path) -> None:
         """Begin to read a finished weight file back; what is wrong with it is raised by :meth:`finish`."""
         for name, tensor in read_header(path).tensors.items():
-            planned = self._planned.tensors.get(name)
+            planned = self._tensors.get(name)
             if planned is not None and (tensor.dtype, tensor.shape) == (planned.dtype, planned.shape):
                 self._jobs[name] = self._pool.submit(
                     check_tensor, name, planned, tensor, path.name, self._allow, self._progress
@@ -102,8 +104,9 @@ class StructureCheck:
         """Check what only the whole directory shows, and return the ledger; raises as :func:`check_structure` does."""
         written = Checkpoint.open(str(self._directory))
         check_names(self._planned.tensors, written.tensors)
+        check_names(self._planned.value_head, written.value_head)
         _check_documents(self._planned, written)
-        return tuple(self._jobs[name].result() for name in self._planned.tensors)
+        return tuple(self._jobs[name].result() for name in self._tensors)
 
 
 def check_adapter(
@@ -148,7 +151,9 @@ def check_names(planned: Mapping[str, LazyTensor], written: Mapping[str, LazyTen
 
 def _check_documents(planned: Checkpoint, written: Checkpoint) -> None:
     for name, value in planned.documents.items():
-        if name != "README.md" and written.documents.get(name) != value:
+        edited = name in written.carried  # a file that is no document where nobody edits it, such as vocab.txt
+        found = read_document(written.directory, name) if edited else written.documents.get(name)
+        if name != "README.md" and found != value:
             raise VerificationFailed(f"structure: {printable(name)} on disk is not the planned document")
     missing = sorted(set(planned.carried) - set(written.carried))
     if missing:

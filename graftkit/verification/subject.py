@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.positions import NAMES
 from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.running.place import Place
 from graftkit.verification.promises import Promise, Scope
@@ -43,7 +44,9 @@ class NewTokens:
     ``ids`` is content of each new token -> its id, ``special`` those that have to be special. ``chat_template_changed`` says that the
     chat template is another one, ``eos_may_pad`` that the pad token may be the end-of-sequence token. ``renamed`` gives by its old
     name each token that has another one, ``gone`` the places in documents that were taken away, such as ``config.json: text_config``.
-    ``replaced`` is the tokenizer that took the place of the source's, with which the result's is compared.
+    ``replaced`` is the tokenizer that took the place of the source's, with which the result's is compared. ``learned`` is the id of
+    each new piece of the tokenizer's model, which is no added token and is not among ``ids``.
+    ``longer`` says that the model takes sequences of another length, and so may the tokenizer.
     """
 
     ids: Mapping[str, int]
@@ -53,11 +56,28 @@ class NewTokens:
     renamed: Mapping[str, Renamed] = field(default_factory=dict)
     gone: frozenset[str] = frozenset()
     replaced: Replaced | None = None
+    learned: Mapping[str, int] = field(default_factory=dict)
+    longer: bool = False
 
 
 def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:
     """Documents with the places in them that changed, each as one text; a document that changed as a whole has no place."""
     return frozenset(f"{document}: {place}" if place else document for document, place in changes)
+
+
+def is_longer(changes: Iterable[tuple[str, str]]) -> bool:
+    """Whether the number of positions is among these changes of documents and places."""
+    return any(document == "config.json" and place.rpartition(".")[2] in NAMES for document, place in changes)
+
+
+#: What config.json calls the dtype of a model, now and in older versions of transformers.
+DTYPE_FIELDS = ("dtype", "torch_dtype")
+
+
+def is_recast(source: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    """Whether two config.json name different dtypes."""
+    old, new = (next((config[key] for key in DTYPE_FIELDS if key in config), None) for config in (source, result))
+    return bool(old != new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +92,7 @@ class Subject:
         scope: what of the outputs is compared.
         correspondence: which index of the result is which of the source.
         added: what the loader calls tensors that were added on purpose and that the result's class leaves out.
+        recast: whether the result is stored in another dtype on purpose, so that the two are compared in the source's.
         later: the same from behind the operation whose own check runs; and ``later_scope`` what of the outputs is then left of it.
         changed_later: names on disk of the tensors that operations behind that one made, replaced or dropped.
         tokens: how the tokenizer changed, None where it did not.
@@ -95,6 +116,7 @@ class Subject:
     scope: Scope = Scope.EVERYTHING
     correspondence: Correspondence = IDENTITY
     added: frozenset[str] = frozenset()
+    recast: bool = False
     later: Correspondence = IDENTITY
     later_scope: Scope = Scope.EVERYTHING
     changed_later: frozenset[str] = frozenset()

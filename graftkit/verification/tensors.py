@@ -59,10 +59,11 @@ def changed_tensors(
 
     ``axes`` names the tensors that are indexed by the vocabulary, with the axis: of these the rows that ``ids`` pairs are compared.
     """
-    for name, before in old.tensors.items():
+    now = new.all_tensors
+    for name, before in old.all_tensors.items():
         if name in excused:
             continue
-        after, shown = new.tensors.get(name), printable(name)
+        after, shown = now.get(name), printable(name)
         if after is None:
             yield f"structure: tensor {shown!r} is missing"
             continue

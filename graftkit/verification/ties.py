@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -10,10 +10,10 @@ from graftkit.checkpoint.reading import equal_bytes
 from graftkit.errors import InputRejected, printable
 
 
-def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
+def lost_ties(old: Checkpoint, new: Checkpoint, meant: Collection[tuple[str, str]] = ()) -> Iterator[str]:
     """Yield a sentence for each pair of weights that ``old`` ties, and that ``new`` stores as two with equal values.
 
-    What its class does not load ties nothing.
+    What its class does not load ties nothing; ties ``(target, source)`` that were undone on purpose are ``meant``.
 
     Raises:
         InputRejected: the tensors of ``new`` are not those of its class.
@@ -26,7 +26,7 @@ def lost_ties(old: Checkpoint, new: Checkpoint) -> Iterator[str]:
     except InputRejected:
         return
     for target, origin in before.skeleton.tied.items():
-        pair = _stored(after, target, origin)
+        pair = None if (target, origin) in meant else _stored(after, target, origin)
         if pair is None or not _is_tied(old, before, target, origin) or _is_tied(new, after, target, origin):
             continue
         if equal_bytes(*(new.tensors[name] for name in pair)):

@@ -99,7 +99,7 @@ def test_documents_carried_and_left_behind(tmp_path):
     assert all(checkpoint.left_behind.values())
 
 
-HEADS = ("model_head.pkl", "head.pt", "value_head.bin", "classifier.joblib", "probe.npz", "value_head.safetensors")
+HEADS = ("model_head.pkl", "head.pt", "value_head.bin", "classifier.joblib", "probe.npz", "regression_head.safetensors")
 
 
 def test_trained_values_that_are_not_the_model_s_come_along_unread(tmp_path):
@@ -107,10 +107,25 @@ def test_trained_values_that_are_not_the_model_s_come_along_unread(tmp_path):
     make_single(tmp_path)
     for name in HEADS:
         (tmp_path / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    save_file({"v_head.summary.weight": np.zeros((1, 4))}, tmp_path / "value_head.safetensors")
+    for name in ("value_head.safetensors", "regression_head.safetensors"):
+        save_file({"v_head.summary.weight": np.zeros((1, 4))}, tmp_path / name)
     checkpoint = opened(tmp_path)
     assert set(checkpoint.carried) == set(HEADS)
     assert not checkpoint.left_behind
+    assert checkpoint.value_head["v_head.summary.weight"].shape == (1, 4)
+
+
+def test_a_value_head_that_cannot_be_read_is_refused_and_one_of_the_model_s_own_tensors_stays_behind(tmp_path):
+    make_single(tmp_path)
+    path = tmp_path / "value_head.safetensors"
+    save_file({name: np.zeros(2) for name in opened(tmp_path).tensors}, path)
+    assert opened(tmp_path).left_behind.keys() == {"value_head.safetensors"}
+    save_file({}, path)
+    with pytest.raises(InputRejected, match=r"value_head.safetensors: holds no tensors"):
+        opened(tmp_path)
+    path.write_bytes(b"no")
+    with pytest.raises(InputRejected, match=r"value_head.safetensors: "):
+        opened(tmp_path)
 
 
 STATE = (

@@ -4,18 +4,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from open_support import make_sharded, make_single
+from support.hub import COMMIT, ROOT, Repository, environment, hub
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.location import locate
 from graftkit.errors import InputRejected, RecipeError
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
@@ -136,49 +133,6 @@ def test_a_revision_that_is_a_path(cache, revision):
         locate("org/tiny", revision)
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a snapshot needs; serves the files of ``folder`` as org/tiny."""
-
-    folder: Path
-    asked: list[str]
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, *, body):
-        self.asked.append(self.path)
-        path = self.path.partition("?")[0]
-        if "/org/gated" in path:
-            self.reply(403, b"{}", {"X-Error-Code": "GatedRepo"}, body)
-        elif "/revision/v2" in path:
-            self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-        elif path.startswith("/api/models/org/tiny/revision/"):
-            self.reply(200, json.dumps({"id": "org/tiny", "sha": COMMIT}).encode(), {}, body)
-        elif path.startswith(f"/api/models/org/tiny/tree/{COMMIT}"):
-            files = [file for file in sorted(self.folder.iterdir()) if file.is_file()]
-            rows = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": f.name} for f in files]
-            self.reply(200, json.dumps(rows).encode(), {}, body)
-        elif path.startswith(f"/org/tiny/resolve/{COMMIT}/"):
-            name = path.rsplit("/", 1)[1]
-            self.reply(200, (self.folder / name).read_bytes(), {"ETag": f'"{name}"', "X-Repo-Commit": COMMIT}, body)
-        else:
-            self.reply(401, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-
-    def reply(self, status, content, headers, body):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
-
-
 ONLINE = """
 import json, sys
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -193,12 +147,10 @@ for name, revision in json.loads(sys.argv[1]):
 
 
 def run_online(tmp_path, endpoint, *asked):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    environment |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", ONLINE, json.dumps(asked)],
-        capture_output=True, text=True, check=True, env=environment, cwd=tmp_path, timeout=120,
+        capture_output=True, text=True, check=True, cwd=tmp_path, timeout=120,
+        env=environment(endpoint, tmp_path / "home") | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -210,17 +162,14 @@ def test_downloads_what_is_needed_once_and_explains_refusals(tmp_path):
     wanted = sorted(path.name for path in folder.iterdir())
     for name in ("pytorch_model.bin", "model.gguf", "consolidated.safetensors", "optimizer.pt"):
         (folder / name).write_bytes(b"other")
-    served = type("Served", (Hub,), {"folder": folder, "asked": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    served = Repository(folder)
+    with hub(tiny=served, gated=Repository(folder, "gated")) as endpoint:
         opened, gated, absent, revision = run_online(
             tmp_path, endpoint, ("org/tiny", None), ("org/gated", None), ("org/absent", None), ("org/tiny", "v2")
         )
         asked = len(served.asked)
         again = run_online(tmp_path, endpoint, ("org/tiny", "main"))
         assert len(served.asked) == asked, "a cached commit needs no request"
-        server.shutdown()
     assert opened == again[0] == ["opened", COMMIT, wanted]
     assert gated[0] == absent[0] == revision[0] == "InputRejected"
     assert gated[1].startswith("org/gated: is gated; accept its terms on the hub")

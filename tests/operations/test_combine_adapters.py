@@ -270,7 +270,9 @@ def quantized(tmp_path_factory, equal_ranks):
     """The base as it is on a machine that cannot run it: products are compared, outputs are not."""
     folder = shutil.copytree(equal_ranks[0], tmp_path_factory.mktemp("quantized") / "base")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     return folder
 
 

@@ -27,6 +27,11 @@ SPECS = {
         {"tokens": ["zqx"], "init": {"scheme": "copy", "token": "nowhere"}},
         "init",
     ),
+    "learn_tokens": (
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 20},
+        {"texts": f"{ROOT}/recipes/examples/docstrings.jsonl", "size": 100000},
+        "size",
+    ),
     "rename_tokens": ({"names": {"<unk>": "<|tool|>"}}, {"names": {"<nowhere>": "<|tool|>"}}, "names.<nowhere>"),
     "reinit_rows": ({"tokens": ["<unk>", 9]}, {"tokens": ["<unk>", 999]}, r"tokens.1"),
     "trim_vocab": (
@@ -73,12 +78,16 @@ SPECS = {
         {"donor": "{tuned}", "tensors": ["*.nowhere"]},
         "tensors.0",
     ),
+    "set_embeddings": ({"tied": True, "allow_change": True}, {"tied": False}, "tied"),
+    "cast": ({"dtype": "bfloat16", "keep": ["*norm*"]}, {"dtype": "bfloat16", "keep": ["*nrom*"]}, r"keep\.0"),
+    "extend_positions": ({"max_position_embeddings": 300}, {"max_position_embeddings": 100}, "max_position_embeddings"),
     "transplant_tokenizer": (
         {"donor": "{donor}"},
         {"donor": "{donor}", "init": {"scheme": "omp", "k": 1000}},
         r"init\.k",
     ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
+    "widen": ({"sizes": {"intermediate_size": 96}}, {"sizes": {"intermediate_size": 32}}, "sizes.intermediate_size"),
 }
 
 

@@ -8,7 +8,8 @@ import transformers
 from support.families import build
 
 import graftkit
-from graftkit.verification.heads.held_out import HeldOutReport, check_held_out, score
+from graftkit.verification.heads.held_out import HeldOutReport, check_held_out
+from graftkit.verification.heads.measures import OneLabel, Scores
 
 pytestmark = pytest.mark.cross_section
 
@@ -76,14 +77,16 @@ def test_labels_that_changed_places_are_caught(place, tmp_path):
     save_file(tensors, tmp_path / "out" / "model.safetensors", {"format": "pt"})
     rows = [json.loads(line) for line in (place / "a.jsonl").read_text().splitlines()]
     pairs = [(list(WORDS).index(rows[i]["label"]), rows[i]["text"]) for i in figures["held_out_rows"]]
-    found = check_held_out(tmp_path / "out", lambda: pairs, lambda: figures, 2)
+    found = check_held_out(
+        tmp_path / "out", lambda: pairs, lambda: (Scores(**figures["held_out"]), figures), OneLabel(2)
+    )
     assert any("the written checkpoint has a loss of" in failure for failure in found.failures)
     assert isinstance(found, HeldOutReport)
 
 
 def test_scores_count_each_label_alike_when_balanced():
     logits = torch.tensor([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
-    found = score(zip([0, 0, 0, 1], logits, strict=True), 2)
+    found = OneLabel(2).score(zip([0, 0, 0, 1], logits, strict=True))
     assert (found.accuracy, found.balanced_accuracy) == (0.75, 0.5)
 
 

@@ -10,7 +10,7 @@ from support.recipes import applied, apply_by_command, load, recipe
 from support.renamed import NAMES, checkpoint
 
 import graftkit
-from graftkit.errors import InputRejected, RecipeError
+from graftkit.errors import RecipeError
 
 LIVE = "<unk>"
 
@@ -107,19 +107,6 @@ def test_it_composes_with_what_adds_tokens_on_both_sides(sources, tmp_path):
     assert report.outputs.distribution.bound is not None
     found = graftkit.verify(str(sources("llama")), str(tmp_path / "out"))
     assert found.failures == ()
-
-
-def test_a_quantized_base_is_renamed_and_gets_no_rows(sources, tmp_path):
-    import shutil
-
-    source = tmp_path / "base"
-    shutil.copytree(sources("llama"), source)
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(
-        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
-    )
-    with pytest.raises(InputRejected, match="rename_tokens needs plain weights"):
-        graftkit.plan(recipe(source, tmp_path / "out", rename({"<unk>": "<|x|>"}, init="mean")))
 
 
 REFUSED = {

@@ -413,7 +413,9 @@ def test_on_a_quantized_base_products_are_compared_and_outputs_are_not(bases, ad
     for path in (bases / "llava").iterdir():
         (base / path.name).write_bytes(path.read_bytes())
     config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (base / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    )
     (check,) = retarget(base, adapter_of(LLAMA, **LORA), tmp_path / "out").checks
     assert (check.weights, check.outputs) == (4, None)
     assert "quantized" in check.not_run

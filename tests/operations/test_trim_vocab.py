@@ -13,7 +13,7 @@ from support.tokenizer_sources import bpe, llama
 
 import graftkit
 from graftkit.architecture.index_map import IndexMap
-from graftkit.errors import InputRejected, RecipeError
+from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 
 TEXTS = (
     "the cat sat on the mat",
@@ -331,8 +331,9 @@ def test_a_fault_in_a_document_writes_nothing(fault, bases, texts, tmp_path, mon
 def test_a_row_that_is_shifted_by_one_writes_nothing(bases, texts, tmp_path, monkeypatch):
     operation = sys.modules["graftkit.operations.trim_vocab"]
 
-    right = operation._rows
-    monkeypatch.setattr(operation, "_rows", lambda ids: ((1, right(ids)[0][1]), *right(ids)[1:]))
+    right = operation.pick_rows
+    shifted = lambda base, *, axis, rows: right(base, axis=axis, rows=[*rows[1:], rows[0]])  # noqa: E731 - said once
+    monkeypatch.setattr(operation, "pick_rows", shifted)
     done, output = apply_by_command(bases[bpe], tmp_path, trim(texts))
     assert done.returncode == 4, done.stderr
     assert "outputs: hidden_states.0" in done.stderr
@@ -356,6 +357,5 @@ def test_given_texts_that_fall_apart_are_a_failure(bases, texts, tmp_path, monke
 
     monkeypatch.setattr(closure.Merging, "parts", lambda self, pieces: set(pieces))
     monkeypatch.setattr(tokenization, "_compare", lambda *_: tokenization.TokenizationReport((), (), {}, ()))
-    done, output = apply_by_command(bases[bpe], tmp_path, trim(texts))
-    assert done.returncode == 4, done.stderr
-    assert "texts: a text of kept tokens alone is split otherwise" in done.stderr
+    with pytest.raises(VerificationFailed, match="texts: a text of kept tokens alone is split otherwise"):
+        graftkit.apply(recipe(bases[bpe], tmp_path / "out", trim(texts)))

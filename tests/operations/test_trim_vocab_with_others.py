@@ -100,13 +100,12 @@ def test_the_lens_sees_a_row_that_is_shifted(sources, tmp_path, monkeypatch):
     from graftkit.verification.lens.lens import compare_lens
 
     operation = sys.modules["graftkit.operations.trim_vocab"]
-    right = operation._rows
+    right = operation.pick_rows
 
-    def shifted(ids):
-        first, (start, length), *others = right(ids)
-        return first, (start + 1, length), *others
+    def shifted(base, *, axis, rows):
+        return right(base, axis=axis, rows=[*rows[:260], rows[260] + 1, *rows[261:]])
 
-    monkeypatch.setattr(operation, "_rows", shifted)
+    monkeypatch.setattr(operation, "pick_rows", shifted)
     report = measured(sources("llama"), tmp_path / "out", KEEP, outputs=False)
     found = compare_lens(sources("llama"), tmp_path / "out", correspondence=report.plan.correspondence)
     assert any("differs in float64" in failure for failure in found.failures)

@@ -1,9 +1,13 @@
 """The lines that are printed for trainers: for each class those that take it, and what a trainer would do otherwise."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
+import yaml
 from support.recipes import recipe
 
 import graftkit
@@ -22,11 +26,44 @@ def test_a_reward_model_has_axolotl_s_lines(demo, tmp_path):
     for line in ("model_type: AutoModelForSequenceClassification", "num_labels: 1", "reward_model: true"):
         assert line in zero.splitlines()
     assert "takes a head of zeros for one that was not loaded" in zero
-    init = {"scheme": "normal", "std": 1e-4}  # as the comment says
-    assert "init: {scheme: normal, std: 1e-4}" in zero
+    found = re.search("init: ({.*})", zero)
+    init = yaml.load(found[1], Loader=yaml.SafeLoader)
+    assert init == {"scheme": "normal", "std": 1e-4}
     drawn = graftkit.apply(recipe(demo, tmp_path / "drawn", pad, {**head, "init": init}, verify=verify)).snippets
     assert "reward_model: true" in drawn
     assert "head of zeros" not in drawn
+
+
+def test_a_value_head_has_the_lines_of_what_reads_it(demo, tmp_path):
+    head = {"op": "replace_head", "task": "value_head"}
+    lora = {"op": "add_lora", "r": 2, "target_modules": ["q_proj"]}
+    found = graftkit.apply(recipe(demo, tmp_path / "out", head, verify={"outputs": False})).snippets
+    assert yaml.safe_load(found[found.index("model_name_or_path") : found.index("# or stage: ppo")]) == {
+        "model_name_or_path": str(tmp_path / "out"), "stage": "rm",
+    }  # fmt: skip
+    load = next(line for line in found.splitlines() if line.startswith("model.load_state_dict"))
+    scope = {"safetensors": safetensors.torch and safetensors, "model": Wrapped()}
+    eval(load, scope)  # noqa: S307 - the line as it is printed
+    assert not scope["model"].v_head.summary.weight.any()
+    beside = graftkit.apply(recipe(demo, tmp_path / "lora", head, lora, verify={"outputs": False})).snippets
+    assert "reads value_head.safetensors of that folder: copy the base's there" in beside
+
+
+class Wrapped(torch.nn.Module):
+    """As TRL's class names a value head."""
+
+    def __init__(self):
+        super().__init__()
+        self.v_head = torch.nn.Module()
+        self.v_head.summary = torch.nn.Linear(160, 1)
+
+
+def test_llama_factory_has_no_lines_for_heads_of_texts():
+    for architecture in ("BertForTokenClassification", "BertForQuestionAnswering", "BertForMultipleChoice"):
+        assert any(line.startswith("# LLaMA-Factory reads this as a model that") for line in lines(architecture))
+    reward = lines("LlamaForSequenceClassification", labels=1)
+    assert any("task: value_head" in line for line in reward)
+    assert not any("task: value_head" in line for line in lines("LlamaForSequenceClassification", labels=3))
 
 
 def test_a_classifier_has_none_of_axolotl_and_llama_factory():

@@ -63,8 +63,8 @@ def flipped_copy(source, target):
 def test_a_weaker_measurement_fails(source, tmp_path):
     target = flipped_copy(source, tmp_path / "flipped")
     clean, flipped = (compare_outputs(source, other) for other in (source, target))
-    assert measured_class(clean) is PromiseClass.BITWISE
-    assert measured_class(flipped) is PromiseClass.INTENTIONAL
+    assert measured_class(clean, LOGITS) is PromiseClass.BITWISE
+    assert measured_class(flipped, LOGITS) is PromiseClass.INTENTIONAL
     assert not list(weaker_than_promised(LOGITS, clean))
     assert not list(weaker_than_promised(ANEW, flipped))
     (failure,) = weaker_than_promised(LOGITS, flipped)

@@ -47,6 +47,21 @@ def trace_blocks(skeleton: Skeleton, layers: LayerList) -> tuple[tuple[str, ...]
     return traces if len(traces) == len(stack) else ()
 
 
+def trace_model(skeleton: Skeleton) -> tuple[str, ...]:
+    """The operations of one whole forward, with their numbers; empty where the class does not run on the meta device."""
+    import torch
+
+    model, recorder = skeleton.model, _Recorder()
+    recorder.operations = []
+    try:
+        with recorder, quiet(), torch.device("meta"), torch.no_grad():
+            prepare_for_meta(model)
+            model(**inputs_on_meta(model), use_cache=False, return_dict=True)
+    except Exception:  # noqa: BLE001 - as above
+        return ()
+    return tuple(recorder.operations)
+
+
 def why_it_does_not_run(skeleton: Skeleton) -> str:
     """What one forward says on the meta device, with a cache where the class keeps one; empty where it runs."""
     import torch

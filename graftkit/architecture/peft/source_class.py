@@ -15,7 +15,7 @@ from graftkit.architecture.related_class import related_skeleton
 from graftkit.architecture.skeleton import Skeleton, architecture_of, build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.location import cached_folder
+from graftkit.checkpoint.hub.snapshot import cached_folder
 from graftkit.errors import GraftkitError
 
 Build = Callable[[], Skeleton]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,16 @@ from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, added_entries, 
 from graftkit.errors import InputRejected, printable, spelled
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from tokenizers import Tokenizer
 
 #: Files that hold a tokenizer for which transformers would build a tokenizer.json at load.
 SLOW_FILES = ("vocab.txt", "vocab.json", "merges.txt", "tekken.json")
 SLOW_ENDINGS = (".model", ".tiktoken", ".bpe")
+
+#: So many texts are split at a time.
+BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,48 @@ class TokenizerFiles:
         with tokenizers_faults():
             ids: list[int] = backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_words(self, texts: Iterable[str]) -> Iterator[tuple[list[int], list[int | None]]]:
+        """Yield for each text its ids as :meth:`encode` gives them, and for each id which part of the pre-tokenizer it is from.
+
+        Raises:
+            InputRejected: the tokenizers library cannot read tokenizer.json.
+
+        """
+        backend, left = self._backend, iter(texts)
+        while batch := list(islice(left, BATCH)):
+            with tokenizers_faults():
+                encodings = backend.encode_batch(batch, add_special_tokens=False)
+            yield from ((encoding.ids, encoding.word_ids) for encoding in encodings)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``, as the files say."""
+        backend = self._backend
+        with tokenizers_faults():
+            text: str = backend.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def words_of(self, text: str) -> list[str]:
+        """What the model is given of ``text``, by normalizer and pre-tokenizer, where no added token is found in it."""
+        backend = self._backend
+        with tokenizers_faults():
+            whole = backend.normalizer.normalize_str(text) if backend.normalizer else text
+            return (
+                [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(whole)]
+                if backend.pre_tokenizer
+                else [whole]
+            )
+
+    def pieces_of(self, word: str) -> list[int]:
+        """The ids that the model alone splits ``word`` into, a text as the pre-tokenizer leaves it."""
+        backend = self._backend
+        with tokenizers_faults():
+            return [piece.id for piece in backend.model.tokenize(word)]
+
+    @cached_property
+    def model_type(self) -> str:
+        """What the tokenizers library calls the model: BPE, WordPiece, Unigram or WordLevel."""
+        return type(self._backend.model).__name__
 
     @cached_property
     def _backend(self) -> Tokenizer:

@@ -14,6 +14,7 @@ from graftkit.architecture.peft.task import head_modules
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.architecture.tying import untie
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, vocabulary_of
@@ -67,7 +68,7 @@ def check_base(skeleton: Skeleton, checkpoint: Checkpoint) -> None:
     Raises:
         InputRejected: a tensor has another shape than the config gives it.
     """
-    if "quantization_config" not in checkpoint.config:
+    if quantization_config(checkpoint.config) is None:
         check_shapes(checkpoint, skeleton)
 
 

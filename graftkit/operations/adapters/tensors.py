@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 #: Inits whose factors are made from the weight, beside the plain ones that are sampled.
 SAMPLED = (True, "gaussian")
 
+#: Roles of entries that take values of the base, whatever the init.
+FROM_BASE = ("copy", "tokens", "magnitude")
+
 #: How the inits begin that widen some rows of a weight at a time, and work in little more memory than it takes.
 PIECEWISE = ("pissa_niter_", "olora")
 
@@ -62,9 +65,14 @@ class AdapterMaker:
             InputRejected: an entry needs a tensor of the base that is stored in a converted form.
         """
         for entry in self.injection.entries.values():
-            if entry.role in ("copy", "tokens", "magnitude"):
+            if entry.role in FROM_BASE:
                 self.base_tensor(_target(entry).weight if entry.role == "magnitude" else entry.weight)
         return {key: self._tensor(key, entry) for key, entry in self.injection.entries.items()}
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether a tensor takes values of the base: what is sampled or zero takes none."""
+        return self.init not in SAMPLED or any(entry.role in FROM_BASE for entry in self.injection.entries.values())
 
     def base_tensor(self, weight: str) -> LazyTensor:
         """The base's tensor of the name in memory ``weight``.

@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.head import Head
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.examples import ExampleFile
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.errors import RecipeError, printable
-from graftkit.initializers.classifiers import deal, fit
-from graftkit.initializers.seeding import generator_for
+from graftkit.initializers.dealing import HELD_OUT
+from graftkit.operations.heads.examples import survey_examples
 from graftkit.operations.heads.model import feature_model, projection_of
 from graftkit.recipe import ReplaceHead
-from graftkit.recipe.head_schemes import FromExamples
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.texts import longest, outputs_of_texts
-from graftkit.verification.heads.held_out import score
+from graftkit.verification.checks import json_of
+from graftkit.verification.heads.held_out import HeldOutCheck
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.initializers.classifiers import Pieces
+    from graftkit.verification.heads.measures import AnyScores, Measure
 
-#: Folds of the cross-validation, and rows of features that are computed with at a time.
-FOLDS, ROWS = 5, 4096
+#: Rows of features that are computed with at a time.
+ROWS = 4096
+
+#: The fold of a row that no feature was computed for.
+LEFT_OUT = HELD_OUT - 1
 
 Step = Callable[[float], None]
 
 
 @dataclass
 class ExampleFit:
-    """Fits ridge, LDA or prototypes to a file of examples; the file is surveyed at once, fitted by :meth:`run`."""
+    """Fits the label projection to a file of examples; the file is surveyed at once, fitted by :meth:`run`."""
 
     spec: ReplaceHead
     head: Head
     seed: tuple[int, int]
-    folds: Any = None
-    labels: list[int] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
+    scores: AnyScores | None = None
 
     def __post_init__(self) -> None:
         """Read the file once.
@@ -51,37 +51,33 @@ class ExampleFit:
         Raises:
             RecipeError: the file is wrong, or the class has no place for what the scheme fits.
         """
-        scheme, name = self.scheme, projection_of(self.head)
-        if scheme.scheme != "ridge" and not self.head.tensors_of("projection_bias"):
+        name = projection_of(self.head)
+        if self.scheme.scheme != "ridge" and not self.head.tensors_of("projection_bias"):
             raise RecipeError(
-                f"{scheme.scheme} needs a bias, and the label projection"
+                f"{self.scheme.scheme} needs a bias, and the label projection"
                 f" {printable(name)!r} of {self.head.skeleton.architecture} has none; ridge does without",
                 field="init",
             )
-        self.labels = self.file.survey()
-        self.folds = deal(self.labels, scheme.held_out, FOLDS, generator_for(*self.seed, "held out"))
+        self.examples = survey_examples(self.spec, self.seed)
 
     @property
     def scheme(self) -> Any:
         """The scheme of the recipe: one of those with examples."""
         return self.spec.init
 
-    @property
-    def file(self) -> ExampleFile:
-        """The file of the examples."""
-        scheme = self.scheme
-        return ExampleFile(Path(scheme.examples), scheme.text, scheme.label, self.spec.labels, self.classes)
+    def check(self) -> HeldOutCheck:
+        """The held-out examples once more, on what was written."""
+        return HeldOutCheck(self.examples.held_out, self.fitted, self.examples.measure)
 
-    @property
-    def classes(self) -> int:
-        """Number of labels."""
-        return self.spec.count or 1
+    def fitted(self) -> tuple[AnyScores, Mapping[str, Any]]:
+        """What was measured on the held-out examples, and all figures.
 
-    def held_out(self) -> Iterator[tuple[int, str]]:
-        """Label and text of what is not fitted to."""
-        for index, example in enumerate(self.file.read()):
-            if self.folds[index] < 0:
-                yield example.label, example.text
+        Raises:
+            ValueError: nothing was fitted yet.
+        """
+        if self.scores is None:
+            raise ValueError("nothing was fitted yet")
+        return self.scores, self.figures
 
     def run(self, result: Checkpoint, dtype: str, step: Step) -> dict[str, Any]:
         """Compute the features, fit, and measure on what was held out. Returns tensors by name in memory.
@@ -91,75 +87,106 @@ class ExampleFit:
         import numpy as np
         import torch
 
+        examples, measure = self.examples, self.examples.measure
         with tempfile.TemporaryFile() as file, feature_model(result, self.head) as (model, tokenizer):
             width = self.head.tensors_of("projection")[0].shape[1]
-            features = np.memmap(file, np.float32, "w+", shape=(len(self.labels), width))
+            features = np.memmap(file, np.float32, "w+", shape=(len(examples.labels), width))
             length = longest(model, tokenizer, self.scheme.max_length)
-            items = ((index, example.text) for index, example in enumerate(self.file.read()))
-            for done, (index, values) in enumerate(outputs_of_texts(model, tokenizer, items, length), 1):
-                features[index] = values.numpy()
-                step(done / len(self.labels))
+            folds = self._compute(features, model, tokenizer, length, step)
             del model
-            labels = torch.tensor(self.labels)
+            self._check_reached(folds, length)
 
             def pieces() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-                for start in range(0, len(labels), ROWS):
+                for start in range(0, len(folds), ROWS):
                     part = slice(start, start + ROWS)
-                    yield torch.from_numpy(features[part].copy()), labels[part], self.folds[part]
+                    yield torch.from_numpy(features[part].copy()), examples.labels[part], folds[part]
 
-            bias = bool(self.head.tensors_of("projection_bias"))
-            found = fit(self.scheme.scheme, pieces, self.classes, FOLDS, bias=bias)
-            weight = found.weight.to(torch_dtype(dtype))
-            made = {self.head.tensors_of("projection")[0].name: weight}
-            intercept = torch.zeros(self.classes)
-            if found.bias is not None:
-                intercept = found.bias.to(torch_dtype(dtype))
-                made[self.head.tensors_of("projection_bias")[0].name] = intercept
-            scores = score(_held_out_logits(pieces, weight.double(), intercept.double()), self.classes)
-            rounding = _loss_rounding(pieces, weight, intercept)
+            weight, bias, found = examples.fit(pieces, bool(self.head.tensors_of("projection_bias")))
+            made = {self.head.tensors_of("projection")[0].name: weight.to(torch_dtype(dtype))}
+            if bias is not None:
+                made[self.head.tensors_of("projection_bias")[0].name] = bias.to(torch_dtype(dtype))
+            weight, *rest = made.values()
+            intercept = rest[0] if rest else torch.zeros(len(weight))
+            self.scores = measure.score(_held_out_logits(pieces, weight.double(), intercept.double()))
+            rounding = _loss_rounding(pieces, weight, intercept, measure)
         self.figures = {
             "scheme": self.scheme.scheme,
-            "examples": len(self.labels),
+            "examples": len(examples.starts),
+            **self._words(folds),
             "max_length": length,
-            "strength": found.strength,
-            "temperature": found.temperature,
-            "cross_validation": {"folds": FOLDS, "loss": found.loss, "accuracy": found.accuracy},
-            "held_out": dataclasses.asdict(scores),
+            **found,
+            "held_out": json_of(self.scores),
             "loss_rounding": rounding,
-            "held_out_rows": (self.folds < 0).nonzero().flatten().tolist(),
+            "held_out_rows": (examples.dealt == HELD_OUT).nonzero().flatten().tolist(),
         }
         return made
 
+    def _compute(self, features: Any, model: Any, tokenizer: Any, length: int, step: Step) -> Tensor:
+        """Write the features of every row that has any, and return the fold of each row."""
+        import torch
 
-def _held_out_logits(pieces: Pieces, weight: Tensor, bias: Tensor) -> Iterator[tuple[int, Tensor]]:
+        examples, measure = self.examples, self.examples.measure
+        folds = torch.full((len(examples.labels),), LEFT_OUT)
+        items = ((index, given) for index, (_, given) in enumerate(examples.read()))
+        for done, (index, output) in enumerate(measure.outputs(model, tokenizer, items, length), 1):
+            places, values = measure.placed(output)
+            rows = examples.starts[index] + torch.tensor(places, dtype=torch.int64)
+            features[rows.numpy()] = values.numpy()
+            folds[rows] = examples.dealt[index]
+            step(done / len(examples.starts))
+        return folds
+
+    def _check_reached(self, folds: Tensor, length: int) -> None:
+        """Refuse labels of words that are all behind the end of what is read.
+
+        Raises:
+            RecipeError: there is one.
+        """
+        if not bool((folds == LEFT_OUT).any()):
+            return
+        for label in range(self.spec.count or 1):
+            own = folds[self.examples.labels == label]
+            if not bool((own == HELD_OUT).any()) or len(set(own[own > HELD_OUT].tolist())) < 2:
+                name = printable(self.spec.labels[label] if self.spec.labels else label)
+                raise RecipeError(
+                    f"too few words of label {name!r} stand within the first {length} tokens of their sentences",
+                    field="init.max_length",
+                )
+
+    def _words(self, folds: Tensor) -> dict[str, Any]:
+        """What the report says of the words, where they and not texts have labels."""
+        if self.spec.task != "token_classification":
+            return {}
+        return {"words": len(folds), "words_left_out": int((folds == LEFT_OUT).sum())}
+
+
+def _held_out_logits(pieces: Pieces, weight: Tensor, bias: Tensor) -> Iterator[tuple[Any, Tensor]]:
+    """Label and logits of each row that is held out; a label is a number, or the numbers of the ones in its row."""
     for features, labels, folds in pieces():
-        out = folds < 0
+        out = folds == HELD_OUT
         logits = features[out].double() @ weight.T + bias
-        yield from zip(labels[out].tolist(), logits, strict=True)
+        own = labels[out]
+        found = [tuple(row.nonzero().flatten().tolist()) for row in own] if own.ndim > 1 else own.tolist()
+        yield from zip(found, logits, strict=True)
 
 
-def _loss_rounding(pieces: Pieces, weight: Tensor, bias: Tensor) -> float:
+def _loss_rounding(pieces: Pieces, weight: Tensor, bias: Tensor, measure: Measure) -> float:
     """How far rounding of the logits may move the mean loss on what was held out.
 
-    A logit is a sum in float32, rounded to the dtype of the weight; a loss moves by twice the largest error of its logits.
+    A logit is a sum in float32, rounded to the dtype of the weight.
     """
     import torch
 
     single, unit = (torch.finfo(dtype).eps / 2 for dtype in (torch.float32, weight.dtype))
     weight, bias = weight.double(), bias.double()
-    moved, examples = 0.0, 0
+    moved, rows = 0.0, 0
     for features, _, folds in pieces():
-        held = features[folds < 0].double()
+        held = features[folds == HELD_OUT].double()
         logits, sums = held @ weight.T + bias, held.abs() @ weight.abs().T + bias.abs()
         errors = unit * logits.abs() + (weight.shape[1] + 1) * single * sums
-        moved += float(2 * errors.amax(-1).sum()) if len(held) else 0.0
-        examples += len(held)
-    return moved / max(examples, 1)
-
-
-def is_fitted(spec: ReplaceHead) -> bool:
-    """Whether the label projection comes from examples."""
-    return isinstance(spec.init, FromExamples)
+        moved += float(measure.moved(errors).sum()) if len(held) else 0.0
+        rows += len(held)
+    return moved / max(rows, 1)
 
 
 def feature_norm(result: Checkpoint, head: Head, step: Step) -> Mapping[str, Any]:

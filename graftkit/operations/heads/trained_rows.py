@@ -27,7 +27,11 @@ def find_trained_rows(
     """
     skeleton = structure.skeleton
     names = structure.memory
-    old = {name: checkpoint.tensors[disk] for name in names.disk if (disk := names.stored_as(name)) is not None}
+    old = {
+        name: checkpoint.tensors[disk]
+        for name in names.disk
+        if (disk := names.stored_as(name)) is not None and disk not in structure.packed.tensors
+    }
     outputs = sorted(skeleton.weight_names(OUTPUT))
     tables = [old.get(name) for output in outputs for name in (output, skeleton.tied.get(output, output))]
     schemes = {"projection": spec.init, "inner": spec.inner_init}

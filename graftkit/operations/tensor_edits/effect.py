@@ -57,7 +57,7 @@ def _loaded(structure: Structure, checkpoint: Checkpoint) -> Mapping[str, list[t
     """The tensors behind each name in memory; where a conversion joins several, their names on disk decide how."""
     found: dict[str, list[tuple[str, LazyTensor]]] = {}
     for disk, (name, converted) in structure.memory.items():
-        if name in structure.skeleton.shapes:
+        if name in structure.skeleton.shapes or disk in structure.packed.tensors:
             found.setdefault(name, []).append((disk if converted else "", checkpoint.tensors[disk]))
     return found
 

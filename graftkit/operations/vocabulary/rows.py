@@ -13,6 +13,7 @@ from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer import TokenizerFiles
+from graftkit.checkpoint.tokenizer.pieces import Piece
 from graftkit.errors import RecipeError, printable
 from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
@@ -76,6 +77,20 @@ class NewRow:
     content: str | None
     input: Choice
     output: Choice
+
+    @classmethod
+    def of_piece(
+        cls, index: int, piece: Piece, text: str, init: Scheme, output: Scheme, tokenizer: TokenizerFiles
+    ) -> Self:
+        """The row of a learned piece, which stands for its old parts and reads as ``text``."""
+        parts = tuple(part for part in piece.parts if part in tokenizer.tokens)
+        choices = [
+            Choice(scheme, parts)
+            if isinstance(scheme, SubwordMean) and parts
+            else Choice.look_up(scheme, text, tokenizer)
+            for scheme in (init, output)
+        ]
+        return cls(index, piece.content, *choices)
 
     @classmethod
     def resolve(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:

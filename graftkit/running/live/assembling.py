@@ -37,7 +37,8 @@ def assemble(planned: Checkpoint, source: LiveModel, directory: Path) -> LiveMod
     with undisturbed():
         model = _load(skeleton, planned, shared, source, directory)
     old = dict(_tensors(source.model))
-    for name, value in {**shared.by_parameter, **dict(_buffers(model, source.model))}.items():
+    buffers = dict(_buffers(model, source.model)) if model.dtype == source.model.dtype else {}
+    for name, value in {**shared.by_parameter, **buffers}.items():
         _put(model, name, old[value] if isinstance(value, str) else value)
     _take_over(model, source.model, same_class=same_class)
     return LiveModel.of(model, directory, planned.name)
@@ -106,14 +107,17 @@ def _load(
     for disk, tensor in planned.tensors.items():
         if disk not in shared.covered:
             state[disk] = tensor.values if isinstance(tensor, Held) else read_tensor(tensor)
+    import torch
+
     config: Any = build_config(planned.config)
+    dtype = getattr(torch, planned.config.get("dtype", ""), source.model.dtype)
     config.name_or_path = source.model.config.name_or_path
     for key in ("_attn_implementation", "_experts_implementation"):
         if (chosen := getattr(source.model.config, key, None)) is not None:
             setattr(config, key, chosen)
     try:
         model, info = type(skeleton.model).from_pretrained(
-            None, config=config, state_dict=state, dtype=source.model.dtype, output_loading_info=True
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
     except Exception as error:  # whatever loading runs into is the finding
         raise VerificationFailed(f"outputs: the result does not load: {one_line(error)}") from error

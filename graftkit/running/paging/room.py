@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import FLOATING, ITEM_BYTES
 from graftkit.checkpoint.weights import read_weights
 from graftkit.errors import RecipeError
@@ -30,7 +31,7 @@ def paged(places: tuple[Place, ...], extra_nbytes: int, *, wanted: bool | None) 
         if wanted:
             raise RecipeError("verify.paged: the model is in memory already; leave the option out")
         return False
-    quantized = next((d for d in directories if _config(d).get("quantization_config")), None)
+    quantized = next((d for d in directories if quantization_config(_config(d))), None)
     if quantized is not None:
         if wanted:
             raise RecipeError(

@@ -9,7 +9,9 @@ unit roundoff of its module's gradients.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.inputs import feed
 from graftkit.running.loss import loss_of, loss_on
 from graftkit.running.probes import Probe
+from graftkit.verification.first_step.shared import Group, grouped
 from graftkit.verification.first_step.task import gradients
 
 if TYPE_CHECKING:
@@ -127,25 +130,38 @@ class OldGradients:
         """Names of parameters whose gradient is not finite in the source itself."""
         return [name for name, value in self._found.items() if not bool(value.isfinite().all())]
 
-    def compare(self, after: Gradients, correspondence: Correspondence = IDENTITY) -> GradientGap:
-        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst.
+    def compare(
+        self, after: Gradients, correspondence: Correspondence = IDENTITY, groups: Sequence[Group] = ()
+    ) -> GradientGap:
+        """The worst of the old parameters, over the rows and slices that correspond; one that lost its gradient is the worst.
 
-        Those of dropped blocks are left out.
+        Those of dropped blocks are left out. Of ``groups`` of names, which one of the two models has as one parameter, the sums are
+        compared.
         """
         worst, most = GradientGap(noise=self.noise), 0.0
-        for name, old in self._found.items():
-            scale, floor = self._scales[name] or 1.0, self._floors[name]
-            other = correspondence.module_in_result(name)
-            if other is None:
+        for group in grouped(self._found, groups):
+            names = [name for name in self._found if name in group]
+            scale = max(self._scales[name] for name in names) or 1.0
+            floor = sum(self._floors[name] for name in names)
+            others = {other for name in group if (other := correspondence.module_in_result(name)) is not None}
+            if not others:
                 continue
-            new = after.get(other)
-            apart = float("inf") if new is None else _distance(*correspondence.rows(old, new))
+            old, new = _sum(self._found[name] for name in names), _sum(after[name] for name in others & after.keys())
+            apart = (
+                float("inf") if old is None or new is None else _distance(*correspondence.gradients(names[0], old, new))
+            )
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
-                worst, most = GradientGap(name, apart / scale, floor / scale, scale, self.noise), times
+                worst, most = GradientGap(names[0], apart / scale, floor / scale, scale, self.noise), times
                 if times != times:  # noqa: PLR0124 - NaN stays the worst
                     break
         return worst
+
+
+def _sum(values: Iterable[Tensor]) -> Tensor | None:
+    """The sum of what there is, which is not copied where it is one; None where there is nothing."""
+    found = list(values)
+    return functools.reduce(operator.add, found) if found else None
 
 
 def _scales(found: Gradients) -> dict[str, float]:

@@ -8,22 +8,12 @@ from typing import Any, ClassVar
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.place import Place, folder_of
-from graftkit.running.texts import outputs_of_texts
 from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.heads.measures import AnyScores, Measure
 from graftkit.verification.subject import Subject
 
 #: Examples that are run alone as well: what a batch changes is the noise of the written head against itself.
 ALONE = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Mean log loss in nats, accuracy, and accuracy averaged over the labels, on ``examples`` examples."""
-
-    examples: int
-    loss: float
-    accuracy: float
-    balanced_accuracy: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +24,8 @@ class HeldOutReport(Report):
     logits may move the mean loss; the two losses may be so far apart.
     """
 
-    fitted: Scores
-    written: Scores
+    fitted: AnyScores
+    written: AnyScores
     noise: float
     rounding: float
     name: str = "held_out_examples"
@@ -44,6 +34,10 @@ class HeldOutReport(Report):
     @property
     def failures(self) -> tuple[str, ...]:
         """A sentence where the two differ."""
+        if self.fitted.examples != self.written.examples:
+            return (
+                f"head: {self.fitted.examples} examples were held out, and the written checkpoint gives {self.written.examples}",
+            )
         if abs(self.fitted.loss - self.written.loss) <= self.noise + self.rounding:
             return ()
         return (
@@ -53,46 +47,34 @@ class HeldOutReport(Report):
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        w = self.written
         yield Row(
             "held-out examples",
             "failed" if self.failures else "as fitted",
-            f"accuracy {w.accuracy:.3f}, balanced {w.balanced_accuracy:.3f}, loss {w.loss:.4f}, {w.examples} examples,"
-            f" noise {self.noise:.1g}, rounding {self.rounding:.1g}",
+            f"{self.written.figure}, noise {self.noise:.1g}, rounding {self.rounding:.1g}",
         )
-
-
-def score(pairs: Iterable[tuple[int, Any]], classes: int) -> Scores:
-    """Score ``(label, logits)`` pairs. *Shape:* logits ``(classes,)``."""
-    import torch
-
-    loss, right, counts = 0.0, torch.zeros(classes), torch.zeros(classes)
-    for label, logits in pairs:
-        loss += _loss(logits, label)
-        counts[label] += 1
-        right[label] += int(logits.argmax()) == label
-    n, seen = int(counts.sum()), counts > 0
-    return Scores(n, loss / n, float(right.sum()) / n, float((right[seen] / counts[seen]).mean()))
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutCheck(LoadsModels):
-    """The written head on the examples that it was not fitted to."""
+    """The written head on the examples that it was not fitted to; ``fitted`` gives the scores and the length of the fit."""
 
-    examples: Callable[[], Iterable[tuple[int, str]]]
-    figures: Callable[[], Mapping[str, Any]]
-    classes: int
+    examples: Callable[[], Iterable[tuple[Any, Any]]]
+    fitted: Callable[[], tuple[AnyScores, Mapping[str, Any]]]
+    measure: Measure
     name: str = "held_out_examples"
 
     def run(self, subject: Subject) -> HeldOutReport:
         """See :func:`check_held_out`."""
-        return check_held_out(subject.result, self.examples, self.figures, self.classes)
+        return check_held_out(subject.result, self.examples, self.fitted, self.measure)
 
 
 def check_held_out(
-    result: Place, examples: Callable[[], Iterable[tuple[int, str]]], figures: Callable[[], Mapping[str, Any]], classes: int
-) -> HeldOutReport:  # fmt: skip
-    """Run the written checkpoint on the held-out ``(label, text)`` pairs. ``figures`` gives the fitted scores and the length.
+    result: Place,
+    examples: Callable[[], Iterable[tuple[Any, Any]]],
+    fitted: Callable[[], tuple[AnyScores, Mapping[str, Any]]],
+    measure: Measure,
+) -> HeldOutReport:
+    """Run the written checkpoint on the held-out ``(label, text)`` pairs; ``fitted`` gives the fit's scores and its figures.
 
     Raises:
         VerificationFailed: it does not load.
@@ -102,20 +84,20 @@ def check_held_out(
     with undisturbed():
         model = load(result).model
         tokenizer = AutoTokenizer.from_pretrained(folder_of(result))
-        found = figures()
+        scores, found = fitted()
         length = found["max_length"]
-        numbered = [(index, label, text) for index, (label, text) in enumerate(examples())]
+        numbered = [(index, label, given) for index, (label, given) in enumerate(examples())]
         labels = [label for _, label, _ in numbered]
-        together = dict(outputs_of_texts(model, tokenizer, ((index, text) for index, _, text in numbered), length))
+        together = dict(measure.outputs(model, tokenizer, ((index, given) for index, _, given in numbered), length))
         alone: dict[int, Any] = {}
-        for index, _, text in numbered[:ALONE]:
-            alone |= outputs_of_texts(model, tokenizer, [(index, text)], length)
-    noise = max(
-        (abs(_loss(logits, labels[i]) - _loss(together[i], labels[i])) for i, logits in alone.items()), default=0.0
-    )
-    written = score(((labels[index], logits) for index, logits in together.items()), classes)
-    return HeldOutReport(Scores(**found["held_out"]), written, noise, found["loss_rounding"])
+        for index, _, given in numbered[:ALONE]:
+            alone |= measure.outputs(model, tokenizer, [(index, given)], length)
+    noise = max((_apart(measure, labels[i], output, together[i]) for i, output in alone.items()), default=0.0)
+    written = measure.score(row for i, output in together.items() for row in measure.rows(labels[i], output))
+    return HeldOutReport(scores, written, noise, found["loss_rounding"])
 
 
-def _loss(logits: Any, label: int) -> float:
-    return -float(logits.double().log_softmax(-1)[label])
+def _apart(measure: Measure, label: Any, one: Any, other: Any) -> float:
+    """The most by which the losses of an example's rows differ between two runs."""
+    first, second = ([measure.loss(*row) for row in measure.rows(label, output)] for output in (one, other))
+    return max((abs(a - b) for a, b in zip(first, second, strict=True)), default=0.0)
