@@ -180,9 +180,12 @@ def test_init_without_anything_new_is_refused(sources):
 
 def test_a_norm_over_the_axis_is_the_reason(tmp_path, sources):
     tiny("BitNetForCausalLM", tmp_path / "source")
-    with pytest.raises(InputRejected, match=r"a norm runs over this axis \(model.layers.\*.mlp.ffn_sub_norm.weight\)"):
+    with pytest.raises(InputRejected, match=r"norms have this axis \(model.layers.\*.mlp.ffn_sub_norm.weight\)"):
         planned(tmp_path / "source", widen(intermediate_size=128))
-    with pytest.raises(InputRejected, match="hidden_size cannot grow from 32 to 64: a norm runs over this axis"):
+    with pytest.raises(
+        InputRejected,
+        match="hidden_size cannot grow from 32 to 64: none of the layouts and zeros that were tried .*; norms have this axis",
+    ):
         planned(sources("llama"), widen(hidden_size=64))
 
 
@@ -328,3 +331,14 @@ def test_blocks_that_the_class_leaves_out_are_refused(sources, tmp_path):
         InputRejected, match=r"'model.layers.2.mlp.\w+.weight' is not loaded by LlamaForCausalLM and would keep"
     ):
         engine.plan(recipe)
+
+
+def test_a_class_that_cannot_be_differentiated_is_said_to_be_so(tmp_path):
+    """RWKV writes in place what its backward wants, so nothing is known of gradients, and the plan does not keep quiet."""
+    tiny("RwkvForCausalLM", tmp_path / "source")
+    notes = planned(tmp_path / "source", widen(intermediate_size=192)).notes
+    assert any("whether new slices get a gradient was not seen" in note for note in notes)
+
+
+def test_nothing_is_said_of_gradients_that_were_seen(sources):
+    assert not any("gradient" in note for note in planned(sources("llama"), widen(intermediate_size=96)).notes)
