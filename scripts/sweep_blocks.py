@@ -10,19 +10,13 @@ is wrong.
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
-import shlex
 import sys
-import time
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweep_blocks_check import Wrong, check_blocks, check_outputs
-from sweep_pool import sweep
+from sweep_table import Verdict, page, run_sweep
 from sweep_vocab_check import LIVE, ROWS, one_line
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="critical", TOKENIZERS_PARALLELISM="false")
@@ -39,46 +33,9 @@ OPERATIONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one class: for each operation ``works``, ``refused``, ``wrong``; and the reasons of those that do not work."""
-
-    class_name: str
-    found: dict[str, str] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
-    not_built: str = ""
-
-
 def main() -> int:
     """Sweep, print, write the table."""
-    arguments = _arguments()
-    from support.tiny import classes
-
-    kinds = [arguments.kind] if arguments.kind else list(KINDS)
-    names = list(dict.fromkeys(n for kind in kinds for n in classes(kind) if re.search(arguments.match, n)))
-    started, verdicts = time.monotonic(), []
-    command = shlex.join(["python", "scripts/sweep_blocks.py", *sys.argv[1:]])
-    for name, found, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
-        verdict = found or Verdict(name, dict.fromkeys(OPERATIONS, "wrong"), dict.fromkeys(OPERATIONS, why))
-        verdicts.append(verdict)
-        print(f"{name:46} {verdict.found or verdict.not_built} ({seconds:.1f} s)", flush=True)
-        if arguments.out:  # as it goes, so that what was found is there if it is stopped
-            arguments.out.write_text(markdown(verdicts, command), encoding="utf-8")
-    counts = {column: Counter(v.found[column] for v in verdicts if v.found) for column in OPERATIONS}
-    print(
-        f"{len(names)} classes in {time.monotonic() - started:.0f} s:", {c: dict(found) for c, found in counts.items()}
-    )
-    return 1 if any(found["wrong"] for found in counts.values()) else 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=KINDS, help="only this kind of classes")
-    parser.add_argument("--match", default="", help="only classes whose name this regular expression finds")
-    parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
-    parser.add_argument("--limit", type=float, default=180, help="seconds that one class may take (default 180)")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
-    return parser.parse_args()
+    return run_sweep(OPERATIONS, KINDS, judge, markdown, __doc__ or "")
 
 
 def judge(name: str, place: Path) -> Verdict:
@@ -128,45 +85,15 @@ def try_operation(source: Path, output: Path, column: str) -> tuple[str, str]:
 
 
 def markdown(verdicts: list[Verdict], command: str) -> str:
-    """The table as a page: how to repeat it, counts, what does not simply work with its reason, then every class."""
-    import torch
-    import transformers
-
-    words = ("works", "works, outputs not run", "refused", "wrong")
-    built = [verdict for verdict in verdicts if verdict.found]
-    lines = [
-        "# Blocks, class by class", "",
-        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
+    """The table as a page."""
+    intro = (
         "Each class is built small with random weights. *identity*: `insert_blocks` behind the first and the last block, whose",
         "outputs must be the source's bit for bit; *copy*: the last block twice; *reversed*: `arrange_blocks`; *drop last*: `drop_blocks`.",
         "graftkit verifies each result; then it is reloaded with plain transformers, and code that is not graftkit's compares outputs, and",
-        "each block with the one that was named.", "",
-        f"{len(verdicts)} classes, {len(verdicts) - len(built)} not built.", "",
-        "| operation | " + " | ".join(words) + " |", "|---|" + "---:|" * len(words),
-    ]  # fmt: skip
-    for column in OPERATIONS:
-        counts = Counter(verdict.found[column] for verdict in built)
-        lines.append(f"| {column} | " + " | ".join(str(counts[word]) for word in words) + " |")
-    lines += ["", "## Not all of it works", "", "| class | operations | reason |", "|---|---|---|"]
-    for verdict in verdicts:
-        reasons: dict[str, list[str]] = {}
-        for column, reason in verdict.reasons.items():
-            reasons.setdefault(f"{verdict.found[column]}: {reason}", []).append(column)
-        reasons |= {f"not built: {verdict.not_built}": ["all"]} if verdict.not_built else {}
-        lines += [f"| {verdict.class_name} | {', '.join(c)} | {_cell(reason)} |" for reason, c in reasons.items()]
-    lines += [
-        "",
-        "## Every class",
-        "",
-        "| class | " + " | ".join(OPERATIONS) + " |",
-        "|---|" + "---|" * len(OPERATIONS),
-    ]
-    lines += [f"| {v.class_name} | " + " | ".join(v.found[c] for c in OPERATIONS) + " |" for v in built]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+        "each block with the one that was named.",
+    )  # fmt: skip
+    words = ("works", "works, outputs not run", "refused", "wrong")
+    return page("Blocks, class by class", intro, tuple(OPERATIONS), words, verdicts, command)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Which ids, blocks and modules of a result are which of its source: what every comparison of the two reads."""
+"""Which ids, blocks, inner axes and modules of a result are which of its source: what every comparison of the two reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.axis_maps import AxisMaps
 from graftkit.architecture.index_map import IndexMap, Run
 from graftkit.architecture.module_paths import below, is_below, moved
 
@@ -18,14 +19,14 @@ WHOLE = ("", "")
 
 @dataclass(frozen=True, slots=True)
 class Correspondence:
-    """Which ids and blocks of a result are which of its source; None stands for the identity.
+    """Which ids, blocks and widths of a result are which of its source; None stands for the identity.
 
     ``ids`` are rows of tables and entries of logits; ``live`` is how many ids the source's tokenizer has, of which probes draw those
     that the result has too. ``blocks`` are positions in the main stack of layers, whose name in the source's memory is ``stack``. A
     base model alone names everything without the first word of it. ``behind_first`` says of the class that its first hidden state
     is what the first block gives, where most have what it takes. ``part`` are the names in memory of one module in source and
     result, where the result is a part of the source; what lies outside of it has one name in both. ``positions`` are rows of learned
-    tables of positions.
+    tables of positions, ``widths`` the parameters with an inner axis of another size, by the source's names in memory.
     """
 
     ids: IndexMap | None = None
@@ -35,6 +36,7 @@ class Correspondence:
     behind_first: bool = False
     part: tuple[str, str] = WHOLE
     positions: IndexMap | None = None
+    widths: Mapping[str, AxisMaps] = field(default_factory=dict)
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
@@ -45,12 +47,13 @@ class Correspondence:
     def from_json(cls, found: Mapping[str, Any]) -> Correspondence:
         """Read what ``dataclasses.asdict`` and JSON have made of one."""
         maps = {
-            name: value and IndexMap(value["source"], value["result"], tuple((a, b, c) for a, b, c in value["runs"]))
+            name: value and IndexMap.from_json(value)
             for name, value in found.items()
             if name in ("ids", "blocks", "positions")
         }
         one, other = found.get("part", WHOLE)
-        return cls(**{**found, **maps, "part": (one, other)})
+        widths = {name: AxisMaps.from_json(value) for name, value in found.get("widths", {}).items()}
+        return cls(**{**found, **maps, "part": (one, other), "widths": widths})
 
     def then(self, later: Correspondence) -> Correspondence:
         """The composition of this correspondence and ``later``, which comes after it.
@@ -64,8 +67,19 @@ class Correspondence:
         part = _part_of_part(self.part, later.part)
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
-            self.behind_first or later.behind_first, part, _then(self.positions, later.positions),
+            self.behind_first or later.behind_first, part, _then(self.positions, later.positions), dict(self._widths_then(later)),
         )  # fmt: skip
+
+    def _widths_then(self, later: Correspondence) -> Iterator[tuple[str, AxisMaps]]:
+        """The parameters that either makes wider and that both have."""
+        for name, maps in self.widths.items():
+            between = self.module_in_result(name)
+            if between is not None and later.module_in_result(between) is not None:
+                yield name, maps.then(later.widths[between]) if between in later.widths else maps
+        for between, maps in later.widths.items():
+            origin = self.module_in_source(between)
+            if origin is not None and origin not in self.widths:
+                yield origin, maps
 
     def _holds_stack(self, part: tuple[str, str]) -> bool:
         """Whether a part of the result has the main stack."""
@@ -95,7 +109,8 @@ class Correspondence:
 
     def of_backbones(self) -> Correspondence:
         """The same for the modules that ``part`` names, run alone: they name everything from themselves on."""
-        return replace(self, part=WHOLE, stack=moved(self.stack, self.part[0], "") or "")
+        widths = {inner: maps for name, maps in self.widths.items() if (inner := moved(name, self.part[0], ""))}
+        return replace(self, part=WHOLE, stack=moved(self.stack, self.part[0], "") or "", widths=widths)
 
     def module_in_source(self, name: str) -> str | None:
         """What the source calls a module or parameter of the result; None where it is part of a new block."""
@@ -189,6 +204,40 @@ class Correspondence:
             return old, new
         return self.ids.of_source(old), self.ids.of_result(new)
 
+    def widened(self, name: str) -> AxisMaps | None:
+        """The maps of a parameter of the source with an inner axis of another size; a base model alone may name it."""
+        if name in self.widths:
+            return self.widths[name]
+        return next((maps for other, maps in self.widths.items() if other.partition(".")[2] == name), None)
+
+    def is_near_width(self, module: str) -> bool:
+        """Whether a module of the source, or what stands beside it, has a parameter with an inner axis of another size."""
+        return any(True for _ in self._near(module))
+
+    def _near(self, module: str) -> Iterator[AxisMaps]:
+        outer = module.rpartition(".")[0]
+        for name, maps in self.widths.items():
+            if is_below(name, outer) or is_below(name.partition(".")[2], outer):
+                yield maps
+
+    def entries(self, module: str, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The corresponding entries of what a module of the source gives; None where no one map says which they are.
+
+        An axis of another size is that of ids, or it has the sizes of an axis of a parameter of the module or beside it.
+        """
+        old, new = self.columns(old, new)
+        if old.ndim != new.ndim:
+            return None
+        for axis, sizes in enumerate(zip(old.shape, new.shape, strict=True)):
+            if sizes[0] == sizes[1]:
+                continue
+            known = {one for maps in self._near(module) for _, one in maps.axes if (one.source, one.result) == sizes}
+            if len(known) != 1:
+                return None
+            (indices,) = known
+            old, new = indices.of_source(old, axis), indices.of_result(new, axis)
+        return old, new
+
     def runs_of_rows(self, old: Tensor, new: Tensor) -> tuple[Run, ...] | None:
         """The runs of corresponding rows of a parameter: of ids or positions where it is indexed by them, else all.
 
@@ -197,6 +246,16 @@ class Correspondence:
         if (found := self._map_of_rows(old, new)) is not None:
             return found.runs
         return ((0, 0, len(old) if old.ndim else 1),) if old.shape[:1] == new.shape[:1] else None
+
+    def values(self, name: str, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The corresponding values of a parameter of the source in both."""
+        maps = self.widened(name)
+        return self.rows(old, new) if maps is None or not maps.fits(old.shape, new.shape) else maps.pair(old, new)
+
+    def gradients(self, name: str, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """What has to be equal of a parameter's gradients in both: those of corresponding slices, of copies their sum."""
+        maps = self.widened(name)
+        return self.rows(old, new) if maps is None or not maps.fits(old.shape, new.shape) else (old, maps.summed(new))
 
     def rows(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         """The corresponding rows of a parameter that is indexed by ids or positions; else both as they are."""

@@ -1,7 +1,7 @@
 """Which index of one axis of a result is which of its source.
 
-An :class:`IndexMap` is a partial injection from the result's indices to the source's; maps compose as operations do, and what falls
-out of one map is out of the composition.
+An :class:`IndexMap` is a partial map from the result's indices to the source's, and an injection unless slices are repeated; maps
+compose as operations do, and what falls out of one map is out of the composition.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +60,16 @@ class IndexMap:
         runs = ((place, index, 1) for place, index in enumerate(origins) if index is not None)
         return cls(source, len(origins), tuple(_joined(runs)))
 
+    @classmethod
+    def of_runs(cls, source: int, result: int, runs: Iterable[Run]) -> IndexMap:
+        """The map of these runs, in any order; those that go on from one another are taken together."""
+        return cls(source, result, tuple(_joined(run for run in runs if run[2])))
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> IndexMap:
+        """Read what ``dataclasses.asdict`` and JSON have made of one."""
+        return cls(found["source"], found["result"], tuple((a, b, c) for a, b, c in found["runs"]))
+
     @property
     def kept(self) -> tuple[int, ...]:
         """Indices of the source that the result has, in the result's order."""
@@ -98,6 +108,46 @@ class IndexMap:
     def of_result(self, values: Tensor, axis: int = -1) -> Tensor:
         """The corresponding slices of the result's ``values``; a view where they are one run."""
         return _select(values, axis, [(place, length) for place, _, length in self.runs])
+
+    def summed(self, values: Tensor, axis: int = -1) -> Tensor:
+        """The result's ``values`` added up where in the source they come from: the transpose of taking them from there.
+
+        So the gradient of the source follows from that of the result. *Shape:* the source's along ``axis``.
+        """
+        import torch
+
+        shape = list(values.shape)
+        shape[axis] = self.source
+        indices = torch.tensor(self.kept, dtype=torch.int64, device=values.device)
+        return values.new_zeros(shape).index_add(axis, indices, self.of_result(values, axis))
+
+    def pieces(self) -> Iterator[tuple[int, int | None, int]]:
+        """The runs in the result's order, and between them what comes from none, as ``(place, None, how many)``."""
+        end = 0
+        for place, start, length in self.runs:
+            if place > end:
+                yield end, None, place - end
+            yield place, start, length
+            end = place + length
+        if end < self.result:
+            yield end, None, self.result - end
+
+    def cut(self, start: int, stop: int) -> IndexMap | None:
+        """The map of the source's indices from ``start`` to ``stop`` alone, where these and no others stand together in the result.
+
+        What comes from none and stands behind such an index is taken with it.
+        """
+        inside = [run for run in self.runs if start <= run[1] and run[1] + run[2] <= stop]
+        outside = [run for run in self.runs if run not in inside]
+        if not inside or any(start < run[1] + run[2] and run[1] < stop for run in outside):
+            return None
+        low, high = inside[0][0], inside[-1][0] + inside[-1][2]
+        if any(low <= run[0] < high for run in outside):
+            return None
+        end = min((run[0] for run in outside if run[0] >= high), default=self.result)
+        return IndexMap(
+            stop - start, end - low, tuple((place - low, first - start, size) for place, first, size in inside)
+        )
 
     def origin(self, index: int) -> int | None:
         """The source's index of the result's ``index``; None where it has none."""
@@ -139,7 +189,7 @@ def _gaps(runs: Iterable[tuple[int, int]], size: int) -> Iterator[int]:
     end = 0
     for start, length in runs:
         yield from range(end, start)
-        end = start + length
+        end = max(end, start + length)
     yield from range(end, size)
 
 

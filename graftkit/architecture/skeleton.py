@@ -129,8 +129,9 @@ class Skeleton:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, fit for a terminal."""
-    text = str(error).strip().split("\n", 1)[0]
+    """The first line of an error's message, with the second where it only leads there, fit for a terminal."""
+    first, *further = str(error).strip().split("\n")
+    text = f"{first} {further[0].strip()}" if further and first.endswith(":") else first
     return printable(f"{type(error).__name__}: {text}"[:300])
 
 

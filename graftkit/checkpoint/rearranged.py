@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: The integer dtype of each width in bytes.
-_WORDS = {1: "U8", 2: "I16", 4: "I32", 8: "I64"}
+WORDS = {1: "U8", 2: "I16", 4: "I32", 8: "I64"}
 
 #: Bytes in float64 that are computed at a time.
 BLOCK = 8 << 20
@@ -115,13 +115,13 @@ def elementwise(tensors: Sequence[LazyTensor], dtype: str, function: Callable[..
     rows = max(BLOCK // max(8 * math.prod(shape[1:]), 1), 1)
 
     def begin() -> Rows:
-        readers = [_reader(tensor) for tensor in tensors]
+        readers = [row_reader(tensor) for tensor in tensors]
         return lambda start, stop: rounded(*(read(start, stop) for read in readers))
 
     return Streamed(dtype, shape, rows, begin)
 
 
-def _reader(tensor: LazyTensor) -> Callable[[int, int], Tensor]:
+def row_reader(tensor: LazyTensor) -> Callable[[int, int], Tensor]:
     """What gives rows of a tensor; one that lies in no file is made whole and once."""
     if isinstance(tensor, Stored):
         return lambda start, stop: read_rows(tensor, 0, start, stop)
@@ -131,4 +131,4 @@ def _reader(tensor: LazyTensor) -> Callable[[int, int], Tensor]:
 
 def _words(tensor: LazyTensor) -> Tensor:
     """The whole tensor as integers of its own width."""
-    return read_tensor(Viewed(tensor, _WORDS[ITEM_BYTES[tensor.dtype]], tensor.shape))
+    return read_tensor(Viewed(tensor, WORDS[ITEM_BYTES[tensor.dtype]], tensor.shape))

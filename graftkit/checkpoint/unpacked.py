@@ -19,6 +19,9 @@ HELD = 1 << 20
 #: What the bytes of an exponent are above the exponent (OCP Microscaling Formats, E8M0).
 E8M0_BIAS = 127
 
+#: The same of a float64, and how many bits its mantissa has.
+FLOAT64_BIAS, FLOAT64_MANTISSA = 1023, 52
+
 #: The magnitudes of the four bits of FP4 without their sign (OCP Microscaling Formats, E2M1).
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -100,9 +103,10 @@ def _product(codes: Tensor, factors: Tensor, dtype: str) -> Tensor:
 
 
 def _factors(stored: Tensor, dtype: str) -> Tensor:
-    """Scales in float32: floating ones as they are, bytes as the exponents of powers of two."""
+    """Scales in float32: floating ones as they are, bytes as the exponents of powers of two, put into the bits of a float64."""
     import torch
 
     if dtype in FLOATING:
         return stored.float()
-    return torch.ldexp(torch.ones(()).double(), stored.view(torch.uint8).int() - E8M0_BIAS).float()
+    exponents = stored.view(torch.uint8).long() - E8M0_BIAS
+    return ((exponents + FLOAT64_BIAS) << FLOAT64_MANTISSA).view(torch.float64).float()

@@ -28,6 +28,7 @@ from graftkit.operations.set_embeddings import set_embeddings
 from graftkit.operations.take_tensors import take_tensors
 from graftkit.operations.transplant_tokenizer import transplant_tokenizer
 from graftkit.operations.trim_vocab import trim_vocab
+from graftkit.operations.widen import widen
 
 IMPLEMENTATIONS: dict[str, Operation] = {
     "extend_vocab": extend_vocab,
@@ -55,6 +56,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "set_embeddings": set_embeddings,
     "take_tensors": take_tensors,
     "transplant_tokenizer": transplant_tokenizer,
+    "widen": widen,
 }
 
 #: Operations that compute with weights which a quantizer packs, write some of their own beside them, or give them other names, by
@@ -62,7 +64,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extract_lora", "extract_submodel", "insert_blocks",
-        "learn_tokens", "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab",
+        "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab", "widen",
     }
 )  # fmt: skip
 

@@ -32,6 +32,7 @@ from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.spec import Spec
 from graftkit.recipe.trim_vocab import TrimVocab
 from graftkit.recipe.weight_schemes import WeightScheme
+from graftkit.recipe.widen import Widen
 
 __all__ = [
     "ArrangeBlocks",
@@ -69,6 +70,7 @@ __all__ = [
     "TrimVocab",
     "VerifyOptions",
     "WeightScheme",
+    "Widen",
     "Zeros",
     "dump_recipe",
     "json_schema",

@@ -33,6 +33,7 @@ from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.take_tensors import TakeTensors
 from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
 from graftkit.recipe.trim_vocab import TrimVocab
+from graftkit.recipe.widen import Widen
 
 Operation = Annotated[
     ExtendVocab
@@ -59,7 +60,8 @@ Operation = Annotated[
     | TransplantTokenizer
     | SetEmbeddings
     | Cast
-    | ExtendPositions,
+    | ExtendPositions
+    | Widen,
     OneOf("op", "operation"),
 ]
 

@@ -26,7 +26,7 @@ from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.verification.checks import Finding
     from graftkit.verification.structural import LedgerEntry
 
@@ -212,7 +212,7 @@ def plan_html(plan: Plan) -> str:
 def _kl_json(plan: Plan) -> dict[str, Any] | None:
     """The promised bound on the KL; a mean of some rows is given as what it is too, a convex combination of old ones."""
     vocabulary = plan.vocabulary
-    kl = vocabulary.kl() if vocabulary and not plan.scope else None
+    kl = vocabulary.kl() if vocabulary and plan.scope.same_outputs else None
     if kl is None:
         return None
     return (

@@ -45,7 +45,7 @@ def residual_gap(adapted: nn.Module, original: nn.Module, correspondence: Corres
             )
             a, b = part.wide_factors()
             update = part.update()
-            (old, rest), (_, update) = correspondence.rows(old, rest), correspondence.rows(old, update)
+            (old, rest), (_, update) = (correspondence.values(f"{name}.weight", old, new) for new in (rest, update))
             gap = float((old.double() - rest.double() - update).norm())
             unit = UNIT_ROUNDOFF[str(rest.dtype)]
             size = float(rest.double().norm())

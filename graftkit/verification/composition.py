@@ -27,13 +27,15 @@ def measured_class(outputs: OutputsReport | None, promise: Promise) -> PromiseCl
 
     Nor where differences were only measured and more is promised: the operation's own check speaks of that.
 
-    ``bitwise`` where every output is; ``rounded`` where each differs by no more than another order of summation explains;
-    ``intentional`` where they differ further, or in shape.
+    ``bitwise`` where every output is; ``exact`` where float64 tells, whose failures stop everything; ``rounded`` where each
+    differs by no more than another order of summation explains; ``intentional`` where they differ further, or in shape.
     """
     if outputs is None or not outputs.comparisons:
         return None
     if all(item.bitwise for item in outputs.comparisons):
         return PromiseClass.BITWISE
+    if outputs.in_float64:
+        return PromiseClass.EXACT
     within = all(item.bitwise or 0 < item.largest <= item.allowed for item in outputs.comparisons)
     found = PromiseClass.ROUNDED if within else PromiseClass.INTENTIONAL
     return None if outputs.measured and found > promise.strength else found

@@ -58,6 +58,7 @@ class OutputsReport(Report):
     seconds: Mapping[str, float]
     failures: tuple[str, ...]
     measured: bool = False
+    in_float64: bool = False
     new_ids: int = 0
     paged: bool = False
     unit: str = "tokens"
@@ -140,7 +141,7 @@ def compare_outputs(
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
     seconds: dict[str, float] = {}
-    backbone, measured = Scope.BACKBONE in scope, Scope.MEASURE in scope
+    backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
     theirs, ours = correspondence.part
     other_class = theirs != ours
     correspondence = correspondence.of_backbones() if backbone else correspondence
@@ -182,6 +183,7 @@ def compare_outputs(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
+        in_float64=scope.in_float64,
         paged=from_files,
         unit=before.parts[0].unit,
         new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),

@@ -25,13 +25,25 @@ class Scope(Flag):
     """What of the outputs is compared with the source: everything, less what an operation changes on purpose.
 
     ``BACKBONE``: the hidden states of the base model, since the class or its head is another. ``MEASURE``: differences are
-    figures and no failure. ``NOTHING``: the source is not what the result is to be compared with.
+    figures and no failure. ``NOTHING``: the source is not what the result is to be compared with. ``REORDERED``: sums may be taken in
+    another order, so that outputs are compared in float64, and those in their own dtype are figures.
     """
 
     EVERYTHING = 0
     BACKBONE = auto()
     MEASURE = auto()
     NOTHING = auto()
+    REORDERED = auto()
+
+    @property
+    def in_float64(self) -> bool:
+        """Whether it is float64 in which outputs have to be equal."""
+        return Scope.REORDERED in self and not self & (Scope.MEASURE | Scope.NOTHING)
+
+    @property
+    def same_outputs(self) -> bool:
+        """Whether every output is what it was, but for the order of sums."""
+        return not self & ~Scope.REORDERED
 
 
 #: The domain that holds no condition; beside another domain it says nothing.

@@ -70,9 +70,9 @@ class OutputsCheck:
         from graftkit.verification.outputs import compare_outputs
 
         found = compare_outputs(
-            subject.source, subject.result, correspondence=subject.correspondence, kl=None if subject.scope else subject.kl(),
-            seed=subject.seed, scope=subject.scope, paged=subject.paged, added=subject.added, recast=subject.recast,
-            progress=subject.progress,
+            subject.source, subject.result, correspondence=subject.correspondence,
+            kl=subject.kl() if subject.scope.same_outputs else None, seed=subject.seed, scope=subject.scope, paged=subject.paged,
+            added=subject.added, recast=subject.recast, progress=subject.progress,
         )  # fmt: skip
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()
@@ -107,8 +107,9 @@ class LensCheck:
     name: str = "lens"
 
     def applies(self, subject: Subject) -> bool:
-        """Where it is asked for and the source is what the result is compared with."""
-        return self.name in subject.wanted and Scope.NOTHING not in subject.scope
+        """Where it is asked for or float64 alone tells whether outputs are equal, and it is the source that they are compared with."""
+        needed = subject.scope.in_float64 and subject.runs and subject.base_changed
+        return (self.name in subject.wanted or needed) and Scope.NOTHING not in subject.scope
 
     def run(self, subject: Subject) -> Finding:
         """Look through the lens; see :func:`~graftkit.verification.lens.lens.compare_lens`."""

@@ -87,6 +87,7 @@ SPECS = {
         r"init\.k",
     ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
+    "widen": ({"sizes": {"intermediate_size": 96}}, {"sizes": {"intermediate_size": 32}}, "sizes.intermediate_size"),
 }
 
 

@@ -55,9 +55,9 @@ def adapter_first_step(
             moves = training.moves({name: None for name in trained if name not in idle})
         tell(0.6)
         with timed(seconds, "forecast"):
-            steps = () if scope else training.forecast()
+            steps = training.forecast() if scope.same_outputs else ()
         tell(1.0)
-    why = "" if not scope else "what the adapter is made for has other outputs than the source"
+    why = "" if scope.same_outputs else "what the adapter is made for has other outputs than the source"
     return training.report(None, FROZEN, moves, steps, why, seconds, tuple(_dead(moves)), tuple(idle))
 
 

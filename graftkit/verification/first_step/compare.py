@@ -14,6 +14,7 @@ from graftkit.running.probes import in_result
 from graftkit.running.reference import timed
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
+from graftkit.verification.first_step.reach import New
 from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.shared import shared_names, united
 from graftkit.verification.first_step.task import differentiable
@@ -53,7 +54,7 @@ def compare_first_step(
             ties = shared_names(old)
             drawn = correspondence.drawn_ids
             texts = first_texts(old, source, drawn, seed)
-            before = None if scope else _old_gradients(Training.of(old, texts, drawn), correspondence)
+            before = _old_gradients(Training.of(old, texts, drawn), correspondence) if scope.same_outputs else None
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
@@ -64,7 +65,7 @@ def compare_first_step(
             moves = new.moves(_new_parameters(new.model, shapes, correspondence, new.fresh))
         _tell(progress, 0.6)
         with timed(seconds, "forecast"):
-            steps = () if scope else new.forecast()
+            steps = new.forecast() if scope.same_outputs else ()
         _tell(progress, 1.0)
     why = why_not(scope)
     broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
@@ -74,7 +75,7 @@ def compare_first_step(
 
 def why_not(scope: Scope) -> str:
     """Why nothing old is compared under ``scope``; empty where it is."""
-    return "" if not scope else OTHER_SOURCE if Scope.NOTHING in scope else OTHER_OUTPUTS
+    return "" if scope.same_outputs else OTHER_SOURCE if Scope.NOTHING in scope else OTHER_OUTPUTS
 
 
 def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradients:
@@ -85,16 +86,19 @@ def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradient
 
 def _new_parameters(
     model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], correspondence: Correspondence, fresh: Sequence[int]
-) -> dict[str, Sequence[int] | None]:
-    """The parameters that are new as a whole, and the tables with their new rows; an embedding never trains its pad row."""
+) -> dict[str, New]:
+    """The parameters that are new as a whole or in part, and the tables with their new rows; an embedding never trains its pad row."""
     pads = {f"{name}.weight": getattr(module, "padding_idx", None) for name, module in model.named_modules()}
-    ids, found = correspondence.ids, dict[str, Sequence[int] | None]()
+    ids, found = correspondence.ids, dict[str, New]()
     sizes = None if ids is None else ((ids.result,), (ids.source,))
     for name, value in model.named_parameters():
         origin = correspondence.module_in_source(name)
         shape = None if origin is None else shapes.get(_bare(model, origin))
+        maps = None if origin is None else correspondence.widened(origin)
         if shape is None:
             found[name] = None
+        elif maps is not None and maps.has_new and maps.fits(shape, value.shape):
+            found[name] = maps
         elif fresh and (value.shape[:1], shape[:1]) == sizes:
             found[name] = [row for row in fresh if row != pads.get(name)]
     return found

@@ -133,7 +133,7 @@ class OldGradients:
     def compare(
         self, after: Gradients, correspondence: Correspondence = IDENTITY, groups: Sequence[Group] = ()
     ) -> GradientGap:
-        """The worst of the old parameters, over the rows that correspond; one that lost its gradient is the worst.
+        """The worst of the old parameters, over the rows and slices that correspond; one that lost its gradient is the worst.
 
         Those of dropped blocks are left out. Of ``groups`` of names, which one of the two models has as one parameter, the sums are
         compared.
@@ -147,7 +147,9 @@ class OldGradients:
             if not others:
                 continue
             old, new = _sum(self._found[name] for name in names), _sum(after[name] for name in others & after.keys())
-            apart = float("inf") if old is None or new is None else _distance(*correspondence.rows(old, new))
+            apart = (
+                float("inf") if old is None or new is None else _distance(*correspondence.gradients(names[0], old, new))
+            )
             times = apart / floor if floor else float("inf") if apart else 0.0
             if not times <= most:
                 worst, most = GradientGap(names[0], apart / scale, floor / scale, scale, self.noise), times

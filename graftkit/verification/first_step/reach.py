@@ -7,9 +7,11 @@ LoRA whose B is zero moves B before A. Two zero factors that wait for each other
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from graftkit.architecture.axis_maps import AxisMaps
 from graftkit.running.loss import loss_of
 from graftkit.verification.first_step.task import gradients
 
@@ -21,26 +23,27 @@ if TYPE_CHECKING:
 
 STEPS, LEARNING_RATE = 3, 1e-3
 
+#: What is new of a parameter: some rows, the slices that come from none of the source, or (None) every element.
+New = Sequence[int] | AxisMaps | None
+
 
 def first_moves(
-    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], new: Mapping[str, Sequence[int] | None]
+    model: PreTrainedModel, batch: Probe, extra_inputs: frozenset[str], new: Mapping[str, New]
 ) -> dict[str, int | None]:
     """Name -> the step at which a new parameter first has a gradient, None where it has none in three steps.
 
-    ``new`` names parameters, each with its new rows, or None where every element is new. Rows are reported one by one
-    as ``name[row]``. The model is left as it was.
+    ``new`` says of parameters what is new of each. Rows are reported one by one as ``name[row]``, other new slices together as
+    ``name[new]``. The model is left as it was.
     """
     import torch
 
     trained = copy.deepcopy(model)
     optimiser = torch.optim.AdamW(trained.parameters(), LEARNING_RATE)
-    waiting: dict[str, tuple[str, int | None]] = {}
-    waiting |= {f"{name}[{row}]": (name, row) for name, rows in new.items() if rows is not None for row in rows}
-    waiting |= {name: (name, None) for name, rows in new.items() if rows is None}
+    waiting = {label: (name, part) for name, parts in new.items() for label, part in _labelled(name, parts)}
     moves: dict[str, int | None] = dict.fromkeys(waiting)
     for step in range(STEPS):
         found = gradients(trained, loss_of(trained, batch, extra_inputs))
-        moved = [label for label, (name, row) in waiting.items() if _alive(found.get(name), row)]
+        moved = [label for label, (name, part) in waiting.items() if name in found and bool(part(found[name]).any())]
         for label in moved:
             moves[label] = step
             del waiting[label]
@@ -52,5 +55,11 @@ def first_moves(
     return moves
 
 
-def _alive(gradient: Tensor | None, row: int | None) -> bool:
-    return gradient is not None and bool((gradient if row is None else gradient[row]).any())
+def _labelled(name: str, new: New) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """What is reported of one parameter, each with what takes that part out of its gradient."""
+    if new is None:
+        yield name, lambda gradient: gradient
+    elif isinstance(new, AxisMaps):
+        yield f"{name}[new]", new.only_new
+    else:
+        yield from ((f"{name}[{row}]", operator.itemgetter(row)) for row in new)

@@ -12,7 +12,7 @@ from graftkit.running.loss import Columns, Observed, loss_of, name_of_loss, obse
 from graftkit.running.place import Place
 from graftkit.running.reference import plan_probes
 from graftkit.verification.first_step.forecast import StepFigure, ceiling, direction, forecast, old_outputs
-from graftkit.verification.first_step.reach import first_moves
+from graftkit.verification.first_step.reach import New, first_moves
 from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.task import MOST_IDS, TEXTS, gradients, with_ids
 
@@ -60,7 +60,7 @@ class Training:
         """Those of the loss on old inputs, of logits over ids that of the old ids alone."""
         return gradients(self.model, loss_of(self.model, self.texts, self.extra_inputs, self.ids))
 
-    def moves(self, new: Mapping[str, Sequence[int] | None]) -> dict[str, int | None]:
+    def moves(self, new: Mapping[str, New]) -> dict[str, int | None]:
         """When each ``new`` parameter first moves; see :func:`first_moves`."""
         return first_moves(self.model, self.task, self.extra_inputs, new)
 

@@ -185,7 +185,7 @@ def _note_output(
     found: _Found, name: str, old: Tensor, new: Tensor | None, correspondence: Correspondence, gaps: Gaps
 ) -> None:
     name = name.rpartition(" ")[2]
-    apart = None if new is None else gaps(old, new, correspondence)
+    apart = None if new is None else gaps("", old, new, correspondence)
     found.outputs[name] = max(found.outputs.get(name, 0.0), float("inf") if apart is None else apart)
 
 

@@ -61,6 +61,10 @@ class Trace:
         if found > entry.largest:
             entry.largest, entry.probe = found, probe
 
+    def leave_out(self, key: tuple[str, int]) -> None:
+        """Say nothing of a call whose output has an axis of another size, where nothing tells which index is which."""
+        self.calls.pop(key, None)
+
     def first(self, threshold: float) -> ModuleGap | None:
         """The first call whose output differs by more than ``threshold``."""
         return next((entry for entry in self.calls.values() if entry.largest > threshold or entry.unlike), None)
@@ -180,7 +184,10 @@ def _compare_call(
         trace.calls[key].unlike = f"gives {len(new)} tensors, gave {len(old)}"
         return
     for name, other in pairs.items():
-        found = gaps(old[name], new[other], correspondence)
+        found = gaps(key[0], old[name], new[other], correspondence)
+        if found is None and correspondence.is_near_width(key[0]):
+            trace.leave_out(key)
+            return
         if found is None:
             trace.calls[key].unlike = f"gives {list(new[other].shape)}, gave {list(old[name].shape)}"
             return
@@ -193,17 +200,17 @@ class Gaps:
     def __init__(self) -> None:
         self._found: dict[tuple[int, int], tuple[Ref, Ref, tuple[int, int], float]] = {}
 
-    def __call__(self, old: Tensor, new: Tensor, correspondence: Correspondence) -> float | None:
-        """The gap of the columns of kept ids; None where the shapes differ."""
+    def __call__(self, module: str, old: Tensor, new: Tensor, correspondence: Correspondence) -> float | None:
+        """The gap of the corresponding entries of what a ``module`` of the source gives; None where the shapes differ."""
         key, versions = (id(old), id(new)), (old._version, new._version)  # noqa: SLF001
         if key in self._found:
             first, second, known, value = self._found[key]
             if first() is old and second() is new and known == versions:
                 return value
-        a, b = correspondence.columns(old, new)
-        if a.shape != b.shape:
+        pair = correspondence.entries(module, old, new)
+        if pair is None:
             return None
-        value = gap(a, b)
+        value = gap(*pair)
         self._found[key] = weakref.ref(old), weakref.ref(new), versions, value
         return value
 
@@ -219,7 +226,11 @@ def own_differences(
     found = []
     for key, _ in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
         other = getattr(two, key, None)  # by name, since a parameter that is paged in is read then
-        if not isinstance(other, Tensor) or not _equal(getattr(one, key), other, correspondence):
+        maps = correspondence.widened(f"{name}.{key}".lstrip("."))
+        old = getattr(one, key)
+        if maps is not None and isinstance(other, Tensor) and maps.fits(old.shape, other.shape):
+            old, other = maps.pair(old, other)
+        if not isinstance(other, Tensor) or not _equal(old, other, correspondence):
             found.append(f"{name}.{key}")
     return tuple(found)
 

@@ -1,0 +1,56 @@
+"""widen: more units in feed-forward layers, more key-value heads or experts' units, with the function as it was."""
+
+from __future__ import annotations
+
+from graftkit.architecture.accounting import account
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.errors import RecipeError
+from graftkit.operations.base import Context, Outcome
+from graftkit.operations.widths.tensors import grown_tensors
+from graftkit.operations.widths.widening import Widening, find_widening
+from graftkit.recipe import Widen
+from graftkit.recipe.weight_schemes import Matched
+from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+
+
+def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
+    """Make the sizes that ``spec`` names larger, one after the other.
+
+    Sums over an axis that has grown may be taken in another order, so what is promised is equality over the real numbers, and it
+    is looked for in float64.
+
+    Raises:
+        RecipeError: a field is not there, does not grow, is no width, or there is nothing that ``init`` would make.
+        InputRejected: nothing that was tried keeps the function, or a tensor is stored in a way that is not understood.
+    """
+    result, correspondence, steps = checkpoint, IDENTITY, list[Widening]()
+    for name, wanted in spec.sizes.items():
+        structure = account(result)
+        step = find_widening(result.config, structure.skeleton, name, wanted)
+        seed = (context.seed, context.place, step.field.shown)
+        tensors = grown_tensors(result, structure, step, spec.init or Matched(), seed)
+        result = result.with_tensors(tensors).with_documents({"config.json": step.config})
+        correspondence = correspondence.then(Correspondence(widths=step.maps))
+        steps.append(step)
+    if spec.init is not None and all(step.found.repeated for step in steps):
+        raise RecipeError("makes nothing: all that is new are copies; leave it out", field="init")
+    return Outcome(
+        result,
+        Promise(PromiseClass.EXACT, "hidden states and logits", EVERY_INPUT),
+        tuple(note for step in steps for note in step.notes()),
+        correspondence=correspondence,
+        scope=Scope.REORDERED,
+        figures=lambda: {"widths": [_figures(step) for step in steps]},
+    )
+
+
+def _figures(step: Widening) -> dict[str, object]:
+    return {
+        "field": step.field.shown,
+        "before": step.value,
+        "after": step.wanted,
+        "zero": list(step.found.zero),
+        "repeated": step.found.repeated,
+        "layouts": {name: {str(a): str(one) for a, one in axes.items()} for name, axes in step.found.layouts.items()},
+    }

@@ -1,0 +1,188 @@
+"""One config value made larger: the new config, what grows by it, and how, as an experiment on a miniature says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graftkit.architecture.axis_maps import AxisMaps
+from graftkit.architecture.blocks.trace import why_it_does_not_run
+from graftkit.architecture.embeddings import INPUT, OUTPUT
+from graftkit.architecture.layers import layer_stacks
+from graftkit.architecture.skeleton import Path, Skeleton, build_config, build_skeleton, with_values
+from graftkit.architecture.widths.fields import Field, find_field, value_in
+from graftkit.architecture.widths.growth import AxisGrowth, Growths, growths, kind, value_behind
+from graftkit.architecture.widths.miniature import miniature, small_growth
+from graftkit.errors import InputRejected, RecipeError, few, printable
+from graftkit.operations.widths.search import Found, NotPreserved, search
+from graftkit.operations.widths.trial import Trial, maps_of
+
+Values = Mapping[Path, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Widening:
+    """A config with one larger value, its skeleton, and by name in memory the parameters that grow, with their maps.
+
+    ``value`` is what ``field`` was; ``found`` says how each kind grows and which new slices are zero.
+    """
+
+    field: Field
+    value: int
+    wanted: int
+    config: Mapping[str, Any]
+    skeleton: Skeleton
+    maps: Mapping[str, AxisMaps]
+    found: Found
+
+    def is_zero(self, name: str) -> bool:
+        """Whether the new slices of a parameter are zero."""
+        return kind(name) in self.found.zero
+
+    def notes(self) -> Iterator[str]:
+        """What a plan says of it."""
+        grown = few({kind(name) for name in self.maps})
+        yield f"{self.field.shown} was {self.value}, is {self.wanted}; wider are {grown}"
+        if self.found.repeated:
+            yield "new slices are copies of old ones, each read by those that read the old one"
+        else:
+            yield f"zero in what is new, so that the model does what it did: {few(self.found.zero)}"
+        if not self.found.gradients_seen:
+            yield "this class could not be differentiated on a small model: whether new slices get a gradient was not seen"
+
+
+def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, wanted: int) -> Widening:
+    """Find out how the model of ``config`` grows when the field ``name`` becomes ``wanted``.
+
+    Raises:
+        RecipeError: there is no such field, it does not grow so, or it is no width.
+        InputRejected: nothing that was tried keeps the function.
+    """
+    where = f"sizes.{name}"
+    try:
+        field = find_field(config, name)
+    except ValueError as error:
+        raise RecipeError(str(error), field=where) from error
+    values = _with_what_stays(config, field)
+    changed, grown, value = _grown(config, skeleton, field, values, wanted, where)
+    after = build_skeleton(changed, skeleton.architecture)
+    if (said := why_it_does_not_run(after)) and not why_it_does_not_run(skeleton):
+        raise RecipeError(f"{skeleton.architecture} does not run with {wanted}: {said}", field=where)
+    try:
+        found = _tried(config, skeleton, field, values, grown, (value, wanted))
+    except NotPreserved as error:
+        raise InputRejected(
+            f"{skeleton.architecture}: {field.shown} cannot grow from {value} to {wanted}: {error}"
+        ) from error
+    maps = {}
+    for full, axes in grown.items():
+        try:
+            maps[full] = maps_of(axes, found.layouts[kind(full)])
+        except ValueError as error:
+            raise InputRejected(f"{skeleton.architecture}: {printable(full)}: {error}") from error
+    return Widening(field, value, wanted, changed, after, maps, found)
+
+
+def _with_what_stays(config: Mapping[str, Any], field: Field) -> Values:
+    """What must be written out so that it stays as it is: the width of a head, where the class derives it from their number."""
+    section: Any = build_config(config)
+    for key in field.path[:-1]:
+        section = getattr(section, key)
+    heads = section.attribute_map.get("num_attention_heads", "num_attention_heads")
+    if field.path[-1] != heads or "head_dim" not in section.to_dict() or not field.value:
+        return {}
+    width, size = value_in(section, "hidden_size"), value_in(section, "head_dim")
+    if not width:
+        return {}
+    return {(*field.path[:-1], "head_dim"): size or width // field.value}
+
+
+def _grown(
+    config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, wanted: int, where: str
+) -> tuple[dict[str, Any], Growths, int]:
+    """The new config, what grows by it, and the value that was there.
+
+    Raises:
+        RecipeError: it is no larger one, or what changes is no width.
+    """
+    changed = _changed(config, field.path, values, wanted)
+    try:
+        after = build_skeleton(changed, skeleton.architecture)
+        value = field.value if field.value is not None else _derived(config, skeleton, field, values, after, wanted)
+    except InputRejected as error:
+        raise RecipeError(str(error), field=where) from error
+    if value is None and skeleton.shapes == after.shapes:
+        raise RecipeError(f"{field.shown} makes no tensor larger", field=where)
+    if value is None:
+        raise RecipeError(f"{field.shown} is null, and no tensor tells what it stands for", field=where)
+    if wanted <= value:
+        also = "it is that already" if wanted == value else "widen only makes larger"
+        raise RecipeError(f"{field.shown} is {value}, and {wanted} is no larger value: {also}", field=where)
+    grown = growths(skeleton, after, value, wanted)
+    if why := _no_width(skeleton, after, grown):
+        raise RecipeError(f"{field.shown} {why}", field=where)
+    return changed, grown or {}, value
+
+
+def _changed(config: Mapping[str, Any], path: Path, values: Values, wanted: int) -> dict[str, Any]:
+    for other, value in values.items():
+        config = with_values(config, [other], value)
+    return with_values(config, [path], wanted)
+
+
+def _derived(
+    config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, after: Skeleton, wanted: int
+) -> int | None:
+    """What a value that is null stands for: axes are in proportion to it."""
+    further = build_skeleton(_changed(config, field.path, values, 2 * wanted), skeleton.architecture)
+    return value_behind(skeleton, after, wanted, further, 2 * wanted)
+
+
+def _no_width(before: Skeleton, after: Skeleton, grown: Growths | None) -> str:
+    """Why a config value is none that widens tensors; empty where it is one."""
+    if layer_stacks(before) != layer_stacks(after):
+        return "counts modules of a list: insert_blocks and arrange_blocks give a model more blocks, and nothing here more of the rest"
+    if grown is None:
+        return "makes other parameters, not larger ones"
+    if not grown:
+        return "makes no tensor larger"
+    tables = before.weight_names(INPUT) | before.weight_names(OUTPUT)
+    if any(name in tables and 0 in axes for name, axes in grown.items()):
+        return "is the size of the vocabulary: extend_vocab makes that larger"
+    if odd := next((name for name, axes in grown.items() if not _all_linear(axes)), None):
+        return f"does not make {printable(odd)} larger in proportion"
+    return ""
+
+
+def _tried(
+    config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, grown: Growths, pair: tuple[int, int]
+) -> Found:
+    """What the experiment says, on the smallest pair of values with which the class works and the same kinds grow.
+
+    Raises:
+        NotPreserved: nothing that was tried keeps the function.
+        InputRejected: the class cannot be tried.
+    """
+    small = miniature(_changed(config, field.path, values, pair[0]), skeleton, field.path)
+    kinds = _kinds(grown)
+    refusal = InputRejected(f"{skeleton.architecture}: no small model of it grows as this one does")
+    for old, new in small_growth(*pair):
+        configs = with_values(small, [field.path], old), with_values(small, [field.path], new)
+        try:
+            before, after = (build_skeleton(one, skeleton.architecture) for one in configs)
+            found = growths(before, after, old, new)
+            if found is None or _kinds(found) != kinds or not all(_all_linear(axes) for axes in found.values()):
+                continue
+            return search(Trial(configs, before, found))
+        except InputRejected as error:
+            refusal = error
+    raise refusal
+
+
+def _kinds(grown: Growths) -> set[tuple[str, int]]:
+    return {(kind(name), axis) for name, axes in grown.items() for axis in axes}
+
+
+def _all_linear(axes: Mapping[int, AxisGrowth]) -> bool:
+    return all(growth.is_linear for growth in axes.values())

@@ -1,0 +1,59 @@
+"""The sweep's own comparison of a wider checkpoint with its source, by plain transformers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sweep_vocab_check import LIVE, ROUNDING, load_plain
+
+
+class Wrong(Exception):
+    """A check failed; the message says which."""
+
+
+def check_wider(source: Path, output: Path) -> str:
+    """How both compare: some tensors are larger, all others and every output the source's.
+
+    Raises:
+        Wrong: they are not, or the result does not load whole.
+    """
+    import torch
+
+    (old, _), (new, info) = load_plain(source), load_plain(output)
+    if left := {
+        kind: found for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") if (found := info[kind])
+    }:
+        raise Wrong(f"does not load whole: {left}")
+    before, after = old.state_dict(), new.state_dict()
+    larger = [name for name, value in after.items() if value.numel() > before[name].numel()]
+    if not larger:
+        raise Wrong("no tensor is larger")
+    for name, value in after.items():
+        if name not in larger and not torch.equal(value, before[name]):
+            raise Wrong(f"{name} is not the source's")
+    return _compare(old, new)
+
+
+def _compare(old: Any, new: Any) -> str:
+    import torch
+    from support.tiny import forward
+
+    ids = torch.randint(4, LIVE - 16, (2, 24), generator=torch.Generator().manual_seed(7))
+    found: list[Any] = []
+    for model in (old, new):
+        torch.manual_seed(0)
+        try:
+            found.append(forward(model, ids))
+        except Exception:
+            if model is old:
+                return "works, outputs not run"
+            raise
+    name = "logits" if getattr(found[0], "logits", None) is not None else next(iter(found[0]))
+    one, other = found[0][name], found[1][name]
+    if torch.equal(one, other):
+        return "works, bitwise"
+    apart, most = float((one - other).abs().max()), float(one.abs().max())
+    if not apart <= ROUNDING * most:
+        raise Wrong(f"{name} moved by {apart:.3g} of {most:.3g}")
+    return "works"

@@ -1,0 +1,44 @@
+"""The recipe that widens, through the command line, then loaded as a trainer does it."""
+
+import json
+
+import pytest
+from support import recipes
+from support.command import real
+
+pytestmark = pytest.mark.numerical
+
+
+def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
+    done = real("apply", "recipes/widen.yaml", "--output", tmp_path / "out", "verify.first_step=true")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for words in (
+        "verified (exact): hidden states and logits, for every input",
+        "note: intermediate_size was 448, is 640",
+        "note: zero in what is new, so that the model does what it did: model.layers.*.mlp.down_proj.weight",
+        "new parameters alive 9 of 9 have a gradient",
+        "outputs in float64",
+    ):
+        assert words in text, words
+    model, info = recipes.load(tmp_path / "out")
+    assert model.config.intermediate_size == 640
+    assert not info["missing_keys"]
+    assert not model.model.layers[2].mlp.down_proj.weight[:, 448:].any()
+    report = json.loads((tmp_path / "out/graft_report.json").read_text())
+    assert report["figures"]["operations.0.widen"]["widths"][0]["zero"] == ["model.layers.*.mlp.down_proj.weight"]
+    assert report["promise"]["measured"] in ("exact", "bitwise")
+
+
+def test_what_is_no_width_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "version: 1\nbase_model: recipes/models/demo-lm\noperations:\n  - op: widen\n    sizes:\n      vocab_size: 4096\n"
+        f"output: {tmp_path / 'out'}\n"
+    )
+    done = real("plan", path)
+    assert done.returncode == 2
+    assert (
+        "recipe.yaml:6: operations.0.sizes.vocab_size: vocab_size is the size of the vocabulary: extend_vocab"
+        in done.stderr
+    )
