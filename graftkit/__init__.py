@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from graftkit.grafting import graft
     from graftkit.inspection import Inspection, inspect
     from graftkit.merge_verification import MergeVerification, verify_merge
-    from graftkit.planning import Plan, plan
+    from graftkit.planned import Plan
+    from graftkit.planning import plan
     from graftkit.recipe import Recipe, load_recipe, parse_recipe
     from graftkit.report.report import Report
 
@@ -67,7 +68,7 @@ _PLACES = {
     "inspect": "graftkit.inspection",
     "MergeVerification": "graftkit.merge_verification",
     "verify_merge": "graftkit.merge_verification",
-    "Plan": "graftkit.planning",
+    "Plan": "graftkit.planned",
     "plan": "graftkit.planning",
     "Recipe": "graftkit.recipe",
     "load_recipe": "graftkit.recipe",

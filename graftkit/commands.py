@@ -17,7 +17,7 @@ from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.recipe import Recipe
     from graftkit.recipe.problems import Document
 

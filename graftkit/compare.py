@@ -237,7 +237,7 @@ def verify(
         kl=pair.bound,
         wanted=frozenset(name for name, asked in (("lens", lens), ("signal", signal)) if asked),
         left_out=frozenset(left_out),
-        cannot_run=cannot_run,
+        not_run=cannot_run,
         pair=pair,
         device=device,
         paged=paged,

@@ -18,7 +18,8 @@ from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, i
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
-from graftkit.planning import Plan, plan
+from graftkit.planned import Plan
+from graftkit.planning import plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
@@ -240,8 +241,7 @@ def subject_at(
         tokens=tokens,
         kl=vocabulary.kl if vocabulary else lambda: None,
         wanted=frozenset(name for name in ("lens", "signal", "first_step") if getattr(wanted, name)),
-        not_run="" if wanted.outputs else "verify.outputs is off",
-        cannot_run=planned.cannot_run,
+        not_run=planned.cannot_run if wanted.outputs else "verify.outputs is off",
         seed=planned.recipe.seed,
         device=device,
         paged=planned.paged,

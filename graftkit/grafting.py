@@ -13,7 +13,8 @@ from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.held import hold
 from graftkit.engine import Progress, blame_inputs, counter, figures_of, prepare, run_checks, subject_at
 from graftkit.errors import VerificationFailed
-from graftkit.planning import Plan, plan_on
+from graftkit.planned import Plan
+from graftkit.planning import plan_on
 from graftkit.recipe import Recipe
 from graftkit.recipe.load import places_added, recipe_for_model
 from graftkit.report.report import Report

@@ -1,6 +1,6 @@
 """What a fitted head is worth before any training where a text has several labels, or each word has one, on all-MiniLM-L6-v2.
 
-    python scripts/bench_head_labels.py             # two minutes on one core
+    python scripts/bench_head_labels.py             # some minutes on one core; --seeds 0 is a third of it
     python scripts/bench_head_labels.py --write     # and the table into docs/heads.md
     python scripts/bench_head_labels.py --example   # only writes recipes/examples/docstrings.conll
 

@@ -19,6 +19,7 @@ LAYERS = [
     {"verification"},
     {"operations"},
     {"report"},
+    {"planned"},
     {"planning"},
     {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},

@@ -1,11 +1,13 @@
-"""The sweep of rename_tokens and reinit_rows: one class and planted faults here, the others behind the marker."""
+"""The sweep of rename_tokens, reinit_rows and trim_vocab: one class and planted faults here, the others behind the marker."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.sweeps import load_script
 from support.tiny import build
@@ -53,6 +55,31 @@ def test_a_damaged_result_is_called_wrong(fault, llama, tmp_path, monkeypatch):
 
     monkeypatch.setattr(graftkit, "apply", apply_and_damage)
     found = sweep._variant("LlamaForCausalLM", llama, tmp_path / "out", "new rows")
+    assert found.verdict == ("wrong" if fault else "works")
+    assert (fault or "") in found.reason
+
+
+@pytest.mark.parametrize("fault", [None, "model.embed_tokens.weight differs", "rows for"])
+def test_a_damaged_trimmed_result_is_called_wrong(fault, llama, tmp_path, monkeypatch):
+    sweep = load_script("sweep_tokens")
+    apply = graftkit.apply
+
+    def apply_and_damage(recipe):
+        report = apply({**recipe, "verify": {"outputs": False}})
+        tensors = load_file(tmp_path / "out/model.safetensors")
+        if fault == "model.embed_tokens.weight differs":
+            tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0)
+        elif fault == "rows for":
+            config = json.loads((tmp_path / "out/config.json").read_text())
+            config["vocab_size"] += 1
+            (tmp_path / "out/config.json").write_text(json.dumps(config))
+            tables = {name: table for name, table in tensors.items() if len(table) == config["vocab_size"] - 1}
+            tensors |= {name: torch.cat([table, table[:1]]) for name, table in tables.items()}
+        save_file(tensors, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
+        return report
+
+    monkeypatch.setattr(graftkit, "apply", apply_and_damage)
+    found = sweep._variant("LlamaForCausalLM", llama, tmp_path / "out", "trimmed")
     assert found.verdict == ("wrong" if fault else "works")
     assert (fault or "") in found.reason
 

@@ -16,7 +16,7 @@ from graftkit.recipe import parse_recipe
 if TYPE_CHECKING:
     from graftkit.drafting.draft import Draft
     from graftkit.drafting.facts import Facts
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extract_lora", "extract_submodel", "insert_blocks",
-        "learn_tokens", "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab",
-        "widen",
+        "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab", "widen",
     }
 )  # fmt: skip
 

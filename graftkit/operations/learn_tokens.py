@@ -98,7 +98,10 @@ def _check_size(spec: LearnTokens, learned: Learned, corpus: Corpus) -> None:
 def _slow_documents(checkpoint: Checkpoint) -> dict[str, Any]:
     """The files of a slow tokenizer that can be edited, as an earlier operation left them or as they lie there."""
     known = {name: checkpoint.documents[name] for name in EDITED if name in checkpoint.documents}
-    lying = {name: read_document(checkpoint.directory, name) for name in EDITED if name in checkpoint.carried}
+    folders = {
+        name: checkpoint.folder_of(name) or checkpoint.directory for name in EDITED if name in checkpoint.carried
+    }
+    lying = {name: read_document(folder, name) for name, folder in folders.items()}
     return {**lying, **known}
 
 

@@ -12,7 +12,7 @@ import yaml
 from graftkit.errors import printable
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.report.report import Report
 
 #: What cards of embedding models are tagged with, beside the tasks that transformers knows.

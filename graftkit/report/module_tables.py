@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from graftkit.architecture.dimensions import Dimensions
     from graftkit.inspection import Inspection
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
 
 
 def print_modules(console: Console, found: Inspection) -> None:

@@ -10,7 +10,7 @@ from graftkit.checkpoint.weights_on_hub import bytes_on_hub
 from graftkit.report.module_tables import adapted_json
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.verification.promises import PromiseClass
 
 

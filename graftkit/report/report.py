@@ -26,7 +26,7 @@ from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.verification.checks import Finding
     from graftkit.verification.structural import LedgerEntry
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from graftkit.engine import Progress
     from graftkit.inspection import Inspection
     from graftkit.merge_verification import MergeVerification
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
     from graftkit.report.report import Report
 
 #: How many changed values and tensors a plan shows without ``--verbose``.

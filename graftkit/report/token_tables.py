@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from graftkit.inspection import Inspection, NeverTrained
-    from graftkit.planning import Plan
+    from graftkit.planned import Plan
 
 #: How many tokens are shown, and how many texts that new tokens split; all stand in graft_report.json, or behind --json.
 TOKENS = 10

@@ -152,8 +152,10 @@ class LoadedTokenizer:
 
     @cached_property
     def file_ids(self) -> Mapping[str, int]:
-        """The id of each token as tokenizer.json has it."""
-        return read_tokenizer({"tokenizer.json": self.tokenizer_json}).ids
+        """The id of each token as tokenizer.json has it, tokens under their names; empty where there is no such file."""
+        document = self.document("tokenizer.json")
+        found = read_tokenizer({"tokenizer.json": document}).ids if document else {}
+        return {self.name(token): index for token, index in found.items()}
 
     @cached_property
     def _renumbered(self) -> Mapping[str, Any]:

@@ -100,7 +100,6 @@ class Subject:
         wanted: names of the checks that are asked for beside those that always run.
         left_out: names of the checks that are not run.
         not_run: why no model is loaded and run; empty where models are.
-        cannot_run: why source and result cannot be, whatever is wanted: they are quantized, and this machine cannot run them.
         pair: source and result as opened, where no recipe says how one became the other.
         prepared: an adapter that somebody has prepared, with what its report and its config say of it.
         digests: returns the digests of the result, with or without its weights, where they may have been made already.
@@ -126,7 +125,6 @@ class Subject:
     wanted: frozenset[str] = frozenset()
     left_out: frozenset[str] = frozenset()
     not_run: str = ""
-    cannot_run: str = ""
     pair: Pair | None = None
     prepared: PreparedAdapter | None = None
     digests: Callable[[bool], BaseDigests] | None = None
@@ -138,7 +136,7 @@ class Subject:
     @property
     def runs(self) -> bool:
         """Whether models are loaded and run."""
-        return not (self.not_run or self.cannot_run)
+        return not self.not_run
 
     @property
     def base_changed(self) -> bool:

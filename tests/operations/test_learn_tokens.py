@@ -7,7 +7,9 @@ import shutil
 import pytest
 import torch
 from support.command import ROOT, assert_one_line, here
+from support.donors import write_donor
 from support.families import build
+from support.quantized import quantized
 from support.recipes import applied, apply_by_command, load
 from support.renamed import checkpoint
 from support.tokenizer_sources import TEXT, bpe, bpe_legacy, llama, unigram, wordlevel, wordpiece, write
@@ -146,6 +148,22 @@ def test_it_composes_with_a_vocabulary_that_is_trimmed_before_or_behind(make, ba
         assert {token: tokenizer.get_vocab()[token] for token in report["new_tokens"]} == report["new_tokens"]
         seen = {index for text in texts() for index in tokenizer(text)["input_ids"]}
         assert len(seen & {*report["new_tokens"].values()}) > 10
+
+
+def test_a_quantized_base_gets_rows_as_by_extend_vocab(sources, tmp_path):
+    source = quantized(sources("llama"), tmp_path / "gptq", "gptq")
+    output, report = applied(source, tmp_path, learn(20))
+    assert list(report["new_tokens"].values()) == list(range(320, 340))
+    assert json.loads((output / "config.json").read_text())["vocab_size"] == 340
+
+
+def test_it_goes_on_from_a_tokenizer_that_took_the_place_of_the_old_one(sources, tmp_path):
+    donor = write_donor("wordpiece", tmp_path / "donor", tokens=300, topics=20)
+    take = {"op": "transplant_tokenizer", "donor": str(donor), "init": "mean"}
+    output, report = applied(sources("llama"), tmp_path, take, learn(20))
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert {token: tokenizer.get_vocab()[token] for token in report["new_tokens"]} == report["new_tokens"]
+    assert len(report["new_tokens"]) == 20
 
 
 def test_an_added_token_that_a_word_piece_vocabulary_would_read_inside_words_is_refused(bases, tmp_path):
