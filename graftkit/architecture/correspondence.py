@@ -122,10 +122,14 @@ class Correspondence:
 
     def module_in_result(self, name: str) -> str | None:
         """What the result calls a module or parameter of the source; None where its block or module was dropped."""
-        if any(is_below(name, gone) or is_below(name, gone.partition(".")[2]) for gone in self.gone):
+        if self._is_gone(name):
             return None
         kept = name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
         return None if kept is None else moved(kept, *self.part)
+
+    def _is_gone(self, name: str) -> bool:
+        places = (place for gone in self.gone for place in (gone, gone.partition(".")[2]) if place)
+        return any(is_below(name, place) for place in places)
 
     def output_in_source(self, name: str) -> str | None:
         """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""

@@ -40,7 +40,10 @@ def upcycle_moe(spec: UpcycleMoe, checkpoint: Checkpoint, context: Context) -> O
         tuple(_notes(spec, dense, found)),
         correspondence=Correspondence(gone=_gone(dense, found.skeleton)),
         scope=Scope.REORDERED,
-        figures=lambda: {"architecture": found.skeleton.architecture, "ways": {name: str(way) for name, way in found.ways.items()}},
+        figures=lambda: {
+            "architecture": found.skeleton.architecture,
+            "ways": {name: str(way) for name, way in found.ways.items()},
+        },
     )
 
 
@@ -50,7 +53,9 @@ def _found(spec: UpcycleMoe, checkpoint: Checkpoint, dense: Skeleton) -> Upcycli
         try:
             model_class(spec.architecture)
         except InputRejected as error:
-            raise RecipeError(f"{printable(spec.architecture)} is no model class of transformers", field="architecture") from error
+            raise RecipeError(
+                f"{printable(spec.architecture)} is no model class of transformers", field="architecture"
+            ) from error
     small = Miniature(checkpoint.config, dense)
     if spec.architecture is not None:
         try:
@@ -85,7 +90,11 @@ def _notes(spec: UpcycleMoe, dense: Skeleton, found: Upcycling) -> Iterator[str]
     )
     for name, way in found.ways.items():
         if isinstance(way, New):
-            how = {"zero": "zero, so that the model does what it did", "router": f"by {spec.router_init.scheme}", "class": "as the class gives a new model"}
+            how = {
+                "zero": "zero, so that the model does what it did",
+                "router": f"by {spec.router_init.scheme}",
+                "class": "as the class gives a new model",
+            }
             yield f"new: {printable(name)}, {how[way.by]}"
         else:
             yield f"copied: {printable(name)} from {way}"

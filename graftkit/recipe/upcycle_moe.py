@@ -25,7 +25,9 @@ class UpcycleMoe(Spec):
     """Make a dense model a sparse mixture of experts that does what it did (Komatsuzaki 2022)."""
 
     op: Literal["upcycle_moe"] = "upcycle_moe"
-    num_experts: Annotated[int, Field(ge=2, le=4096, description="How many copies of each feed-forward layer there are.")]
+    num_experts: Annotated[
+        int, Field(ge=2, le=4096, description="How many copies of each feed-forward layer there are.")
+    ]
     num_experts_per_tok: Annotated[Count, Field(description="How many of them each token is sent to.")] = 2
     architecture: Annotated[
         Text | None,
@@ -35,7 +37,8 @@ class UpcycleMoe(Spec):
         ),
     ] = None
     router_init: Annotated[
-        WeightScheme, Field(description="How routers begin; a normal one takes its std from the config where none is given.")
+        WeightScheme,
+        Field(description="How routers begin; a normal one takes its std from the config where none is given."),
     ] = WeightNormal()
 
     @classmethod

@@ -77,7 +77,14 @@ def of_kinds(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     return {name: next(iter(held)) for name, held in found.items() if len(held) == 1}
 
 
-def built(way: Copy, parts: Sequence[Any], num_experts: int, turn: Callable[[Any], Any], join: Callable[..., Any], stack: Callable[..., Any]) -> Any:
+def built(
+    way: Copy,
+    parts: Sequence[Any],
+    num_experts: int,
+    turn: Callable[[Any], Any],
+    join: Callable[..., Any],
+    stack: Callable[..., Any],
+) -> Any:
     """The tensor that ``way`` makes of ``parts``, with these functions on tensors, lazy ones or torch's."""
     made = [turn(part) for part in parts] if way.turned else list(parts)
     one = made[0] if len(made) == 1 else join(made, way.axis)

@@ -98,14 +98,20 @@ def candidates(config: Mapping[str, Any], architecture: str) -> list[str]:
     dense = config["model_type"]
     own = {*build_config(config).to_dict()}
     found: dict[str, tuple[bool, int, str]] = {}
-    tables = [value for name, value in sorted(vars(modeling_auto).items()) if name.startswith("MODEL_") and name.endswith("_NAMES")]
+    tables = [
+        value
+        for name, value in sorted(vars(modeling_auto).items())
+        if name.startswith("MODEL_") and name.endswith("_NAMES")
+    ]
     for table in (table for table in tables if table.get(dense) == architecture):
         for model_type, name in table.items():
             with contextlib.suppress(Exception):  # a config class may have no defaults, then nothing is known of it
                 kind = CONFIG_MAPPING[model_type]
                 if isinstance(name, str) and counts_experts(kind):
                     beside = len(_defaults(kind).keys() - own)
-                    found[name] = min(found.get(name, (True, beside, name)), (not model_type.startswith(dense), beside, name))
+                    found[name] = min(
+                        found.get(name, (True, beside, name)), (not model_type.startswith(dense), beside, name)
+                    )
     return sorted(found, key=lambda name: found[name])
 
 
@@ -126,14 +132,20 @@ def find_fields(config: Mapping[str, Any], dense: Skeleton, architecture: str) -
     longer = {name: list(_longer(before, document, name, value)) for name, value in numbers.items()}
     experts = [name for name, axes in longer.items() if any(axis == 0 and len(shape) == 3 for _, axis, shape in axes)]
     if len(experts) != 1:
-        what = f"several fields count experts: {', '.join(experts)}" if experts else "no field of its own counts experts that lie in one tensor"
+        what = (
+            f"several fields count experts: {', '.join(experts)}"
+            if experts
+            else "no field of its own counts experts that lie in one tensor"
+        )
         raise Unfit(what)
     width = dense_width(dense, before)
     widths = {name: _width(numbers[name], width, axes) for name, axes in longer.items() if axes and name not in experts}
     return Fields(experts[0], {name: value for name, value in widths.items() if value is not None})
 
 
-def _longer(before: Skeleton, document: Mapping[str, Any], name: str, value: int) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+def _longer(
+    before: Skeleton, document: Mapping[str, Any], name: str, value: int
+) -> Iterator[tuple[str, int, tuple[int, ...]]]:
     """The axes that are longer with twice the value: the parameter's name, the axis and the shape that it has now."""
     try:
         after = build_skeleton({**document, name: 2 * value})

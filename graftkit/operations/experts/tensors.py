@@ -104,5 +104,3 @@ def _new(
         return own_values(skeleton, name, seed_of(*seed, disk))
 
     return computed(dtype, shape, of_class)
-
-

@@ -39,7 +39,9 @@ class Trial:
                 self._expected = outputs_of(model, self._probe, self._extra)
             self._state = model.state_dict()
 
-    def distance(self, sparse: Skeleton, shapes: Mapping[str, tuple[int, ...]], ways: Mapping[str, Way], num_experts: int) -> float:
+    def distance(
+        self, sparse: Skeleton, shapes: Mapping[str, tuple[int, ...]], ways: Mapping[str, Way], num_experts: int
+    ) -> float:
         """How far the outputs of the sparse class lie from the dense one's, relative, when its tensors on disk are made in these ways.
 
         Infinite where it does not load or run.
@@ -49,7 +51,11 @@ class Trial:
         with undisturbed(), quiet():
             try:
                 model, info = model_class(sparse.architecture).from_pretrained(
-                    None, config=build_config(sparse.model.config.to_dict()), state_dict=state, dtype=torch.float32, output_loading_info=True
+                    None,
+                    config=build_config(sparse.model.config.to_dict()),
+                    state_dict=state,
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
                 if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
                     return math.inf
