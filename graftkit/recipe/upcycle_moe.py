@@ -32,8 +32,8 @@ class UpcycleMoe(Spec):
     architecture: Annotated[
         Text | None,
         Field(
-            description="transformers' sparse class, such as MixtralForCausalLM; null means the one of the same family that a small model"
-            " says does the same."
+            description="transformers' sparse class, such as MixtralForCausalLM; null means the nearest whose small model gives the"
+            " same outputs."
         ),
     ] = None
     router_init: Annotated[

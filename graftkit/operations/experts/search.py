@@ -86,7 +86,7 @@ def find_upcycling(
 
 
 def own_tensors(dense: Skeleton, sparse: Skeleton) -> dict[str, Shape]:
-    """Name on disk -> shape of every tensor that only the sparse class has, as `save_pretrained` names them, in the order of the class."""
+    """Name on disk, as `save_pretrained` has it, -> shape of what the sparse class alone has, in the order of the class."""
     places = {name: place for place, name in enumerate(sparse.shapes)}
     saved = saved_tensors(sparse.model).items()
     own = [(disk, held) for disk, held in saved if not all(name in dense.shapes for name in held.parameters)]

@@ -16,7 +16,7 @@ from graftkit.errors import InputRejected, few
 #: What a config says of the file or the class, and what the document of the sparse class says anew.
 OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "model_type")
 
-PER_TOKEN = "num_experts_per_tok"  # noqa: S105 - a field of configs
+PER_TOKEN = "num_experts_per_tok"
 
 
 class Unfit(ValueError):
@@ -79,7 +79,7 @@ def sparse_document(config: Mapping[str, Any], architecture: str, values: Mappin
 
 
 def dropped_fields(config: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
-    """Fields of config.json that the dense class knows and the sparse one does not, and by which no tensor of that changes its shape."""
+    """Fields of config.json that the dense class knows, the sparse one does not, and that change no shape of its tensors."""
     wanted: Any = model_class(architecture).config_class
     mine, theirs = _defaults(type(build_config(config))), _defaults(wanted)
     known = {*theirs, *wanted.attribute_map, *OF_THE_FILE}
@@ -91,7 +91,7 @@ def dropped_fields(config: Mapping[str, Any], architecture: str) -> tuple[str, .
 
 
 def candidates(config: Mapping[str, Any], architecture: str) -> list[str]:
-    """Sparse classes for the same task: those of the family by name first, then those whose configs ask for the fewest fields beside."""
+    """Sparse classes for the same task: those of the family by name first, then those with the fewest further fields."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto
 
