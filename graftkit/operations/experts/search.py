@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from graftkit.architecture.blocks.trace import why_it_does_not_run
 from graftkit.architecture.saved_names import saved_tensors
-from graftkit.architecture.skeleton import Skeleton, build_config, build_skeleton
+from graftkit.architecture.skeleton import Skeleton, build_config, build_skeleton, one_line
 from graftkit.architecture.widths.growth import kind
 from graftkit.architecture.widths.miniature import miniature
 from graftkit.errors import InputRejected
@@ -49,12 +49,21 @@ class Upcycling:
 
 
 class Miniature:
-    """The dense class made small, and the experiment on it, which every sparse class is tried in."""
+    """The dense class made small, and the experiment on it, which every sparse class is tried in.
+
+    Raises:
+        InputRejected: a small one does not run.
+    """
 
     def __init__(self, config: Mapping[str, Any], dense: Skeleton) -> None:
         self.config = miniature(config, dense, ())
         self.skeleton = build_skeleton(self.config, dense.architecture)
-        self.trial = Trial(self.config, self.skeleton)
+        try:
+            self.trial = Trial(self.config, self.skeleton)
+        except Exception as error:  # model classes and their forwards raise whatever they like
+            raise InputRejected(
+                f"{dense.architecture}: nothing can be tried on a small model: {one_line(error)}"
+            ) from error
 
 
 def find_upcycling(
