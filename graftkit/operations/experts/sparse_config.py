@@ -81,7 +81,8 @@ def sparse_document(config: Mapping[str, Any], architecture: str, values: Mappin
 def dropped_fields(config: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
     """Fields of config.json that the dense class knows, the sparse one does not, and that change no shape of its tensors."""
     wanted: Any = model_class(architecture).config_class
-    mine, theirs = _defaults(type(build_config(config))), _defaults(wanted)
+    dense: Any = type(build_config(config))
+    mine, theirs = _defaults(dense), _defaults(wanted)
     known = {*theirs, *wanted.attribute_map, *OF_THE_FILE}
     unknown = [key for key in config if key in mine and key not in known]
     document = {**config, "architectures": [architecture], "model_type": wanted.model_type}
