@@ -51,11 +51,16 @@ def loaded(text, folder):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder with what recipes of the pages start from: two adapters, a fine-tune, and a model with one table."""
+    """A folder with what recipes of the pages start from: two adapters, a fine-tune, a model with one table, and files that pages show."""
     folder = tmp_path_factory.mktemp("pages")
     (folder / "recipes").symlink_to(ROOT / "recipes")
     lora = next(text for _, text in recipes(OPERATIONS["add_lora"]))
     tied = next(text for _, text in recipes(OPERATIONS["set_embeddings"]))
+    for page in PAGES:
+        for name, text in re.findall(
+            r"<!-- file: (\S+) -->\n```text\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL
+        ):
+            (folder / name).write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for recipe in (lora, lora.replace("out/lora", "out/other"), tied, yaml.safe_dump(TUNED)):
