@@ -36,7 +36,7 @@ OURS: dict[str, object] = {
     "fvt": "fvt", "mean": "mean", "copy_shared": "copy_shared",
     **{f"omp, k = {k}": {"scheme": "omp", "k": k} for k in (8, 16, 32, 64)},
 }  # fmt: skip
-THEIRS = (
+METHODS = (
     "omp",
     "subword",
     "mean",
@@ -48,6 +48,10 @@ THEIRS = (
     "stb",
     "mp_rope",
 )
+#: Arguments by name; byte match finds tokens that are spelled otherwise, and is off where it is not asked for.
+THEIRS = {name: ("-a", name) for name in METHODS} | {
+    f"{name}, byte match": ("-a", name, "-bm", "yes") for name in ("omp", "subword", "zero", "landmark_pca")
+}
 
 #: Runs a command and prints its peak memory behind what it prints.
 MEASURED = """
@@ -94,10 +98,10 @@ def transplanted(donor: Path, place: Path, mergekit: str | None) -> Iterator[tup
         (place / "recipe.yaml").write_text(json.dumps({**recipe, "verify": {"outputs": False}}), encoding="utf-8")
         seconds, code, peak = measured(sys.executable, "-m", "graftkit", "apply", str(place / "recipe.yaml"))
         yield from [(f"graftkit {name}", output, seconds, peak)] if not code else _failed(name, code)
-    for method in THEIRS if mergekit else ():
+    for method, arguments in THEIRS.items() if mergekit else ():
         output = place / f"theirs {method}"
         command = [str(mergekit), "-m", "mergekit.scripts.tokensurgeon", str(BASE), str(donor), str(output)]
-        seconds, code, peak = measured(*command, "-a", method, "--quiet")
+        seconds, code, peak = measured(*command, *arguments, "--quiet")
         there = (output / "config.json").is_file()
         yield from [(f"mergekit {method}", output, seconds, peak)] if not code and there else _failed(method, code)
 

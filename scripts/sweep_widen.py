@@ -106,7 +106,7 @@ def markdown(verdicts: list[Verdict], command: str) -> str:
         "Each class is built small with random weights, and `widen` makes one field of its config larger: *feed-forward* and *experts* by a half,",
         f"*key-value heads* twice as many. The fields are, the first that makes a tensor larger: {', '.join(f'`{n}`' for ns in FIELDS.values() for n in ns)}.",
         "Each result is written without graftkit's own comparison of outputs, reloaded with plain transformers, and compared with its source by code that",
-        "is not graftkit's: every output equal, or as far apart as rounding explains, and old tensors that did not grow as they were.",
+        "is not graftkit's: its logits (or first output) equal, or within 2e-6 of the largest of them, and tensors that did not grow as they were. In float32, one thread.",
     )  # fmt: skip
     return page("Widths, class by class", intro, tuple(FIELDS), WORDS, verdicts, command)
 

@@ -1,11 +1,13 @@
 """The sweep of rename_tokens, reinit_rows and trim_vocab: one class and planted faults here, the others behind the marker."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from support.sweeps import load_script
 from support.tiny import build
@@ -68,8 +70,11 @@ def test_a_damaged_trimmed_result_is_called_wrong(fault, llama, tmp_path, monkey
         if fault == "model.embed_tokens.weight differs":
             tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0)
         elif fault == "rows for":
-            text = (tmp_path / "out/tokenizer.json").read_text()
-            (tmp_path / "out/tokenizer.json").write_text(text.replace('"ea"', '"xx"'))
+            config = json.loads((tmp_path / "out/config.json").read_text())
+            config["vocab_size"] += 1
+            (tmp_path / "out/config.json").write_text(json.dumps(config))
+            tables = {name: table for name, table in tensors.items() if len(table) == config["vocab_size"] - 1}
+            tensors |= {name: torch.cat([table, table[:1]]) for name, table in tables.items()}
         save_file(tensors, tmp_path / "out/model.safetensors", metadata={"format": "pt"})
         return report
 

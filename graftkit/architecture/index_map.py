@@ -6,6 +6,7 @@ compose as operations do, and what falls out of one map is out of the compositio
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -193,8 +194,11 @@ def _gaps(runs: Iterable[tuple[int, int]], size: int) -> Iterator[int]:
 
 
 def _composed(earlier: tuple[Run, ...], later: tuple[Run, ...]) -> Iterator[Run]:
+    begins = [middle for middle, _, _ in earlier]
     for place, start, length in later:
-        for middle, source, count in earlier:
+        first, last = bisect.bisect_right(begins, start) - 1, bisect.bisect_left(begins, start + length)
+        for number in range(max(first, 0), last):
+            middle, source, count = earlier[number]
             low, high = max(start, middle), min(start + length, middle + count)
             if low < high:
                 yield place + low - start, source + low - middle, high - low

@@ -56,6 +56,17 @@ class LoadsModels:
         return subject.runs
 
 
+class ComparesFiles:
+    """What checks that compare files, and outputs too where models may be loaded, have in common."""
+
+    __slots__ = ()
+
+    def applies(self, subject: Subject) -> bool:
+        """Always: where no model is run, their findings say so."""
+        del subject
+        return True
+
+
 class Report:
     """What findings that are dataclasses have in common: their JSON, with the properties that ``derived`` names."""
 

@@ -18,7 +18,7 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import ComparesFiles, Report, Row
 from graftkit.verification.combined_products import (
     CombinedProduct,
     SourceProducts,
@@ -83,7 +83,7 @@ class CombinedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class CombineCheck(LoadsModels):
+class CombineCheck(ComparesFiles):
     """The combined adapter beside its ``sources``."""
 
     sources: tuple[Source, ...]
@@ -94,13 +94,23 @@ class CombineCheck(LoadsModels):
         """See :func:`compare_with_sources`."""
         if subject.adapter is None:
             raise ValueError("there is no adapter")
-        return compare_with_sources(subject.result, self.sources, subject.adapter, self.combination, seed=subject.seed)
+        return compare_with_sources(
+            subject.result, self.sources, subject.adapter, self.combination, seed=subject.seed, not_run=subject.not_run
+        )
 
 
 def compare_with_sources(
-    base: Place, sources: Sequence[Source], new: AdapterPlace, combination: Combination, *, seed: int = 0
+    base: Place,
+    sources: Sequence[Source],
+    new: AdapterPlace,
+    combination: Combination,
+    *,
+    seed: int = 0,
+    not_run: str = "",
 ) -> CombinedReport:
     """Compare the adapter ``new`` with those of ``sources``, all on the checkpoint ``base``, which is loaded once.
+
+    ``not_run`` says why it is not to be loaded; empty where it is.
 
     Raises:
         InputRejected, VerificationFailed: base or adapters do not load, or the forward needs inputs that cannot be made.
@@ -111,7 +121,7 @@ def compare_with_sources(
         compared = tuple(compare_combined(known, made, combination))
         failures = [product.failure for product in compared if product.failure]
         failures += other_edits(base, [(source.folder, source.weight) for source in sources], new)
-        if reason := cannot_run(base):
+        if reason := not_run or cannot_run(base):
             return CombinedReport(
                 combination.kind, compared, 0, bitwise=False, changed=0, effect=0, failures=tuple(failures),
                 not_compared=reason,

@@ -14,7 +14,7 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import ComparesFiles, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.own_noise import own_noise
@@ -67,7 +67,7 @@ class ResizedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class ResizeCheck(LoadsModels):
+class ResizeCheck(ComparesFiles):
     """The resized adapter beside the old one in the folder ``old``."""
 
     old: Path
@@ -75,19 +75,23 @@ class ResizeCheck(LoadsModels):
 
     def run(self, subject: Subject) -> ResizedReport:
         """See :func:`compare_resized`."""
-        return compare_resized(subject.result, self.old, subject.adapter or self.old, seed=subject.seed)
+        return compare_resized(
+            subject.result, self.old, subject.adapter or self.old, seed=subject.seed, not_run=subject.not_run
+        )
 
 
-def compare_resized(base: Place, old: AdapterPlace, new: AdapterPlace, *, seed: int = 0) -> ResizedReport:
+def compare_resized(
+    base: Place, old: AdapterPlace, new: AdapterPlace, *, seed: int = 0, not_run: str = ""
+) -> ResizedReport:
     """Compare the adapters ``old`` and ``new`` on the checkpoint ``base``: every tensor and product, and outputs.
 
-    One base is in memory at a time.
+    One base is in memory at a time; ``not_run`` says why none is to be loaded, empty where it is.
 
     Raises:
         InputRejected, VerificationFailed: base or adapters do not load, or the forward needs inputs that cannot be made.
     """
     with undisturbed():
-        reason = cannot_run(base)
+        reason = not_run or cannot_run(base)
         first = _adapted(base, old, hollow=bool(reason))
         known = products(first.model, base, old)
         before = None if reason else run_loaded(first, base, None, seed, None, {}, lambda _: None)

@@ -18,7 +18,7 @@ from graftkit.errors import InputRejected, plural
 from graftkit.running.forward import undisturbed
 from graftkit.running.place import Place, open_place
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import LoadsModels, Report, Row
+from graftkit.verification.checks import ComparesFiles, Report, Row
 from graftkit.verification.retargeted_edits import unlike_edits, unlike_products
 from graftkit.verification.retargeted_outputs import RetargetedOutputs, compare_outputs
 from graftkit.verification.subject import Subject
@@ -66,7 +66,7 @@ class RetargetedReport(Report):
 
 
 @dataclass(frozen=True, slots=True)
-class RetargetCheck(LoadsModels):
+class RetargetCheck(ComparesFiles):
     """The new adapter beside the one in the folder ``old``, whose modules have their ``places`` in the class ``to`` of the base.
 
     Without ``to`` that is the base's own class.
@@ -80,13 +80,17 @@ class RetargetCheck(LoadsModels):
     def run(self, subject: Subject) -> RetargetedReport:
         """See :func:`compare_retargeted`."""
         adapter = subject.adapter or self.old
-        return compare_retargeted(subject.result, self.old, adapter, self.places, self.to, seed=subject.seed)
+        return compare_retargeted(
+            subject.result, self.old, adapter, self.places, self.to, seed=subject.seed, not_run=subject.not_run
+        )
 
 
 def compare_retargeted(
-    base: Place, old: Path, new: AdapterPlace, places: Places, to: str | None, *, seed: int = 0
+    base: Place, old: Path, new: AdapterPlace, places: Places, to: str | None, *, seed: int = 0, not_run: str = ""
 ) -> RetargetedReport:
     """Compare the adapters ``old`` and ``new``; ``places`` says where the modules of the old one are in the new.
+
+    ``not_run`` says why no model is to be loaded; empty where one is.
 
     Raises:
         InputRejected, VerificationFailed: base or adapters do not load.
@@ -106,7 +110,7 @@ def compare_retargeted(
             *unlike_products(before, after, places, skeleton),
         ]
         failures = [f"products: {sentence}" for sentence in wrong]
-        reason = cannot_run(base)
+        reason = not_run or cannot_run(base)
         found = reason or compare_outputs(base, old, new, to, after, seed=seed)
     weights = len({edit.weight for edit in after})
     if isinstance(found, str):

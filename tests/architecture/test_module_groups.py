@@ -87,9 +87,9 @@ def test_inspect_shows_size_template_and_targets(demo, tmp_path):
     assert "template    chat template (14 characters)" in here("inspect", copy).stdout
 
 
-def planned(source, place, **operation):
+def planned(source, place, *flags, **operation):
     (place / "recipe.json").write_text(json.dumps(recipe(source, place / "out", operation)))
-    return here("plan", place / "recipe.json", "--json")
+    return here("plan", place / "recipe.json", *flags)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_plan_counts_what_peft_trains(sources, tmp_path, family, operation):
     from peft import PeftModel
 
     source = sources(family)
-    done = planned(source, tmp_path, **operation)
+    done = planned(source, tmp_path, "--json", **operation)
     found = json.loads(done.stdout)
     assert here("apply", tmp_path / "recipe.json", "verify.outputs=false", "-q").returncode == 0
     model = transformers.AutoModelForCausalLM.from_pretrained(source)
@@ -126,13 +126,13 @@ def test_a_plan_counts_what_peft_trains(sources, tmp_path, family, operation):
 
 
 def test_a_plan_lists_the_targets_of_an_adapter_and_none_without_one(demo, tmp_path):
-    done = planned(demo, tmp_path, op="add_lora", r=4, target_modules=["*.1.*.q_proj", "v_proj"])
+    done = planned(demo, tmp_path, "--json", op="add_lora", r=4, target_modules=["*.1.*.q_proj", "v_proj"])
     shown = here("plan", tmp_path / "recipe.json")
     listed = {(group["name"], group["count"], group["layers"]) for group in json.loads(done.stdout)["adapted_modules"]}
     assert listed == {("q_proj", 1, True), ("v_proj", 3, True)}
     assert "trainable  5,120 parameters, 0.32 % of the base's 1,608,800\n" in shown.stdout
     assert re.search(r"^v_proj +3 layers +160 -> 160 +3,840 *$", shown.stdout, re.MULTILINE)
-    done = planned(demo, tmp_path, op="extend_vocab", tokens=["zqx"])
+    done = planned(demo, tmp_path, "--json", op="extend_vocab", tokens=["zqx"])
     assert json.loads(done.stdout)["trainable_parameters"] is None
     assert "the adapter trains" not in here("plan", tmp_path / "recipe.json").stdout
 

@@ -226,7 +226,8 @@ def test_weights_that_are_stored_quantized_are_read_by_no_part_of_an_adapter(bas
         )
     save_file({name: value.contiguous() for name, value in tensors.items()}, source / "model.safetensors")
     config = json.loads((source / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
+    method = {"quant_method": "bitsandbytes", "load_in_4bit": True} if stored == "uint8" else {"quant_method": "fp8"}
+    config["quantization_config"] = method
     (source / "config.json").write_text(json.dumps(config))
     apply(recipe(source, tmp_path / "out", lora(target_modules=["q_proj"], modules_to_save=["lm_head"])))
     with pytest.raises(InputRejected, match=r"k_proj.weight is stored quantized \((F8_E4M3|U8)\)"):

@@ -13,7 +13,11 @@ from support.tokenizer_sources import bpe, llama
 
 import graftkit
 from graftkit.architecture.index_map import IndexMap
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
+from graftkit.operations.vocabulary.kept import kept_ids
+from graftkit.recipe.trim_vocab import KeptTokens
 
 TEXTS = (
     "the cat sat on the mat",
@@ -175,6 +179,15 @@ def test_rare_tokens_go_where_a_count_is_asked_and_what_that_does_is_measured(ba
     assert found.removed.positions > 21
     kl = -torch.log1p(-torch.tensor(found.removed.mass_max, dtype=torch.float64))
     assert found.removed.kl_max == pytest.approx(float(kl))
+
+
+def test_texts_that_are_held_out_take_away_nothing_that_stays_for_another_reason(bases, tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(["the cat"] * 9 + ["</s> a category"]) + "\n")
+    source = Checkpoint.open(str(bases[bpe]))
+    tokenizer = read_tokenizer(source.documents)
+    kept = kept_ids(KeptTokens(texts=str(path)), source, tokenizer, 512)
+    assert tokenizer.ids["</s>"] in kept.others < set(kept.ids)
 
 
 def test_added_tokens_that_nobody_uses_go_where_that_is_asked(bases, texts, tmp_path):

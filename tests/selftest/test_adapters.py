@@ -16,7 +16,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(llama):
-    return selftest(llama, clean=2, faults=(), grown_faults=())
+    return selftest(llama, clean=2, faults=(), grown_faults=(), trimmed_faults=())
 
 
 def test_every_fault_is_caught_and_no_clean_copy_flagged(found):
@@ -49,14 +49,23 @@ def test_by_how_much_is_said(found):
 @pytest.mark.parametrize("check", [*adapters.CHECKS, "outputs"])
 def test_a_blinded_verifier_fails_its_selftest(llama, check):
     due = [fault for fault in ADAPTER_FAULTS if check in fault.seen_by][:1]
-    blind = selftest(llama, leave_out=(check,), clean=0, faults=(), adapter_faults=due, grown_faults=())
+    blind = selftest(
+        llama, leave_out=(check,), clean=0, faults=(), adapter_faults=due, grown_faults=(), trimmed_faults=()
+    )
     assert [fault.missed_by for fault in blind.planted] == [(check,)]
     assert due[0].name in blind.failures[0]
 
 
 def test_a_model_that_takes_no_adapter_says_why(tmp_path):
     build_class("MambaForCausalLM", tmp_path / "mamba")
-    found = selftest(str(tmp_path / "mamba"), clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=())
+    found = selftest(
+        str(tmp_path / "mamba"),
+        clean=1,
+        faults=(),
+        adapter_faults=ADAPTER_FAULTS[:1],
+        grown_faults=(),
+        trimmed_faults=(),
+    )
     assert found.planted == ()
     assert "no adapter for this model" in found.faults[0].not_applicable
     assert len(found.clean) == 4
@@ -69,7 +78,7 @@ def test_a_verifier_that_cries_wolf_at_trained_adapters_is_told(llama, monkeypat
 
     honest = OutputGap.failures
     monkeypatch.setattr(OutputGap, "failures", lambda gap, strength: honest(gap, PromiseClass.BITWISE))
-    found = selftest(llama, clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=())
+    found = selftest(llama, clean=1, faults=(), adapter_faults=ADAPTER_FAULTS[:1], grown_faults=(), trimmed_faults=())
     flagged = [run.name for run in found.clean if run.flagged]
     assert flagged == [name for name in (run.name for run in found.clean) if name.endswith("verified")]
     assert "clean copy flagged: adapter trained for" in found.failures[0]

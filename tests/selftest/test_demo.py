@@ -18,7 +18,7 @@ DEMO = str(ROOT / "recipes" / "models" / "demo-lm")
 
 @pytest.fixture(scope="module")
 def found():
-    return selftest(DEMO, clean=4, adapter_faults=(), grown_faults=())
+    return selftest(DEMO, clean=4, adapter_faults=(), grown_faults=(), trimmed_faults=())
 
 
 def test_every_fault_is_caught_and_no_clean_copy_flagged(found):
@@ -53,7 +53,14 @@ def test_what_cannot_exist_is_said_with_its_reason(found):
 def test_a_blinded_verifier_fails_its_selftest(check):
     due = [fault for fault in FAULTS if check in fault.seen_by][:4]
     blind = selftest(
-        DEMO, leave_out=(check,), outputs=check == OUTPUTS, clean=0, faults=due, adapter_faults=(), grown_faults=()
+        DEMO,
+        leave_out=(check,),
+        outputs=check == OUTPUTS,
+        clean=0,
+        faults=due,
+        adapter_faults=(),
+        grown_faults=(),
+        trimmed_faults=(),
     )
     assert any(check in failure or "not caught" in failure for failure in blind.failures)
     assert any(fault.missed_by == (check,) for fault in blind.planted)

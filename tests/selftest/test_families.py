@@ -38,7 +38,7 @@ def test_faults_that_need_another_model(family, names, tmp_path):
     (tmp_path / family / "chat_template.jinja").write_text(TEMPLATE)
     found = selftest(
         str(tmp_path / family), clean=1, faults=[fault for fault in FAULTS if fault.name in names],
-        adapter_faults=(), grown_faults=(),
+        adapter_faults=(), grown_faults=(), trimmed_faults=(),
     )  # fmt: skip
     assert found.failures == ()
     assert {fault.name for fault in found.planted} == names

@@ -68,15 +68,15 @@ def kept_ids(spec: KeptTokens, checkpoint: Checkpoint, tokenizer: TokenizerFiles
     named = dict(named_ids(checkpoint.documents, rows))
     added = set(_added(spec, checkpoint, tokenizer, named, used))
     groups = {"of the texts": used, "listed": listed, "special or added": added, "named by a document": set(named)}
-    wanted = set().union(*groups.values())
-    ids = closed(tokenizer, wanted)
+    besides = listed | added | set(named)
+    ids = closed(tokenizer, used | besides)
     if not set(tokenizer.tokens) - ids:
         raise RecipeError(
             f"leaves nothing to trim: each of the tokenizer's {len(tokenizer.tokens):,} tokens stays",
             field="keep.texts" if spec.texts else "keep",
         )
     rest = {index for index, count in counts.others.items() if count >= spec.min_count}
-    others = closed(tokenizer, wanted - used | rest) if counts.texts >= HELD_OUT else None
+    others = closed(tokenizer, rest | besides) if counts.texts >= HELD_OUT else None
     groups["needed by these"] = set(ids)
     return Kept(
         tuple(sorted(ids)), others, dict(_reasons(groups)), counts.texts, counts.every.total(), encode

@@ -16,11 +16,15 @@ MOST_TRIALS = 64
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The layouts by kind of parameter, and the kinds whose new slices are zero; where slices are ``repeated`` none is new."""
+    """The layouts by kind of parameter, and the kinds whose new slices are zero; where slices are ``repeated`` none is new.
+
+    ``gradients_seen`` says whether the class could be differentiated, so that new slices are known to learn.
+    """
 
     layouts: Layouts
     zero: tuple[str, ...]
     repeated: bool = False
+    gradients_seen: bool = True
 
 
 class NotPreserved(ValueError):
@@ -49,9 +53,10 @@ def search(trial: Trial) -> Found:
         without = {other: None for other in zero if other != name}
         if trial.keeps(layouts, without):
             zero = without
-    if dead := trial.dead(layouts, zero):
+    dead = trial.dead(layouts, zero)
+    if dead:
         raise NotPreserved(f"new slices would never learn: no gradient reaches those of {', '.join(dead)}")
-    return Found(layouts, tuple(zero))
+    return Found(layouts, tuple(zero), gradients_seen=dead is not None)
 
 
 def _first(trial: Trial, tried: Iterable[Layouts], zero: Iterable[str]) -> Layouts | None:
@@ -111,10 +116,11 @@ def _by_kind(places: list[tuple[str, int]], layouts: tuple[Layout, ...]) -> Mapp
 
 def _why_not(trial: Trial) -> str:
     """What is known of why nothing kept the function: gains of norms over the axis, or a value that does not divide."""
+    tried = "none of the layouts and zeros that were tried keep the function"
     gains = [name for name in trial.kinds if trial.is_gain(name)]
     if gains:
-        return f"a norm runs over this axis ({', '.join(gains)}): its mean would be over new slices too, whatever they hold"
+        return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new"
     growth = next(iter(next(iter(trial.kinds.values())).values()))
     if growth.wanted % growth.value:
         return f"no layout and no zeros keep the function, and {growth.wanted} is no multiple of {growth.value}, to repeat slices"
-    return "none of the layouts and zeros that were tried keep the function"
+    return tried

@@ -112,14 +112,19 @@ class Trial:
             outputs_of(self._new, self._probe, self._extra)
         return tuple(dict.fromkeys((*map(kind, recorder.order), *self.kinds)))
 
-    def dead(self, layouts: Layouts, zero: Collection[str]) -> tuple[str, ...]:
-        """Kinds whose new slices would never learn: those at zero without a gradient, or others without one when none is zero."""
+    def dead(self, layouts: Layouts, zero: Collection[str]) -> tuple[str, ...] | None:
+        """Kinds whose new slices would never learn: those at zero without a gradient, or others without one when none is zero.
+
+        None where the class cannot be differentiated, so that nothing is known.
+        """
         first = self._without_gradient(layouts, zero)
         later = self._without_gradient(layouts, ())
+        if first is None or later is None:
+            return None
         return tuple(name for name in self.kinds if name in (first if name in zero else later))
 
-    def _without_gradient(self, layouts: Layouts, zero: Collection[str]) -> set[str]:
-        """The kinds of which no new slice of any block has a gradient; none where the class cannot be differentiated."""
+    def _without_gradient(self, layouts: Layouts, zero: Collection[str]) -> set[str] | None:
+        """The kinds of which no new slice of any block has a gradient; None where the class cannot be differentiated."""
         self._fill(layouts, zero)
         alive = set()
         with undisturbed(), plain_experts(self._new):
@@ -127,7 +132,7 @@ class Trial:
             try:
                 backward(self._new, self._probe, self._extra, 0)
             except Exception:  # noqa: BLE001 - forwards that write in place raise what they like; then nothing is known
-                return set()
+                return None
         for name, parameter in self._new.named_parameters():
             if name in self.grown and parameter.grad is not None:
                 maps = self.maps(name, layouts)

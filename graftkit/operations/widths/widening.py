@@ -48,6 +48,8 @@ class Widening:
             yield "new slices are copies of old ones, each read by those that read the old one"
         else:
             yield f"zero in what is new, so that the model does what it did: {few(self.found.zero)}"
+        if not self.found.gradients_seen:
+            yield "this class could not be differentiated on a small model: whether new slices get a gradient was not seen"
 
 
 def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, wanted: int) -> Widening:
