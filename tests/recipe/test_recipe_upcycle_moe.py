@@ -12,7 +12,7 @@ def recipe(**fields):
 
 
 def test_what_is_read_is_written_again():
-    fields = {"num_experts": 8, "num_experts_per_tok": 2, "router_init": {"scheme": "normal", "std": 0.02}}
+    fields = {"num_experts": 8, "num_experts_per_tok": 2, "router_init": {"scheme": "normal", "mean": 0.0, "std": 0.02}}
     assert yaml.safe_load(dump_recipe(parse_recipe(recipe(**fields))))["operations"] == [
         {"op": "upcycle_moe", **fields}
     ]
