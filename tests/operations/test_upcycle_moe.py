@@ -1,5 +1,6 @@
 """Mixtures of experts do what the dense model did, in float64 and by plain transformers; what is no copy is caught, and what does not fit refused."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ import graftkit
 from graftkit import engine
 from graftkit.checkpoint.tensors import Zeros
 from graftkit.errors import RecipeError, VerificationFailed
-from graftkit.operations import upcycle_moe as operation
 from graftkit.operations.experts.sources import Copy
+
+#: The module, whose name its function has in the package.
+operation = importlib.import_module("graftkit.operations.upcycle_moe")
 
 MIXTRAL = {"op": "upcycle_moe", "num_experts": 4, "architecture": "MixtralForCausalLM"}
 W1 = "model.layers.*.block_sparse_moe.experts.*.w1.weight"
@@ -132,11 +135,10 @@ def test_weights_that_are_not_renormalised_are_caught(qwen, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("family", "fields", "words"),
     [
-        ("mixtral", {}, "operations.0: MixtralForCausalLM has experts already"),
+        ("mixtral", {}, "MixtralForCausalLM has experts already"),
         ("llama", {"architecture": "MixtrlForCausalLM"}, "architecture: MixtrlForCausalLM is no model class of transformers"),
         ("llama", {"architecture": "GPT2LMHeadModel"}, "architecture: GPT2LMHeadModel cannot do what LlamaForCausalLM does: its config has no num_experts_per_tok"),
         ("llama", {"architecture": "OlmoeForCausalLM"}, "a small one gives other outputs than the dense class with every copy"),
-        ("gpt2", {}, "MixtralForCausalLM cannot do what GPT2LMHeadModel does: "),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_with_the_reason(family, fields, words, sources):
