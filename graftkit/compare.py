@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.quantizer import cannot_load
 from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.changes import ValueChange, document_changes, value_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -21,7 +20,7 @@ from graftkit.report.comparison import comparison_json
 from graftkit.report.manifest import account_for
 from graftkit.report.page import render_top
 from graftkit.report.terminal import verification_text
-from graftkit.running.runnable import refuse_looks
+from graftkit.running.runnable import cannot_unpack, refuse_looks
 from graftkit.verification.checks import find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
@@ -223,9 +222,8 @@ def verify(
         device_of(device)
     left_out = {*leave_out, *(() if outputs else ("outputs",))}
     old, new = Checkpoint.open(before), Checkpoint.open(after)
-    cannot_run = cannot_load(old.config) or cannot_load(new.config)
-    for opened in (old, new):
-        refuse_looks(opened.config, [name for name, asked in (("lens", lens), ("signal", signal)) if asked])
+    cannot_run = cannot_unpack(old) or cannot_unpack(new)
+    refuse_looks(cannot_run, [name for name, asked in (("lens", lens), ("signal", signal)) if asked])
     pair = Pair.of(old, new, None if "report" in left_out else account_for(new))
     subject = Subject(
         old.directory,

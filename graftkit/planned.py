@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.peft.adapted import AdaptedGroup, adapted_groups
-from graftkit.architecture.quantizer import cannot_load
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.changes import TensorChange, ValueChange, document_changes, tensor_changes
@@ -40,7 +39,8 @@ class Plan:
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
     the result that no class loads; ``added`` is what the loader calls those new ones that its class leaves out. ``inputs`` are the
-    files that the recipe reads, as they were when it was planned.
+    files that the recipe reads, as they were when it was planned. ``cannot_run`` says why a quantized source cannot be run on this
+    machine, empty where it can.
     """
 
     recipe: Recipe
@@ -52,6 +52,7 @@ class Plan:
     unknown: tuple[str, ...] = ()
     inputs: Mapping[str, Files] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
+    cannot_run: str = ""
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:
@@ -120,11 +121,6 @@ class Plan:
         whole = (sum(models) if both else max(models)) + KEPT_BYTES + LOGIT_BYTES
         paged = whole > memory.available() if self.paged is None else self.paged
         return WRITING_BYTES + KEPT_BYTES + LOGIT_BYTES if paged and not wanted.signal else whole
-
-    @property
-    def cannot_run(self) -> str:
-        """Why no model of the source can be run on this machine; empty where it can, as far as its config tells."""
-        return cannot_load(self.source.config)
 
     @property
     def paged(self) -> bool | None:

@@ -20,7 +20,7 @@ from graftkit.operations.base import check_plain_weights
 from graftkit.operations.combinations import check_combination
 from graftkit.planned import Plan
 from graftkit.recipe import Recipe, load_recipe, parse_recipe
-from graftkit.running.runnable import refuse_looks
+from graftkit.running.runnable import cannot_unpack, refuse_looks
 from graftkit.verification.composition import compose
 from graftkit.verification.subject import Progress
 
@@ -79,12 +79,15 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
             raise error.in_operation(place, spec.op) from error
         result = outcome.checkpoint
         outcomes += (outcome,)
-    refuse_looks(source.config, [name for name in LOOKS if getattr(recipe.verify, name)])
+    cannot_run = cannot_unpack(source)
+    refuse_looks(cannot_run, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
     unknown = structure.unknown if structure else ()
     added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
-    return Plan(recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added)
+    return Plan(
+        recipe, source, result, outcomes, promise, missing_rows_of(result), unknown, added=added, cannot_run=cannot_run
+    )
 
 
 def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:

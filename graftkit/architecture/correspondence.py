@@ -27,6 +27,7 @@ class Correspondence:
     is what the first block gives, where most have what it takes. ``part`` are the names in memory of one module in source and
     result, where the result is a part of the source; what lies outside of it has one name in both. ``positions`` are rows of learned
     tables of positions, ``widths`` the parameters with an inner axis of another size, by the source's names in memory.
+    ``gone`` are modules of the source, and all in them, that the result has others for.
     """
 
     ids: IndexMap | None = None
@@ -37,6 +38,7 @@ class Correspondence:
     part: tuple[str, str] = WHOLE
     positions: IndexMap | None = None
     widths: Mapping[str, AxisMaps] = field(default_factory=dict)
+    gone: tuple[str, ...] = ()
 
     @classmethod
     def of_ids(cls, source: int, result: int, live: int, fresh: Iterable[int]) -> Correspondence:
@@ -53,7 +55,7 @@ class Correspondence:
         }
         one, other = found.get("part", WHOLE)
         widths = {name: AxisMaps.from_json(value) for name, value in found.get("widths", {}).items()}
-        return cls(**{**found, **maps, "part": (one, other), "widths": widths})
+        return cls(**{**found, **maps, "part": (one, other), "widths": widths, "gone": tuple(found.get("gone", ()))})
 
     def then(self, later: Correspondence) -> Correspondence:
         """The composition of this correspondence and ``later``, which comes after it.
@@ -68,6 +70,7 @@ class Correspondence:
         return Correspondence(
             _then(self.ids, later.ids), live, _then(self.blocks, later.blocks), stack or self.stack,
             self.behind_first or later.behind_first, part, _then(self.positions, later.positions), dict(self._widths_then(later)),
+            (*self.gone, *(name for gone in later.gone if (name := self.module_in_source(gone)) is not None)),
         )  # fmt: skip
 
     def _widths_then(self, later: Correspondence) -> Iterator[tuple[str, AxisMaps]]:
@@ -119,8 +122,14 @@ class Correspondence:
 
     def module_in_result(self, name: str) -> str | None:
         """What the result calls a module or parameter of the source; None where its block or module was dropped."""
+        if self._is_gone(name):
+            return None
         kept = name if self.blocks is None else _renamed_module(name, self._stacks(), self.blocks.inverse)
         return None if kept is None else moved(kept, *self.part)
+
+    def _is_gone(self, name: str) -> bool:
+        places = (place for gone in self.gone for place in (gone, gone.partition(".")[2]) if place)
+        return any(is_below(name, place) for place in places)
 
     def output_in_source(self, name: str) -> str | None:
         """What the source calls an output of the result, such as ``hidden_states.3``; None where a new block gives it."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.quantizer import SCALES
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.quantization import quantization_config, quantization_method, without_quantization
 from graftkit.checkpoint.tensors import LazyTensor
@@ -17,8 +18,8 @@ from graftkit.errors import InputRejected, few, printable
 #: The dtypes of FP8 codes.
 FP8 = ("F8_E4M3", "F8_E5M2")
 
-#: What the name of a block's scales adds to that of its weight, and the scales of activations, which go with the quantizer.
-SCALES, ACTIVATIONS = "_scale_inv", (".activation_scale", ".input_scale")
+#: The scales of activations, which go with the quantizer.
+ACTIVATIONS = (".activation_scale", ".input_scale")
 
 
 @dataclass(frozen=True, slots=True)

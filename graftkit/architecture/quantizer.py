@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.skeleton import one_line, quiet
 from graftkit.checkpoint.quantization import quantization_config, quantization_method
+from graftkit.errors import printable
+
+if TYPE_CHECKING:
+    from graftkit.checkpoint.tensors import LazyTensor
 
 #: What the config classes call their list of modules that stay plain.
 PLAIN_MODULES = ("modules_to_not_convert", "llm_int8_skip_modules", "ignore", "skip_modules")
 
 #: What they call the blocks, where nothing outside of these is packed.
 BLOCKS = "block_name_to_quantize"
+
+#: What the name of a block's scales adds to that of its weight.
+SCALES = "_scale_inv"
 
 #: The field by which a config class has weights unpacked while they are loaded.
 UNPACK = "dequantize"
@@ -52,13 +59,18 @@ def loading_options(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def cannot_load(config: Mapping[str, Any]) -> str:
-    """Why transformers cannot load the quantized checkpoint of this config.json here; empty where it can."""
+def cannot_load(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> str:
+    """Why transformers cannot load the quantized checkpoint of this config.json and these tensors here; empty where it can."""
     if quantization_config(config) is None:
         return ""
     from transformers.quantizers.auto import AutoHfQuantizer
 
     method = quantization_method(config)
+    if ragged := _ends_within_a_block(config, tensors):
+        return (
+            f"the base is quantized ({method}), which cannot be run here: transformers unpacks whole blocks alone, and"
+            f" {printable(ragged)} of shape {list(tensors[ragged].shape)} ends within one"
+        )
     if config_class(config) is None:
         return f"the base is quantized ({method}), which transformers does not load"
     with quiet():
@@ -70,3 +82,18 @@ def cannot_load(config: Mapping[str, Any]) -> str:
         except Exception as error:  # noqa: BLE001 - whatever a quantizer lacks is the reason
             return f"the base is quantized ({method}), which cannot be run here: {one_line(error)}"
     return ""
+
+
+def _ends_within_a_block(config: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> str | None:
+    """The first matrix whose last block is smaller than the others, with more than one block on that axis; None without one.
+
+    The loader takes the size of a block for that of the matrix over the number of scales.
+    """
+    block = (quantization_config(config) or {}).get("weight_block_size")
+    if not (isinstance(block, list) and len(block) == 2 and all(isinstance(step, int) and step > 0 for step in block)):
+        return None
+    for name, tensor in tensors.items():
+        sizes = zip(tensor.shape[-2:], block, strict=False)
+        if f"{name}{SCALES}" in tensors and any(size > step and size % step for size, step in sizes):
+            return name
+    return None

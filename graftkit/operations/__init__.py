@@ -28,6 +28,7 @@ from graftkit.operations.set_embeddings import set_embeddings
 from graftkit.operations.take_tensors import take_tensors
 from graftkit.operations.transplant_tokenizer import transplant_tokenizer
 from graftkit.operations.trim_vocab import trim_vocab
+from graftkit.operations.upcycle_moe import upcycle_moe
 from graftkit.operations.widen import widen
 
 IMPLEMENTATIONS: dict[str, Operation] = {
@@ -56,6 +57,7 @@ IMPLEMENTATIONS: dict[str, Operation] = {
     "set_embeddings": set_embeddings,
     "take_tensors": take_tensors,
     "transplant_tokenizer": transplant_tokenizer,
+    "upcycle_moe": upcycle_moe,
     "widen": widen,
 }
 
@@ -64,7 +66,8 @@ IMPLEMENTATIONS: dict[str, Operation] = {
 NEED_PLAIN_WEIGHTS = frozenset(
     {
         "arrange_blocks", "cast", "drop_blocks", "extend_positions", "extract_lora", "extract_submodel", "insert_blocks",
-        "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab", "widen",
+        "merge_adapter", "reinit", "set_embeddings", "take_tensors", "transplant_tokenizer", "trim_vocab", "upcycle_moe",
+        "widen",
     }
 )  # fmt: skip
 

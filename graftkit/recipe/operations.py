@@ -33,6 +33,7 @@ from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.take_tensors import TakeTensors
 from graftkit.recipe.transplant_tokenizer import TransplantTokenizer
 from graftkit.recipe.trim_vocab import TrimVocab
+from graftkit.recipe.upcycle_moe import UpcycleMoe
 from graftkit.recipe.widen import Widen
 
 Operation = Annotated[
@@ -61,6 +62,7 @@ Operation = Annotated[
     | SetEmbeddings
     | Cast
     | ExtendPositions
+    | UpcycleMoe
     | Widen,
     OneOf("op", "operation"),
 ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from graftkit.architecture.quantizer import cannot_load
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.quantization import quantization_config
 from graftkit.errors import RecipeError
 from graftkit.running import memory
-from graftkit.running.place import Place, folder_of, open_place
+from graftkit.running.place import Place, open_place
+
+#: How many bytes of bfloat16 come of one of codes, by their dtype.
+UNPACKED = {"F8_E4M3": 2, "F8_E5M2": 2, "U8": 4, "I8": 2}
 
 
 def weight_bytes(base: Place) -> int:
@@ -19,20 +22,33 @@ def weight_bytes(base: Place) -> int:
 
 def cannot_run(base: Place) -> str:
     """Why the base cannot be loaded and run here; empty where it can."""
-    config = json.loads((folder_of(base) / "config.json").read_text(encoding="utf-8"))
-    if why := cannot_load(config):
-        return why
-    needed, there = weight_bytes(base), memory.available()
-    if needed > there:
-        return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
-    return ""
+    opened = open_place(base)
+    return cannot_unpack(opened) or _too_large(weight_bytes(base))
 
 
-def refuse_looks(config: Mapping[str, Any], wanted: Sequence[str]) -> None:
-    """Refuse what is ``wanted`` to be seen of a model beside its outputs, where the model of this config.json cannot be run here.
+def cannot_unpack(checkpoint: Checkpoint) -> str:
+    """Why a quantized checkpoint cannot be loaded and run here; empty where it can, and where it is not quantized.
+
+    Its parameters cannot be paged in, so that all of them have to fit into memory, unpacked.
+    """
+    if quantization_config(checkpoint.config) is None:
+        return ""
+    unpacked = sum(tensor.nbytes * UNPACKED.get(tensor.dtype, 1) for tensor in checkpoint.tensors.values())
+    return cannot_load(checkpoint.config, checkpoint.tensors) or _too_large(unpacked)
+
+
+def _too_large(needed: int) -> str:
+    there = memory.available()
+    if needed <= there:
+        return ""
+    return f"the base has {needed / 1e9:.1f} GB of weights, and {there / 1e9:.1f} GB of memory are available"
+
+
+def refuse_looks(why: str, wanted: Sequence[str]) -> None:
+    """Refuse what is ``wanted`` to be seen of a model beside its outputs, where ``why`` says that it cannot be run here.
 
     Raises:
-        RecipeError: it cannot be run, and something is wanted.
+        RecipeError: it cannot, and something is wanted.
     """
-    if wanted and (why := cannot_load(config)):
+    if wanted and why:
         raise RecipeError(f"verify.{wanted[0]}: {why}; leave it out")

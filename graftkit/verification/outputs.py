@@ -143,7 +143,7 @@ def compare_outputs(
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
     theirs, ours = correspondence.part
-    other_class = theirs != ours
+    other_class = theirs != ours or bool(correspondence.gone)
     correspondence = correspondence.of_backbones() if backbone else correspondence
     from_files = max(paged_in((place,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for place in (source, result))
     with undisturbed():

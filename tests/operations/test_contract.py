@@ -87,6 +87,11 @@ SPECS = {
         r"init\.k",
     ),
     "reinit": ({"layers": "last 1"}, {"layers": [9]}, "layers"),
+    "upcycle_moe": (
+        {"num_experts": 4, "architecture": "MixtralForCausalLM"},
+        {"num_experts": 4, "architecture": "MixtrlForCausalLM"},
+        "architecture",
+    ),
     "widen": ({"sizes": {"intermediate_size": 96}}, {"sizes": {"intermediate_size": 32}}, "sizes.intermediate_size"),
 }
 

@@ -9,9 +9,9 @@ from support.recipes import config_of, recipe
 
 import graftkit
 from graftkit.architecture.accounting import account
-from graftkit.architecture.quantizer import cannot_load
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, RecipeError
+from graftkit.running.runnable import cannot_unpack
 
 LLAMA_KINDS = [kind for kind in KINDS if kind != "mxfp4"]
 ADD = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
@@ -128,11 +128,26 @@ def test_what_looks_at_a_model_that_cannot_be_run_is_refused(bases, tmp_path):
 
 def test_paths_and_methods_that_transformers_does_not_know(bases, sources, tmp_path):
     other = copy_of(bases("gptq"), tmp_path / "other", quantization_config={"quant_method": "quux"})
-    assert cannot_load(config_of(other)) == "the base is quantized (quux), which transformers does not load"
+    assert cannot_unpack(Checkpoint.open(other)) == "the base is quantized (quux), which transformers does not load"
     assert "quux" in graftkit.apply(recipe(other, tmp_path / "out", ADD)).verdict
     with pytest.raises(InputRejected, match="quux has no list of modules that stay plain"):
         graftkit.plan(recipe(other, tmp_path / "no", CLASSIFY))
-    assert cannot_load(config_of(sources("llama", "bfloat16"))) == ""
+    assert cannot_unpack(Checkpoint.open(sources("llama", "bfloat16"))) == ""
+
+
+def test_blocks_that_the_loader_would_cut_otherwise_and_models_that_do_not_fit_are_not_run(
+    bases, tmp_path, monkeypatch
+):
+    whole = {name: value for name, value in tensors_of(bases("fp8")).items() if not name.endswith("_scale_inv")}
+    packed = {}
+    for name, value in whole.items():
+        packed |= KINDS["fp8"][0](name, value.float(), (24, 24)) if name.endswith("proj.weight") else {name: value}
+    said = {**config_of(bases("fp8"))["quantization_config"], "weight_block_size": [24, 24]}
+    base = copy_of(bases("fp8"), tmp_path / "base", packed, quantization_config=said)
+    verdict = graftkit.apply(recipe(base, tmp_path / "out", ADD, LORA)).verdict
+    assert "transformers unpacks whole blocks alone, and model.layers.0." in verdict
+    monkeypatch.setattr("graftkit.running.memory.available", lambda: 10_000)
+    assert "0.0 GB of memory are available" in graftkit.apply(recipe(bases("fp8"), tmp_path / "large", ADD)).verdict
 
 
 # ---- what is packed, and what is not ----

@@ -51,7 +51,7 @@ class Trial:
         with undisturbed():
             try:
                 self._old, self._new = (
-                    _random_model(config, skeleton.architecture, seed) for seed, config in enumerate(configs)
+                    random_model(config, skeleton.architecture, seed) for seed, config in enumerate(configs)
                 )
                 self._begin()
             except GraftkitError as error:
@@ -192,7 +192,7 @@ def _of_kinds(grown: Growths) -> dict[str, Mapping[int, Any]]:
     return found
 
 
-def _random_model(config: Mapping[str, Any], architecture: str, seed: int) -> PreTrainedModel:
+def random_model(config: Mapping[str, Any], architecture: str, seed: int) -> PreTrainedModel:
     """A model of the class on the CPU: what the class gives a new one, and noise."""
     torch.manual_seed(seed)
     model = model_class(architecture)(build_config(config)).float().eval()

@@ -1,0 +1,1 @@
+"""What makes a mixture of experts of a dense model."""
