@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,14 +48,19 @@ def shown_type(schema: dict[str, Any]) -> str:
     return names.get(kind, kind)
 
 
-def table(schema: dict[str, Any], defs: dict[str, Any]) -> Iterator[str]:
+def said_of(name: str) -> str:
+    """What the docstring of an object says; pydantic itself gives that of a dataclass in newer releases only."""
+    modules = [module for place, module in sys.modules.items() if place.startswith("graftkit.")]
+    found = next((vars(module)[name] for module in modules if name in vars(module)), None)
+    return inspect.cleandoc(found.__doc__ or "") if found else ""
+
+
+def table(schema: dict[str, Any]) -> Iterator[str]:
     """Yield the lines of the table of an object's keys."""
     yield "| key | type | meaning |"
     yield "|---|---|---|"
     for key, value in schema["properties"].items():
-        meaning = value.get("description") or defs.get(value.get("$ref", "").rpartition("/")[2], {}).get(
-            "description", ""
-        )
+        meaning = value.get("description") or said_of(value.get("$ref", "").rpartition("/")[2])
         yield f"| `{key}` | {shown_type(value)} | {sentence(meaning)} |"
 
 
@@ -70,12 +77,12 @@ def page() -> str:
     for kind in (ErrorJson, *dict.fromkeys(kind for kinds in PRINTED.values() for kind in kinds)):
         schema = kind_schema(kind)
         defs |= schema.pop("$defs", {})
-        parts.append("\n".join([f"## {sentence(schema['description'])}", "", *table(schema, defs), ""]))
+        parts.append("\n".join([f"## {sentence(schema['description'])}", "", *table(schema), ""]))
     shared = {name: schema for name, schema in sorted(defs.items()) if "properties" in schema}
     parts.append("## Objects in them\n")
     for name, schema in shared.items():
-        said = schema.get("description", "").replace("``", "`")
-        parts.append("\n".join([f"### {name}", "", *([said, ""] if said else []), *table(schema, defs), ""]))
+        said = said_of(name).replace("``", "`")
+        parts.append("\n".join([f"### {name}", "", said, "", *table(schema), ""]))
     return "\n".join(parts)
 
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from graftkit.recipe.operations import OPERATIONS
+
 RECIPE = {"version": 1, "base_model": "a", "operations": [{"op": "extend_vocab", "tokens": ["x"]}], "output": "o"}
 
 PROGRAM = f"""
@@ -40,6 +42,6 @@ def test_no_slow_library_is_loaded():
     assert "pydantic.v1" not in modules
 
 
-def test_the_models_make_fewer_than_twice_the_calls_of_loading_pydantic():
+def test_the_models_of_an_operation_make_less_than_a_tenth_of_the_calls_of_loading_pydantic():
     _, floor, ours = run()
-    assert 0 < ours < 2 * floor
+    assert 0 < ours / len(OPERATIONS) < floor / 10
