@@ -228,4 +228,4 @@ def test_every_look_at_two_checkpoints_of_every_kind(models, tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind, facts in KINDS.items() if facts.ids])
 def test_the_selftest_of_every_kind(models, kind):
-    ran(here("selftest", models(kind), "--no-outputs", "-q"))
+    assert "faults caught" in ran(here("selftest", models(kind), "--no-outputs", "-q"))

@@ -65,7 +65,7 @@ def test_every_command_prints_what_its_schema_says(folder):
 
 
 def test_a_self_test_prints_what_its_schema_says(folder):
-    printed("selftest", folder / "base", "--no-outputs")
+    assert printed("selftest", folder / "base", "--no-outputs")["failures"] == []
 
 
 def test_what_is_found_wrong_has_no_verdict(folder, tmp_path):

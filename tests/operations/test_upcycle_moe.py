@@ -98,7 +98,7 @@ def test_behind_new_tokens_and_before_an_adapter(sources, tmp_path):
     assert json.loads((output / "config.json").read_text())["architectures"] == ["MixtralForCausalLM"]
 
 
-def refused(source, place, *operations):
+def assert_refused(source, place, *operations):
     with pytest.raises(VerificationFailed, match="lens: .* differs in float64 .*nothing was written"):
         graftkit.apply(recipes.recipe(source, place / "out", *operations))
     assert not (place / "out").exists()
@@ -113,7 +113,7 @@ def found_instead(monkeypatch, change):
 def test_a_gate_in_the_place_of_the_other_matrix_is_caught(sources, tmp_path, monkeypatch):
     swapped = {W1: Copy(("model.layers.*.mlp.up_proj.weight",)), W1.replace("w1", "w3"): Copy(("model.layers.*.mlp.gate_proj.weight",))}  # fmt: skip
     found_instead(monkeypatch, lambda found: replace(found, ways={**found.ways, **swapped}))
-    refused(sources("llama"), tmp_path, MIXTRAL)
+    assert_refused(sources("llama"), tmp_path, MIXTRAL)
 
 
 def test_an_expert_that_is_no_copy_is_caught(sources, tmp_path, monkeypatch):
@@ -124,12 +124,19 @@ def test_an_expert_that_is_no_copy_is_caught(sources, tmp_path, monkeypatch):
         return made.with_tensors({name: Zeros(made.tensors[name].dtype, made.tensors[name].shape)})
 
     monkeypatch.setattr(operation, "sparse_tensors", changed)
-    refused(sources("llama"), tmp_path, MIXTRAL)
+    assert_refused(sources("llama"), tmp_path, MIXTRAL)
 
 
 def test_weights_that_are_not_renormalised_are_caught(qwen, tmp_path, monkeypatch):
     found_instead(monkeypatch, lambda found: replace(found, config={**found.config, "norm_topk_prob": False}))
-    refused(qwen, tmp_path, {**MIXTRAL, "architecture": "Qwen2MoeForCausalLM"})
+    assert_refused(qwen, tmp_path, {**MIXTRAL, "architecture": "Qwen2MoeForCausalLM"})
+
+
+@pytest.mark.slow
+def test_without_a_class_llama_becomes_mixtral(sources, tmp_path):
+    named = {key: value for key, value in MIXTRAL.items() if key != "architecture"}
+    planned = graftkit.plan(recipes.recipe(sources("llama"), tmp_path / "out", named))
+    assert planned.result.config["architectures"] == ["MixtralForCausalLM"]
 
 
 @pytest.mark.parametrize(

@@ -208,7 +208,7 @@ def found_instead(monkeypatch, change):
     monkeypatch.setattr(widening, "search", lambda trial: change(search(trial)))
 
 
-def refused(source, place, operation):
+def assert_refused(source, place, operation):
     with pytest.raises(VerificationFailed, match="lens: .* differs in float64 .*nothing was written"):
         graftkit.apply(recipes.recipe(source, place / "out", operation))
     assert not (place / "out").exists()
@@ -216,13 +216,13 @@ def refused(source, place, operation):
 
 def test_a_new_column_that_is_not_zero_is_caught(sources, tmp_path, monkeypatch):
     found_instead(monkeypatch, lambda found: Found(found.layouts, ()))
-    refused(sources("llama"), tmp_path, widen(intermediate_size=96))
+    assert_refused(sources("llama"), tmp_path, widen(intermediate_size=96))
 
 
 def test_an_old_slice_in_the_wrong_group_is_caught(phi, tmp_path, monkeypatch):
     fused = "model.layers.*.mlp.gate_up_proj.weight"
     found_instead(monkeypatch, lambda found: Found({**found.layouts, fused: {0: Grouped(1)}}, found.zero))
-    refused(phi, tmp_path, widen(intermediate_size=112))
+    assert_refused(phi, tmp_path, widen(intermediate_size=112))
 
 
 def test_heads_that_are_tiled_and_not_interleaved_are_caught(sources, tmp_path, monkeypatch):
@@ -230,7 +230,7 @@ def test_heads_that_are_tiled_and_not_interleaved_are_caught(sources, tmp_path, 
         monkeypatch,
         lambda found: Found({name: {0: Repeated(tiled=True)} for name in found.layouts}, (), repeated=True),
     )
-    refused(sources("llama"), tmp_path, widen(num_key_value_heads=4))
+    assert_refused(sources("llama"), tmp_path, widen(num_key_value_heads=4))
 
 
 def test_a_gradient_of_an_old_slice_that_is_another_is_caught(sources, tmp_path):

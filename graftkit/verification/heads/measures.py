@@ -93,11 +93,10 @@ class Measure(Protocol):
         """The scores of ``(label, logits)`` pairs of rows."""
 
 
-@dataclass(frozen=True, slots=True)
-class OneLabel:
-    """Each text has one of ``classes`` labels."""
+class OfTexts:
+    """What measures have in common whose labels belong to a whole text."""
 
-    classes: int
+    __slots__ = ()
 
     def outputs(
         self, model: Any, tokenizer: Any, items: Iterable[tuple[Any, Any]], max_length: int
@@ -112,6 +111,13 @@ class OneLabel:
     def rows(self, label: Any, output: Any) -> Iterator[tuple[Any, Tensor]]:
         """The one row of a text."""
         yield label, output
+
+
+@dataclass(frozen=True, slots=True)
+class OneLabel(OfTexts):
+    """Each text has one of ``classes`` labels."""
+
+    classes: int
 
     def loss(self, label: Any, logits: Tensor) -> float:
         """The cross entropy."""
@@ -167,24 +173,10 @@ class OneTag(OneLabel):
 
 
 @dataclass(frozen=True, slots=True)
-class LabelSet:
+class LabelSet(OfTexts):
     """Each text has any of the labels, whose names or numbers are ``labels``; a label of a row is the tuple of their numbers."""
 
     labels: tuple[str, ...]
-
-    def outputs(
-        self, model: Any, tokenizer: Any, items: Iterable[tuple[Any, Any]], max_length: int
-    ) -> Iterator[tuple[Any, Any]]:
-        """Yield each item with the logits of its text."""
-        return outputs_of_texts(model, tokenizer, items, max_length)
-
-    def placed(self, output: Any) -> tuple[list[int], Tensor]:
-        """The one row of a text."""
-        return [0], output[None]
-
-    def rows(self, label: Any, output: Any) -> Iterator[tuple[Any, Tensor]]:
-        """The one row of a text."""
-        yield label, output
 
     def loss(self, label: Any, logits: Tensor) -> float:
         """The binary cross entropy, averaged over the labels."""
