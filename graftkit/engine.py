@@ -199,7 +199,8 @@ def behind(subject: Subject, outcome: Outcome, later: Sequence[Outcome]) -> Subj
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
     """What the checks of a plan look at, written to ``staged``."""
-    source: Place = planned.source if bytes_on_hub(planned.source) else planned.source.directory
+    as_opened = bytes_on_hub(planned.source) or not planned.source.loads_from_files
+    source: Place = planned.source if as_opened else planned.source.directory
     result, adapter = staged if planned.writes_base else source, staged / FOLDER if planned.adapter else None
     return subject_at(planned, source, result, adapter, device=device, progress=progress)
 

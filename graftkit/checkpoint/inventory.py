@@ -46,7 +46,7 @@ def inventory(
     carried: dict[str, None] = {}
     left_behind = dict(superseded)
     tensors = frozenset(chain.from_iterable(shards.values()))
-    for path, reason in _classified(directory, {*shards, *beside, INDEX, *DOCUMENTS}, tensors, on_hub):
+    for path, reason in _classified(directory, {*shards, *beside, *superseded, INDEX, *DOCUMENTS}, tensors, on_hub):
         if reason:
             left_behind[path] = reason
         else:
@@ -70,6 +70,8 @@ def _classified(
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if Path(entry).is_dir():  # unlike the entry's own is_dir, False for a link to itself
+                if f"{entry.name}/" in known:
+                    continue
                 if not any(f"{folder}/".startswith(f"{entry.name}/") for folder in folders):
                     yield f"{entry.name}/", _why_folder_stays(entry.name)
                 elif entry.is_symlink():
