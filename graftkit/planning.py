@@ -68,7 +68,7 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
-        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
+        context = Context(recipe.seed, place, source, recipe.output, outcomes, progress)
         if spec.op in NEED_PLAIN_WEIGHTS and not getattr(spec, "dequantize", False):
             itself = "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {convert}"
             check_plain_weights(result, spec.op, else_do=itself)

@@ -48,7 +48,7 @@ def inventory(
     tensors = frozenset(chain.from_iterable(shards.values()))
     for path, reason in _classified(directory, {*shards, *beside, *superseded, INDEX, *DOCUMENTS}, tensors, on_hub):
         if reason:
-            left_behind[path] = reason
+            left_behind.setdefault(path, reason)
         else:
             source_file(directory, path, on_hub)
             carried[path] = None
@@ -70,8 +70,6 @@ def _classified(
     with os.scandir(directory) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if Path(entry).is_dir():  # unlike the entry's own is_dir, False for a link to itself
-                if f"{entry.name}/" in known:
-                    continue
                 if not any(f"{folder}/".startswith(f"{entry.name}/") for folder in folders):
                     yield f"{entry.name}/", _why_folder_stays(entry.name)
                 elif entry.is_symlink():

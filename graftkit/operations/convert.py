@@ -76,6 +76,7 @@ def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
         (*notes, plain.note),
         scope=Scope.MEASURE,
         checks=(*checks, DequantizedCheck(result, plain.checkpoint)),
+        unpacked=plain.weights,
     )
 
 

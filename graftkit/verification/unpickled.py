@@ -1,4 +1,4 @@
-"""What torch itself makes of the weights of a base that is no plain checkpoint yet: of pickles, and of the pieces of a sharded training."""
+"""What torch itself makes of weights that are not plain yet: of pickles, and of the pieces of a sharded training."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.running.runnable import cannot_unpack
 
-LLAMA_KINDS = [kind for kind in KINDS if kind != "mxfp4"]
+LLAMA_KINDS = [kind for kind in KINDS if kind not in ("mxfp4", "modelopt")]
 ADD = {"op": "extend_vocab", "special_tokens": ["<|a|>", "<|b|>"]}
 RENAME = {"op": "rename_tokens", "names": {"<unk>": "<|x|>"}, "init": "mean"}
 REMAKE = {"op": "reinit_rows", "tokens": [9]}

@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from graftkit.checkpoint.files import is_plain_relative, read_bounded
 from graftkit.checkpoint.pickled_file import MAX_PICKLE_BYTES
@@ -91,7 +91,7 @@ class _Held:
     arguments: tuple[Any, ...]
     state: Any
 
-    def __new__(cls, *arguments: Any) -> _Held:
+    def __new__(cls, *arguments: Any) -> Self:
         held = super().__new__(cls)
         held.arguments, held.state = arguments, {}
         return held

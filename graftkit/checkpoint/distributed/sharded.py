@@ -15,7 +15,7 @@ from graftkit.checkpoint.distributed.description import Chunk, Entry, in_rows
 from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.pickled_file import check_archive, refusal
 from graftkit.checkpoint.reading import read_range, torch_dtype
-from graftkit.checkpoint.tensors import ITEM_BYTES, Produced, Segment
+from graftkit.checkpoint.tensors import ITEM_BYTES, Lent, Segment
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class Sharded:
 
     def segments(self) -> Iterator[Segment]:
         if not in_rows(self.held):
-            yield Produced(self.nbytes, self._whole)
+            yield Lent(self.nbytes, self._whole)
             return
         for chunk in self.held.chunks:
             nbytes = math.prod(chunk.sizes) * ITEM_BYTES[self.dtype]
-            yield Produced(nbytes, functools.partial(self._piece, chunk))
+            yield Lent(nbytes, functools.partial(self._piece, chunk))
 
     def _piece(self, chunk: Chunk) -> memoryview:
         return as_bytes(self._read(chunk))

@@ -89,7 +89,7 @@ def read_zero_weights(directory: Path, config: Mapping[str, Any], *, choose: Cho
         raise InputRejected(f"{file}: {few(empty)}: of no size, as ZeRO 3 leaves what it spreads; {_GATHER}")
     chosen = choose(config, held)
     tensors = {name: held[entry] for entry, name in chosen.weights.items()}
-    folder, _, name = file.rpartition("/")
+    folder = file.rpartition("/")[0]
     why = "the weights of the training as it computed with them are read; its master copies in float32 and its optimizer are not"
     skipped = f"; not the model's: {few(chosen.skipped)}" if chosen.skipped else ""
     left = {f"{folder}/" if folder else "the other files": why + skipped}
