@@ -15,6 +15,7 @@ from graftkit.drafting.kinds import KINDS, USUAL
 from graftkit.errors import (
     CommittedWithWarning,
     GraftkitError,
+    Locked,
     RecipeError,
     StorageFault,
     VerificationFailed,
@@ -114,7 +115,7 @@ def run(arguments: Sequence[str], committed: list[Path | str] | None = None) -> 
 
 def _judge(error: BaseException) -> tuple[str, int]:
     """What an error says in a line, and its exit code; where the system failed underneath, that is to blame."""
-    if isinstance(error, StorageFault | CommittedWithWarning):
+    if isinstance(error, StorageFault | Locked | CommittedWithWarning):
         return str(error), error.exit_code
     if fault := system_fault(error):
         return f"{fault}; nothing was written", StorageFault.exit_code

@@ -26,6 +26,7 @@ from graftkit.recipe.paths import is_url
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
 from graftkit.verification.checks import Finding
+from graftkit.verification.dcp_form import made_of_plain
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, holds_not_finite, not_finite
@@ -102,7 +103,8 @@ def _execute(
     """Write ``planned`` to ``output``, on this machine."""
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
-    require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
+    again = total if planned.recipe.output_format == "dcp" else 0
+    require_space(output, (planned.bytes_written if link else total) + again + SPARE_BYTES)
     planned, source = _with_weights(planned, progress), planned.source.directory
     stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
     with Staging(output, source=source, overwrite=overwrite) as staging:
@@ -114,6 +116,9 @@ def _execute(
             require_unchanged(source, stamps)
             blame_inputs(planned, error)
             raise
+        if planned.recipe.output_format == "dcp":
+            findings = (*findings, made_of_plain(staging.path))
+            _raise_first(findings[-1].failures)
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
         require_unchanged(source, stamps)

@@ -11,6 +11,7 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.missing_rows import missing_rows_of
+from graftkit.architecture.state_names import state_names
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
 from graftkit.errors import InputRejected, RecipeError
@@ -22,6 +23,7 @@ from graftkit.planned import Plan
 from graftkit.recipe import Convert, Recipe, load_recipe, parse_recipe
 from graftkit.running.runnable import cannot_unpack, refuse_looks
 from graftkit.verification.composition import compose
+from graftkit.verification.dcp_form import IN_PLAIN_FORM
 from graftkit.verification.subject import Progress
 
 #: What a recipe may want to see of a model beside its outputs.
@@ -83,6 +85,9 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     refuse_looks(cannot_run, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
+    if recipe.output_format == "dcp" and not source.in_memory:
+        state_names(structure or account(result))
+        promise = replace(promise, assumptions=(*promise.assumptions, IN_PLAIN_FORM))
     unknown = structure.unknown if structure else ()
     added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
     return Plan(

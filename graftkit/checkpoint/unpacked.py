@@ -107,7 +107,7 @@ def _pairing(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, dtype: st
         packed = read_rows(codes, 0, start, stop).int()
         values = table[torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)]
         own = read_rows(scales, 0, start, stop).double()
-        exact = values.unflatten(-1, (own.shape[-1], -1)) * own[..., None]
+        exact = values.view(*own.shape, -1) * own[..., None]
         exact = exact / factor if divided else exact * factor
         return as_bytes(round_once(exact, torch_dtype(dtype)))
 

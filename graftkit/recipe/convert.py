@@ -21,8 +21,8 @@ class Convert(Spec):
     dequantize: Annotated[
         bool,
         Field(
-            description="Unpack quantized weights (fp8 with block scales, mxfp4) to bfloat16: each value exactly what codes and scales"
-            " say, rounded once; the result's config has no quantization_config."
+            description="Unpack quantized weights (fp8 with block scales, mxfp4, nvfp4) to bfloat16: each value exactly what codes and"
+            " scales say, rounded once; the result's config has no quantization_config."
         ),
     ] = False
     prefix: Annotated[

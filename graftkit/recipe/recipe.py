@@ -75,6 +75,13 @@ class Recipe(Spec):
     verify: Annotated[VerifyOptions, Field(description="What is verified before the output appears.")] = (
         VerifyOptions.model_construct()
     )
+    output_format: Annotated[
+        Literal["safetensors", "dcp"],
+        Field(
+            description="How the weights are written: as transformers loads them, or as a folder of torch.distributed.checkpoint for"
+            " trainers that start from one."
+        ),
+    ] = "safetensors"
     output: Annotated[PathText, Field(description="The folder to write, or a URL of a store; it must not exist.")]
 
     @classmethod
@@ -93,3 +100,5 @@ class Recipe(Spec):
             elif made:
                 yield ("operations", place), f"{op} changes the base of the adapter made before it; put it before that"
             made = made or op in MAKE_ADAPTERS
+            if op in MAKE_ADAPTERS and data.get("output_format") == "dcp":
+                yield ("output_format",), f"{op} makes an adapter, which only peft's own format holds; leave it out"

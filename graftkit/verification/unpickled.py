@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from graftkit.architecture.trained_names import find_weights
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.distributed.description import Description, Entry, read_description
+from graftkit.checkpoint.distributed.description import METADATA, Description, Entry, read_description
 from graftkit.checkpoint.distributed.folder import PART
 from graftkit.checkpoint.distributed.sharded import Sharded
 from graftkit.checkpoint.distributed.zero import MODULE
@@ -60,13 +60,13 @@ def gathered(tensor: Sharded) -> Tensor:
         InputRejected: it cannot.
     """
     import torch
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     state = {tensor.entry: torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no processes take part, which is meant
         try:
-            dcp.load(state, storage_reader=reader_of(tensor.folder), no_dist=True)
+            load(state, storage_reader=reader_of(tensor.folder, _stamp(tensor.folder / METADATA)), no_dist=True)
         except Exception as error:
             raise InputRejected(
                 f"{printable(tensor.entry)}: torch.distributed.checkpoint cannot load it: {printable(error)[:200]}"
@@ -74,10 +74,19 @@ def gathered(tensor: Sharded) -> Tensor:
     return state[tensor.entry]
 
 
+def _stamp(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=1)
-def reader_of(folder: Path) -> Any:
-    """A reader of torch's for ``folder``, which takes what ``.metadata`` says from graftkit's unpickler instead of pickle's own."""
-    from torch.distributed.checkpoint import FileSystemReader
+def reader_of(folder: Path, stamp: tuple[int, ...]) -> Any:
+    """A reader of torch's for ``folder``, which takes what ``.metadata`` says from graftkit's unpickler instead of pickle's own.
+
+    It is made anew where that file has another ``stamp``.
+    """
+    del stamp
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     described = _as_torch_describes(read_description(folder))
 

@@ -92,5 +92,5 @@ def read_zero_weights(directory: Path, config: Mapping[str, Any], *, choose: Cho
     folder = file.rpartition("/")[0]
     why = "the weights of the training as it computed with them are read; its master copies in float32 and its optimizer are not"
     skipped = f"; not the model's: {few(chosen.skipped)}" if chosen.skipped else ""
-    left = {f"{folder}/" if folder else "the other files": why + skipped}
+    left = {f"{folder}/" if folder else STATES: why + skipped}
     return Weights(tensors, {file: tuple(tensors)}, {file: {}}, None, left)

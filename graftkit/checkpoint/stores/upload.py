@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from graftkit.checkpoint.output_place import REPLACEABLE
 from graftkit.checkpoint.stores.store import Store, copies, open_store, store_faults
@@ -18,7 +19,7 @@ from graftkit.checkpoint.weights import INDEX
 from graftkit.errors import Locked, RecipeError, StorageFault, printable
 
 #: What a loader looks for first, in the order in which it is uploaded, behind everything else.
-LAST = (INDEX, "adapter_config.json", "config.json")
+LAST = (INDEX, ".metadata", "adapter_config.json", "config.json")
 
 #: What tells that a folder is an output of graftkit, and is uploaded first: whoever finds a part may replace it.
 FIRST = "graft_report.json"
@@ -37,14 +38,11 @@ def refuse_store_output(url: str, *, base: str, overwrite: bool) -> None:
         raise RecipeError(f"{place} is, holds or lies in the source {printable(base)}; name another output")
     with store_faults(url, "output", "asking the store"):
         store = open_store(url)
-        store.fs.invalidate_cache()
         if not store.root.strip("/"):
             raise RecipeError(f"{place} names no folder of the store; name one")
-        if not store.fs.exists(store.root):
-            return
-        if not overwrite:
-            raise RecipeError(f"{place} exists; name another output, or replace it with --overwrite")
         files = store.files()
+        if files and not overwrite:
+            raise RecipeError(f"{place} exists; name another output, or replace it with --overwrite")
         if files and not any(name in files for name in REPLACEABLE):
             raise RecipeError(
                 f"{place} is not a checkpoint (it has no {' or '.join(REPLACEABLE)}); name another output"
@@ -65,10 +63,8 @@ def uploaded(url: str) -> Iterator[Path]:
     home.mkdir(parents=True, exist_ok=True)
     folder = home / (url.rstrip("/").rpartition("/")[2] or "output")
     with (home / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Locked(f"{printable(url)}: another run is writing it; wait for it to end") from error
+        if not _locked(lock):
+            raise Locked(f"{printable(url)}: another run is writing it; wait for it to end")
         shutil.rmtree(folder, ignore_errors=True)
         yield folder
         try:
@@ -82,26 +78,45 @@ def uploaded(url: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _upload(folder: Path, store: Store) -> None:
-    """Upload every file of ``folder``, and remove what else the store has there."""
+    """Upload every file of ``folder``, and remove what else the store has there; what fails where nothing was leaves nothing."""
     files = sorted((_files(folder)), key=lambda name: (_turn(name), name))
     before = store.files()
     for name in reversed(LAST):  # from here on nobody loads what is to be replaced
         for old in before:
             if old.rpartition("/")[2] == name:
                 store.fs.rm_file(store.place_of(old))
-    for name in files:
-        place, path = store.place_of(name), folder / name
-        store.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
-        store.fs.put_file(str(path), place)
-        store.fs.invalidate_cache()
-        if (size := store.fs.info(place)["size"]) != path.stat().st_size:
-            raise StorageFault(
-                f"{printable(store.url)}: {printable(name)}: arrived as {size} of {path.stat().st_size} bytes"
-            )
+    try:
+        for name in files:
+            _put(folder / name, store, name)
+    except BaseException:
+        for name in files if not before else ():
+            with contextlib.suppress(Exception):
+                store.fs.rm_file(store.place_of(name))
+        raise
     for old in before.keys() - set(files):
         if store.fs.exists(store.place_of(old)):
             store.fs.rm_file(store.place_of(old))
+
+
+def _put(path: Path, store: Store, name: str) -> None:
+    """Upload one file, and see that all of it arrived."""
+    place = store.place_of(name)
+    store.fs.makedirs(place.rpartition("/")[0], exist_ok=True)
+    store.fs.put_file(str(path), place)
+    store.fs.invalidate_cache()
+    if (size := store.fs.info(place)["size"]) != path.stat().st_size:
+        raise StorageFault(
+            f"{printable(store.url)}: {printable(name)}: arrived as {size} of {path.stat().st_size} bytes"
+        )
 
 
 def _turn(name: str) -> int:
