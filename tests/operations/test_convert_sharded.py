@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -342,3 +344,37 @@ def test_a_module_of_no_size_and_a_step_that_is_not_there(base, tmp_path):
     stepped(source, held, key="model")
     with pytest.raises(InputRejected, match="holds no tensors by name"):
         convert(source, tmp_path / "out")
+
+
+RANK = """
+import sys
+import torch.distributed as dist, torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+dist.init_process_group("gloo")
+mesh = init_device_mesh("cpu", (2,))
+held = load_file(sys.argv[1])
+state = {name: distribute_tensor(value, mesh, [Shard(value.dim() - 1)]) for name, value in held.items()}
+dcp.save({"model": state}, checkpoint_id=sys.argv[2])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_folder_that_two_processes_wrote(base, tmp_path):
+    """By torch's own sharded tensors, cut along their last axis."""
+    source, held = emptied(base, tmp_path / "source")
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, tmp_path / "rank.py", base / "model.safetensors", source],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (source / "__1_0.distcp").is_file()
+    convert(source, tmp_path / "out", verify={"outputs": False})
+    assert equal(tmp_path / "out", held)
