@@ -65,8 +65,10 @@ class Selftest:
         rate = (
             f" (rate below {min(3 / len(self.clean), 1):.2g} with 95 % confidence)" if self.clean and not alarms else ""
         )
+        without = len(self.faults) - len(self.planted)
+        not_applicable = f", {without} not applicable" if without else ""
         return (
-            f"{caught} of {len(self.planted)} faults caught, {len(self.faults) - len(self.planted)} not applicable,"
+            f"{caught} of {len(self.planted)} faults caught{not_applicable},"
             f" {alarms} of {len(self.clean)} clean copies flagged{rate}"
         )
 
