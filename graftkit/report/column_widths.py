@@ -1,7 +1,8 @@
-"""How wide the columns of a table are where it is wider than the terminal."""
+"""How wide the columns of a table are where it is wider than the terminal, and how names become shorter."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len
@@ -40,6 +41,27 @@ def column_widths(
         least = _broken(least, [min(width, word) for width, word in zip(least, words, strict=True)], available)
         least = _capped(least, available, 1)
     return _shared(natural, least, available)
+
+
+def shortened_words(cells: Sequence[str], width: int) -> list[str]:
+    """The cells of a column with words of at most ``width`` characters: longer ones lose their middle.
+
+    All lose it at one place: there where most of the names that differ still do, such as those of the weights of a block.
+    """
+    long = {word for cell in cells for word in cell.split() if cell_len(word) > width}
+    if not long:
+        return list(cells)
+    heads = sorted(range(1, max(width - 1, 2)), key=lambda head: abs(head - (width - 1) // 2))
+    head = max(heads, key=lambda head: len({_without_middle(word, head, width) for word in long}))
+    return [
+        re.sub(r"\S+", lambda word: _without_middle(word[0], head, width) if word[0] in long else word[0], cell)
+        for cell in cells
+    ]
+
+
+def _without_middle(word: str, head: int, width: int) -> str:
+    tail = max(width - head - 1, 0)
+    return f"{word[:head]}…{word[len(word) - tail :]}"
 
 
 def _longest_word(cells: Sequence[str]) -> int:

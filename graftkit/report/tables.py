@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from graftkit.errors import printable, shortened
-from graftkit.report.column_widths import GAP, column_widths
+from graftkit.report.column_widths import GAP, column_widths, shortened_words
 
 #: Columns where nobody watches.
 WIDTH = 120
@@ -34,14 +34,19 @@ class Lines(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does; a text on a terminal in lines of its width."""
         if options or len(objects) != 1 or not isinstance(objects[0], str) or self.soft_wrap:
-            super().print(*objects, **options)
+            super().print(*objects, **{"crop": False, **options})
             return
         for line in wrapped(Text.from_markup(objects[0]), self.width):
             super().print(line, soft_wrap=True)
 
     def paste(self, text: str) -> None:
-        """Print text whose lines end where they end."""
-        super().print(text, soft_wrap=True)
+        """Print text whose lines end where they end, but for comments, which go on behind another ``#``."""
+        for line in text.split("\n"):
+            if self.soft_wrap or not line.startswith("# "):
+                super().print(line, soft_wrap=True)
+                continue
+            for part in wrapped(Text.from_markup(line.removeprefix("# ")), self.width - 2):
+                super().print(Text("# ") + part, soft_wrap=True)
 
 
 def open_console() -> Lines:
@@ -94,20 +99,16 @@ class Table:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         content = [[cells[place].plain for cells in self._rows] for place in range(len(self._columns))]
         widths = column_widths(self._columns, content, options.max_width, whole=not console.is_terminal)
-        yield from wrapped(Text.from_markup(self._title, style="bold"), options.max_width)
+        title = Text.from_markup(self._title, style="bold", overflow="ignore")
+        yield from wrapped(title, options.max_width)
         grid = Grid(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
         for name, width in zip(self._columns, widths, strict=True):
             grid.add_column(name, width=width)
-        for cells in self._rows:
-            grid.add_row(*(_narrowed(cell, width) for cell, width in zip(cells, widths, strict=True)))
+        narrowed = [shortened_words(texts, width) for texts, width in zip(content, widths, strict=True)]
+        for place, cells in enumerate(self._rows):
+            shown = ((cell, texts[place]) for cell, texts in zip(cells, narrowed, strict=True))
+            grid.add_row(*(cell if cell.plain == text else Text(text) for cell, text in shown))
         yield from console.render(grid, options.update_width(sum(widths) + GAP * len(widths)))
-
-
-def _narrowed(cell: Text, width: int) -> Text:
-    """The cell with words of at most ``width`` characters: a longer one loses its middle."""
-    if all(cell_len(word) <= width for word in cell.plain.split()):
-        return cell
-    return Text(_WORD.sub(lambda word: shortened(word[0], width), cell.plain))
 
 
 def table(title: str, *columns: str) -> Table:

@@ -89,7 +89,9 @@ def print_plan(plan: Plan, *, verbose: bool, console: Lines | None = None) -> No
 
 
 def _print_tensors(console: Lines, plan: Plan, *, verbose: bool) -> None:
-    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change", "operation")
+    reshaped = any(change.old_shape != change.new_shape for change in plan.tensors) or plan.adapter is not None
+    shapes = ("before", "after") if reshaped else ("shape",)
+    tensors = _table("tensors", "name", "dtype", *shapes, "new bytes", "change", "operation")
     carried = [change for change in plan.tensors if change.kind in CARRIED]
     dropped = [change for change in plan.tensors if change.kind == "dropped"]
     summed_up = {*carried, *(dropped if len(dropped) > SHOWN and not verbose else ())}
@@ -103,10 +105,15 @@ def _print_tensors(console: Lines, plan: Plan, *, verbose: bool) -> None:
             "gathered": f"{made}, the others moved",
         }
         what = words.get(change.kind, change.kind)
+        before_and_after = (_shape(change.old_shape), _shape(change.new_shape))[-len(shapes) :]
         tensors.add_row(
-            _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
-            size(change.produced), what, change.operation,
-        )  # fmt: skip
+            _text(change.name),
+            change.dtype,
+            *before_and_after,
+            size(change.produced) if change.produced else "-",
+            what,
+            change.operation,
+        )
     if plan.adapter is not None:
         made = next(spec.op for spec, done in zip(plan.recipe.operations, plan.outcomes, strict=True) if done.adapter)
         tensors.add_row(

@@ -29,7 +29,7 @@ RECORD, PAGE = material.ROOT / "docs" / "integration.json", material.ROOT / "doc
 #: No tool looks for a hub, draws bars, reports home or looks for another device.
 QUIET = {
     "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "WANDB_DISABLED": "true",
-    "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": "",
+    "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
 
 
@@ -41,7 +41,9 @@ def references(place: Path) -> None:
         (place / "sentences.source").write_text(str(source), encoding="utf-8")
     if not (place / "references.npz").exists():
         command = [sys.executable, HERE / "inside" / "write_references.py", place]
-        subprocess.run(command, env=os.environ | QUIET, check=True)
+        done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise SystemExit(f"no references: {done.stderr.strip()}")
 
 
 def found_by(name: str, tool: Tool, cache: Path, seconds: float) -> dict[str, Any]:
