@@ -1,5 +1,6 @@
 """scripts/integration: what it lists, how it compares, and what it says of a tool that does not install; the real run is slow."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -47,16 +48,18 @@ def test_a_tool_that_it_does_not_have_is_named():
 
 
 def test_what_does_not_install_is_skipped_with_pip_s_reason(tmp_path, monkeypatch):
-    from environment import NotInstalled, environment_of
+    import page
     from tool import Tool
 
+    spec = importlib.util.spec_from_file_location("integrations", FOLDER / "__main__.py")
+    integrations = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(integrations)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "pyproject.toml").write_text('[project]\nname = "broken"\nversion = "1"\nrequires-python = "<3"\n')
-    with pytest.raises(NotInstalled, match="requires a different Python|No matching distribution"):
-        environment_of("broken", Tool("none.py", (str(broken),), ()), tmp_path, 120)
-    site = next((tmp_path / "broken" / "lib").glob("python*")) / "site-packages"
+    found = integrations.found_by("none", Tool("none.py", ("graftkit-none-such",), ()), tmp_path, 120)
+    said = "skipped: does not install: Could not find a version that satisfies the requirement graftkit-none-such"
+    assert page.verdict(found).startswith(said)
+    assert f"| none | - | {said}" in page.markdown({"none": found})
+    site = next((tmp_path / "none" / "lib").glob("python*")) / "site-packages"
     assert (tmp_path / "torch" / "torch").is_symlink()
     assert (site / "torch_of_graftkit.pth").read_text().strip() == str(tmp_path / "torch")
     assert not (tmp_path / "torch" / "peft").exists()

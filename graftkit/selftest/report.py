@@ -67,10 +67,8 @@ class Selftest:
         )
         without = len(self.faults) - len(self.planted)
         not_applicable = f", {without} not applicable" if without else ""
-        return (
-            f"{caught} of {len(self.planted)} faults caught{not_applicable},"
-            f" {alarms} of {len(self.clean)} clean copies flagged{rate}"
-        )
+        flagged = f", {alarms} of {len(self.clean)} clean copies flagged{rate}" if self.clean else ""
+        return f"{caught} of {len(self.planted)} faults caught{not_applicable}{flagged}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
