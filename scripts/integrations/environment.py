@@ -54,7 +54,7 @@ def environment_of(name: str, tool: Tool, cache: Path, seconds: float) -> Path:
     wanted = "\n".join([*tool.requirements, *tool.bare])
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted and python.exists():
         return python
-    venv.create(home, with_pip=True, clear=True)
+    venv.create(home, clear=True)
     site = next((home / "lib").glob("python*")) / "site-packages"
     (site / "torch_of_graftkit.pth").write_text(f"{linked_torch(cache / 'torch')}\n", encoding="utf-8")
     torch = importlib.metadata.version("torch").partition("+")[0]
@@ -68,7 +68,8 @@ def environment_of(name: str, tool: Tool, cache: Path, seconds: float) -> Path:
 
 
 def _install(python: Path, arguments: list[str], seconds: float) -> None:
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--no-input"]
+    command = [*pip, "install", "--quiet", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
