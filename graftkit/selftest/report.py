@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.errors import plural
+
 
 @dataclass(frozen=True, slots=True)
 class PlantedFault:
@@ -68,7 +70,7 @@ class Selftest:
         without = len(self.faults) - len(self.planted)
         not_applicable = f", {without} not applicable" if without else ""
         flagged = f", {alarms} of {len(self.clean)} clean copies flagged{rate}" if self.clean else ""
-        return f"{caught} of {len(self.planted)} faults caught{not_applicable}{flagged}"
+        return f"{caught} of {plural(len(self.planted), 'fault')} caught{not_applicable}{flagged}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""
