@@ -36,6 +36,7 @@ QUIET = {
 def references(place: Path) -> None:
     """Make the material, and what graftkit's environment computes of it."""
     material.make(place)
+    (place / "base.source").write_text(str(material.DEMO), encoding="utf-8")
     source = material.sentence_model()
     if source is not None:
         (place / "sentences.source").write_text(str(source), encoding="utf-8")
@@ -118,7 +119,7 @@ def run(chosen: dict[str, Tool], cache: Path, seconds: float, write: bool) -> in
         if write:
             found = {each: found[each] for each in TOOLS if each in found}
             RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            PAGE.write_text(page.markdown(found), encoding="utf-8")
+            PAGE.write_text(page.markdown(found, tuple(TOOLS)), encoding="utf-8")
     return int(wrong)
 
 

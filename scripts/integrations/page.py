@@ -23,16 +23,17 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def markdown(found: dict[str, Any]) -> str:
-    """The page, with the tools in the order of ``found``."""
-    return "\n".join([HEAD, *_overview(found), "", *_details(found)]).rstrip() + "\n"
+def markdown(found: dict[str, Any], names: tuple[str, ...] = ()) -> str:
+    """The page, with the tools in the order of ``found``; those of ``names`` that it lacks have not been run."""
+    return "\n".join([HEAD, *_overview(found, names), "", *_details(found)]).rstrip() + "\n"
 
 
-def _overview(found: dict[str, Any]) -> Iterator[str]:
+def _overview(found: dict[str, Any], names: tuple[str, ...]) -> Iterator[str]:
     yield "| tool | versions | result |"
     yield "|---|---|---|"
     for name, tool in found.items():
         yield f"| {name} | {_versions(tool)} | {_cell(verdict(tool))} |"
+    yield from (f"| {name} | - | not run yet |" for name in names if name not in found)
 
 
 def _details(found: dict[str, Any]) -> Iterator[str]:
@@ -48,8 +49,11 @@ def verdict(tool: dict[str, Any]) -> str:
     if tool["skipped"]:
         return f"skipped: {tool['skipped']}"
     wrong = [row["what"] for row in tool["rows"] if row["outcome"] in {"differs", "failed"}]
+    not_run = [row["figure"] for row in tool["rows"] if row["outcome"] == "not run"]
     held = sum(row["outcome"] in {"equal", "within noise"} for row in tool["rows"])
-    return f"wrong: {'; '.join(wrong)}" if wrong else f"{held} of {held} held"
+    if wrong:
+        return f"wrong: {'; '.join(wrong)}"
+    return f"{held} of {held} held" if held else f"not run: {'; '.join(not_run)}"
 
 
 def _versions(tool: dict[str, Any]) -> str:
