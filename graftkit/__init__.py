@@ -13,6 +13,7 @@ Importing this package loads neither torch nor transformers: a name is imported 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ __all__ = [
     "verify_merge",
 ]
 
+#: What is said on Windows, which nobody can test here.
+ELSEWHERE = "graftkit runs on Linux and macOS; on Windows run it inside WSL"
+
 #: Where each name is defined.
 _PLACES = {
     "AdapterVerification": "graftkit.adapter_verification",
@@ -81,6 +85,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for an object
 
     def __getattr__(name: str) -> object:
         if name in _PLACES:
+            if sys.platform == "win32":
+                raise ImportError(ELSEWHERE)
             return getattr(importlib.import_module(_PLACES[name]), name)
         raise AttributeError(f"module 'graftkit' has no attribute {name!r}")
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
+from graftkit import ELSEWHERE
+
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if sys.platform == "win32":
+        sys.stderr.write(f"{ELSEWHERE}\n")
+        sys.exit(5)
     try:
         from graftkit.cli import main as command_line
 

@@ -11,11 +11,12 @@ from typing import Any
 SECONDS, BYTES, PATIENCE = 5, 2 << 30, 300
 
 _LIMITS = """
-import json, resource, sys
+import contextlib, json, resource, sys
 job = json.loads(sys.stdin.buffer.read())
 sys.path[:] = job["path"]
 resource.setrlimit(resource.RLIMIT_CPU, (job["seconds"], job["seconds"] + 1))
-resource.setrlimit(resource.RLIMIT_AS, (job["bytes"], job["bytes"]))
+with contextlib.suppress(ValueError, OSError):  # macOS knows no limit of address space: there only time bounds
+    resource.setrlimit(resource.RLIMIT_AS, (job["bytes"], job["bytes"]))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 """
 

@@ -57,11 +57,20 @@ def read_range(
 def _read_fd(fd: int, offset: int, buffer: np.ndarray[Any, Any], path: object) -> np.ndarray[Any, Any]:
     view, done = memoryview(buffer.data), 0
     while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
+        count = read_into(fd, view[done:], offset + done)
         if count == 0:
             raise InputRejected(f"{printable(path)}: the file became shorter while it was read")
         done += count
     return buffer
+
+
+def read_into(fd: int, view: memoryview, offset: int) -> int:
+    """Fill ``view`` from ``offset`` of a file on, and return how many bytes came; 0 at its end."""
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [view], offset)
+    found = os.pread(fd, min(len(view), CHUNK), offset)  # macOS before 11
+    view[: len(found)] = found
+    return len(found)
 
 
 def chunks(tensor: LazyTensor, size: int = CHUNK) -> Iterator[bytes]:

@@ -38,8 +38,11 @@ BUFFER = 1 << 20
 #: Requests of Linux: share all blocks with another file, reserve blocks without growing the file, start writeback.
 FICLONE, FALLOC_FL_KEEP_SIZE, SYNC_FILE_RANGE_WRITE = 0x40049409, 1, 2
 
-#: What a system call answers where this kernel, file system or sandbox does not offer it for these two files.
-UNSUPPORTED = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
+#: What a system call answers where this kernel, file system or sandbox does not offer it for these two files; macOS sends files to
+#: sockets alone.
+UNSUPPORTED = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.ENOTSOCK}
+)
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -213,6 +216,8 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
 
 
 def _by_copy_file_range(source_fd: int, offset: int, count: int, target_fd: int) -> int:
+    if not hasattr(os, "copy_file_range"):  # only Linux has it
+        return 0
     try:
         return os.copy_file_range(source_fd, target_fd, count, offset_src=offset)
     except OSError as error:
@@ -222,6 +227,8 @@ def _by_copy_file_range(source_fd: int, offset: int, count: int, target_fd: int)
 
 
 def _by_sendfile(source_fd: int, offset: int, count: int, target_fd: int) -> int:
+    if not hasattr(os, "sendfile"):
+        return 0
     try:
         return os.sendfile(target_fd, source_fd, offset, count)
     except OSError as error:

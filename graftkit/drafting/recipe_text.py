@@ -10,8 +10,8 @@ from graftkit.drafting.draft import Step
 from graftkit.errors import printable
 from graftkit.recipe.dump import dump_field
 
-#: Columns of a comment.
-WIDTH = 100
+#: Columns of a comment behind its sign, so that the recipe fits into a terminal of 80.
+WIDTH = 77
 
 
 def recipe_text(

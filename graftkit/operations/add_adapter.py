@@ -18,7 +18,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import TAGS, read_tensor, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
-from graftkit.errors import RecipeError
+from graftkit.errors import RecipeError, plural
 from graftkit.initializers.seeding import seed_of
 from graftkit.operations.adapters.base import (
     Base,
@@ -207,7 +207,8 @@ def _promise(strength: PromiseClass) -> Promise:
 
 def _notes(maker: _Maker) -> Iterator[str]:
     kind, tensors = maker.spec.peft_type, maker.planned.tensors
-    yield f"{kind}: {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} values"
+    yield f"{kind}: {plural(len(tensors), 'tensor')}, {plural(sum(tensor.numel() for tensor in tensors.values()), 'value')}"
     if maker.unread.read:
         when = "to plan it, since shapes depend on them" if kind in SHAPED_BY_WEIGHTS else "when it is written"
-        yield f"peft computes from {len(maker.unread.read)} weights, which are read {when}"
+        is_read = "which is" if len(maker.unread.read) == 1 else "which are"
+        yield f"peft computes from {plural(len(maker.unread.read), 'weight')}, {is_read} read {when}"

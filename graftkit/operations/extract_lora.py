@@ -223,8 +223,10 @@ def _promise() -> Promise:
 
 def _notes(changes: Changes, ranks: Mapping[str, int]) -> Iterator[str]:
     low, high = min(ranks.values()), max(ranks.values())
-    yield f"{len(ranks)} linears differ; rank {low if low == high else f'{low} to {high}'}"
+    yield f"{plural(len(ranks), 'linear')} differ{'s' * (len(ranks) == 1)}; rank {low if low == high else f'{low} to {high}'}"
     if changes.saved:
         yield f"{plural(len(changes.saved), 'tensor')} stored whole: {few(changes.saved)}"
     if changes.others:
-        yield f"{len(changes.others)} tensors differ and are lost, as allowed: {few(changes.others)}"
+        one = len(changes.others) == 1
+        lost = "differs and is lost" if one else "differ and are lost"
+        yield f"{plural(len(changes.others), 'tensor')} {lost}, as allowed: {few(changes.others)}"

@@ -225,13 +225,14 @@ def _notes(edits: tuple[Edit, ...], copied: Mapping[str, str], kept: Iterable[li
         ranks = sorted({edit.rank for edit in factors})
         shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
         dora = ", with magnitudes (DoRA)" if any(edit.magnitude is not None for edit in factors) else ""
-        yield f"{len(factors)} weights get a product of rank {shown} folded in{dora}"
+        yield f"{plural(len(factors), 'weight')} get{'s' * (len(factors) == 1)} a product of rank {shown} folded in{dora}"
     whole = {edit.weight for edit in edits if isinstance(edit, Replaced)}
     if whole:
         yield f"{plural(len(whole), 'tensor')} of the adapter replace{'s' * (len(whole) == 1)} the base's: {few(whole)}"
     for edit in edits:
         if isinstance(edit, TokenRows):
-            yield f"{len(edit.rows)} rows of {printable(edit.weight)} are the adapter's"
+            are = "is" if len(edit.rows) == 1 else "are"
+            yield f"{plural(len(edit.rows), 'row')} of {printable(edit.weight)} {are} the adapter's"
     for name in copied:
         yield f"{printable(name)} was tied and gets a copy of its own: the adapter does not change both sides alike"
     for names in kept:

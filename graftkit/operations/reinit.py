@@ -142,11 +142,14 @@ def _notes(
     facts: ModelFacts, skeleton: sk.Skeleton,
 ) -> Iterator[str]:  # fmt: skip
     if layers is not None:
-        numbers = ", ".join(map(str, spec.layer_numbers(layers.count)))
-        yield f"layers {numbers} of the {layers.count} in {layers.path}"
+        numbers = spec.layer_numbers(layers.count)
+        which = f"layer{'s' * (len(numbers) != 1)} {', '.join(map(str, numbers))}"
+        yield f"{which} of the {layers.count} in {layers.path}"
     rest = len(targets) - len(matrices)
-    as_class = f"{rest} gains, biases and the like as a new {skeleton.architecture} has them"
-    yield f"{len(matrices)} matrices by {scheme}, {as_class}" if matrices else as_class
+    others = "one gain, bias or the like" if rest == 1 else f"{rest} gains, biases and the like"
+    as_class = f"{others} as a new {skeleton.architecture} has them"
+    many = "one matrix" if len(matrices) == 1 else f"{len(matrices)} matrices"
+    yield ", ".join([f"{many} by {scheme}"] * bool(matrices) + [as_class] * bool(rest))
     if spec.init is None or getattr(spec.init, "std", 0) is None:
         found = text_value(skeleton, "initializer_range", "init_std")
         yield f"std {facts.std:g}, {'from the config' if found else 'since the config names no initializer_range'}"

@@ -17,7 +17,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, plural, printable
 from graftkit.initializers.combination import join_experts
 from graftkit.initializers.seeding import generator_for
 from graftkit.operations.adapters.base import check_base, written_config
@@ -140,7 +140,8 @@ def _promise(*, shrinks: bool) -> Promise:
 
 def _notes(ranks: Counter[int], rank: int) -> Iterator[str]:
     for old, count in sorted(ranks.items()):
+        changes, s = f"from rank {old} to {rank}", "s" * (count == 1)
         if old < rank:
-            yield f"{count} weights grow from rank {old} to {rank}: new rows of A as peft draws them, new columns of B zero"
+            yield f"{plural(count, 'weight')} grow{s} {changes}: new rows of A as peft draws them, new columns of B zero"
         elif old > rank:
-            yield f"{count} weights shrink from rank {old} to {rank}: the nearest product, by singular values"
+            yield f"{plural(count, 'weight')} shrink{s} {changes}: the nearest product, by singular values"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.errors import plural
 from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.page import render_page
 from graftkit.report.unchecked import unchecked
@@ -25,9 +26,10 @@ def comparison_rows(found: Verification) -> Iterator[Row]:
     else:
         yield Row("report", "not compared", "none lies beside B")
     more = len(found.difference.tensors)
+    more_words = ", one more differs" if more == 1 else f", {more:,} more differ" if more else ""
     figures = {
-        "bytes": f"{found.difference.equal} tensors equal" + (f", {more} more differ" if more else ""),
-        "config": f"{len(found.difference.values)} values differ in config and tokenizer files",
+        "bytes": f"{plural(found.difference.equal, 'tensor')} equal" + more_words,
+        "config": _values(len(found.difference.values)),
         "tokenizer": found.tokenization.figure()
         if found.tokenization
         else ""
@@ -44,6 +46,11 @@ def comparison_rows(found: Verification) -> Iterator[Row]:
         yield from found.outputs.rows()
     for check_report in found.checks:
         yield from check_report.rows()
+
+
+def _values(count: int) -> str:
+    differ = "one value differs" if count == 1 else f"{count:,} values differ" if count else "no value differs"
+    return f"{differ} in config and tokenizer files"
 
 
 def lost_by(found: Verification) -> tuple[str, ...]:

@@ -8,17 +8,15 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import plural
-from graftkit.report.tables import table, text
+from graftkit.report.tables import Lines, table, text
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from graftkit.architecture.dimensions import Dimensions
     from graftkit.inspection import Inspection
     from graftkit.planned import Plan
 
 
-def print_modules(console: Console, found: Inspection) -> None:
+def print_modules(console: Lines, found: Inspection) -> None:
     """Print the dimensions, the chat template, and what adapters can target."""
     console.print(f"size        {text('; '.join(dimension_words(found.dimensions)))}")
     if found.rows:
@@ -51,7 +49,7 @@ def dimension_words(found: Dimensions) -> Iterator[str]:
         yield f"context {plural(found.positions, 'position')}"
 
 
-def print_adapted(console: Console, plan: Plan) -> None:
+def print_adapted(console: Lines, plan: Plan) -> None:
     """Print what the adapter trains, by module, and how many parameters that is; nothing where no adapter is made."""
     groups = plan.adapted
     if not groups:

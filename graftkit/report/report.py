@@ -86,7 +86,9 @@ class Report:
         produced = sum(entry.produced_bytes for entry in self.ledger)
         kept = sum(entry.source_bytes for entry in self.ledger)
         finite = "" if self.plan.recipe.allow_nonfinite else ", all finite"
-        yield Row("bytes", "equal", f"{size(kept)} equal to the source, {size(produced)} as computed{finite}")
+        parts = {"equal to the source": kept, "as computed": produced}
+        shown = ", ".join(f"{size(count)} {what}" for what, count in parts.items() if count)
+        yield Row("bytes", "equal", f"{shown or 'none'}{finite}")
         for tokens in self.tokenization:
             yield from tokens.rows()
         if self.outputs is None:

@@ -14,7 +14,7 @@ from graftkit.errors import plural
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.module_tables import print_adapted, print_modules
 from graftkit.report.size import size
-from graftkit.report.tables import captured
+from graftkit.report.tables import Lines, captured
 from graftkit.report.tables import open_console as _console
 from graftkit.report.tables import table as _table
 from graftkit.report.tables import text as _text
@@ -42,6 +42,11 @@ CARRIED = {
     "moved": "of them move to another block",
     "copied": "more are copies of others",
 }
+CARRIED_ONE = {
+    "renamed": "one of them gets the name that the new class gives it",
+    "moved": "one of them moves to another block",
+    "copied": "one more is a copy of another",
+}
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:
@@ -53,7 +58,7 @@ def plan_text(plan: Plan) -> str:
     return captured(lambda console: print_plan(plan, verbose=False, console=console))
 
 
-def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> None:
+def print_plan(plan: Plan, *, verbose: bool, console: Lines | None = None) -> None:
     """Print every change that `apply` would make."""
     console = console or _console()
     console.print(f"[bold]plan[/bold] {_text(plan.source.name)} -> {_text(plan.recipe.output)}")
@@ -83,39 +88,56 @@ def print_plan(plan: Plan, *, verbose: bool, console: Console | None = None) -> 
         console.print(f"weights    {size(there)} {what}")
 
 
-def _print_tensors(console: Console, plan: Plan, *, verbose: bool) -> None:
-    tensors = _table("tensors", "name", "dtype", "before", "after", "new bytes", "change", "operation")
+def _print_tensors(console: Lines, plan: Plan, *, verbose: bool) -> None:
+    reshaped = any(change.old_shape != change.new_shape for change in plan.tensors) or plan.adapter is not None
+    shapes = ("before", "after") if reshaped else ("shape",)
+    tensors = _table("tensors", "name", "dtype", *shapes, "new bytes", "change", "operation")
     carried = [change for change in plan.tensors if change.kind in CARRIED]
     dropped = [change for change in plan.tensors if change.kind == "dropped"]
     summed_up = {*carried, *(dropped if len(dropped) > SHOWN and not verbose else ())}
     for change in plan.tensors:
         if change in summed_up:
             continue
-        made = f"{change.rows} rows made"
-        words = {"patched": made, "trimmed": f"{change.rows} rows dropped", "gathered": f"{made}, the others moved"}
+        made = f"{plural(change.rows, 'row')} made"
+        words = {
+            "patched": made,
+            "trimmed": f"{plural(change.rows, 'row')} dropped",
+            "gathered": f"{made}, the others moved",
+        }
         what = words.get(change.kind, change.kind)
+        before_and_after = (_shape(change.old_shape), _shape(change.new_shape))[-len(shapes) :]
         tensors.add_row(
-            _text(change.name), change.dtype, _shape(change.old_shape), _shape(change.new_shape),
-            size(change.produced), what, change.operation,
-        )  # fmt: skip
+            _text(change.name),
+            change.dtype,
+            *before_and_after,
+            size(change.produced) if change.produced else "-",
+            what,
+            change.operation,
+        )
     if plan.adapter is not None:
         made = next(spec.op for spec, done in zip(plan.recipe.operations, plan.outcomes, strict=True) if done.adapter)
         tensors.add_row(
-            "adapter/", "", "-", f"{len(plan.adapter.tensors)} tensors", size(plan.adapter.nbytes), "made", made
+            "adapter/", "", "-", plural(len(plan.adapter.tensors), "tensor"), size(plan.adapter.nbytes), "made", made
         )
     kept = len(plan.result.all_tensors) - sum(
         change.new_shape is not None for change in plan.tensors if change.kind not in ("renamed", "moved")
     )
     console.print(tensors if tensors.row_count else "[dim]no tensor changes[/dim]")
-    kept_how = "are kept byte for byte" if plan.writes_base else "stay where they are: the base is not written again"
-    console.print(f"[dim]{kept} tensors {kept_how}[/dim]")
+    one = kept == 1
+    kept_how = f"{'is' if one else 'are'} kept byte for byte"
+    stays_how = f"{'stays where it is' if one else 'stay where they are'}: the base is not written again"
+    if kept:
+        console.print(f"[dim]{plural(kept, 'tensor')} {kept_how if plan.writes_base else stays_how}[/dim]")
     for kind, what in CARRIED.items():
         found = [change for change in carried if change.kind == kind]
         if found:
             shown = f"{_text(found[0].old_name)} -> {_text(found[0].name)}"
-            console.print(f"[dim]{len(found)} {what}, such as {shown}[/dim]")
+            if len(found) == 1:
+                console.print(f"[dim]{CARRIED_ONE[kind]}: {shown}[/dim]")
+            else:
+                console.print(f"[dim]{len(found)} {what}, such as {shown}[/dim]")
     if len(summed_up) > len(carried):
-        console.print(f"[dim]{len(dropped)} are dropped, such as {_text(dropped[0].name)}[/dim]")
+        console.print(f"[dim]{plural(len(dropped), 'tensor')} are dropped, such as {_text(dropped[0].name)}[/dim]")
 
 
 def _short(value: object, limit: int = 60) -> str:
@@ -135,10 +157,10 @@ def progress(*, silent: bool) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description:<24}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<24}"), BarColumn(18), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("[dim]left[/dim]"), TimeRemainingColumn(),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True)) as bars:
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: float, total: float) -> None:
@@ -154,7 +176,7 @@ def report_text(report: Report) -> str:
     return captured(lambda console: print_report(report, console))
 
 
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: Report, console: Lines | None = None) -> None:
     """Print what was verified, with the figures, and the lines to paste into a trainer's config."""
     console = console or _console()
     table = _table("verification", "check", "result", "figure")
@@ -166,7 +188,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
             console.print(f"[yellow]note:[/yellow] {_text(difference)}")
         if len(found.differences) > TOKENS:
             more = len(found.differences) - TOKENS
-            console.print(f"[dim]… and {more:,} more texts that new tokens split (graft_report.json)[/dim]")
+            console.print(
+                f"[dim]… and {more:,} more {'text' if more == 1 else 'texts'} that new tokens split (graft_report.json)[/dim]"
+            )
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {_text(note)}")
     in_memory = report.plan.in_memory
@@ -176,7 +200,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(f"[green]{_text(report.verdict)}[/green]")
     console.print("in memory; nothing was written" if in_memory else f"written to {_text(report.plan.recipe.output)}")
     if report.snippets:
-        console.print(f"\n[bold]to train from it[/bold]\n{_text_lines(report.snippets)}")
+        console.print("\n[bold]to train from it[/bold]")
+        console.paste(_text_lines(report.snippets))
 
 
 def _text_lines(text: str) -> str:
@@ -189,7 +214,7 @@ def print_inspection(found: Inspection) -> None:
     dtypes = ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items())
     console.print(f"[bold]{_text(found.name)}[/bold]  {_text(found.architecture)} ({_text(found.model_type)})")
     console.print(
-        f"parameters  {found.parameters:,} in {found.shards} shard(s), {size(found.nbytes)}; tensors: {dtypes}"
+        f"parameters  {found.parameters:,} in {plural(found.shards, 'shard')}, {size(found.nbytes)}; tensors: {dtypes}"
     )
     print_modules(console, found)
     if found.rows:
@@ -207,11 +232,12 @@ def print_inspection(found: Inspection) -> None:
         console.print(f"tensors with NaN or infinity: {names}")
 
 
-def _print_vocabulary(console: Console, found: Inspection) -> None:
+def _print_vocabulary(console: Lines, found: Inspection) -> None:
     untied = any(item.role == "output" for item in found.tables)
+    padding = f" ({found.padding_rows:,} padding)" if found.padding_rows else ""
     tied = "tied" if found.tied else "not tied" if untied else "no output table"
     console.print(
-        f"vocabulary  {found.tokens} tokens, {found.rows} rows ({found.padding_rows} padding), {tied},"
+        f"vocabulary  {plural(found.tokens, 'token')}, {plural(found.rows, 'row')}{padding}, {tied},"
         f" size in {', '.join(found.config_paths)}"
     )
     table = _table("vocabulary tensors", "name", "role", "dtype", "shape", "live", "zero", "near zero", "duplicates")
@@ -241,7 +267,8 @@ def print_difference(found: Difference, *, verbose: bool) -> None:
     if tensors:
         console.print(table)
     _more(console, len(found.tensors) - len(tensors))
-    console.print(f"{plural(found.equal, 'tensor')} equal, {len(found.tensors):,} not")
+    differing = f", {len(found.tensors):,} not" if found.tensors else ""
+    console.print(f"{plural(found.equal, 'tensor')} equal{differing}")
     changed = _table("config and tokenizer", "file", "place", "before", "after")
     for value in values:
         changed.add_row(_text(value.document), _text(value.place), _short(value.old), _short(value.new))
@@ -249,7 +276,7 @@ def print_difference(found: Difference, *, verbose: bool) -> None:
     _more(console, len(found.values) - len(values))
 
 
-def _more(console: Console, count: int) -> None:
+def _more(console: Lines, count: int) -> None:
     if count:
         console.print(f"[dim]… and {count:,} more (--verbose)[/dim]")
 
@@ -259,7 +286,7 @@ def verification_text(found: Verification) -> str:
     return captured(lambda console: print_verification(found, console))
 
 
-def print_verification(found: Verification, console: Console | None = None) -> None:
+def print_verification(found: Verification, console: Lines | None = None) -> None:
     """Print the checks between two checkpoints."""
     verdict = "" if found.failures else comparison_verdict(found)
     _print_checks(found, comparison_rows(found), verdict, "green", console)
@@ -289,7 +316,7 @@ def _print_checks(
     rows: Iterable[Row],
     verdict: str,
     colour: str,
-    console: Console | None = None,
+    console: Lines | None = None,
 ) -> None:
     """Print a table of checks, what is worth knowing, and what failed or the verdict."""
     console = console or _console()

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graftkit.report.tables import table, text
+from graftkit.report.tables import Table, table, text
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from graftkit.inspection import Inspection, NeverTrained
     from graftkit.planned import Plan
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ def _machine() -> float:
     try:
         return _fields(PROC / "meminfo").get("MemAvailable", math.inf)
     except OSError:
+        return _physical()
+
+
+def _physical() -> float:
+    """All of the machine's memory, where nothing says what others leave of it, as on macOS."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
         return math.inf
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.errors import plural
+
 
 @dataclass(frozen=True, slots=True)
 class PlantedFault:
@@ -65,10 +67,10 @@ class Selftest:
         rate = (
             f" (rate below {min(3 / len(self.clean), 1):.2g} with 95 % confidence)" if self.clean and not alarms else ""
         )
-        return (
-            f"{caught} of {len(self.planted)} faults caught, {len(self.faults) - len(self.planted)} not applicable,"
-            f" {alarms} of {len(self.clean)} clean copies flagged{rate}"
-        )
+        without = len(self.faults) - len(self.planted)
+        not_applicable = f", {without} not applicable" if without else ""
+        flagged = f", {alarms} of {len(self.clean)} clean copies flagged{rate}" if self.clean else ""
+        return f"{caught} of {plural(len(self.planted), 'fault')} caught{not_applicable}{flagged}"
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values."""

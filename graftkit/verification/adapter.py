@@ -12,7 +12,7 @@ from graftkit.architecture.peft.adapter_edits import check_fit
 from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.checkpoint.adapter import AdapterPlace, adapter_at, tensors_at
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import InputRejected
+from graftkit.errors import InputRejected, plural
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, load, undisturbed
 from graftkit.running.peft_loading import assembled, with_peft
@@ -84,7 +84,7 @@ class AdapterReport(Report):
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        yield Row("adapter", "read back", f"{self.tensors} tensors, {self.nbytes:,} bytes")
+        yield Row("adapter", "read back", f"{plural(self.tensors, 'tensor')}, {plural(self.nbytes, 'byte')}")
         if self.not_compared:
             yield Row("adapter with peft", "failed" if self.failures else "not run", self.not_compared)
             return
@@ -93,7 +93,9 @@ class AdapterReport(Report):
         )
         if self.gap is not None:
             result = "bitwise" if self.gap.bitwise else "trained" if self.trained else "measured"
-            figure = f"max |Δ| {self.gap.largest:.3g}, relative {self.gap.relative:.3g}, {self.gap.values:,} values"
+            figure = (
+                f"max |Δ| {self.gap.largest:.3g}, relative {self.gap.relative:.3g}, {plural(self.gap.values, 'value')}"
+            )
             if self.gap.noise is not None:
                 figure += f"; one more rounding of the adapted weights {self.gap.noise:.3g}"
             yield Row("base with adapter", result, figure)

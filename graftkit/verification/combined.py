@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.parts import NAME, LoraPart, lora_parts
 from graftkit.checkpoint.adapter import AdapterPlace
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.initializers.combination import Combination, Update, join_experts, stacked
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt, stand_ins
@@ -76,7 +76,7 @@ class CombinedReport(Report):
             yield Row("outputs with adapter", "not run", self.not_compared)
             return
         bound = "" if self.allowed is None else f", {self.allowed:.2g} allowed"
-        figure = f"{self.tokens} tokens, {self.changed:.2g} off the weighted sum{bound}; its effect {self.effect:.2g}"
+        figure = f"{plural(self.tokens, 'token')}, {self.changed:.2g} off the weighted sum{bound}; its effect {self.effect:.2g}"
         yield Row(
             "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
         )

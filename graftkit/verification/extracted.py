@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.peft.parts import SavedPart, adapter_parts, lora_parts
 from graftkit.checkpoint.adapter import AdapterPlace
-from graftkit.errors import printable
+from graftkit.errors import plural, printable
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.place import Place
@@ -45,7 +45,7 @@ class ExtractedReport(Report):
         worst = max(self.lost, key=lambda name: self.lost[name], default="")
         figure = f"{len(self.lost)}, at most {self.lost.get(worst, 0):.2g} of the energy lost, {self.allowed.get(worst, 0):.2g} allowed"
         yield Row("extracted differences", verdict, figure)
-        figure = f"{self.tokens} tokens, {self.missed:.2g} off the fine-tuned model; the base is {self.effect:.2g} off"
+        figure = f"{plural(self.tokens, 'token')}, {self.missed:.2g} off the fine-tuned model; the base is {self.effect:.2g} off"
         yield Row("outputs with adapter", "measured", figure)
 
 

@@ -17,7 +17,7 @@ from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.parts import lora_parts
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.running.forward import Loaded, load, release, run, undisturbed
 from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.place import Place
@@ -99,9 +99,7 @@ class AdaptedReport(Report):
             yield Row(f"update kept by {self.dtype}", f"{self.kept:.0%}", _advice(self.kept, self.dtype))
         if self.outputs:
             worst = max(self.outputs, key=lambda output: output.ratio)
-            figure = (
-                f"{self.tokens} tokens, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
-            )
+            figure = f"{plural(self.tokens, 'token')}, noise ratio at most {worst.ratio:.3g} ({worst.merged:.2g} / {worst.floor:.2g})"
             yield Row("outputs beside peft", verdict, figure)
         for reason in self.skipped:
             yield Row("not compared", "skipped", reason)

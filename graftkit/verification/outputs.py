@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.running.coverage import Coverage
 from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
@@ -118,7 +118,9 @@ def _verdict(items: list[OutputComparison], *, measured: bool) -> str:
 
 
 def _figure(items: list[OutputComparison]) -> str:
-    text = f"max |Δ| {max(item.largest for item in items):.3g} over {sum(item.places for item in items):,} values"
+    text = (
+        f"max |Δ| {max(item.largest for item in items):.3g} over {plural(sum(item.places for item in items), 'value')}"
+    )
     worst = max(items, key=lambda item: item.kl_max or 0.0)
     if worst.kl_max is None:
         return text

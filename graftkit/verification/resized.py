@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit.checkpoint.adapter import AdapterPlace
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.running.forward import Loaded, load, release, undisturbed
 from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
@@ -60,7 +60,8 @@ class ResizedReport(Report):
             return
         bound = "" if self.allowed is None else f", {self.allowed:.2g} allowed"
         noise = "" if self.noise is None else f" (its own noise {self.noise:.2g})"
-        figure = f"{self.tokens} tokens, relative change {self.changed:.2g}{bound}{noise}; the adapter's effect {self.effect:.2g}"
+        changed = f"relative change {self.changed:.2g}{bound}{noise}"
+        figure = f"{plural(self.tokens, 'token')}, {changed}; the adapter's effect {self.effect:.2g}"
         yield Row(
             "outputs with adapter", "failed" if self.failures else "bitwise" if self.bitwise else "measured", figure
         )

@@ -50,7 +50,7 @@ class RetargetedReport(Report):
         if found.source:
             word = "failed" if found.failures else "measured" if found.allowed else "bitwise"
             bound = f", {found.allowed:.2g} allowed" if found.allowed else ""
-            figure = f"{found.tokens} tokens, relative change {found.changed:.2g}{bound}"
+            figure = f"{plural(found.tokens, 'token')}, relative change {found.changed:.2g}{bound}"
             yield Row(f"beside {found.source}", word, f"{figure}, with the weights of one base")
         if found.not_compared:
             yield Row("beside the old class", "not compared", found.not_compared)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.errors import plural
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
@@ -23,7 +24,7 @@ class TakenReport(Report):
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        figure = f"hidden states of {self.modules[1] or 'the whole'} beside the donor's, {self.values:,} values"
+        figure = f"hidden states of {self.modules[1] or 'the whole'} beside the donor's, {plural(self.values, 'value')}"
         yield Row(self.name, "failed" if self.failures else "bitwise", figure)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.peft.parts import NAME
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
 from graftkit.verification.checks import Row
@@ -37,7 +37,7 @@ class TunerGradients:
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        yield Row("gradients at step 0", "alive" if not self.failures else "failed", f"{self.alive} parameters")
+        yield Row("gradients at step 0", "alive" if not self.failures else "failed", plural(self.alive, "parameter"))
         for what, names in (("only from step 1 on", self.waiting), ("none at steps 0 and 1", self.without)):
             if names:
                 yield Row("gradients", what, few(names))

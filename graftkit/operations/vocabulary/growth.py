@@ -122,7 +122,8 @@ def _late_notes(given_rows: Mapping[str, int], rows: int) -> Iterator[str]:
 def _notes(vocabulary: Vocabulary, live: int, size: int, taken: int) -> Iterator[str]:
     spare = vocabulary.rows - live
     if spare:
-        yield f"{plural(spare, 'padding row')} behind the tokenizer's {live} ids; {taken} used for new tokens"
+        used = f"; {taken} used for new tokens" if taken else ""
+        yield f"{plural(spare, 'padding row')} behind the tokenizer's {live} ids{used}"
     if size > vocabulary.rows:
         yield f"the table grows from {vocabulary.rows} to {size} rows"
     if vocabulary.has_output:

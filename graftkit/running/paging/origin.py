@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from graftkit.architecture.names import Conversion, tensor_names
-from graftkit.checkpoint.reading import torch_dtype
+from graftkit.checkpoint.reading import read_into, torch_dtype
 from graftkit.checkpoint.tensors import Stored
 from graftkit.errors import InputRejected, printable
 
@@ -121,7 +121,7 @@ def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Tensor:
     fd, done = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC), 0
     try:
         while done < len(view):
-            count = os.preadv(fd, [view[done:]], offset + done)
+            count = read_into(fd, view[done:], offset + done)
             if count == 0:
                 raise InputRejected(f"{printable(stored.path)}: the file became shorter while it was read")
             done += count

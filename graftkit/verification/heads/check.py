@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
-from graftkit.errors import few
+from graftkit.errors import few, plural
 from graftkit.running.forward import Loaded, load, undisturbed
 from graftkit.running.place import Place, folder_of
 from graftkit.verification.checks import LoadsModels, Report, Row
@@ -94,7 +94,9 @@ class HeadReport(Report):
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
         yield Row(
-            "head reloaded twice", "bitwise" if self.same_bits else "failed", f"{self.tensors} tensors, none missing"
+            "head reloaded twice",
+            "bitwise" if self.same_bits else "failed",
+            f"{plural(self.tensors, 'tensor')}, none missing",
         )
         if self.backbone is not None:
             result = "failed" if self.backbone.differing else "bitwise" if self.backbone.equal else "not run"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from graftkit.errors import plural
 from graftkit.running.texts import outputs_of_texts, outputs_of_words
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class SetScores:
         """What a table shows."""
         each = [f"{name} {value:.2f}" for name, value in zip(self.labels, self.f1, strict=True)]
         shown = f" ({', '.join(each)})" if len(each) <= SHOWN else ""
-        return f"macro F1 {self.macro_f1:.3f}{shown}, loss {self.loss:.4f}, {self.examples} examples"
+        return f"macro F1 {self.macro_f1:.3f}{shown}, loss {self.loss:.4f}, {plural(self.examples, 'example')}"
 
 
 class Measure(Protocol):

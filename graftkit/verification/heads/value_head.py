@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.value_head import BIAS, FILE, WEIGHT, value_head_faults
+from graftkit.errors import plural
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.place import Place, folder_of, open_place
 from graftkit.running.probe_texts import PROBE_TEXTS
@@ -57,7 +58,9 @@ class ValueHeadReport(Report):
             return
         result = "failed" if self.failures else "zero" if self.zero else "finite"
         yield Row(
-            "value head", result, f"values of {self.tokens} tokens, {self.rms:.3g} rms, {self.largest:.3g} at most"
+            "value head",
+            result,
+            f"values of {plural(self.tokens, 'token')}, {self.rms:.3g} rms, {self.largest:.3g} at most",
         )
 
 

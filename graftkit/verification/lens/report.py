@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from graftkit.errors import plural
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import Noise, RunNoise
@@ -93,7 +94,7 @@ class LensReport(Report):
         yield Row(
             "outputs in float64",
             self._verdict(),
-            f"max |Δ| {self.largest:.3g} of the RMS over {len(self.outputs)} outputs",
+            f"max |Δ| {self.largest:.3g} of the RMS over {plural(len(self.outputs), 'output')}",
         )
         if self.first is not None:
             result = "reaches the outputs" if self.first.reaches else "inside only"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from graftkit.errors import plural
 from graftkit.verification.checks import Row
 
 #: How many times the noise a mean may lie beyond the band: it is rounded, and so is the end of the band.
@@ -119,12 +120,16 @@ class SignalReport:
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        ran = f"{self.texts} texts, {self.tokens} tokens" if self.unit == "tokens" else f"{self.texts} {self.unit}"
+        ran = (
+            f"{plural(self.texts, 'text')}, {plural(self.tokens, 'token')}"
+            if self.unit == "tokens"
+            else f"{self.texts} {self.unit}"
+        )
         yield Row("signal", "measured", f"{ran}, {self.dtype}; {self.verdict}")
         for figure in self.figures:
             outside = figure.outside
             result = f"{len(outside)} outside" if outside else "in the band"
-            ends = f"{_span(figure.before)} -> {_span(figure.after)} over {len(figure.after)} blocks"
+            ends = f"{_span(figure.before)} -> {_span(figure.after)} over {plural(len(figure.after), 'block')}"
             where = (
                 f"; outside: {', '.join(map(str, outside[:6]))}{', …' if len(outside) > 6 else ''}" if outside else ""
             )
