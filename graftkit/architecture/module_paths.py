@@ -25,7 +25,7 @@ def below(module: str, name: str) -> str:
 
 
 def is_side(side: str, stack: str) -> bool:
-    """Whether hidden states ``decoder_hidden_states`` (``side`` is ``decoder``) are those of ``stack``, such as ``text_decoder.layers``.
+    """Whether ``decoder_hidden_states``, of which ``side`` is ``decoder``, are those of ``stack``, such as ``text_decoder.layers``.
 
     What is called encoder or decoder first is the side: the stack of a decoder may be ``decoder.bert.encoder.layer``.
     """

@@ -432,3 +432,16 @@ def test_texts_that_cannot_be_read_are_named_at_their_field(sources):
         planned(sources("llama"), {**drop(0), "texts": "none.txt"})
     with pytest.raises(RecipeError, match=r"operations.0.texts: measures nothing where the outputs stay"):
         planned(sources("llama"), insert(0, texts="none.txt"))
+
+
+def test_a_block_of_two_streams_gives_both_as_they_were(tmp_path):
+    """A reversible block adds attention to one and the feed-forward layer to the other."""
+    tiny("ReformerForMaskedLM", tmp_path / "source")
+    report = graftkit.apply(recipes.recipe(tmp_path / "source", tmp_path / "out", insert(0)))
+    assert report.plan.promise.strength.word == "bitwise"
+    zero = {
+        name
+        for name, value in load_file(tmp_path / "out/model.safetensors").items()
+        if ".layers.1." in name and not value.any()
+    }
+    assert {name.split(".layers.1.")[1].split(".")[0] for name in zero} == {"attention", "feed_forward"}

@@ -9,7 +9,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import plural
 from graftkit.operations.base import Outcome
 from graftkit.operations.blocks.arrange import Arranged
-from graftkit.operations.blocks.given_texts import texts_checks
+from graftkit.operations.given_texts import texts_checks
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
