@@ -302,6 +302,8 @@ def test_an_adapter_behind_frozen_zeros_alone_is_refused_and_beside_a_writer_nam
     report = graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "out", insert(0), both))
     (found,) = (check.gradients for check in report.checks if check.name == "adapter")
     assert (found.alive, found.blocked, found.failures) == (1, ("model.layers.1.self_attn.q_proj",), ())
+    assert "is_trainable=True" in report.snippets
+    assert "new_blocks" not in report.snippets, "peft freezes the base, and its names are others"
 
 
 @pytest.mark.slow
