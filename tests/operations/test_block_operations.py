@@ -447,3 +447,12 @@ def test_a_block_of_two_streams_gives_both_as_they_were(tmp_path):
         if ".layers.1." in name and not value.any()
     }
     assert {name.split(".layers.1.")[1].split(".")[0] for name in zero} == {"attention", "feed_forward"}
+
+
+def test_blocks_with_which_the_class_does_not_run_are_refused_where_it_cannot_run_without_values_either(tmp_path):
+    """The last block alone has attention, which the cache asks for; the experts before it need values to run whole."""
+    if not hasattr(pytest.importorskip("transformers"), "Qwen4ExpForCausalLM"):
+        pytest.skip("this transformers has no such class")
+    tiny("Qwen4ExpForCausalLM", tmp_path / "source")
+    with pytest.raises(InputRejected, match="does not run with these blocks: ValueError: `get_seq_length`"):
+        planned(tmp_path / "source", drop("last 1"))
