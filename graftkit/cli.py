@@ -224,6 +224,12 @@ def _add_inspect(add: Add) -> None:
     sub = add("inspect", commands.inspect, "show architecture, vocabulary and special tokens of a checkpoint", "MODEL")
     sub.add_argument("--revision", help=REVISION)
     sub.add_argument("--nonfinite", action="store_true", help="look for NaN and infinity in every tensor")
+    sub.add_argument(
+        "--blocks", action="store_true", help="run the model on --texts without each of its blocks, and rank these"
+    )
+    sub.add_argument(
+        "--texts", metavar="FILE", help="a .txt with a text a line, or field text of .jsonl, .csv, .parquet"
+    )
 
 
 def _add_diff(add: Add) -> None:

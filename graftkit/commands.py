@@ -235,13 +235,21 @@ def _is_up_to_date(options: Namespace, recipe: Recipe) -> bool:
 
 def inspect(options: Namespace) -> int:
     """Show what a checkpoint is."""
+    if options.blocks != bool(options.texts):
+        given, other = ("--blocks", "--texts FILE") if options.blocks else ("--texts", "--blocks")
+        raise RecipeError(f"{given}: is for both, --blocks --texts FILE; add {other}")
+    texts = _path(options.texts) if options.texts else None
     _quiet_libraries()
     import dataclasses
 
     from graftkit import inspection
     from graftkit.report import terminal
 
-    found = inspection.inspect(options.model, revision=options.revision, nonfinite=options.nonfinite)
+    with terminal.progress(silent=options.json) as progress:
+        found = inspection.inspect(
+            options.model, revision=options.revision, nonfinite=options.nonfinite, texts=texts,
+            progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
+        )  # fmt: skip
     if options.json:
         return _print_json(dataclasses.asdict(found))
     terminal.print_inspection(found)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
@@ -14,7 +15,9 @@ from graftkit.architecture.missing_rows import missing_rows
 from graftkit.architecture.module_groups import ModuleGroup, module_groups
 from graftkit.architecture.parameters import text_value
 from graftkit.architecture.vocabulary import NO_VOCABULARY, VocabularyTensor, vocabulary_of
+from graftkit.block_ranking import MOST_CHARACTERS, rank_blocks
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.examples import first_texts
 from graftkit.checkpoint.quantization import quantization_method
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
@@ -24,6 +27,7 @@ from graftkit.checkpoint.weights_on_hub import bytes_on_hub, is_on_hub
 from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.initializers.never_trained import Reason, initial_rows, untrained_rows
 from graftkit.initializers.statistics import TableStatistics, table_statistics
+from graftkit.running.block_costs import BlockCosts
 from graftkit.verification.structural import not_finite
 from graftkit.verification.value_head import value_head_findings
 
@@ -69,7 +73,7 @@ class Inspection:
     ``modules`` is what adapters can target. ``chat_templates`` gives the number of characters of each by its name, which is
     empty for the only one; ``model_max_length`` the number of tokens after which the tokenizer says it cuts. ``bytes_on_hub`` is
     what was not downloaded of the weights, and not looked at. ``value_head`` describes the head in
-    value_head.safetensors; empty where there is none.
+    value_head.safetensors; empty where there is none. ``blocks`` is what dropping each block costs, None when it was not asked for.
     """
 
     name: str
@@ -95,17 +99,24 @@ class Inspection:
     model_max_length: int | None
     bytes_on_hub: int = 0
     value_head: str = ""
+    blocks: BlockCosts | None = None
 
 
-def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False) -> Inspection:
+def inspect(
+    model: str | os.PathLike[str], *, revision: str | None = None, nonfinite: bool = False,
+    texts: str | os.PathLike[str] | None = None, progress: Callable[[str, float], None] | None = None,
+) -> Inspection:  # fmt: skip
     """Inspect a checkpoint; reads the vocabulary's tables, and every tensor when ``nonfinite`` is asked for.
 
-    Of weights that lie on the hub alone no more than headers is read, but where ``nonfinite`` is asked for.
+    Of weights that lie on the hub alone no more than headers is read, but where ``nonfinite`` is asked for, or ``texts``: a file of
+    texts (.txt, .jsonl, .csv, .parquet) on which the cost of dropping each block is measured.
 
     Raises:
-        InputRejected: it cannot be opened, or its vocabulary cannot be found.
+        InputRejected: it cannot be opened, its vocabulary cannot be found, or it cannot be run where ``texts`` are given.
+        RecipeError: the file of texts cannot be read.
     """
-    checkpoint = Checkpoint.open(model, revision=revision, weights=nonfinite)
+    given = None if texts is None else first_texts(Path(texts), MOST_CHARACTERS)
+    checkpoint = Checkpoint.open(model, revision=revision, weights=nonfinite or given is not None)
     structure = account(checkpoint)
     vocabulary = vocabulary_of(checkpoint, structure)
     bare = vocabulary is NO_VOCABULARY and "tokenizer.json" not in checkpoint.documents
@@ -141,6 +152,7 @@ def inspect(model: str | os.PathLike[str], *, revision: str | None = None, nonfi
         model_max_length=_longest(checkpoint),
         bytes_on_hub=bytes_on_hub(checkpoint),
         value_head=", ".join(f"{name} {t.dtype} {list(t.shape)}" for name, t in checkpoint.value_head.items()),
+        blocks=None if given is None else rank_blocks(checkpoint, structure, given, progress),
     )
 
 

@@ -13,6 +13,7 @@ from graftkit.architecture.module_groups import ModuleGroup
 from graftkit.architecture.peft.adapted import AdaptedGroup
 from graftkit.checkpoint.changes import TensorChange, ValueChange
 from graftkit.inspection import TableInspection
+from graftkit.running.block_costs import BlockCosts
 from graftkit.selftest.report import CleanRun, PlantedFault
 from graftkit.verification.structural import LedgerEntry
 from graftkit.verification.tensors import TensorDifference
@@ -203,6 +204,7 @@ class InspectJson(TypedDict):
     model_max_length: Annotated[int | None, Field(description="the number of tokens after which the tokenizer cuts")]
     bytes_on_hub: Annotated[int, Field(description="bytes of weights that were left on the hub, and not looked at")]
     value_head: Annotated[str, Field(description="the tensors of value_head.safetensors; empty where there is none")]
+    blocks: Annotated[BlockCosts | None, Field(description="what dropping each block costs; null where nobody asked")]
 
 
 @closed

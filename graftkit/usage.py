@@ -36,7 +36,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "schema": ("graftkit schema",),
     "plan": ("graftkit plan recipe.yaml", "graftkit plan recipe.yaml --output out/other seed=1 -v"),
     "apply": ("graftkit apply recipe.yaml", "graftkit apply recipe.yaml operations.0.r=8 --output out/r8 --overwrite"),
-    "inspect": ("graftkit inspect recipes/models/demo-lm", "graftkit inspect google-bert/bert-base-uncased --json"),
+    "inspect": (
+        "graftkit inspect recipes/models/demo-lm",
+        "graftkit inspect google-bert/bert-base-uncased --json",
+        "graftkit inspect MODEL --blocks --texts texts.jsonl",
+    ),
     "report": ("graftkit report out/quickstart",),
     "diff": ("graftkit diff recipes/models/demo-lm out/quickstart", "graftkit diff A B --exit-code"),
     "verify": (

@@ -21,7 +21,7 @@ LAYERS = [
     {"report"},
     {"planned"},
     {"planning"},
-    {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
+    {"engine", "grafting", "compare", "inspection", "block_ranking", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},
     {"process", "usage"},
     {"completion", "printed_json"},

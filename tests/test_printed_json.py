@@ -55,6 +55,9 @@ def test_every_command_prints_what_its_schema_says(folder):
     assert printed("apply", "--if-changed", folder / "tokens.json")["up_to_date"] is True
     printed("apply", folder / "merged.json")
     printed("inspect", output)
+    texts = folder / "texts.txt"
+    texts.write_text("a text of some words\n")
+    assert len(printed("inspect", base, "--blocks", "--texts", texts)["blocks"]["blocks"]) == 2
     printed("diff", base, output)
     found = printed("verify", base, output, "--lens", "--signal")
     assert found["verdict"].startswith("verified")

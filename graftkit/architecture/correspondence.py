@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.axis_maps import AxisMaps
 from graftkit.architecture.index_map import IndexMap, Run
-from graftkit.architecture.module_paths import below, is_below, moved
+from graftkit.architecture.module_paths import below, is_below, is_side, moved
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,7 +156,7 @@ class Correspondence:
         stem, _, number = name.rpartition(".")
         kind = stem.rpartition(" ")[2]
         side = kind.removesuffix("hidden_states").removesuffix("_")
-        if not (number.isdigit() and kind.endswith("hidden_states")) or (side and side not in self.stack.split(".")):
+        if not (number.isdigit() and kind.endswith("hidden_states")) or (side and not is_side(side, self.stack)):
             return name
         index = int(number)
         if index == blocks.result:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def moved(name: str, old: str, new: str) -> str | None:
     """A name below the module ``old`` as it is below ``new``; another name as it is, None where that would be a name below ``new``."""
@@ -20,3 +22,14 @@ def is_below(name: str, module: str) -> bool:
 def below(module: str, name: str) -> str:
     """The name of what ``module`` calls ``name``; either may be empty."""
     return ".".join(word for word in (module, name) if word)
+
+
+def is_side(side: str, stack: str) -> bool:
+    """Whether ``decoder_hidden_states``, of which ``side`` is ``decoder``, are those of ``stack``, such as ``text_decoder.layers``.
+
+    What is called encoder or decoder first is the side: the stack of a decoder may be ``decoder.bert.encoder.layer``.
+    """
+    ours, theirs = (
+        [word for word in re.split("[._]", name) if word in ("encoder", "decoder")] for name in (side, stack)
+    )
+    return ours[0] == theirs[0] if ours and theirs else side in stack.split(".")

@@ -120,6 +120,24 @@ def read_texts(path: Path) -> Iterator[str]:
         yield text_of(row["text"], "text", where)
 
 
+def first_texts(path: Path, characters: int) -> tuple[str, ...]:
+    """The first texts of a file, as many as make ``characters``.
+
+    Raises:
+        RecipeError: see :func:`read_texts`; or there is none.
+    """
+    found: list[str] = []
+    room = characters
+    for text in read_texts(path):
+        found.append(text)
+        room -= len(text)
+        if room <= 0:
+            break
+    if not found:
+        raise RecipeError(f"{printable(path)}: holds no text")
+    return tuple(found)
+
+
 def text_of(value: Any, field: str, where: str) -> str:
     """The text in a field.
 

@@ -22,4 +22,4 @@ def arrange_blocks(spec: ArrangeBlocks, checkpoint: Checkpoint, context: Context
     order = stack.numbers(spec.blocks, "blocks")
     if order == tuple(range(stack.layers.count)):
         raise RecipeError("is the order in which the blocks are already", field="blocks")
-    return changed_outcome(arrange(stack, order))
+    return changed_outcome(arrange(stack, order), spec.texts)

@@ -27,4 +27,4 @@ def drop_blocks(spec: DropBlocks, checkpoint: Checkpoint, context: Context) -> O
     order = tuple(i for i in range(stack.layers.count) if (i in set(named)) == (spec.keep is not None))
     if len(order) in (0, stack.layers.count):
         raise RecipeError(f"{'keeps' if order else 'drops'} all {stack.layers.count} blocks", field=field)
-    return changed_outcome(arrange(stack, order))
+    return changed_outcome(arrange(stack, order), spec.texts)

@@ -34,7 +34,7 @@ def insert_blocks(spec: InsertBlocks, checkpoint: Checkpoint, context: Context) 
             order.append(block)
     arranged = arrange(stack, order, copies)
     if spec.init == "copy":
-        return changed_outcome(arranged)
+        return changed_outcome(arranged, spec.texts)
     silent = silenced(arranged)
     refuse_twins(silent, by_bytes=False)
 

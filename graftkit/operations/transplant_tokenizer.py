@@ -13,7 +13,7 @@ from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.skeleton import with_values
 from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.examples import read_texts
+from graftkit.checkpoint.examples import first_texts
 from graftkit.checkpoint.tokenizer import read_tokenizer, template_notes
 from graftkit.checkpoint.tokenizer.folder import DOCUMENTS, TokenizerFolder, is_tokenizer_file
 from graftkit.checkpoint.tokenizer.shared import SharedTokens, shared_tokens
@@ -106,17 +106,10 @@ def transplant_tokenizer(spec: TransplantTokenizer, checkpoint: Checkpoint, cont
 
 def _texts(spec: TransplantTokenizer) -> tuple[str, ...]:
     """The first texts of the file, as many as are measured on."""
-    found: list[str] = []
     try:
-        for text in read_texts(Path(spec.texts)) if spec.texts else ():
-            found.append(text)
-            if sum(map(len, found)) >= MOST_BYTES:
-                break
+        return first_texts(Path(spec.texts), MOST_BYTES) if spec.texts else ()
     except RecipeError as error:
         raise RecipeError(error.problems, field="texts") from error
-    if spec.texts and not found:
-        raise RecipeError(f"{printable(spec.texts)}: holds no text", field="texts")
-    return tuple(found)
 
 
 def _check_other(checkpoint: Checkpoint, donor: TokenizerFolder) -> None:

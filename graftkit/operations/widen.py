@@ -5,8 +5,10 @@ from __future__ import annotations
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.errors import RecipeError
+from graftkit.errors import RecipeError, few
 from graftkit.operations.base import Context, Outcome
+from graftkit.operations.given_texts import texts_checks
+from graftkit.operations.widths.new_experts import new_experts
 from graftkit.operations.widths.tensors import grown_tensors
 from graftkit.operations.widths.widening import Widening, find_widening
 from graftkit.recipe import Widen
@@ -18,7 +20,7 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
     """Make the sizes that ``spec`` names larger, one after the other.
 
     Sums over an axis that has grown may be taken in another order, so what is promised is equality over the real numbers, and it
-    is looked for in float64.
+    is looked for in float64. With ``allow_change`` what has no such rule is done too, and the change is measured.
 
     Raises:
         RecipeError: a field is not there, does not grow, is no width, or there is nothing that ``init`` would make.
@@ -27,20 +29,31 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
     result, correspondence, steps = checkpoint, IDENTITY, list[Widening]()
     for name, wanted in spec.sizes.items():
         structure = account(result)
-        step = find_widening(result.config, structure.skeleton, name, wanted)
+        step = find_widening(result.config, structure.skeleton, name, wanted, allow_change=spec.allow_change)
         seed = (context.seed, context.place, step.field.shown)
         tensors = grown_tensors(result, structure, step, spec.init or Matched(), seed)
         result = result.with_tensors(tensors).with_documents({"config.json": step.config})
+        for shard, made in new_experts(result, structure, step, spec.init or Matched(), seed).items():
+            result = result.with_tensors(made, shard=shard)
         correspondence = correspondence.then(Correspondence(widths=step.maps))
         steps.append(step)
     if spec.init is not None and all(step.found.repeated for step in steps):
         raise RecipeError("makes nothing: all that is new are copies; leave it out", field="init")
+    changed = [step.field.shown for step in steps if step.found.change]
+    if spec.allow_change and not changed:
+        raise RecipeError(
+            "nothing changes: every size grows with the function as it was; leave it out", field="allow_change"
+        )
+    promise = Promise(PromiseClass.EXACT, "hidden states and logits", EVERY_INPUT)
     return Outcome(
         result,
-        Promise(PromiseClass.EXACT, "hidden states and logits", EVERY_INPUT),
+        Promise(PromiseClass.INTENTIONAL, f"{few(changed)} grown with a change of the function", EVERY_INPUT)
+        if changed
+        else promise,
         tuple(note for step in steps for note in step.notes()),
         correspondence=correspondence,
-        scope=Scope.REORDERED,
+        scope=Scope.MEASURE if changed else Scope.REORDERED,
+        checks=texts_checks(spec.texts),
         figures=lambda: {"widths": [_figures(step) for step in steps]},
     )
 
@@ -52,5 +65,6 @@ def _figures(step: Widening) -> dict[str, object]:
         "after": step.wanted,
         "zero": list(step.found.zero),
         "repeated": step.found.repeated,
+        "change": step.found.change,
         "layouts": {name: {str(a): str(one) for a, one in axes.items()} for name, axes in step.found.layouts.items()},
     }

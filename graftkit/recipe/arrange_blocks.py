@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.block_numbers import BlockNumbers
+from graftkit.recipe.fields import PathText
 from graftkit.recipe.spec import Spec
 
 
@@ -18,3 +19,7 @@ class ArrangeBlocks(Spec):
             description="The blocks of the result by their present numbers, such as [0-23, 8-31]; repeats are copies."
         ),
     ]
+    texts: Annotated[
+        PathText | None,
+        Field(description="A file of texts, on which KL and perplexity are measured before and after."),
+    ] = None

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.block_numbers import BlockNumbers
+from graftkit.recipe.fields import PathText
 from graftkit.recipe.spec import Path, Spec
 
 
@@ -17,6 +18,10 @@ class DropBlocks(Spec):
         BlockNumbers | None, Field(description="Blocks to drop: numbers, ranges such as 20-27, 'first 2' or 'last 4'.")
     ] = None
     keep: Annotated[BlockNumbers | None, Field(description="Blocks to keep, all others being dropped.")] = None
+    texts: Annotated[
+        PathText | None,
+        Field(description="A file of texts, on which KL and perplexity are measured before and after."),
+    ] = None
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.block_numbers import BlockNumbers
+from graftkit.recipe.fields import PathText
 from graftkit.recipe.spec import Path, Spec
 
 
@@ -30,12 +31,18 @@ class InsertBlocks(Spec):
             " did; copy: the block as it is (depth up-scaling), which changes the outputs."
         ),
     ] = "identity"
+    texts: Annotated[
+        PathText | None,
+        Field(description="For copies: a file of texts, on which KL and perplexity are measured before and after."),
+    ] = None
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
-        """Refuse an operation that names no place, or names it in both ways."""
+        """Refuse an operation that names no place, or names it in both ways, and texts that would measure nothing."""
         given = [name for name in ("after", "every") if data.get(name) is not None]
         if not given:
             yield (), "names no place; give after or every"
         elif len(given) == 2:
             yield ("every",), "says where as after does; give one of the two"
+        if data.get("texts") is not None and data.get("init", "identity") == "identity":
+            yield ("texts",), "measures nothing where the outputs stay as they are; it is for init: copy"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
-from graftkit.recipe.fields import FrozenMapping, Text
+from graftkit.recipe.fields import FrozenMapping, PathText, Text
 from graftkit.recipe.spec import Path, Spec
 from graftkit.recipe.weight_schemes import WeightScheme
 
@@ -41,10 +41,25 @@ class Widen(Spec):
             description="New weights that are not zero; null means matched, the norms of the trained rows beside them."
         ),
     ] = None
+    allow_change: Annotated[
+        bool,
+        Field(
+            description="Where nothing keeps the function, as with more experts, do what moves a small model's outputs least,"
+            " and measure the change."
+        ),
+    ] = False
+    texts: Annotated[
+        PathText | None,
+        Field(
+            description="For allow_change: a file of texts, on which KL and perplexity are measured before and after."
+        ),
+    ] = None
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
-        """Refuse schemes with which new units cannot learn, or all alike."""
+        """Refuse schemes with which new units cannot learn, or all alike, and texts that would measure nothing."""
+        if data.get("texts") is not None and not data.get("allow_change", False):
+            yield ("texts",), "measures nothing where the outputs stay as they are; it is for allow_change: true"
         scheme = data.get("init")
         name = scheme.get("scheme") if isinstance(scheme, dict) else scheme
         if isinstance(name, str) and name in UNFIT:

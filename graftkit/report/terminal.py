@@ -11,6 +11,7 @@ from rich.console import Console
 
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub
 from graftkit.errors import plural
+from graftkit.report.block_table import print_block_costs
 from graftkit.report.comparison import comparison_rows, comparison_verdict
 from graftkit.report.module_tables import print_adapted, print_modules
 from graftkit.report.size import size
@@ -227,6 +228,8 @@ def print_inspection(found: Inspection) -> None:
         console.print(f"{role:<11} {_text(content)}")
     for finding in found.findings:
         console.print(f"[yellow]finding:[/yellow] {_text(finding)}")
+    if found.blocks is not None:
+        print_block_costs(console, found.blocks)
     if found.nonfinite is not None:
         names = ", ".join(map(_text, found.nonfinite)) or "none"
         console.print(f"tensors with NaN or infinity: {names}")

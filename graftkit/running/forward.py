@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from graftkit.running.paging.pager import Pager
 
 #: Outputs that are state for a next call, or attention weights, which few kernels return: not results.
-STATE = ("past_key_values", "cache_params", "attentions", "rope_deltas", "loss")
+STATE = ("past_key_values", "cache_params", "mems", "attentions", "rope_deltas", "loss")
 
 #: Ids that are fed to find out whether a forward takes its cache back.
 CACHE_TRIAL = 3

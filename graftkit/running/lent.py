@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import InputRejected
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from graftkit.architecture.skeleton import Skeleton
 
 
-def lend(donor: PreTrainedModel, skeleton: Skeleton) -> PreTrainedModel:
+def lend(
+    donor: PreTrainedModel, skeleton: Skeleton, origin: Callable[[str], str | None] | None = None
+) -> PreTrainedModel:
     """The model of ``skeleton`` with the tensors of ``donor``, which both then share; in eval mode.
 
-    A tensor without a counterpart is zero, such as the head that a base model lacks.
+    A tensor without a counterpart is zero, such as the head that a base model lacks. ``origin`` gives the donor's name of a tensor,
+    where it is known.
 
     Raises:
         InputRejected: nothing of the one is in the other, or it is not clear which part is.
     """
     model: Any = skeleton.model
     tensors = _tensors(donor)
-    names = _counterparts(model, donor)
+    names = _counterparts(model, donor) if origin is None else {name: origin(name) for name in _tensors(model)}
     for path, module in model.named_modules(remove_duplicate=False):
         for held in (module._parameters, module._buffers):  # noqa: SLF001 - torch offers no way to replace a tied parameter
             for leaf in held:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.running.bits import equal
+from graftkit.running.predictions import divergences
 from graftkit.verification.comparison import Difference, measure, unmasked
 from graftkit.verification.distribution import UNIT_ROUNDOFF, Capture, largest_row_norm, native_mass, positions_for
 
@@ -213,10 +214,8 @@ def _tally_allowed(tally: Tally, old: Tensor, new: Tensor, margin: Tensor) -> No
 
 
 def _tally_kl(tally: Tally, old: Tensor, new: Tensor) -> None:
-    """KL(old ‖ new) over the last axis, in float64; a mask of minus infinity on both sides counts for nothing."""
-    before, after = old.double().log_softmax(-1), new.double().log_softmax(-1)
-    terms = before.exp() * (before - after)
-    kl = terms.nan_to_num(nan=0.0).sum(-1).clamp(min=0)
+    """KL(old ‖ new) over the last axis."""
+    kl = divergences(old, new)
     tally.kl_sum += float(kl.sum())
     tally.kl_max = max(tally.kl_max, float(kl.max()))
 

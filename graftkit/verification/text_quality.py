@@ -13,6 +13,7 @@ from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.place import folder_of
+from graftkit.running.predictions import predicts_next
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.running.probes import LOGIT_BYTES
 from graftkit.running.scored_texts import Score, positions_of, score_texts, spelled, split_texts
@@ -21,7 +22,6 @@ from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
     from graftkit.checkpoint.tokenizer.spelling import Spelling
     from graftkit.verification.subject import Subject
@@ -100,7 +100,7 @@ class TextCheck(LoadsModels):
             for place, tokenizer in zip(places, tokenizers, strict=True):
                 model = load(place, paged=paged_in((place,), LOGIT_BYTES, wanted=subject.paged), lent=True).model
                 pieces = pieces or tuple(split_texts(texts, positions_of(model), MOST_BYTES))
-                if predicts(model):
+                if predicts_next(model):
                     scores.append(score_texts(model, tokenizer, pieces, begin=begin))
                 else:
                     vectors.append(embed_texts(model, tokenizer, pieces))
@@ -110,11 +110,6 @@ class TextCheck(LoadsModels):
         return compare_scores(
             scores[0], scores[1], pieces, [spelled(tokenizer) for tokenizer in tokenizers], begin=begin
         )
-
-
-def predicts(model: PreTrainedModel) -> bool:
-    """Whether a model predicts the next token of a text."""
-    return bool(model.can_generate()) and not model.config.is_encoder_decoder
 
 
 def compare_scores(

@@ -203,3 +203,20 @@ def test_a_part_survives_the_report():
     assert Correspondence.from_json(found) == part
     del found["part"]
     assert Correspondence.from_json(found).part == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("stack", "ours", "others"),
+    [
+        ("decoder.bert.encoder.layer", ("decoder",), ("encoder",)),
+        ("text_decoder.layers", ("decoder",), ("encoder",)),
+        ("prophetnet.decoder.layers", ("decoder", "decoder_ngram"), ("encoder",)),
+        ("model.language_model.layers", ("language_model",), ("vision_model", "encoder")),
+    ],
+)
+def test_hidden_states_of_a_side_are_those_of_its_stack_whatever_its_name(stack, ours, others):
+    change = Correspondence(blocks=IndexMap.of_origins(3, [0, 1, 1, 2]), stack=stack)
+    for side in ours:
+        assert change.output_in_source(f"{side}_hidden_states.4") == f"{side}_hidden_states.3"
+    for side in others:
+        assert change.output_in_source(f"{side}_hidden_states.2") == f"{side}_hidden_states.2"

@@ -302,6 +302,8 @@ def test_an_adapter_behind_frozen_zeros_alone_is_refused_and_beside_a_writer_nam
     report = graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "out", insert(0), both))
     (found,) = (check.gradients for check in report.checks if check.name == "adapter")
     assert (found.alive, found.blocked, found.failures) == (1, ("model.layers.1.self_attn.q_proj",), ())
+    assert "is_trainable=True" in report.snippets
+    assert "new_blocks" not in report.snippets, "peft freezes the base, and its names are others"
 
 
 @pytest.mark.slow
@@ -369,3 +371,88 @@ def test_the_number_of_a_block_is_not_that_of_an_expert(tmp_path):
         "model.layers.1.block_sparse_moe.experts.1.w2.weight",
         "model.layers.0.block_sparse_moe.experts.1.w2.weight",
     ) in pairs
+
+
+TEXTS = ("The with statement is used to wrap the execution of a block.", "def area(radius): return 3.14 * radius ** 2")
+
+
+def given(place):
+    (place / "texts.txt").write_text("\n".join(TEXTS))
+    return str(place / "texts.txt")
+
+
+def perplexity(directory):
+    """Of the texts, as one sequence of losses, by transformers alone."""
+    from transformers import AutoTokenizer
+
+    model, tokenizer, losses = recipes.load(directory)[0], AutoTokenizer.from_pretrained(directory), []
+    for text in TEXTS:
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0].double()
+        losses.append(torch.nn.functional.cross_entropy(logits[:-1], ids[0][1:], reduction="none"))
+    return float(torch.cat(losses).mean().exp())
+
+
+def test_kl_and_perplexity_on_given_texts_are_measured_under_new_ids_too(sources, tmp_path):
+    copied = insert(1, init="copy", texts=given(tmp_path))
+    tokens = {"op": "extend_vocab", "special_tokens": ["<|a|>"], "init": "mean"}
+    report = graftkit.apply(recipes.recipe(sources("llama"), tmp_path / "out", copied, tokens))
+    (found,) = (check for check in report.checks if check.name == "given texts")
+    assert found.perplexity_before == pytest.approx(perplexity(sources("llama")), rel=1e-5)
+    assert found.perplexity_after == pytest.approx(perplexity(tmp_path / "out"), rel=1e-5)
+    assert 0 < found.kl_mean < found.kl_max
+    assert {"KL(old, new) of given texts", "perplexity of given texts"} <= {row.check for row in report.rows()}
+
+
+def test_logits_that_are_no_numbers_on_given_texts_are_caught(sources):
+    from graftkit.architecture.correspondence import IDENTITY
+    from graftkit.running.loaded_tokenizer import LoadedTokenizer
+    from graftkit.running.predictions import text_probes
+    from graftkit.verification.given_texts import compare_predictions
+
+    old, new = (recipes.load(sources("llama"))[0] for _ in range(2))
+    probes = list(text_probes(old, LoadedTokenizer.of(sources("llama")), TEXTS, 50))
+    same = compare_predictions(old, new, probes, IDENTITY)
+    assert (same.kl_max, same.failures) == (0, ())
+    new.model.norm.weight.data[0] = torch.nan
+    failures = compare_predictions(old, new, probes, IDENTITY).failures
+    assert failures == ("given texts: the result's logits hold NaN",)
+
+
+@pytest.mark.parametrize(("family", "words"), [("bert_base", "gives no logits over token ids"), ("bert", "")])
+def test_what_cannot_be_measured_on_given_texts_is_said(family, words, sources, tmp_path):
+    report = graftkit.apply(recipes.recipe(sources(family), tmp_path / "out", {**drop(0), "texts": given(tmp_path)}))
+    (found,) = (check for check in report.checks if check.name == "given texts")
+    assert words in found.not_run
+    assert bool(words) == bool(found.not_run) == (found.kl_mean is None)
+    assert found.perplexity_before is None
+
+
+def test_texts_that_cannot_be_read_are_named_at_their_field(sources):
+    with pytest.raises(RecipeError, match=r"operations.0.texts: none.txt: cannot be read"):
+        planned(sources("llama"), {**drop(0), "texts": "none.txt"})
+    with pytest.raises(RecipeError, match=r"operations.0.texts: measures nothing where the outputs stay"):
+        planned(sources("llama"), insert(0, texts="none.txt"))
+
+
+def test_a_block_of_two_streams_gives_both_as_they_were(tmp_path):
+    """A reversible block adds attention to one and the feed-forward layer to the other."""
+    tiny("ReformerForMaskedLM", tmp_path / "source")
+    report = graftkit.apply(recipes.recipe(tmp_path / "source", tmp_path / "out", insert(0)))
+    assert report.plan.promise.strength.word == "bitwise"
+    zero = {
+        name
+        for name, value in load_file(tmp_path / "out/model.safetensors").items()
+        if ".layers.1." in name and not value.any()
+    }
+    assert {name.split(".layers.1.")[1].split(".")[0] for name in zero} == {"attention", "feed_forward"}
+
+
+def test_blocks_with_which_the_class_does_not_run_are_refused_where_it_cannot_run_without_values_either(tmp_path):
+    """The last block alone has attention, which the cache asks for; the experts before it need values to run whole."""
+    if not hasattr(pytest.importorskip("transformers"), "Qwen4ExpForCausalLM"):
+        pytest.skip("this transformers has no such class")
+    tiny("Qwen4ExpForCausalLM", tmp_path / "source")
+    with pytest.raises(InputRejected, match="does not run with these blocks: ValueError: `get_seq_length`"):
+        planned(tmp_path / "source", drop("last 1"))

@@ -202,6 +202,60 @@ def test_more_experts_take_part_in_the_softmax(sources):
         planned(sources("mixtral"), widen(num_local_experts=8))
 
 
+def test_more_experts_with_a_change_are_measured_and_old_ones_keep_their_bytes(sources, tmp_path):
+    (tmp_path / "texts.txt").write_text("The with statement is used to wrap the execution of a block.")
+    source = sources("mixtral")
+    more = {**widen(num_local_experts=6), "allow_change": True, "texts": str(tmp_path / "texts.txt")}
+    report = graftkit.apply(recipes.recipe(source, tmp_path / "out", more))
+    assert report.plan.promise.sentence().startswith("intentional: num_local_experts grown with a change")
+    (found,) = (check for check in report.checks if check.name == "given texts")
+    assert found.kl_mean > 0
+    assert found.perplexity_after != found.perplexity_before
+    (figures,) = report.figures["operations.0.widen"]["widths"]
+    assert figures["change"] > 0.01
+    old, new = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
+    routers = {name for name in old if name.endswith(".gate.weight")}
+    assert all(torch.equal(new[name], old[name]) for name in old if name not in routers)
+    assert all(torch.equal(new[name][:4], old[name]) for name in routers)
+    experts = {name.split(".experts.")[1].split(".")[0] for name in new.keys() - old.keys()}
+    assert experts == {"4", "5"}
+    added = {name: bool(new[name].any()) for name in new.keys() - old.keys()}
+    assert len(added) == 2 * 2 * 3
+    assert all(alive == (".w2." not in name) for name, alive in added.items()), "what new experts write is zero"
+    assert len({float(new[name][0, 0]) for name, alive in added.items() if alive}) == 2 * 2 * 2, "none is a twin"
+    assert logits(tmp_path / "out").isfinite().all()
+
+
+@pytest.mark.slow
+def test_more_experts_of_one_tensor_with_a_change(tmp_path):
+    source = tmp_path / "source"
+    tiny("GptOssForCausalLM", source)
+    more = {**widen(num_local_experts=8), "allow_change": True}
+    graftkit.apply(recipes.recipe(source, tmp_path / "out", more))
+    old, new = (load_file(place / "model.safetensors") for place in (source, tmp_path / "out"))
+    grown = {name for name in old if old[name].shape != new[name].shape}
+    assert {name.partition(".mlp.")[2].partition(".")[0] for name in grown} == {"experts", "router"}
+    assert all(torch.equal(new[name][:4], old[name]) for name in grown)
+
+
+def test_a_norm_over_more_units_changes_what_it_gives_and_that_is_allowed_or_refused(tmp_path):
+    source = tmp_path / "source"
+    tiny("BitNetForCausalLM", source)
+    more = widen(intermediate_size=144)
+    with pytest.raises(InputRejected, match=r"norms have this axis .*; allow_change: true does it all the same"):
+        planned(source, more)
+    report = graftkit.apply(recipes.recipe(source, tmp_path / "out", {**more, "allow_change": True}))
+    assert report.plan.promise.strength.word == "intentional"
+    assert not logits(tmp_path / "out").equal(logits(source))
+
+
+def test_a_change_that_is_allowed_and_not_needed_is_refused_and_so_is_one_that_nothing_compares(sources):
+    with pytest.raises(RecipeError, match=r"operations.0.allow_change: nothing changes"):
+        planned(sources("llama"), {**widen(intermediate_size=96), "allow_change": True})
+    with pytest.raises(InputRejected, match="its hidden states would be of another width"):
+        planned(sources("llama"), {**widen(hidden_size=64), "allow_change": True})
+
+
 def found_instead(monkeypatch, change):
     """Let the experiment say something else than it found."""
     search = widening.search

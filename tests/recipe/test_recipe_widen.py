@@ -16,6 +16,7 @@ GOOD = [
     {"sizes": {"intermediate_size": 96}},
     {"sizes": {"text_config.intermediate_size": 96, "num_key_value_heads": 4}, "init": "matched"},
     {"sizes": {"n_inner": 8192}, "init": {"scheme": "orthogonal", "gain": 0.5}},
+    {"sizes": {"num_experts": 16}, "allow_change": True, "texts": "texts.jsonl"},
 ]
 
 #: What is wrong, whether a JSON Schema cannot say it, and the words.
@@ -30,6 +31,7 @@ BAD = [
     ({"sizes": {"n_inner": 96}, "init": "zeros"}, True, "operations.0.init: what is new would never learn"),
     ({"sizes": {"n_inner": 96}, "init": {"scheme": "ones"}}, True, "all new units would be equal and learn the same"),
     ({"sizes": {"n_inner": 96}, "init": {"scheme": "mup", "base_width": 8}}, True, "gives learning rates to whole parameters"),
+    ({"sizes": {"n_inner": 96}, "texts": "a.txt"}, True, "operations.0.texts: measures nothing where the outputs stay as they are"),
     ({"sizes": {"n_inner": 96}, "size": 3}, False, "operations.0.size: unknown field; did you mean 'sizes'?"),
 ]  # fmt: skip
 

@@ -51,6 +51,7 @@ PLANTED = {
     "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",
     "verification/first_step/report.py FirstStepReport": "verification/test_first_step.py test_a_changed_old_weight_shows_in_the_gradients",
     "running/forward.py load": "verification/test_outputs.py test_a_stale_vocabulary_size_does_not_load",
+    "verification/given_texts.py GivenTextsReport": "operations/test_block_operations.py test_logits_that_are_no_numbers_on_given_texts_are_caught",
     "verification/heads/check.py HeadReport": "verification/test_heads.py test_a_missing_head_tensor_and_a_random_one_are_caught",
     "verification/heads/held_out.py HeldOutReport": "operations/test_head_examples.py test_labels_that_changed_places_are_caught",
     "verification/heads/value_head.py ValueHeadReport": "operations/test_value_head.py test_the_own_check_finds_what_is_not_as_it_was_asked_for",

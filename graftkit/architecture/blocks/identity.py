@@ -91,19 +91,25 @@ class _Trial:
                 yield name
 
     def is_identity(self, zeros: Collection[str]) -> bool:
-        """Whether the block gives its input for sure, whatever that is, with these parameters at zero."""
-        stream = self._stream()
-        flow = _Flow((self._parameters[name] for name in zeros), stream)
-        given = next(iter(_tensors(self._run(flow))), None)
-        return given is not None and given.shape == stream.shape and flow.is_stream(given)
+        """Whether the block gives its input for sure, whatever that is, with these parameters at zero.
 
-    def _stream(self) -> Tensor:
-        """The first tensor that the block is given: the residual stream."""
+        A reversible block has two streams, and gives both.
+        """
+        for place, stream in enumerate(self._streams()):
+            flow = _Flow((self._parameters[name] for name in zeros), stream)
+            given = [value for value in _tensors(self._run(flow)) if value.shape == stream.shape]
+            if place < max(len(given), 1) and not (given and flow.is_stream(given[place])):
+                return False
+        return True
+
+    def _streams(self) -> list[Tensor]:
+        """The first tensor that the block is given, the residual stream, and others of its shape, each once."""
         args, kwargs = self._inputs
-        found = next(iter(_tensors((args, kwargs.get("hidden_states"), kwargs))), None)
-        if found is None:
+        found = list(_tensors((args, kwargs.get("hidden_states"), kwargs)))
+        if not found:
             raise InputRejected(f"{self._skeleton.architecture}: its blocks are given no tensor; use init: copy")
-        return found
+        alike = {memory_of(value): value for value in found if value.shape == found[0].shape}
+        return list(alike.values())
 
     def _run(self, mode: KnownZeros) -> Any:
         import torch

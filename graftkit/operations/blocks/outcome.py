@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import plural
 from graftkit.operations.base import Outcome
 from graftkit.operations.blocks.arrange import Arranged
+from graftkit.operations.given_texts import texts_checks
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
-def changed_outcome(arranged: Arranged) -> Outcome:
-    """The outcome of blocks that are copied, dropped or moved on purpose: what that changes is measured."""
+def changed_outcome(arranged: Arranged, texts: str | None) -> Outcome:
+    """The outcome of blocks that are copied, dropped or moved on purpose: what that changes is measured, on ``texts`` too.
+
+    Raises:
+        RecipeError: the file of texts cannot be read, or holds none.
+    """
     promise = Promise(PromiseClass.INTENTIONAL, _change(arranged), EVERY_INPUT)
-    return outcome_of(arranged, arranged.checkpoint, promise, Scope.MEASURE)
+    found = outcome_of(arranged, arranged.checkpoint, promise, Scope.MEASURE)
+    return replace(found, checks=texts_checks(texts))
 
 
 def _change(arranged: Arranged) -> str:

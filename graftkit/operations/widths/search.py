@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,18 +14,24 @@ from graftkit.operations.widths.trial import Layouts, Trial
 #: Combinations of layouts that are tried where the usual ones fail.
 MOST_TRIALS = 64
 
+#: Distances that differ by less, relative, are equal: what float64 may add up otherwise.
+ROUNDING = 1e-9
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """The layouts by kind of parameter, and the kinds whose new slices are zero; where slices are ``repeated`` none is new.
 
-    ``gradients_seen`` says whether the class could be differentiated, so that new slices are known to learn.
+    ``gradients_seen`` says whether the class could be differentiated, so that new slices are known to learn. Where nothing keeps the
+    function, ``change`` says how far the outputs of the small model move, relative to their size, and ``why``; else it is 0.
     """
 
     layouts: Layouts
     zero: tuple[str, ...]
     repeated: bool = False
     gradients_seen: bool = True
+    change: float = 0.0
+    why: str = ""
 
 
 class NotPreserved(ValueError):
@@ -57,6 +64,29 @@ def search(trial: Trial) -> Found:
     if dead:
         raise NotPreserved(f"new slices would never learn: no gradient reaches those of {', '.join(dead)}")
     return Found(layouts, tuple(zero), gradients_seen=dead is not None)
+
+
+def closest(trial: Trial, why: NotPreserved) -> Found:
+    """Of what was tried, that which moves the outputs of the small model least, with the fewest zeros that move them no further.
+
+    Raises:
+        NotPreserved: the wider model gives outputs of other shapes with all of it, or new slices would never learn.
+    """
+    grouped = [(trial.distance(one, trial.kinds), one, False) for one in _combinations(trial, grouped_layouts)]
+    copied = [(trial.distance(one, ()), one, True) for one in _combinations(trial, repeated_layouts)]
+    least = min((distance for distance, _, _ in (*grouped, *copied)), default=math.inf)
+    if not math.isfinite(least):
+        raise NotPreserved(f"{why}; and its hidden states would be of another width, so that nothing can be compared")
+    change, layouts, repeated = next(one for one in (*grouped, *copied) if one[0] <= least * (1 + ROUNDING))
+    zero = {} if repeated else dict.fromkeys(trial.in_order())
+    for name in list(zero):
+        without = {other: None for other in zero if other != name}
+        if trial.distance(layouts, without) <= change * (1 + ROUNDING):
+            zero = without
+    dead = trial.dead(layouts, zero)
+    if dead:
+        raise NotPreserved(f"{why}; and no gradient would reach the new slices of {', '.join(dead)}")
+    return Found(layouts, tuple(zero), repeated, gradients_seen=dead is not None, change=change, why=str(why))
 
 
 def _first(trial: Trial, tried: Iterable[Layouts], zero: Iterable[str]) -> Layouts | None:

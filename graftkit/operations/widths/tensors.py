@@ -81,13 +81,16 @@ def parts(checkpoint: Checkpoint, structure: Structure, widening: Widening) -> I
                 shape = checkpoint.tensors[disk].shape
                 axes = []
                 for axis, indices in maps.axes:
+                    if axis == 0:  # experts are tensors of their own, see new_experts
+                        continue
                     own = indices.cut(held.start, held.start + shape[held.axis]) if axis == held.axis + 1 else indices
-                    if axis == 0 or own is None:
+                    if own is None:
                         raise InputRejected(
                             f"tensor {printable(disk)!r} is a part of {printable(name)} that does not grow by itself"
                         )
                     axes.append((axis - 1, own))
-                yield Part(disk, name, AxisMaps(tuple(axes)), converted=True)
+                if axes:
+                    yield Part(disk, name, AxisMaps(tuple(axes)), converted=True)
 
 
 def _refuse_left_behind(structure: Structure, widening: Widening) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from graftkit.architecture.widths.fields import Field, find_field, value_in
 from graftkit.architecture.widths.growth import AxisGrowth, Growths, growths, kind, value_behind
 from graftkit.architecture.widths.miniature import miniature, small_growth
 from graftkit.errors import InputRejected, RecipeError, few, printable
-from graftkit.operations.widths.search import Found, NotPreserved, search
+from graftkit.operations.widths.search import Found, NotPreserved, closest, search
 from graftkit.operations.widths.trial import Trial, maps_of
 
 Values = Mapping[Path, int]
@@ -44,7 +44,10 @@ class Widening:
         """What a plan says of it."""
         grown = few({kind(name) for name in self.maps})
         yield f"{self.field.shown} was {self.value}, is {self.wanted}; wider are {grown}"
-        if self.found.repeated:
+        if self.found.change:
+            zero = f"zero in what is new: {few(self.found.zero)}; " if self.found.zero else ""
+            yield f"the function changes: {self.found.why}; {zero}a small model's outputs move by {self.found.change:.2g} of their size"
+        elif self.found.repeated:
             yield "new slices are copies of old ones, each read by those that read the old one"
         else:
             yield f"zero in what is new, so that the model does what it did: {few(self.found.zero)}"
@@ -52,12 +55,14 @@ class Widening:
             yield "this class could not be differentiated on a small model: whether new slices get a gradient was not seen"
 
 
-def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, wanted: int) -> Widening:
+def find_widening(
+    config: Mapping[str, Any], skeleton: Skeleton, name: str, wanted: int, *, allow_change: bool = False
+) -> Widening:
     """Find out how the model of ``config`` grows when the field ``name`` becomes ``wanted``.
 
     Raises:
         RecipeError: there is no such field, it does not grow so, or it is no width.
-        InputRejected: nothing that was tried keeps the function.
+        InputRejected: nothing that was tried keeps the function, unless ``allow_change`` lets it be another.
     """
     where = f"sizes.{name}"
     try:
@@ -70,7 +75,8 @@ def find_widening(config: Mapping[str, Any], skeleton: Skeleton, name: str, want
     if (said := why_it_does_not_run(after)) and not why_it_does_not_run(skeleton):
         raise RecipeError(f"{skeleton.architecture} does not run with {wanted}: {said}", field=where)
     try:
-        found = _tried(config, skeleton, field, values, grown, (value, wanted))
+        settle = closest if allow_change else _refuse
+        found = _tried(config, skeleton, field, values, grown, (value, wanted), settle)
     except NotPreserved as error:
         raise InputRejected(
             f"{skeleton.architecture}: {field.shown} cannot grow from {value} to {wanted}: {error}"
@@ -156,12 +162,15 @@ def _no_width(before: Skeleton, after: Skeleton, grown: Growths | None) -> str:
 
 
 def _tried(
-    config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, grown: Growths, pair: tuple[int, int]
-) -> Found:
+    config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, grown: Growths, pair: tuple[int, int],
+    settle: Callable[[Trial, NotPreserved], Found],
+) -> Found:  # fmt: skip
     """What the experiment says, on the smallest pair of values with which the class works and the same kinds grow.
 
+    ``settle`` is asked where nothing that was tried keeps the function.
+
     Raises:
-        NotPreserved: nothing that was tried keeps the function.
+        NotPreserved: ``settle`` has nothing to say.
         InputRejected: the class cannot be tried.
     """
     small = miniature(_changed(config, field.path, values, pair[0]), skeleton, field.path)
@@ -174,10 +183,18 @@ def _tried(
             found = growths(before, after, old, new)
             if found is None or _kinds(found) != kinds or not all(_all_linear(axes) for axes in found.values()):
                 continue
-            return search(Trial(configs, before, found))
+            trial = Trial(configs, before, found)
+            try:
+                return search(trial)
+            except NotPreserved as error:
+                return settle(trial, error)
         except InputRejected as error:
             refusal = error
     raise refusal
+
+
+def _refuse(_: Trial, why: NotPreserved) -> Found:
+    raise NotPreserved(f"{why}; allow_change: true does it all the same, and measures what changes") from why
 
 
 def _kinds(grown: Growths) -> set[tuple[str, int]]:
