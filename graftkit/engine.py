@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, writ
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
-from graftkit.checkpoint.stamps import require_unchanged, stamps_of
+from graftkit.checkpoint.stamps import Stamps, require_unchanged, stamps_of
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
-from graftkit.checkpoint.write import write_checkpoint
+from graftkit.checkpoint.write import file_sizes, write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
 from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planned import Plan
@@ -23,6 +24,7 @@ from graftkit.planning import plan
 from graftkit.recipe import Recipe
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
+from graftkit.share import WHOLE, Share
 from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
@@ -30,7 +32,7 @@ from graftkit.verification.structural import LedgerEntry, StructureCheck, check_
 from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
-__all__ = ["Plan", "Progress", "apply", "execute", "plan"]
+__all__ = ["WHOLE", "Plan", "Progress", "apply", "execute", "plan"]
 
 #: ``(what is being done, bytes or share done, bytes or share in all)``.
 Progress = Callable[[str, float, float], None]
@@ -66,8 +68,12 @@ def execute(
     device: str | None = None,
     progress: Progress | None = None,
     committed: Callable[[Path], None] | None = None,
+    share: Share = WHOLE,
 ) -> Report:
-    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears."""
+    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears.
+
+    ``share`` says which weight files this process writes, where ranks write the result together.
+    """
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
         raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
@@ -78,17 +84,14 @@ def execute(
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
-    planned, source = _with_weights(planned, progress), planned.source.directory
-    stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
+    planned, source = with_weights(planned, progress), planned.source.directory
+    stamps = stamps_before(planned)
     with Staging(output, source=source, overwrite=overwrite) as staging:
+        files = share.begin(planned, staging) if planned.writes_base else ()
         prepare(planned, progress)
-        try:
-            ledger = _write(planned, staging, link=link, progress=progress)
+        with blaming_inputs(planned, stamps):
+            ledger = _write(planned, staging, files, share, link=link, progress=progress)
             findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
-        except VerificationFailed as error:
-            require_unchanged(source, stamps)
-            blame_inputs(planned, error)
-            raise
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
         require_unchanged(source, stamps)
@@ -96,12 +99,33 @@ def execute(
     return report
 
 
-def _with_weights(planned: Plan, progress: Progress | None) -> Plan:
+def stamps_before(planned: Plan) -> Stamps:
+    """The stamps of the source's files when it was opened, and of weights that were downloaded since."""
+    return {**stamps_of(planned.source.directory), **planned.source.stamps}
+
+
+def with_weights(planned: Plan, progress: Progress | None) -> Plan:
     """The plan with its base's weights on this machine, where it reads any of them."""
     if not bytes_on_hub(planned.source) or not planned.reads_weights:
         return planned
     download_weights(planned.source, functools.partial(progress, "download") if progress else None)
     return replace(planned, inputs=input_files(planned.recipe))
+
+
+@contextlib.contextmanager
+def blaming_inputs(planned: Plan, stamps: Stamps) -> Iterator[None]:
+    """Where something inside does not verify, say so of what went in, if that changed meanwhile or could not have verified.
+
+    Raises:
+        StorageFault: the source was changed.
+        InputRejected: see :func:`blame_inputs`.
+    """
+    try:
+        yield
+    except VerificationFailed as error:
+        require_unchanged(planned.source.directory, stamps)
+        blame_inputs(planned, error)
+        raise
 
 
 def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
@@ -136,28 +160,50 @@ def prepare(planned: Plan, progress: Progress | None) -> None:
                 raise error.in_operation(place, spec.op) from error
 
 
-def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | None) -> tuple[LedgerEntry, ...]:
+def _write(
+    planned: Plan, staging: Staging, files: Collection[str], share: Share, *, link: bool, progress: Progress | None
+) -> tuple[LedgerEntry, ...]:
     """Write base and adapter, each file being read back and compared while the next one is written."""
-    total = planned.bytes_taken_over + planned.bytes_written
-    allow = planned.recipe.allow_nonfinite
+    total = bytes_of(planned, files) + (planned.adapter.nbytes if planned.adapter else 0)
     write, compare = counter(progress, "write", total), counter(progress, "compare with the source", total)
     ledger: tuple[LedgerEntry, ...] = ()
     if planned.writes_base:
-        with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
-
-            def written(path: Path) -> None:
-                staging.written(path)
-                check.shard(path)
-
-            write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
-            ledger = check.finish()
+        with written_files(planned, staging, files, link=link, write=write, compare=compare) as check:
+            ledger = share.finish(planned, check)
         if planned.adapter is None:  # one that trains one side of a pair has its base untied
             meant = frozenset[tuple[str, str]]().union(*(outcome.untied for outcome in planned.outcomes))
             _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)), meant)))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
+        allow = planned.recipe.allow_nonfinite
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
     return ledger
+
+
+def bytes_of(planned: Plan, files: Collection[str]) -> int:
+    """Bytes of the tensors in these weight files of the result."""
+    sizes = file_sizes(planned.result)
+    return sum(sizes[file] for file in files)
+
+
+@contextlib.contextmanager
+def written_files(
+    planned: Plan, staging: Staging, files: Collection[str], *, documents: bool = True, link: bool = False,
+    write: Callable[[int], None] | None = None, compare: Callable[[int], None] | None = None,
+) -> Iterator[StructureCheck]:  # fmt: skip
+    """Write these weight files of the base, and with ``documents`` all others; yield the check that reads them back meanwhile."""
+    allow = planned.recipe.allow_nonfinite
+    with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
+
+        def written(path: Path) -> None:
+            staging.written(path)
+            check.shard(path)
+
+        write_checkpoint(
+            planned.source, planned.result, staging.path, files=files, documents=documents, link=link, progress=write,
+            written=written,
+        )  # fmt: skip
+        yield check
 
 
 def counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

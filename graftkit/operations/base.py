@@ -140,6 +140,8 @@ class Outcome:
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
         reads_weights: whether what it makes takes values of the base's weights.
+        noted: what is measured of each tensor while it is made, by name on disk, for ``figures``; where another process made it, the
+            number comes from there.
     """
 
     checkpoint: Checkpoint
@@ -155,6 +157,7 @@ class Outcome:
     prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
     reads_weights: bool = True
+    noted: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
