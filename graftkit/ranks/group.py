@@ -1,7 +1,7 @@
 """How ranks hear of one another: messages, signs of life, and who ended first; gloo gathers what they found.
 
 Nobody waits blindly. A rank that waits looks at the store of torch.distributed again and again, so that a signal reaches it. Rank 0
-looks whether all others live, and these whether it does. The first rank that ends says so, with its exit code, which then is that of all.
+looks whether all others live, and these whether it does. The first rank that ends says so, and its exit code is that of all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from graftkit.checkpoint.signals import STOPPING
 from graftkit.errors import GraftkitError, StorageFault
@@ -57,6 +58,7 @@ class Group:
         self.rank, self.count = place.rank, place.count
         self.sent = 0
         self._place = place
+        self._store: Any = None
         self._stopping = threading.Event()
         self._done = threading.Event()
         self._dead: str | None = None
@@ -73,17 +75,17 @@ class Group:
         """
         place = self._place
         try:
-            store = dist.TCPStore(
+            store = TCPStore(
                 place.host, place.port, None, place.hosts, timedelta(seconds=MEETING), wait_for_workers=False
             )
         except RuntimeError as error:
             raise StorageFault(f"no rank 0 at {place.host}, port {place.port}; nothing was written") from error
         store.set_timeout(timedelta(seconds=TRANSFER))
-        self._store = dist.PrefixStore(f"graftkit/{place.attempt}", store)
+        self._store = PrefixStore(f"graftkit/{place.attempt}", store)
         self._gathering("here", MEETING)
         with _naming_transfers():
             dist.init_process_group(
-                "gloo", store=dist.PrefixStore("gloo", self._store), rank=self.rank, world_size=self.count,
+                "gloo", store=PrefixStore("gloo", self._store), rank=self.rank, world_size=self.count,
                 timeout=timedelta(seconds=TRANSFER),
             )  # fmt: skip
         self._mind_signals()
@@ -134,13 +136,15 @@ class Group:
 
     def end(self, code: int | None = None) -> End | None:
         """Which rank ended first, None where none has; with a ``code`` this one does, unless another was faster."""
+        if self._store is None:
+            return None if code is None else End(self.rank, code)
         try:
             if code is not None:
                 self._store.compare_set("end", "", json.dumps([self.rank, code]))
             elif not self._store.check(["end"]):
                 return None
             return End(*json.loads(self._store.get("end")))
-        except (RuntimeError, AttributeError):  # no store that answers: every rank speaks for itself
+        except RuntimeError:  # no store that answers: every rank speaks for itself
             return None if code is None else End(self.rank, code)
 
     def release(self) -> None:
@@ -150,6 +154,8 @@ class Group:
     def leave(self) -> None:
         """Give no more signs of life; the rank that holds the store waits a moment, so that the others can read the end in it."""
         self._done.set()
+        if self._store is None:
+            return
         with contextlib.suppress(RuntimeError):
             self._store.set(f"left/{self.rank}", "1")
             names = [f"left/{rank}" for rank in range(self.count)]

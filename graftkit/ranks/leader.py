@@ -44,12 +44,9 @@ class LeaderShare:
     def finish(self, planned: Plan, check: StructureCheck) -> tuple[LedgerEntry, ...]:
         """Wait until every rank's files are on the disk; what they measured while they made them goes into the plan's notes."""
         parts: list[Part] = self._group.gather(find_part(planned, check, self._directory))
+        sizes = {name: size for part in parts for name, size in part.sizes.items()}
+        wait_until(lambda: _are_visible(self._directory, sizes), VISIBLE, "what other ranks wrote is not there")
         for part in parts:
-            wait_until(
-                lambda part=part: _are_visible(self._directory, part.sizes),
-                VISIBLE,
-                "what other ranks wrote is not there",
-            )  # type: ignore[misc]
             for outcome, noted in zip(planned.outcomes, part.noted, strict=True):
                 outcome.noted.update(noted)
         return check.finish({name: entry for part in parts for name, entry in part.ledger.items()})

@@ -33,8 +33,8 @@ class RankPlace:
 def rank_place(environment: Mapping[str, str]) -> RankPlace | None:
     """The place among several processes that share one command; None where there is one alone.
 
-    torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; srun sets SLURM_PROCID and the number of tasks of its step. A batch script
-    itself has no such step, so that a plain ``graftkit apply`` in one stays alone.
+    torchrun sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; srun sets SLURM_PROCID and the number of tasks of its step. A batch
+    script itself has no such step, so that a plain ``graftkit apply`` in one stays alone.
 
     Raises:
         RecipeError: the variables are there and cannot be right.
