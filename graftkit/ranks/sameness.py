@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 
+from graftkit.checkpoint.stamps import stamps_of
 from graftkit.errors import StorageFault
 from graftkit.planned import Plan
 from graftkit.recipe import dump_recipe
@@ -17,9 +18,11 @@ def plan_marks(planned: Plan) -> dict[str, str]:
     result = planned.result
     tensors = {name: [tensor.dtype, list(tensor.shape)] for name, tensor in result.all_tensors.items()}
     return {
-        "the recipe": _digest(dump_recipe(planned.recipe)),
-        "the source's commit": str(planned.source.revision),
-        "the source's files": _digest({name: stamp[2] for name, stamp in sorted(planned.source.stamps.items())}),
+        "the lines of the recipe": _digest(dump_recipe(planned.recipe)),
+        "the commits of the source": str(planned.source.revision),
+        "the source's files": _digest(
+            {name: size for name, (_, _, size, _) in sorted(stamps_of(planned.source.directory).items())}
+        ),
         "the result's tensors": _digest([tensors, {file: list(names) for file, names in result.files.items()}]),
         "the installed versions": json.dumps(installed(), sort_keys=True),
         "the processor's kernels and threads": kernels(),
