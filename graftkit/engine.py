@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, write_adapter
+from graftkit.blame import blaming_inputs, stamps_before
+from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
-from graftkit.checkpoint.stamps import Stamps, require_unchanged, stamps_of
-from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
+from graftkit.checkpoint.stamps import require_unchanged
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights
 from graftkit.checkpoint.write import file_sizes, write_checkpoint
-from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
+from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planned import Plan
 from graftkit.planning import plan
@@ -28,7 +29,7 @@ from graftkit.share import WHOLE, Share
 from graftkit.verification.checks import Finding
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
-from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
+from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
@@ -99,54 +100,12 @@ def execute(
     return report
 
 
-def stamps_before(planned: Plan) -> Stamps:
-    """The stamps of the source's files when it was opened, and of weights that were downloaded since."""
-    return {**stamps_of(planned.source.directory), **planned.source.stamps}
-
-
 def with_weights(planned: Plan, progress: Progress | None) -> Plan:
     """The plan with its base's weights on this machine, where it reads any of them."""
     if not bytes_on_hub(planned.source) or not planned.reads_weights:
         return planned
     download_weights(planned.source, functools.partial(progress, "download") if progress else None)
     return replace(planned, inputs=input_files(planned.recipe))
-
-
-@contextlib.contextmanager
-def blaming_inputs(planned: Plan, stamps: Stamps) -> Iterator[None]:
-    """Where something inside does not verify, say so of what went in, if that changed meanwhile or could not have verified.
-
-    Raises:
-        StorageFault: the source was changed.
-        InputRejected: see :func:`blame_inputs`.
-    """
-    try:
-        yield
-    except VerificationFailed as error:
-        require_unchanged(planned.source.directory, stamps)
-        blame_inputs(planned, error)
-        raise
-
-
-def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
-    """Where what went in holds NaN or infinity, nothing that comes out can verify, and that is not the result's fault.
-
-    Raises:
-        InputRejected: a tensor of the base or of an adapter is not finite.
-    """
-    if planned.recipe.allow_nonfinite:
-        return
-    inputs = {planned.source.name: planned.source.all_tensors}
-    for spec in planned.recipe.operations:
-        if adapter := getattr(spec, "adapter", None):
-            inputs[adapter] = open_adapter(adapter).tensors
-    for where, tensors in inputs.items():
-        read = {name: tensor for name, tensor in tensors.items() if not is_on_hub(tensor)}
-        if bad := next(not_finite(read), None):
-            raise InputRejected(
-                f"{printable(where)}: tensor {printable(bad)!r} holds NaN or infinity, so that nothing that is made of it"
-                " can be verified; repair it, or set allow_nonfinite: true"
-            ) from error
 
 
 def prepare(planned: Plan, progress: Progress | None) -> None:
@@ -165,7 +124,7 @@ def _write(
 ) -> tuple[LedgerEntry, ...]:
     """Write base and adapter, each file being read back and compared while the next one is written."""
     total = bytes_of(planned, files) + (planned.adapter.nbytes if planned.adapter else 0)
-    write, compare = counter(progress, "write", total), counter(progress, "compare with the source", total)
+    write, compare = (share.watched(counter(progress, what, total)) for what in ("write", "compare with the source"))
     ledger: tuple[LedgerEntry, ...] = ()
     if planned.writes_base:
         with written_files(planned, staging, files, link=link, write=write, compare=compare) as check:

@@ -20,7 +20,7 @@ LAYERS = [
     {"operations"},
     {"report"},
     {"planned"},
-    {"planning", "share"},
+    {"planning", "share", "blame"},
     {"engine", "grafting", "compare", "inspection", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},
     {"process", "usage"},

@@ -49,7 +49,7 @@ class EndedElsewhere(GraftkitError):
 
 
 class Group:
-    """The ranks that share a command, as one of them sees them; a context: inside it gives signs of life.
+    """The ranks that share a command, as one of them sees them; from :meth:`join` to :meth:`leave` it gives signs of life.
 
     ``sent`` counts the bytes of what this rank told the others of its work.
     """

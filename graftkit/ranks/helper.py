@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graftkit import engine
+from graftkit.blame import blaming_inputs, stamps_before
 from graftkit.checkpoint.joined_staging import JoinedStaging
 from graftkit.checkpoint.stamps import require_unchanged
 from graftkit.checkpoint.write import file_sizes
@@ -53,12 +54,12 @@ def help_to_apply(recipe: Recipe, group: Group, *, link: bool, allow_pickle: boo
     planned = engine.plan(recipe, allow_pickle=allow_pickle)
     require_same(plan_marks(planned), staged["marks"])
     planned = engine.with_weights(planned, None)
-    stamps = engine.stamps_before(planned)
+    stamps = stamps_before(planned)
     files = assign(file_sizes(planned.result), group.count)[group.rank]
     made = [Path(path) for path in staged["made"]]
     with JoinedStaging(Path(staged["output"]), staged["inode"], made, VISIBLE) as staging:
         engine.prepare(planned, lambda *_: group.require_running())
-        with engine.blaming_inputs(planned, stamps):
+        with blaming_inputs(planned, stamps):
             part = _write(planned, staging, files, group, link=link)
         require_unchanged(planned.source.directory, stamps)
         staging.settle()

@@ -13,6 +13,7 @@ from graftkit.ranks.assignment import assign
 from graftkit.ranks.group import Group
 from graftkit.ranks.helper import Part, find_part
 from graftkit.ranks.sameness import plan_marks
+from graftkit.share import Count
 from graftkit.verification.structural import LedgerEntry, StructureCheck
 
 #: Seconds within which a network file system must show what another machine has written and closed.
@@ -40,6 +41,14 @@ class LeaderShare:
             },
         )
         return assign(file_sizes(planned.result), self._group.count)[0]
+
+    def watched(self, count: Count | None) -> Count | None:
+        def moved(nbytes: int) -> None:
+            self._group.require_running()
+            if count is not None:
+                count(nbytes)
+
+        return moved
 
     def finish(self, planned: Plan, check: StructureCheck) -> tuple[LedgerEntry, ...]:
         """Wait until every rank's files are on the disk; what they measured while they made them goes into the plan's notes."""

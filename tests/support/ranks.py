@@ -1,5 +1,7 @@
 """Commands that several processes share, as torchrun and as srun start them; and faults that one of them meets."""
 
+import contextlib
+import json
 import os
 import re
 import socket
@@ -55,3 +57,23 @@ def srun(count, *arguments, fault=None):
 def said(done):
     """The lines on standard error that are graftkit's own, where torchrun adds its table."""
     return [line for line in done.stderr.splitlines() if re.match(r"(\[[^]]*\]: ?)?graftkit: ", line)]
+
+
+@contextlib.contextmanager
+def warm_ranks():
+    """A function that runs a command in so many ranks, forked from a process that has imported everything: see support.warm_ranks."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    line = [sys.executable, "-m", "support.warm_ranks"]
+    environment_of_ranks = {**environment(), "PYTHONPATH": path}
+    with subprocess.Popen(
+        line, env=environment_of_ranks, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+
+        def run(count, *arguments, fault=None):
+            job = {"count": count, "arguments": [str(argument) for argument in arguments], "fault": fault}
+            server.stdin.write(json.dumps(job) + "\n")
+            server.stdin.flush()
+            return json.loads(server.stdout.readline())
+
+        yield run
+        server.stdin.close()
