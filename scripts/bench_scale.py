@@ -24,6 +24,9 @@ from typing import Any
 SHAPES = {2: (2048, 5632, 18), 6: (2560, 8192, 34), 18: (4096, 14336, 39)}
 ROWS, SHARD = 32_768, 250 << 20
 
+#: What the model of 405 B assumes of a machine: gigabytes a second that it reads and writes, and cores.
+READ, WRITE, CORES = 2.0, 1.0, 32
+
 #: Where a rank leaves what it measured, and what Linux counts of a process.
 NOTES = "GRAFTKIT_BENCH_NOTES"
 COUNTED = {"rchar": "read", "wchar": "written"}
@@ -148,6 +151,27 @@ def rows_of(ranks: int, found: list[dict[str, float]]) -> list[str]:
     return rows
 
 
+def work_per_gigabyte(measured: dict[int, list[dict[str, float]]], gigabytes: float) -> tuple[float, float]:
+    """Least squares of ``work of all = ranks · a + gigabytes · b`` over the runs: ``(a, b)`` in seconds of the processor."""
+    points = [(ranks, sum(one["work"] for one in found)) for ranks, found in measured.items()]
+    mean_ranks, mean_work = (sum(column) / len(points) for column in zip(*points, strict=True))
+    spread = sum((ranks - mean_ranks) ** 2 for ranks, _ in points)
+    each = sum((ranks - mean_ranks) * (work - mean_work) for ranks, work in points) / spread if spread else 0.0
+    return each, (mean_work - each * mean_ranks) / gigabytes
+
+
+def modelled(per_gigabyte: float) -> list[str]:
+    """Rows for 405 B parameters on 1 and on 8 machines, by the model of docs/scale.md; no measurement."""
+    whole, files = 810.0, 191
+    rows = []
+    for machines in (1, 8):
+        share = whole * -(-files // machines) / files
+        disk, work = share * (3 / READ + 1 / WRITE), share * per_gigabyte / CORES
+        run = 2 * whole / READ
+        rows.append(f"| {machines} | {share:.0f} | {disk:,.0f} | {work:,.0f} | {max(disk, work):,.0f} | {run:,.0f} |")
+    return rows
+
+
 def main() -> None:
     """Build, run each number of ranks, compare the outputs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -159,7 +183,7 @@ def main() -> None:
         (place / "model").mkdir()
         total = build(place / "model", options.gigabytes)
         shards = len(list((place / "model").glob("*.safetensors")))
-        rows = []
+        rows, measured = [], {}
         for ranks in options.ranks:
             output = place / f"out-{ranks}"
             recipe = {
@@ -167,7 +191,8 @@ def main() -> None:
                 "operations": [{"op": "extend_vocab", "special_tokens": [f"<|{number}|>" for number in range(16)]}],
             }  # fmt: skip
             (place / "recipe.yaml").write_text(json.dumps(recipe))
-            rows += rows_of(ranks, measure(place / "recipe.yaml", ranks, place / "notes"))
+            measured[ranks] = measure(place / "recipe.yaml", ranks, place / "notes")
+            rows += rows_of(ranks, measured[ranks])
             for path in sorted((place / "model").glob("*.safetensors")):
                 first = place / f"out-{options.ranks[0]}" / path.name
                 if not filecmp.cmp(first, output / path.name, shallow=False):
@@ -180,6 +205,14 @@ def main() -> None:
     )
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     print("\n".join(rows))
+    each, per_gigabyte = work_per_gigabyte(measured, total / 1e9)
+    print(f"\nwork of all ranks: {each:.1f} s for each rank and {per_gigabyte:.1f} s for each GB\n")
+    print(f"405 B, modelled, at {READ:g} GB/s read, {WRITE:g} GB/s written and {CORES} cores for each machine\n")
+    print(
+        "| machines | GB each | s of reading and writing | s of work | s in all, at best | s of rank 0 reading both models to run them |"
+    )
+    print("|---:|---:|---:|---:|---:|---:|")
+    print("\n".join(modelled(per_gigabyte)))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Group:
                 place.host, place.port, None, place.hosts, timedelta(seconds=MEETING), wait_for_workers=False
             )
         except RuntimeError as error:
-            raise StorageFault(f"no rank 0 at {place.host}, port {place.port}; nothing was written") from error
+            what = "cannot be opened by rank 0" if place.hosts else "leads to no rank 0"
+            raise StorageFault(f"port {place.port} of {place.host} {what}; nothing was written") from error
         store.set_timeout(timedelta(seconds=TRANSFER))
         self._store = PrefixStore(f"graftkit/{place.attempt}", store)
         self._gathering("here", MEETING)
@@ -162,7 +163,8 @@ class Group:
             until = time.monotonic() + 10 * BEAT
             while self._place.hosts and time.monotonic() < until and not self._store.check(names):
                 time.sleep(LOOK)
-            dist.destroy_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
 
     @property
     def dead(self) -> str | None:

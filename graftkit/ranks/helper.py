@@ -51,16 +51,15 @@ def help_to_apply(recipe: Recipe, group: Group, *, link: bool, allow_pickle: boo
         GraftkitError: as by :func:`graftkit.engine.apply`.
     """
     staged = group.told("staged")
-    planned = engine.plan(recipe, allow_pickle=allow_pickle)
-    require_same(plan_marks(planned), staged["marks"])
-    planned = engine.with_weights(planned, None)
-    stamps = stamps_before(planned)
-    files = assign(file_sizes(planned.result), group.count)[group.rank]
     made = [Path(path) for path in staged["made"]]
     with JoinedStaging(Path(staged["output"]), staged["inode"], made, VISIBLE) as staging:
+        planned = engine.plan(recipe, allow_pickle=allow_pickle)
+        require_same(plan_marks(planned), staged["marks"])
+        planned = engine.with_weights(planned, None)
+        stamps = stamps_before(planned)
         engine.prepare(planned, lambda *_: group.require_running())
         with blaming_inputs(planned, stamps):
-            part = _write(planned, staging, files, group, link=link)
+            part = _write(planned, staging, group, link=link)
         require_unchanged(planned.source.directory, stamps)
         staging.settle()
         group.gather(part)
@@ -68,7 +67,7 @@ def help_to_apply(recipe: Recipe, group: Group, *, link: bool, allow_pickle: boo
     return 0
 
 
-def _write(planned: Plan, staging: JoinedStaging, files: list[str], group: Group, *, link: bool) -> Part:
-    moved = group.require_running
+def _write(planned: Plan, staging: JoinedStaging, group: Group, *, link: bool) -> Part:
+    files, moved = assign(file_sizes(planned.result), group.count)[group.rank], group.require_running
     with engine.written_files(planned, staging, files, documents=False, link=link, write=moved, compare=moved) as check:
         return find_part(planned, check, staging.path)
