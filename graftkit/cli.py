@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from graftkit.errors import (
     system_fault,
 )
 from graftkit.process import Interrupted, Process
+from graftkit.ranks.alone import ALONE, Rank
+from graftkit.ranks.place import rank_place
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -58,44 +61,60 @@ def main(arguments: Sequence[str]) -> int:
     """Set up this process, run one command in it and return its exit code, which nothing changes any more."""
     process = Process(debug="--debug" in arguments)
     committed: list[Path | str] = []
-    code = 0
+    code, rank = 0, ALONE
     try:
-        code = run(arguments, committed)
+        rank = _rank()
+        if not rank.prints:
+            process.drop_output()
+        code = run(arguments, committed, rank)
         lost = process.lost_output()
         if lost is not None and code in (0, VerificationFailed.exit_code):
-            code = _after(committed, code, f"standard output: {lost.strerror}")
+            code = _after(committed, code, f"standard output: {lost.strerror}", rank)
         process.finish()
+    except RecipeError as error:  # what the environment says of ranks
+        _complain(str(error))
+        return error.exit_code
     except Interrupted as stop:  # raised once, and `run` lets it through
         process.finish()
         process.drop_output()
-        code = _after(committed, 128 + stop.number, "interrupted")
-    return code
+        code = _after(committed, 128 + stop.number, "interrupted", rank)
+    return rank.ended(code)
 
 
-def _after(committed: Sequence[Path | str], code: int, message: str) -> int:
+def _rank() -> Rank:
+    """What this process is among those that share the command; mostly it is alone."""
+    place = rank_place(os.environ)
+    if place is None:
+        return ALONE
+    from graftkit.ranks.member import Member
+
+    return Member(place)
+
+
+def _after(committed: Sequence[Path | str], code: int, message: str, rank: Rank) -> int:
     """Say what got in the way, and what stands; return the exit code: 7 behind a commit."""
     if committed:
-        _complain(f"{_standing(committed)}; {message}")
-        return CommittedWithWarning.exit_code
-    _complain(f"{message}; nothing was written")
-    return code or StorageFault.exit_code
+        message = f"{_standing(committed)}; {message}"
+        return rank.failed(message, CommittedWithWarning.exit_code, _complain, committed)
+    return rank.failed(f"{message}; nothing was written", code or StorageFault.exit_code, _complain)
 
 
 def _standing(committed: Sequence[Path | str]) -> str:
     return f"{printable(committed[0])}: in place and whole"
 
 
-def run(arguments: Sequence[str], committed: list[Path | str] | None = None) -> int:
+def run(arguments: Sequence[str], committed: list[Path | str] | None = None, rank: Rank = ALONE) -> int:
     """Run one command and return its exit code; every error is one line on standard error.
 
-    ``committed`` gets the output as soon as it is in place: whatever goes wrong behind that says so, and is 7.
+    ``committed`` gets the output as soon as it is in place: whatever goes wrong behind that says so, and is 7. ``rank`` says what this
+    process does of the command.
     """
     debug = "--debug" in arguments
     committed = [] if committed is None else committed
     try:
         options = _parse(arguments)
         options.committed = committed.append
-        command: Command = options.command
+        command: Command = rank.command(options)
         return command(options)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -107,9 +126,9 @@ def run(arguments: Sequence[str], committed: list[Path | str] | None = None) -> 
         message, code = _judge(error)
         if committed and code != CommittedWithWarning.exit_code:
             code, message = CommittedWithWarning.exit_code, f"{_standing(committed)}; {message}"
+        code = rank.failed(message, code, _complain, committed)
         if "--json" in arguments:
             commands.print_error(message.splitlines(), code, committed)
-        _complain(message)
         return code
 
 
@@ -204,6 +223,7 @@ def _add_commands_of_recipes(add: Add) -> None:
             action="store_true",
             help="let convert read pickles, by torch's unpickler of weights alone",
         )
+    apply.set_defaults(share=None)
     apply.add_argument("--dry-run", action="store_true", help="the same as plan")
     apply.add_argument(
         "--if-changed",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PRINT_JSON = ("init", "validate", "plan", "apply", "inspect", "diff", "verify", "report", "selftest", "completion")
 
 
-def _recipe(options: Namespace) -> tuple[Recipe, Document]:
+def read_recipe(options: Namespace) -> tuple[Recipe, Document]:
     """The recipe, and the document that knows where its values stand."""
     from graftkit.recipe.load import load_with_places
 
@@ -66,7 +66,7 @@ def init(options: Namespace) -> int:
     if target is not None and os.path.lexists(target):
         raise RecipeError(f"{printable(target)}: exists; name another file, or remove it")
     model = _path(options.model)
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit.drafting.init import draft_recipe
 
     drafted = draft_recipe(model, options.kind, revision=options.revision)
@@ -85,7 +85,7 @@ def init(options: Namespace) -> int:
 
 def validate(options: Namespace) -> int:
     """Check a recipe without touching a checkpoint."""
-    recipe, _ = _recipe(options)
+    recipe, _ = read_recipe(options)
     operations = [spec.op for spec in recipe.operations]
     if options.json:
         return _print_json({"valid": True, "operations": operations})
@@ -96,7 +96,7 @@ def validate(options: Namespace) -> int:
 def schema(options: Namespace) -> int:
     """Print the JSON Schema of recipes, or of what a command prints."""
     if options.of:
-        _quiet_libraries()
+        quiet_libraries()
         from graftkit.printed_json import printed_schema
 
         return _print_json(printed_schema(options.of))
@@ -116,7 +116,7 @@ def completion(parser: ArgumentParser, options: Namespace) -> int:
     return 0
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Nothing but graftkit's own words on the terminal; set before transformers is imported."""
     require_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "critical")
@@ -149,8 +149,8 @@ def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
 
 def plan(options: Namespace) -> int:
     """Show what `apply` would write."""
-    recipe, document = _recipe(options)
-    _quiet_libraries()
+    recipe, document = read_recipe(options)
+    quiet_libraries()
     from graftkit.report import terminal
     from graftkit.report.plan_json import plan_json
 
@@ -167,12 +167,12 @@ def apply(options: Namespace) -> int:
     _check_push(options)
     if options.dry_run:
         return plan(options)
-    recipe, document = _recipe(options)
+    recipe, document = read_recipe(options)
     _refuse_stores(options, recipe)
     if options.if_changed and _is_up_to_date(options, recipe):
         _push(options, recipe.output)
         return _print_json({"up_to_date": True, "output": recipe.output}) if options.json else 0
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit import engine
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
@@ -186,7 +186,7 @@ def apply(options: Namespace) -> int:
     with places_added(document), terminal.progress(silent=silent) as progress:
         written = engine.execute(
             planned, overwrite=options.overwrite, link=options.link, device=options.device, progress=progress,
-            committed=options.committed,
+            committed=options.committed, share=options.share or engine.WHOLE,
         )  # fmt: skip
     if not silent:
         terminal.print_report(written)
@@ -201,7 +201,7 @@ def _check_push(options: Namespace) -> None:
     if options.push_to_hub and options.dry_run:
         raise RecipeError("--push-to-hub: nothing is written with --dry-run; leave one out")
     if options.push_to_hub:
-        _quiet_libraries()
+        quiet_libraries()
         check_upload(options.push_to_hub)
 
 
@@ -239,7 +239,7 @@ def inspect(options: Namespace) -> int:
         given, other = ("--blocks", "--texts FILE") if options.blocks else ("--texts", "--blocks")
         raise RecipeError(f"{given}: is for both, --blocks --texts FILE; add {other}")
     texts = _path(options.texts) if options.texts else None
-    _quiet_libraries()
+    quiet_libraries()
     import dataclasses
 
     from graftkit import inspection
@@ -258,7 +258,7 @@ def inspect(options: Namespace) -> int:
 
 def diff(options: Namespace) -> int:
     """Compare two checkpoints, or two adapters, tensor by tensor."""
-    _quiet_libraries()
+    quiet_libraries()
     import dataclasses
 
     from graftkit import compare
@@ -282,7 +282,7 @@ def verify(options: Namespace) -> int:
         if alone:
             raise RecipeError(f"--{alone[0]}: is for two checkpoints; leave it out with --adapter")
         return _verify_adapter(options) if options.b is None else _verify_merge(options)
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit import compare
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal
@@ -333,7 +333,7 @@ def report(options: Namespace) -> int:
 
 def selftest(options: Namespace) -> int:
     """Verify the verifier."""
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit.errors import VerificationFailed
     from graftkit.report import selftest_table, terminal
     from graftkit.selftest import run
@@ -354,7 +354,7 @@ def _verify_merge(options: Namespace) -> int:
         raise RecipeError(
             "--no-outputs: a merge is replayed with both models loaded; leave it out with A, B and --adapter"
         )
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit.errors import VerificationFailed
     from graftkit.merge_verification import verify_merge
     from graftkit.report import terminal
@@ -369,7 +369,7 @@ def _verify_merge(options: Namespace) -> int:
 
 
 def _verify_adapter(options: Namespace) -> int:
-    _quiet_libraries()
+    quiet_libraries()
     from graftkit.adapter_verification import verify_adapter
     from graftkit.errors import VerificationFailed
     from graftkit.report import terminal

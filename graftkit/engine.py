@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, open_adapter, write_adapter
+from graftkit.blame import blaming_inputs, stamps_before
+from graftkit.checkpoint.adapter import FOLDER, AdapterPlace, write_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
-from graftkit.checkpoint.stamps import require_unchanged, stamps_of
+from graftkit.checkpoint.stamps import require_unchanged
 from graftkit.checkpoint.stores.upload import refuse_store_output, uploaded
-from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
-from graftkit.checkpoint.write import write_checkpoint
-from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
+from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights
+from graftkit.checkpoint.write import file_sizes, write_checkpoint
+from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planned import Plan
 from graftkit.planning import plan
@@ -25,15 +27,16 @@ from graftkit.recipe import Recipe
 from graftkit.recipe.paths import is_url
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
+from graftkit.share import WHOLE, Share
 from graftkit.verification.checks import Finding
 from graftkit.verification.dcp_form import made_of_plain
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
-from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, holds_not_finite, not_finite
+from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
-__all__ = ["Plan", "Progress", "apply", "execute", "plan"]
+__all__ = ["WHOLE", "Plan", "Progress", "apply", "execute", "plan"]
 
 #: ``(what is being done, bytes or share done, bytes or share in all)``.
 Progress = Callable[[str, float, float], None]
@@ -69,8 +72,12 @@ def execute(
     device: str | None = None,
     progress: Progress | None = None,
     committed: Callable[[Path | str], None] | None = None,
+    share: Share = WHOLE,
 ) -> Report:
-    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears."""
+    """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears.
+
+    ``share`` says which weight files this process writes, where ranks write the result together.
+    """
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
         raise RecipeError("--device: only lens and signal run on it; add verify: {lens: true} or {signal: true}")
     if device is not None:
@@ -80,11 +87,11 @@ def execute(
     if not is_url(planned.recipe.output):
         return _execute(
             planned, Path(planned.recipe.output), overwrite=overwrite, link=link, device=device, progress=progress,
-            committed=committed,
+            committed=committed, share=share,
         )  # fmt: skip
     refuse_store_output(planned.recipe.output, base=planned.source.name, overwrite=overwrite)
     with uploaded(planned.recipe.output) as folder:
-        report = _execute(planned, folder, link=link, device=device, progress=progress)
+        report = _execute(planned, folder, link=link, device=device, progress=progress, share=share)
     if committed is not None:
         committed(planned.recipe.output)
     return report
@@ -99,26 +106,24 @@ def _execute(
     progress: Progress | None,
     overwrite: bool = False,
     committed: Callable[[Path], None] | None = None,
+    share: Share,
 ) -> Report:
     """Write ``planned`` to ``output``, on this machine."""
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
     again = total if planned.recipe.output_format == "dcp" else 0
     require_space(output, (planned.bytes_written if link else total) + again + SPARE_BYTES)
-    planned, source = _with_weights(planned, progress), planned.source.directory
-    stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
+    planned, source = with_weights(planned, progress), planned.source.directory
+    stamps = stamps_before(planned)
     with Staging(output, source=source, overwrite=overwrite) as staging:
+        files = share.begin(planned, staging) if planned.writes_base else ()
         prepare(planned, progress)
-        try:
-            ledger = _write(planned, staging, link=link, progress=progress)
+        with blaming_inputs(planned, stamps):
+            ledger = _write(planned, staging, files, share, link=link, progress=progress)
             findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
-        except VerificationFailed as error:
-            require_unchanged(source, stamps)
-            blame_inputs(planned, error)
-            raise
-        if planned.recipe.output_format == "dcp":
-            findings = (*findings, made_of_plain(staging.path))
-            _raise_first(findings[-1].failures)
+            if planned.recipe.output_format == "dcp":
+                findings = (*findings, made_of_plain(staging.path))
+                _raise_first(findings[-1].failures)
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
         require_unchanged(source, stamps)
@@ -126,39 +131,12 @@ def _execute(
     return report
 
 
-def _with_weights(planned: Plan, progress: Progress | None) -> Plan:
+def with_weights(planned: Plan, progress: Progress | None) -> Plan:
     """The plan with its base's weights on this machine, where it reads any of them."""
     if not bytes_on_hub(planned.source) or not planned.reads_weights:
         return planned
     download_weights(planned.source, functools.partial(progress, "download") if progress else None)
     return replace(planned, inputs=input_files(planned.recipe))
-
-
-def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
-    """Where what went in holds NaN or infinity, nothing that comes out can verify, and that is not the result's fault.
-
-    Raises:
-        InputRejected: a tensor of the base or of an adapter is not finite.
-    """
-    for name, tensor in (item for outcome in planned.outcomes for item in outcome.unpacked.items()):
-        if holds_not_finite(tensor):
-            raise InputRejected(
-                f"{printable(planned.source.name)}: tensor {printable(name)!r}: its codes and scales say NaN or infinity, or more than"
-                f" {tensor.dtype} holds, so that nothing that is made of it can be verified; repair it"
-            ) from error
-    if planned.recipe.allow_nonfinite:
-        return
-    inputs = {planned.source.name: planned.source.all_tensors}
-    for spec in planned.recipe.operations:
-        if adapter := getattr(spec, "adapter", None):
-            inputs[adapter] = open_adapter(adapter).tensors
-    for where, tensors in inputs.items():
-        read = {name: tensor for name, tensor in tensors.items() if not is_on_hub(tensor)}
-        if bad := next(not_finite(read), None):
-            raise InputRejected(
-                f"{printable(where)}: tensor {printable(bad)!r} holds NaN or infinity, so that nothing that is made of it"
-                " can be verified; repair it, or set allow_nonfinite: true"
-            ) from error
 
 
 def prepare(planned: Plan, progress: Progress | None) -> None:
@@ -172,28 +150,50 @@ def prepare(planned: Plan, progress: Progress | None) -> None:
                 raise error.in_operation(place, spec.op) from error
 
 
-def _write(planned: Plan, staging: Staging, *, link: bool, progress: Progress | None) -> tuple[LedgerEntry, ...]:
+def _write(
+    planned: Plan, staging: Staging, files: Collection[str], share: Share, *, link: bool, progress: Progress | None
+) -> tuple[LedgerEntry, ...]:
     """Write base and adapter, each file being read back and compared while the next one is written."""
-    total = planned.bytes_taken_over + planned.bytes_written
-    allow = planned.recipe.allow_nonfinite
-    write, compare = counter(progress, "write", total), counter(progress, "compare with the source", total)
+    total = bytes_of(planned, files) + (planned.adapter.nbytes if planned.adapter else 0)
+    write, compare = (share.watched(counter(progress, what, total)) for what in ("write", "compare with the source"))
     ledger: tuple[LedgerEntry, ...] = ()
     if planned.writes_base:
-        with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
-
-            def written(path: Path) -> None:
-                staging.written(path)
-                check.shard(path)
-
-            write_checkpoint(planned.source, planned.result, staging.path, link=link, progress=write, written=written)
-            ledger = check.finish()
+        with written_files(planned, staging, files, link=link, write=write, compare=compare) as check:
+            ledger = share.finish(planned, check)
         if planned.adapter is None:  # one that trains one side of a pair has its base untied
             meant = frozenset[tuple[str, str]]().union(*(outcome.untied for outcome in planned.outcomes))
             _raise_first(tuple(lost_ties(planned.source, Checkpoint.open(str(staging.path)), meant)))
     if planned.adapter is not None:
         write_adapter(planned.adapter, staging.path / FOLDER, write)
+        allow = planned.recipe.allow_nonfinite
         ledger += check_adapter(planned.adapter, staging.path / FOLDER, allow_nonfinite=allow, progress=compare)
     return ledger
+
+
+def bytes_of(planned: Plan, files: Collection[str]) -> int:
+    """Bytes of the tensors in these weight files of the result."""
+    sizes = file_sizes(planned.result)
+    return sum(sizes[file] for file in files)
+
+
+@contextlib.contextmanager
+def written_files(
+    planned: Plan, staging: Staging, files: Collection[str], *, documents: bool = True, link: bool = False,
+    write: Callable[[int], None] | None = None, compare: Callable[[int], None] | None = None,
+) -> Iterator[StructureCheck]:  # fmt: skip
+    """Write these weight files of the base, and with ``documents`` all others; yield the check that reads them back meanwhile."""
+    allow = planned.recipe.allow_nonfinite
+    with StructureCheck(planned.result, staging.path, allow_nonfinite=allow, progress=compare) as check:
+
+        def written(path: Path) -> None:
+            staging.written(path)
+            check.shard(path)
+
+        write_checkpoint(
+            planned.source, planned.result, staging.path, files=files, documents=documents, link=link, progress=write,
+            written=written,
+        )  # fmt: skip
+        yield check
 
 
 def counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None] | None:

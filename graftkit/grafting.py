@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftkit.blame import blame_inputs
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.held import hold
-from graftkit.engine import Progress, blame_inputs, counter, figures_of, prepare, run_checks, subject_at
+from graftkit.engine import Progress, counter, figures_of, prepare, run_checks, subject_at
 from graftkit.errors import VerificationFailed
 from graftkit.planned import Plan
 from graftkit.planning import plan_on

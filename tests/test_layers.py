@@ -20,12 +20,13 @@ LAYERS = [
     {"operations"},
     {"report"},
     {"planned"},
-    {"planning"},
+    {"planning", "share", "blame"},
     {"engine", "grafting", "compare", "inspection", "block_ranking", "adapter_verification", "merge_verification"},
     {"drafting", "selftest"},
     {"process", "usage"},
     {"completion", "printed_json"},
     {"commands"},
+    {"ranks"},
     {"cli"},
 ]
 

@@ -8,7 +8,8 @@ Beside ``out`` stands, while it is being written::
 
 Nothing that is renamed is locked, so that there is no moment at which another run could take what this one still needs.
 After an exchange the old output stands where the new one stood: inside a marked and locked directory, from which any
-later run may delete it. Where directories cannot be locked, as on a network file system, the lock is on the mark.
+later run may delete it. Ranks that write one output together hold the lock shared (:mod:`graftkit.checkpoint.joined_staging`), and
+the last that leaves an attempt that failed removes the directory.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -30,17 +30,15 @@ from typing import Self
 from graftkit.checkpoint.durable import exchange, rename_to_new, sync, sync_tree
 from graftkit.checkpoint.output_place import absolute, nearest_existing, refuse_output, require_space
 from graftkit.checkpoint.signals import held_signals
+from graftkit.checkpoint.staging_lock import MARK, lock_staging, share_lock
 from graftkit.errors import CommittedWithWarning, Locked, StorageFault, printable
 
 __all__ = ["Staging", "refuse_output", "require_space", "staging_path"]
 
-#: Names inside the staging directory. The third exists for an instant, to try an exchange before hours of work.
-MARK, TREE, TRIAL = ".graftkit-staging", "checkpoint", "trial"
+#: Names inside the staging directory, beside its mark. The second exists for an instant, to try an exchange before hours of work.
+TREE, TRIAL = "checkpoint", "trial"
 
 _NAME_MAX = 255
-
-#: What a file system answers that locks files, but no directories.
-_NO_DIRECTORY_LOCKS = frozenset({errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.EOPNOTSUPP})
 
 #: How often another run may remove the staging directory between two system calls of this one.
 _ATTEMPTS = 100
@@ -73,7 +71,7 @@ class Staging:
         self._root = staging_path(output)
         self.path = self._root / TREE
         self._source, self._overwrite = source, overwrite
-        self._lock, self._committed = -1, False
+        self._lock, self._shared, self._committed = -1, False, False
         self._made: list[Path] = []
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="fsync")
         self._pending: list[Future[None]] = []
@@ -90,7 +88,7 @@ class Staging:
                 self._try_exchange()
         except OSError as error:
             self._discard()
-            raise _fault(error, self._root) from error
+            raise fault(error, self._root) from error
         except BaseException:
             self._discard()
             raise
@@ -106,7 +104,20 @@ class Staging:
                 return
             self._discard()
         if isinstance(error, OSError):
-            raise _fault(error, self.path) from error
+            raise fault(error, self.path) from error
+
+    def share(self) -> tuple[int, Sequence[Path]]:
+        """Let other ranks join; return the inode of the staging directory, and the parents that were made for the output.
+
+        Raises:
+            Locked: another run was quick to take it.
+        """
+        try:
+            share_lock(self._lock)
+        except BlockingIOError as error:
+            raise self._held() from error
+        self._shared = True
+        return self._root.lstat().st_ino, tuple(self._made)
 
     def written(self, path: Path) -> None:
         """Say that a file is finished: it is made durable in the background while the next one is written."""
@@ -156,38 +167,19 @@ class Staging:
                 with contextlib.suppress(FileExistsError):
                     self._root.mkdir()
                 self._refuse_foreign()
-                self._lock = self._locked()
+                self._lock = lock_staging(self._root)
             except FileNotFoundError:  # the run that held it has just removed it: begin again
                 if attempts_left == 0:
                     raise
             except BlockingIOError as error:
-                raise Locked(
-                    f"{printable(self.output)}: another run is writing it ({printable(self._root)}); wait for it to end"
-                ) from error
+                raise self._held() from error
             else:
                 return
 
-    def _locked(self) -> int:
-        """Return a descriptor that holds the lock, of a staging directory that has its mark.
-
-        Raises:
-            BlockingIOError: another run holds it.
-            FileNotFoundError: the directory or its mark was removed meanwhile.
-        """
-        with contextlib.ExitStack() as stack:
-            root = _open(self._root, os.O_RDONLY | os.O_DIRECTORY, stack)
-            try:
-                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in _NO_DIRECTORY_LOCKS:
-                    raise
-                mark = _open(self._root / MARK, os.O_RDWR | os.O_CREAT, stack)
-                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _require_same_file(mark, self._root / MARK)
-                return os.dup(mark)
-            _require_same_file(root, self._root)
-            _open(self._root / MARK, os.O_RDWR | os.O_CREAT, stack)
-            return os.dup(root)
+    def _held(self) -> Locked:
+        return Locked(
+            f"{printable(self.output)}: another run is writing it ({printable(self._root)}); wait for it to end"
+        )
 
     def _make_parents(self) -> None:
         nearest = nearest_existing(self.output.parent)
@@ -231,6 +223,8 @@ class Staging:
         """Remove whatever can be removed of an attempt that failed; what cannot be is taken over by the next run."""
         with held_signals():
             with contextlib.suppress(OSError):
+                if self._shared:
+                    self._hold_alone()
                 if self._lock >= 0:
                     self._remove_trees()
                     self._remove_root()
@@ -240,6 +234,19 @@ class Staging:
                 with contextlib.suppress(OSError):
                     parent.rmdir()
             self._release()
+
+    def _hold_alone(self) -> None:
+        """Give a shared lock up and take the directory alone; where that fails, another rank removes it, or has done so.
+
+        Whoever gives up last finds nobody: to turn one lock into the other would let two ranks wait for one another's.
+
+        Raises:
+            OSError: another rank holds it, or it is gone.
+        """
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+        self._lock = lock_staging(self._root)
 
     def _remove_trees(self) -> None:
         for tree in (self.path, self._root / TRIAL):
@@ -268,26 +275,14 @@ class Staging:
             self._lock = -1
 
 
-def _open(path: Path, flags: int, stack: contextlib.ExitStack) -> int:
-    """Open a file or directory, never through a link, until the stack is left."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    stack.callback(os.close, fd)
-    return fd
-
-
-def _require_same_file(fd: int, path: Path) -> None:
-    """Raise FileNotFoundError when the name no longer means the open file."""
-    if not os.path.samestat(os.fstat(fd), path.lstat()):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
 def _reason(error: OSError) -> str:
     where = " -> ".join(printable(name) for name in (error.filename, error.filename2) if name is not None)
     what = printable(error.strerror or error)
     return f"{where}: {what}" if where else what
 
 
-def _fault(error: OSError, path: Path) -> StorageFault:
+def fault(error: OSError, path: Path) -> StorageFault:
+    """The error of a system call as one that ends a command, with the path that it is about."""
     if error.filename is None:
         error.filename = str(path)
     return StorageFault(f"{_reason(error)}; nothing was written")

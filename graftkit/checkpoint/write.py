@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,15 @@ def is_clean(source: Checkpoint, result: Checkpoint, file: str) -> bool:
     return source.files.get(file) == names and all(old[name] is new[name] for name in names)
 
 
+def file_sizes(result: Checkpoint) -> dict[str, int]:
+    """Bytes of the tensors in each weight file of ``result``."""
+    tensors = result.all_tensors
+    return {file: sum(tensors[name].nbytes for name in names) for file, names in result.files.items()}
+
+
 def bytes_to_write(source: Checkpoint, result: Checkpoint) -> tuple[int, int]:
     """``(bytes of clean weight files, bytes of dirty ones)``."""
-    tensors = result.all_tensors
-    sizes = {file: sum(tensors[name].nbytes for name in names) for file, names in result.files.items()}
+    sizes = file_sizes(result)
     clean = sum(size for file, size in sizes.items() if is_clean(source, result, file))
     return clean, sum(sizes.values()) - clean
 
@@ -46,10 +51,14 @@ def write_checkpoint(
     target: Path,
     *,
     link: bool = False,
+    files: Collection[str] | None = None,
+    documents: bool = True,
     progress: Progress | None = None,
     written: Callable[[Path], None] | None = None,
 ) -> None:
     """Write ``result`` into the empty directory ``target``; ``written`` is called with each finished weight file.
+
+    Ranks write one result together: of its weight files each writes its ``files``, and one of them everything else, the ``documents``.
 
     Raises:
         OSError: writing failed; the caller discards the directory.
@@ -64,9 +73,10 @@ def write_checkpoint(
             written(target / file)
 
     with ThreadPoolExecutor(max_workers=WRITERS) as pool:
-        jobs = pool.map(job, result.files)
+        jobs = pool.map(job, [file for file in result.files if files is None or file in files])
         try:
-            _write_documents(source, result, target)  # meanwhile
+            if documents:
+                _write_documents(source, result, target)  # meanwhile
             for _ in jobs:
                 pass  # the first error is raised here
         except BaseException:

@@ -141,6 +141,8 @@ class Outcome:
         figures: called after writing; returns what was measured on the way.
         reads_weights: whether what it makes takes values of the base's weights.
         unpacked: by name on disk, the values that it reads from the base's own packed ones before it does anything with them.
+        noted: what is measured of each tensor while it is made, by name on disk, for ``figures``; where another process made it, the
+            number comes from there.
     """
 
     checkpoint: Checkpoint
@@ -157,6 +159,7 @@ class Outcome:
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
     reads_weights: bool = True
     unpacked: Mapping[str, LazyTensor] = field(default_factory=dict)
+    noted: dict[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
     many = f"{len(targets)} tensors are" if len(targets) > 1 else "one tensor is"
     promise = Promise(PromiseClass.INTENTIONAL, f"{many} made anew", EVERY_INPUT)
     notes = tuple(_notes(spec, scheme.scheme, targets, matrices, layers, facts, structure.skeleton))
-    return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures)
+    return Outcome(result, promise, notes, scope=Scope.MEASURE, figures=fresh.figures, noted=fresh.noted)
 
 
 def _layers(skeleton: sk.Skeleton) -> LayerList:

@@ -57,7 +57,7 @@ class Reference:
     live: int
     parts: list[Probe]
     extra_inputs: frozenset[str]
-    names: dict[str, frozenset[str]]
+    names: dict[str, tuple[str, ...]]
     kept: dict[str, dict[str, Tensor]]
     not_kept: int
     skipped: dict[str, str]
@@ -217,7 +217,7 @@ def _collect(
             else:
                 skipped[part.name] = one_line(error)
             continue
-        names[part.name] = frozenset(outputs)
+        names[part.name] = tuple(outputs)
         kept[part.name], room, left = _keep(outputs, part, rows, room)
         not_kept += left
         step((index + 1) / len(parts))

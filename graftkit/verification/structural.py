@@ -100,13 +100,21 @@ class StructureCheck:
                     check_tensor, name, planned, tensor, path.name, self._allow, self._progress
                 )
 
-    def finish(self) -> tuple[LedgerEntry, ...]:
-        """Check what only the whole directory shows, and return the ledger; raises as :func:`check_structure` does."""
+    def entries(self) -> dict[str, LedgerEntry]:
+        """The ledger of the files that were read back here, by tensor; raises as :func:`check_structure` does."""
+        return {name: self._jobs[name].result() for name in self._tensors if name in self._jobs}
+
+    def finish(self, entries: Mapping[str, LedgerEntry] | None = None) -> tuple[LedgerEntry, ...]:
+        """Check what only the whole directory shows, and return the ledger; raises as :func:`check_structure` does.
+
+        ``entries`` are those of all files, where other processes read some of them back.
+        """
         written = Checkpoint.open(str(self._directory))
         check_names(self._planned.tensors, written.tensors)
         check_names(self._planned.value_head, written.value_head)
         _check_documents(self._planned, written)
-        return tuple(self._jobs[name].result() for name in self._tensors)
+        entries = self.entries() if entries is None else entries
+        return tuple(entries[name] for name in self._tensors)
 
 
 def check_adapter(

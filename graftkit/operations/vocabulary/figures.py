@@ -15,6 +15,8 @@ def row_figures(maker: RowMaker, token_of: Callable[[int], str | None]) -> Mappi
 
     ``token_of`` knows the old ids. Tables are streamed; called after the rows were written.
     """
+    for item in maker.vocabulary.tensors:
+        maker.values(item)  # what another process has written is not made here yet
     found: dict[str, Any] = {name: dict(values) for name, values in maker.figures().items()}
     contents = {row.index: row.content for row in maker.rows}
     for item in maker.vocabulary.tensors:

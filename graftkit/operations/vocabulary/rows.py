@@ -160,7 +160,8 @@ class RowMaker:
                 "rows_averaged": s.count, "zero": s.zero, "small": s.small, "duplicates": s.duplicates,
                 "all_used": s.all_used, "std": s.std, "mean_norm": float(s.mean.norm()),
             }
-            for name, s in self._statistics.items()
+            for name, s in ((item.name, self._statistics.get(item.name)) for item in self.vocabulary.tensors)
+            if s is not None
         }  # fmt: skip
 
     def table(self, item: VocabularyTensor) -> LazyTensor:

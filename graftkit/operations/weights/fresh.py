@@ -45,32 +45,32 @@ class Target:
 
 @dataclass
 class FreshTensors:
-    """Makes the new tensors on demand, each seeded by its own name, and notes what became of them."""
+    """Makes the new tensors on demand, each seeded by its own name; ``noted`` is the root mean square of each that was made."""
 
     scheme: WeightScheme
     facts: ModelFacts
     seed: tuple[int, int]
-    _after: dict[str, float] = field(default_factory=dict)
+    noted: dict[str, float] = field(default_factory=dict)
     _before: dict[str, LazyTensor] = field(default_factory=dict)
 
     def computed(self, target: Target, old: LazyTensor, *, readout: bool = False) -> LazyTensor:
         """The lazy tensor that takes the place of ``old``, with its dtype and shape; zeros are known as such."""
         self._before[target.disk] = old
         if target.layout is not None and is_zero(self.scheme):
-            self._after[target.disk] = 0.0
+            self.noted[target.disk] = 0.0
             return Zeros(old.dtype, old.shape)
         return computed(old.dtype, old.shape, lambda: self._values_noted(target, old, readout=readout))
 
     def figures(self) -> Mapping[str, Any]:
         """Root mean square before and after, and the number of elements, by name on disk."""
         return {
-            name: {"elements": math.prod(old.shape), "rms_before": rms(old), "rms_after": self._after.get(name)}
+            name: {"elements": math.prod(old.shape), "rms_before": rms(old), "rms_after": self.noted.get(name)}
             for name, old in self._before.items()
         }
 
     def _values_noted(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:
         values = self._values(target, old, readout=readout)
-        self._after[target.disk] = _rms(values.double().square().sum(), values.numel())
+        self.noted[target.disk] = _rms(values.double().square().sum(), values.numel())
         return values
 
     def _values(self, target: Target, old: LazyTensor, *, readout: bool) -> Tensor:

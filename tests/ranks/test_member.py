@@ -1,0 +1,33 @@
+"""What each rank does and prints of commands that are not shared, and of a command line that is wrong."""
+
+import pytest
+
+from graftkit import cli
+from graftkit.ranks.member import Member
+from graftkit.ranks.place import RankPlace
+
+VALID = ["validate", "recipes/quickstart.yaml"]
+
+
+def run_in(rank, arguments):
+    return cli.run(arguments, [], Member(RankPlace(rank, 2, "localhost", 1, hosts=False)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stream"),
+    [
+        (VALID, 0, "out"),
+        (["--version"], 0, "out"),
+        (["aply", "recipe.yaml"], 2, "err"),
+        (["apply", "-"], 2, "err"),
+        (["plan", "nowhere.yaml"], 2, "err"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_rank_0_does_what_is_not_shared_and_speaks(arguments, code, stream, capsys):
+    assert run_in(0, arguments) == code
+    said = capsys.readouterr()
+    assert len(getattr(said, stream).splitlines()) == 1
+    assert (stream == "err") == said.err.startswith("graftkit: rank 0: ")
+    assert run_in(1, arguments) in (0, code)
+    assert capsys.readouterr() == ("", "")
