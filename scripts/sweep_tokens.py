@@ -1,6 +1,6 @@
 """Rename tokens, make rows anew and trim on every class that transformers can build small, and check each without graftkit's help.
 
-    python scripts/sweep_tokens.py --jobs 2 --out docs/sweep_tokens.md
+    python scripts/sweep_tokens.py --jobs 2 --done sweep.jsonl --out docs/sweep_tokens.md   # goes on where it was stopped
     python scripts/sweep_tokens.py --kind vision_language --match '^Llava'
 
 Each class is built with random weights. `rename_tokens` gives a token another name, once with its row kept and once with the
@@ -11,13 +11,14 @@ and compared with its source: other rows and outputs to the last bit. Exits 1 wh
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shlex
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,13 @@ def main() -> int:
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
     names = list(dict.fromkeys(n for kind in kinds for n in classes(kind) if re.search(arguments.match, n)))
     started = time.monotonic()
-    verdicts: dict[str, Verdict] = {}
-    for name, found, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
+    verdicts = {verdict.class_name: verdict for verdict in _read(arguments.done) if verdict.class_name in names}
+    left = [name for name in names if name not in verdicts]
+    for name, found, why, seconds in sweep(left, arguments.jobs, arguments.limit, judge):
         verdict = verdicts[name] = replace(found or Verdict(name, "wrong", why), seconds=seconds)
+        if arguments.done:
+            with arguments.done.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(verdict)) + "\n")
         if verdict.verdict != "works" or arguments.verbose:
             print(f"{verdict.class_name:46} {verdict.verdict}: {verdict.reason} ({verdict.seconds:.1f} s)", flush=True)
     counts = Counter(verdict.verdict for verdict in verdicts.values())
@@ -69,9 +74,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--match", default="", help="only classes whose name this regular expression finds")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=120, help="seconds that one class may take (default 120)")
+    parser.add_argument(
+        "--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--verbose", action="store_true", help="print the classes that work, too")
     return parser.parse_args()
+
+
+def _read(done: Path | None) -> list[Verdict]:
+    if done is None or not done.exists():
+        return []
+    return [Verdict(**json.loads(line)) for line in done.read_text(encoding="utf-8").splitlines()]
 
 
 def judge(name: str, place: Path) -> Verdict:
