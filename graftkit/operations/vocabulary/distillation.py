@@ -1,0 +1,223 @@
+"""Input rows fitted to texts: what the model makes of a text by its new tokens shall be what it made of it by its old ones."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from graftkit.architecture.accounting import account
+from graftkit.architecture.capabilities import parameters_of
+from graftkit.architecture.vocabulary import Vocabulary
+from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.reading import read_tensor
+from graftkit.errors import InputRejected, RecipeError, plural, printable
+from graftkit.initializers.one_thread import OneThread
+from graftkit.initializers.row_descent import RowDescent
+from graftkit.initializers.seeding import generator_for, seed_of
+from graftkit.operations.base import check_plain_weights
+from graftkit.operations.heads.model import loaded_model
+from graftkit.operations.vocabulary.corpus import Corpus
+from graftkit.recipe.schemes import RATE, Distill
+from graftkit.running.aligned import Aligned, align, cut_texts
+from graftkit.running.forward import largest_position
+from graftkit.running.given_rows import GivenRows
+from graftkit.running.loaded_tokenizer import LoadedTokenizer
+from graftkit.running.runnable import too_large
+from graftkit.running.texts import write_tokenizer
+from graftkit.verification.distilled import DistilledCheck, Expected, Fitted
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Share of the texts that nothing is fitted to, and how many of their snippets are measured on, at most.
+HELD_OUT, MEASURED = 0.1, 64
+
+Step = Callable[[float], None]
+
+
+@dataclass
+class Distillation:
+    """Fits rows of ``after``, which has another tokenizer than ``before`` and the same body, to texts (arXiv 2505.20133).
+
+    Minimised is the squared distance of last hidden states, at the places from a snippet's first new token on at which both splits end
+    with a new token or with the same one.
+    The model is frozen: nothing but these rows changes. ``origins`` gives the row of ``before`` of each id that has one.
+    """
+
+    spec: Distill
+    before: Checkpoint
+    after: Checkpoint
+    vocabulary: Vocabulary
+    origins: Callable[[int], int | None]
+    seed: tuple[int, int]
+    corpus: Corpus = field(init=False)
+    _expected: list[Expected] = field(init=False)
+    _figures: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Look whether class, weights and texts can be used.
+
+        Raises:
+            InputRejected: the checkpoint cannot be run with rows that are given to it.
+            RecipeError: the texts cannot be read, or are too few.
+        """
+        check_plain_weights(self.before, "distill")
+        if why := self._cannot_run():
+            raise InputRejected(
+                f"{self.before.name}: distill: {why}; subword_mean starts from the same rows and runs nothing"
+            )
+        try:
+            self.corpus = Corpus.survey(Path(self.spec.texts), HELD_OUT, seed_of(*self.seed, "held out"))
+        except RecipeError as error:
+            raise RecipeError(error.problems, field="init.texts") from error
+
+    def _cannot_run(self) -> str:
+        """Why the class cannot be run on rows that are given to it; empty where it can."""
+        skeleton = account(self.before).skeleton
+        model = skeleton.model
+        if model.config.is_encoder_decoder:
+            return f"texts are run through one stack, and {skeleton.architecture} is an encoder-decoder"
+        if self.vocabulary.of_role("further_input"):
+            return f"{skeleton.architecture} has more than one table of input rows"
+        if "inputs_embeds" not in parameters_of(model.base_model):
+            return f"the forward of {type(model.base_model).__name__} takes no inputs_embeds"
+        return too_large(4 * sum(math.prod(tensor.shape) for tensor in self.before.tensors.values()))
+
+    def fit(self, made: Tensor, ids: Sequence[int], places: Sequence[int], step: Step) -> Tensor:
+        """Fit the rows at ``places`` among those ``made`` for ``ids``, and measure. *Shapes:* both ``(len(ids), d)``.
+
+        The computation is one thread's, so that its bits do not depend on the number of processors.
+
+        Raises:
+            RecipeError: no text has a token whose row is fitted, or what is fitted is no better on held-out texts.
+        """
+        import torch
+
+        with OneThread(), self._models() as (model, old, new):
+            table = GivenRows(model, ids, made.float(), self.origins)
+            fresh = frozenset(ids[place] for place in places)
+            length = min(self.spec.snippet_len, (largest_position(model) or self.spec.snippet_len) // 2)
+            held_out = self._held_out(old, new, fresh, length)
+            snippets, seen = self._snippets(old, new, fresh, length)
+            parts = {"fitted": snippets[:MEASURED], "held_out": list(held_out.values())}
+            before = {name: table.distance(part) for name, part in parts.items()}
+            rate = self._descend(table, snippets, torch.tensor(sorted(places)), step)
+            after = {name: table.distance(part) for name, part in parts.items()}
+            self._expected = [_expected(table, text, snippet) for text, snippet in held_out.items()]
+        self._figures = {
+            "tokens": len(fresh), "not_seen": len(fresh - seen.keys()), "snippets": len(snippets), "learning_rate": rate,
+            "held_out_snippets": len(held_out), "distance_before": before, "distance_after": after,
+        }  # fmt: skip
+        self._check_better(before["held_out"], after["held_out"])
+        fitted = made.clone()
+        fitted[list(places)] = table.rows[list(places)].to(made.dtype)
+        return fitted
+
+    def _check_better(self, before: float, after: float) -> None:
+        if not after < before:
+            raise RecipeError(
+                f"on held-out texts hidden states are {after:.4f} of their size away from those behind old tokens, and were"
+                f" {before:.4f} with subword means; give more texts or a lower learning_rate than {self.figures['learning_rate']:.3g}",
+                field="init",
+            )
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """What was fitted to, and the distances of hidden states from those behind old tokens, before and after."""
+        return self._figures
+
+    def check(self) -> DistilledCheck:
+        """The held-out texts once more, on what was written."""
+        return DistilledCheck(lambda: Fitted(self._expected, self._figures["distance_before"]["held_out"]))
+
+    @contextlib.contextmanager
+    def _models(self) -> Iterator[tuple[Any, LoadedTokenizer, LoadedTokenizer]]:
+        """The model in float32, and the tokenizer before and after."""
+        state = {name: read_tensor(tensor) for name, tensor in self.before.tensors.items()}
+        with tempfile.TemporaryDirectory(prefix="graftkit-") as folder, contextlib.ExitStack() as stack:
+            tokenizers = []
+            for name, checkpoint in (("before", self.before), ("after", self.after)):
+                write_tokenizer(checkpoint, Path(folder, name))
+                tokenizers.append(LoadedTokenizer.of(Path(folder, name)))
+            model = stack.enter_context(loaded_model(account(self.before).skeleton, state, "F32"))
+            yield model, tokenizers[0], tokenizers[1]
+
+    def _held_out(
+        self, old: LoadedTokenizer, new: LoadedTokenizer, fresh: frozenset[int], length: int
+    ) -> dict[str, Aligned]:
+        """The first snippets of held-out texts that have a fresh id, by their text.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        split = ((text, self._align(old, new, text, fresh)) for text in cut_texts(old, self.corpus.measuring(), length))
+        found = dict(itertools.islice(((text, snippet) for text, snippet in split if snippet), MEASURED))
+        if not found:
+            held_out = plural(len(self.corpus.held_out), "text")
+            raise RecipeError(
+                f"{printable(self.spec.texts)}: the {held_out} held out of {self.corpus.count:,} to measure on have no token whose"
+                " row is fitted; give more texts",
+                field="init.texts",
+            )
+        return found
+
+    def _align(self, old: LoadedTokenizer, new: LoadedTokenizer, text: str, fresh: frozenset[int]) -> Aligned | None:
+        """The text split by both; None where that shows nothing of the fresh ids, or an old token has no row."""
+        found = align(old, new, text, fresh, self.origins)
+        return found if found and max(found.old) < self.vocabulary.rows else None
+
+    def _snippets(
+        self, old: LoadedTokenizer, new: LoadedTokenizer, fresh: frozenset[int], length: int
+    ) -> tuple[list[Aligned], Counter[int]]:
+        """Snippets until each fresh id stands in as many as are wanted, and in how many each does.
+
+        Raises:
+            RecipeError: none has such an id.
+        """
+        seen: Counter[int] = Counter()
+        found = []
+        for text in cut_texts(old, self.corpus.learning(), length):
+            snippet = self._align(old, new, text, fresh)
+            here = fresh.intersection(snippet.new) if snippet else frozenset()
+            if snippet and any(seen[index] < self.spec.snippets_per_token for index in here):
+                found.append(snippet)
+                seen.update(here)
+                if len(seen) == len(fresh) and min(seen.values()) >= self.spec.snippets_per_token:
+                    break
+        if not found:
+            why = "has a text that is split with a token whose row is fitted"
+            raise RecipeError(f"{printable(self.spec.texts)}: none of the texts {why}", field="init.texts")
+        return found, seen
+
+    def _descend(self, table: GivenRows, snippets: Sequence[Aligned], free: Tensor, step: Step) -> float:
+        """Go through the snippets in an order that the seed gives; steps shorten steadily from the rate that is returned to nothing."""
+        import torch
+
+        rate = self.spec.learning_rate or RATE * float(table.table.weight.square().mean().sqrt())
+        descent = RowDescent(table.rows, rate)
+        orders = (
+            torch.randperm(len(snippets), generator=generator_for(*self.seed, "distill", epoch))
+            for epoch in range(self.spec.epochs)
+        )
+        order = torch.cat(list(orders)).tolist()
+        batches = [order[start : start + self.spec.batch_size] for start in range(0, len(order), self.spec.batch_size)]
+        for number, batch in enumerate(batches):
+            chosen = [snippets[place] for place in batch]
+            after, used, leaf = table.states_after(chosen)
+            loss = (after - table.states_before(chosen)).square().sum(1).mean()
+            (gradient,) = torch.autograd.grad(loss, leaf)
+            fitted = torch.isin(used, free)
+            descent.step(used[fitted], gradient[fitted], 1 - number / len(batches))
+            step((number + 1) / len(batches))
+        return rate
+
+
+def _expected(table: GivenRows, text: str, snippet: Aligned) -> Expected:
+    return Expected(text, snippet.new, tuple(new for _, new in snippet.places), table.states_before([snippet]))
