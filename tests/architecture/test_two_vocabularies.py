@@ -78,13 +78,13 @@ def test_one_vocabulary_is_not_taken_for_two(config, architecture):
     assert found(config, architecture) is None
 
 
-MEAN = {"op": "rename_tokens", "names": {"[MASK]": "[TOOL]"}, "init": "mean"}
+MEAN = {"op": "rename_tokens", "names": {"<unk>": "<tool>"}, "init": "mean"}
 OPERATIONS = {
     "extend_vocab": {"op": "extend_vocab", "special_tokens": ["<|new|>"]},
     "learn_tokens": {"op": "learn_tokens", "texts": "texts.txt", "size": 2},
     "rename_tokens": MEAN,
-    "reinit_rows": {"op": "reinit_rows", "tokens": ["[MASK]"]},
-    "trim_vocab": {"op": "trim_vocab", "keep": {"tokens": ["[MASK]"]}},
+    "reinit_rows": {"op": "reinit_rows", "tokens": ["<unk>"]},
+    "trim_vocab": {"op": "trim_vocab", "keep": {"tokens": ["<unk>"]}},
     "transplant_tokenizer": {"op": "transplant_tokenizer", "donor": "other"},
 }
 
@@ -118,4 +118,4 @@ def test_a_name_is_changed_where_both_tables_stay_as_they_are(two_sided, tmp_pat
     renamed = {key: value for key, value in MEAN.items() if key != "init"}
     recipe = {"version": 1, "base_model": str(two_sided["MarianMTModel"]), "operations": [renamed]}
     planned = engine.plan({**recipe, "output": str(tmp_path / "out")})
-    assert planned.vocabulary.renamed["[MASK]"].content == "[TOOL]"
+    assert planned.vocabulary.renamed["<unk>"].content == "<tool>"
