@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections import Counter
@@ -53,7 +52,7 @@ def main() -> int:
     names = list(dict.fromkeys(n for kind in kinds for n in classes(kind) if re.search(arguments.match, n)))
     started = time.monotonic()
     verdicts = {verdict.class_name: verdict for verdict in _read(arguments.done) if verdict.class_name in names}
-    left = [name for name in names if name not in verdicts]
+    left = [] if arguments.page_only else [name for name in names if name not in verdicts]
     for name, found, why, seconds in sweep(left, arguments.jobs, arguments.limit, judge):
         verdict = verdicts[name] = replace(found or Verdict(name, "wrong", why), seconds=seconds)
         if arguments.done:
@@ -62,9 +61,10 @@ def main() -> int:
         if verdict.verdict != "works" or arguments.verbose:
             print(f"{verdict.class_name:46} {verdict.verdict}: {verdict.reason} ({verdict.seconds:.1f} s)", flush=True)
     counts = Counter(verdict.verdict for verdict in verdicts.values())
-    print(f"{len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
+    print(f"{len(verdicts)} of {len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
     if arguments.out:
-        arguments.out.write_text(_markdown([verdicts[name] for name in names]), encoding="utf-8")
+        found = [verdicts[name] for name in names if name in verdicts]
+        arguments.out.write_text(_markdown(found, len(names)), encoding="utf-8")
     return 1 if counts["wrong"] else 0
 
 
@@ -78,6 +78,7 @@ def _arguments() -> argparse.Namespace:
         "--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it"
     )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    parser.add_argument("--page-only", action="store_true", help="sweep nothing, write the page of what --done has")
     parser.add_argument("--verbose", action="store_true", help="print the classes that work, too")
     return parser.parse_args()
 
@@ -189,16 +190,21 @@ def _compare(old: Any, new: Any, fresh: tuple[int, ...]) -> None:
         raise Wrong(f"{name} moved by {float((after - before).abs().max()):.3g}")
 
 
-def _markdown(verdicts: list[Verdict]) -> str:
-    """The page: how to repeat it, counts, and what does not simply work."""
+def _markdown(verdicts: list[Verdict], total: int) -> str:
+    """The page: how to repeat it, counts, how many of ``total`` classes were swept, and what does not simply work."""
     import torch
     import transformers
 
     counts = Counter(item.verdict for item in verdicts)
-    command = shlex.join(["python", "scripts/sweep_tokens.py", *sys.argv[1:]])
+    command = "python scripts/sweep_tokens.py --jobs 2 --limit 1200 --done sweep.jsonl --out docs/sweep_tokens.md"
+    left = (
+        f" So far {len(verdicts)} of {total} classes were swept, in the order of the kinds."
+        if len(verdicts) < total
+        else ""
+    )
     lines = [
         "# rename_tokens, reinit_rows and trim_vocab over every class", "",
-        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
+        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.{left}", "",
         "Each class is built small with random weights. A token gets another name, once with its row kept and once with the mean of the",
         "others; four ids get new rows; and most pieces are dropped, so that ids move. graftkit verifies each result; then it is reloaded",
         "with plain transformers and compared with its source by code that is not graftkit's: every other row, and every output over other",

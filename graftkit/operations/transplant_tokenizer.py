@@ -23,7 +23,7 @@ from graftkit.operations.vocabulary.distillation import Distillation
 from graftkit.operations.vocabulary.donor_space import DonorSpace
 from graftkit.operations.vocabulary.moved_ids import MovedIds
 from graftkit.operations.vocabulary.still_needed import check_positions
-from graftkit.operations.vocabulary.tables import one_vocabulary
+from graftkit.operations.vocabulary.tables import check_renumbered, one_vocabulary
 from graftkit.operations.vocabulary.transplanted_rows import Transplant, TransplantedRows, new_rows
 from graftkit.recipe.schemes import Distill
 from graftkit.recipe.transplant_tokenizer import CopyShared, Omp, TransplantTokenizer
@@ -67,6 +67,7 @@ def transplant_tokenizer(spec: TransplantTokenizer, checkpoint: Checkpoint, cont
         RecipeError: the donor's tokenizer is the base's, or too few tokens are shared.
     """
     vocabulary = one_vocabulary(checkpoint)
+    check_renumbered(checkpoint, vocabulary)
     donor = TokenizerFolder.open(spec.donor)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     _check_other(checkpoint, donor)

@@ -26,7 +26,7 @@ from graftkit.operations.vocabulary.kept import Kept, kept_ids, kept_note
 from graftkit.operations.vocabulary.new_row import NewRow
 from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.operations.vocabulary.still_needed import check_positions, check_still_needed
-from graftkit.operations.vocabulary.tables import OTHER_KERNEL, one_vocabulary, with_rows
+from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_renumbered, one_vocabulary, with_rows
 from graftkit.recipe import Mean, TrimVocab
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.trimmed_texts import TrimmedTexts
@@ -42,6 +42,7 @@ def trim_vocab(spec: TrimVocab, checkpoint: Checkpoint, context: Context) -> Out
         RecipeError: nothing would go, a listed token is not there, or one that would go is needed.
     """
     vocabulary = one_vocabulary(checkpoint)
+    check_renumbered(checkpoint, vocabulary)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     check_dense(tokenizer)
     if past := missing_rows(tokenizer, vocabulary.rows):

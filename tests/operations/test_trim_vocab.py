@@ -311,6 +311,18 @@ def test_a_pad_id_moves_where_tables_alone_know_it(bases, texts, tmp_path):
     assert planned.result.config["pad_token_id"] < 390
 
 
+def test_a_table_of_another_size_that_ids_index_is_refused(tmp_path):
+    """Gemma 3n has rows for each layer, for fewer tokens than its vocabulary has; whose they are is known by the ids alone."""
+    from support.tiny import build
+
+    build("Gemma3nForCausalLM", tmp_path / "base")
+    keep = {"op": "trim_vocab", "keep": {"tokens": ["ea"]}}
+    with pytest.raises(
+        InputRejected, match=r"token ids index '?model\.embed_tokens_per_layer\.weight'? too, of \d+ rows"
+    ):
+        graftkit.plan(recipe(tmp_path / "base", tmp_path / "out", keep))
+
+
 def test_a_slow_tokenizer_and_a_tokenizer_without_rows_are_refused(bases, sources, tmp_path):
     import shutil
 

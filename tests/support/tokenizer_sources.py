@@ -87,11 +87,8 @@ def wordpiece_vocabulary(words, special, size):
     The trainer goes through words in another order in each process, by which it numbers what continues one, and so breaks ties.
     """
     split = {word: [word[0], *(f"##{letter}" for letter in word[1:])] for word in words}
-    vocabulary = [
-        *special,
-        *sorted({*"".join(words)}),
-        *sorted({piece for pieces in split.values() for piece in pieces[1:]}),
-    ]
+    letters = [*sorted({*"".join(words)}), *sorted({piece for pieces in split.values() for piece in pieces[1:]})]
+    ids = {piece: place for place, piece in enumerate([*special, *letters])}
     pairs, where = Counter(), defaultdict(set)
 
     def count(word, sign):
@@ -101,16 +98,16 @@ def wordpiece_vocabulary(words, special, size):
 
     for word in words:
         count(word, 1)
-    while len(vocabulary) < size and pairs:
-        pair = max(pairs, key=lambda one: (pairs[one], one))
+    while len(ids) < size and pairs:
+        pair = max(pairs, key=lambda one: (pairs[one], -ids[one[0]], -ids[one[1]]))
         joined = pair[0] + pair[1][2:]
-        vocabulary += [] if joined in vocabulary else [joined]
+        ids.setdefault(joined, len(ids))
         for word in where.pop(pair):
             count(word, -1)
             split[word] = _joined(split[word], pair, joined)
             count(word, 1)
         pairs = Counter({one: times for one, times in pairs.items() if times > 0})
-    return {piece: place for place, piece in enumerate(vocabulary)}
+    return ids
 
 
 def _joined(pieces, pair, joined):

@@ -24,6 +24,7 @@ from graftkit.initializers.seeding import generator_for, seed_of
 from graftkit.operations.base import check_plain_weights
 from graftkit.operations.heads.model import loaded_model
 from graftkit.operations.vocabulary.corpus import Corpus
+from graftkit.operations.vocabulary.tables import other_sizes
 from graftkit.recipe.schemes import RATE, Distill
 from graftkit.running.aligned import Aligned, align, cut_texts
 from graftkit.running.forward import largest_position
@@ -84,7 +85,7 @@ class Distillation:
         model = skeleton.model
         if model.config.is_encoder_decoder:
             return f"texts are run through one stack, and {skeleton.architecture} is an encoder-decoder"
-        if self.vocabulary.of_role("further_input"):
+        if self.vocabulary.of_role("further_input") or other_sizes(self.before, self.vocabulary):
             return f"{skeleton.architecture} has more than one table of input rows"
         if "inputs_embeds" not in parameters_of(model.base_model):
             return f"the forward of {type(model.base_model).__name__} takes no inputs_embeds"
