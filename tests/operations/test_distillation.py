@@ -182,6 +182,17 @@ def test_new_tokens_of_other_operations_are_fitted_too(operation, demo, texts, w
     assert report["checks"]["distilled"]["distance"] < report["checks"]["distilled"]["start"]
 
 
+def test_rows_of_an_encoder_are_fitted(sources, tmp_path):
+    """A small BERT with random weights and few positions reads snippets between its [CLS] and [SEP]."""
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(f"the tool {'and a tool ' * (place % 4)}calls the tool box" for place in range(40)))
+    operation = {"op": "extend_vocab", "tokens": ["tool"], "init": distill(path, snippet_len=200, epochs=4)}
+    _, report = applied(sources("bert"), tmp_path, operation)
+    check = report["checks"]["distilled"]
+    assert check["snippets"] >= 4
+    assert check["distance"] < check["start"]
+
+
 def test_what_cannot_be_run_or_fitted_is_refused(demo, texts, words, sources, tmp_path):
     def refused(error, message, source, init, tokens=("zqxy",)):
         operation = {"op": "extend_vocab", "tokens": list(tokens), "init": init}
@@ -191,7 +202,12 @@ def test_what_cannot_be_run_or_fitted_is_refused(demo, texts, words, sources, tm
     refused(InputRejected, "T5ForConditionalGeneration is an encoder-decoder", sources("t5"), distill(texts))
     refused(InputRejected, "distill needs plain weights", quantized(demo, tmp_path / "packed", "gptq"), distill(texts))
     refused(RecipeError, r"operations\.0\.init\.texts: .*nothing\.txt", demo, distill(tmp_path / "nothing.txt"))
-    refused(RecipeError, r"operations\.0\.init\.texts: .*have no token whose row is fitted", demo, distill(texts))
+    refused(
+        RecipeError,
+        r"operations\.0\.init\.texts: .*has 0 snippets with a token whose row is fitted",
+        demo,
+        distill(texts),
+    )
     wild = distill(texts, learning_rate=1e3, snippets_per_token=4, epochs=1)
     refused(RecipeError, r"operations\.0\.init: .*a lower learning_rate", demo, wild, words)
 

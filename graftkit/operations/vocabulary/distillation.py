@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +17,14 @@ from graftkit.architecture.accounting import account
 from graftkit.architecture.capabilities import parameters_of
 from graftkit.architecture.vocabulary import Vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.examples import read_texts
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import InputRejected, RecipeError, plural, printable
 from graftkit.initializers.one_thread import OneThread
 from graftkit.initializers.row_descent import RowDescent
-from graftkit.initializers.seeding import generator_for, seed_of
+from graftkit.initializers.seeding import generator_for
 from graftkit.operations.base import check_plain_weights
 from graftkit.operations.heads.model import loaded_model
-from graftkit.operations.vocabulary.corpus import Corpus
 from graftkit.operations.vocabulary.tables import other_sizes
 from graftkit.recipe.schemes import RATE, Distill
 from graftkit.running.aligned import Aligned, align, cut_texts
@@ -37,10 +38,13 @@ from graftkit.verification.distilled import DistilledCheck, Expected, Fitted
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Share of the texts that nothing is fitted to, and how many of their snippets are measured on, at most.
+#: Share of the snippets that nothing is fitted to, and how many are measured on, at most.
 HELD_OUT, MEASURED = 0.1, 64
 
 Step = Callable[[float], None]
+
+#: A part of a text, and how it is split.
+Snippet = tuple[str, Aligned]
 
 
 @dataclass
@@ -58,8 +62,7 @@ class Distillation:
     vocabulary: Vocabulary
     origins: Callable[[int], int | None]
     seed: tuple[int, int]
-    corpus: Corpus = field(init=False)
-    _expected: list[Expected] = field(init=False)
+    _expected: list[Expected] = field(default_factory=list)
     _figures: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,9 +78,11 @@ class Distillation:
                 f"{self.before.name}: distill: {why}; subword_mean starts from the same rows and runs nothing"
             )
         try:
-            self.corpus = Corpus.survey(Path(self.spec.texts), HELD_OUT, seed_of(*self.seed, "held out"))
+            first = next(read_texts(Path(self.spec.texts)), None)
         except RecipeError as error:
             raise RecipeError(error.problems, field="init.texts") from error
+        if first is None:
+            raise RecipeError(f"{printable(self.spec.texts)}: holds no text", field="init.texts")
 
     def _cannot_run(self) -> str:
         """Why the class cannot be run on rows that are given to it; empty where it can."""
@@ -104,16 +109,17 @@ class Distillation:
         with OneThread(), self._models() as (model, old, new):
             table = GivenRows(model, ids, made.float(), self.origins)
             fresh = frozenset(ids[place] for place in places)
-            length = min(self.spec.snippet_len, (largest_position(model) or self.spec.snippet_len) // 2)
-            held_out = self._held_out(old, new, fresh, length)
-            snippets, seen = self._snippets(old, new, fresh, length)
-            parts = {"fitted": snippets[:MEASURED], "held_out": list(held_out.values())}
+            found = self._snippets(old, new, fresh)
+            held_out, learning = self._deal(found)
+            snippets = [snippet for _, snippet in learning]
+            parts = {"fitted": snippets[:MEASURED], "held_out": [snippet for _, snippet in held_out]}
             before = {name: table.distance(part) for name, part in parts.items()}
             rate = self._descend(table, snippets, torch.tensor(sorted(places)), step)
             after = {name: table.distance(part) for name, part in parts.items()}
-            self._expected = [_expected(table, text, snippet) for text, snippet in held_out.items()]
+            self._expected = [_expected(table, text, snippet) for text, snippet in held_out]
+        seen = fresh.intersection(itertools.chain.from_iterable(snippet.new for snippet in snippets))
         self._figures = {
-            "tokens": len(fresh), "not_seen": len(fresh - seen.keys()), "snippets": len(snippets), "learning_rate": rate,
+            "tokens": len(fresh), "not_seen": len(fresh - seen), "snippets": len(snippets), "learning_rate": rate,
             "held_out_snippets": len(held_out), "distance_before": before, "distance_after": after,
         }  # fmt: skip
         self._check_better(before["held_out"], after["held_out"])
@@ -150,52 +156,52 @@ class Distillation:
             model = stack.enter_context(loaded_model(account(self.before).skeleton, state, "F32"))
             yield model, tokenizers[0], tokenizers[1]
 
-    def _held_out(
-        self, old: LoadedTokenizer, new: LoadedTokenizer, fresh: frozenset[int], length: int
-    ) -> dict[str, Aligned]:
-        """The first snippets of held-out texts that have a fresh id, by their text.
-
-        Raises:
-            RecipeError: there is none.
-        """
-        split = ((text, self._align(old, new, text, fresh)) for text in cut_texts(old, self.corpus.measuring(), length))
-        found = dict(itertools.islice(((text, snippet) for text, snippet in split if snippet), MEASURED))
-        if not found:
-            held_out = plural(len(self.corpus.held_out), "text")
-            raise RecipeError(
-                f"{printable(self.spec.texts)}: the {held_out} held out of {self.corpus.count:,} to measure on have no token whose"
-                " row is fitted; give more texts",
-                field="init.texts",
-            )
-        return found
-
     def _align(self, old: LoadedTokenizer, new: LoadedTokenizer, text: str, fresh: frozenset[int]) -> Aligned | None:
-        """The text split by both; None where that shows nothing of the fresh ids, or an old token has no row."""
+        """The text split by both; None where it shows nothing of the fresh ids, is too long, or has an old token without a row."""
         found = align(old, new, text, fresh, self.origins)
-        return found if found and max(found.old) < self.vocabulary.rows else None
+        if found is None or max(found.old) >= self.vocabulary.rows:
+            return None
+        return found if max(len(found.old), len(found.new)) <= self._positions else None
 
-    def _snippets(
-        self, old: LoadedTokenizer, new: LoadedTokenizer, fresh: frozenset[int], length: int
-    ) -> tuple[list[Aligned], Counter[int]]:
-        """Snippets until each fresh id stands in as many as are wanted, and in how many each does.
+    @cached_property
+    def _positions(self) -> int:
+        """The most tokens of a snippet: what the model has positions for, where it says."""
+        return largest_position(account(self.before).skeleton.model) or 4 * self.spec.snippet_len
 
-        Raises:
-            RecipeError: none has such an id.
-        """
+    def _snippets(self, old: LoadedTokenizer, new: LoadedTokenizer, fresh: frozenset[int]) -> list[Snippet]:
+        """Snippets and how they are split, until each fresh id stands in as many as are wanted."""
+        length = min(self.spec.snippet_len, self._positions // 2)
         seen: Counter[int] = Counter()
         found = []
-        for text in cut_texts(old, self.corpus.learning(), length):
+        for text in cut_texts(old, read_texts(Path(self.spec.texts)), length):
             snippet = self._align(old, new, text, fresh)
             here = fresh.intersection(snippet.new) if snippet else frozenset()
             if snippet and any(seen[index] < self.spec.snippets_per_token for index in here):
-                found.append(snippet)
+                found.append((text, snippet))
                 seen.update(here)
                 if len(seen) == len(fresh) and min(seen.values()) >= self.spec.snippets_per_token:
                     break
-        if not found:
-            why = "has a text that is split with a token whose row is fitted"
-            raise RecipeError(f"{printable(self.spec.texts)}: none of the texts {why}", field="init.texts")
-        return found, seen
+        return found
+
+    def _deal(self, found: list[Snippet]) -> tuple[list[Snippet], list[Snippet]]:
+        """What is measured on, and what is fitted to; the seed says which.
+
+        Raises:
+            RecipeError: there are fewer than two.
+        """
+        import torch
+
+        if len(found) < 2:
+            raise RecipeError(
+                f"{printable(self.spec.texts)}: has {plural(len(found), 'snippet')} with a token whose row is fitted; two are needed,"
+                " one to fit to and one to measure on",
+                field="init.texts",
+            )
+        order = torch.randperm(len(found), generator=generator_for(*self.seed, "held out")).tolist()
+        count = min(max(round(HELD_OUT * len(found)), 1), MEASURED)
+        out = set(order[:count])
+        dealt = [(place in out, one) for place, one in enumerate(found)]
+        return [one for held, one in dealt if held], [one for held, one in dealt if not held]
 
     def _descend(self, table: GivenRows, snippets: Sequence[Aligned], free: Tensor, step: Step) -> float:
         """Go through the snippets in an order that the seed gives; steps shorten steadily from the rate that is returned to nothing."""
