@@ -167,7 +167,9 @@ def test_the_same_seed_gives_the_same_bits_under_any_number_of_threads(demo, tex
 @pytest.mark.parametrize(
     "operation",
     [
-        {"op": "extend_vocab", "special_tokens": [{"content": "<|x|>", "init": "mean"}]},
+        pytest.param(
+            {"op": "extend_vocab", "special_tokens": [{"content": "<|x|>", "init": "mean"}]}, marks=pytest.mark.slow
+        ),
         {"op": "learn_tokens", "size": 12},
     ],
     ids=lambda operation: operation["op"],
