@@ -265,6 +265,7 @@ def subject_at(
             vocabulary.replaced,
             {token: index for token, index in new.items() if token in learned},
             is_longer((change.document, change.place) for change in planned.values),
+            vocabulary.entered,
         )
     return Subject(
         source,

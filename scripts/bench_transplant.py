@@ -3,7 +3,8 @@
 The base is the demo model. The donor is a model of its size with a SentencePiece-like tokenizer that was trained on code and on half of the
 demo model's text, and with tables trained on the demo model's training text. Measured are bits per byte on the held-out text, at step 0
 and after training on the training text, seconds and peak memory of the whole command. ``--mergekit PYTHON`` names the
-interpreter of an environment that has mergekit. ``--json FILE`` keeps the figures, and ``--donor FOLDER`` a donor for the next run.
+interpreter of an environment that has mergekit. ``--json FILE`` keeps the figures. The donor is trained once, and lies in a temporary folder
+for the next run, or at ``--donor FOLDER``. ``distill`` is fitted to paragraphs of the training text.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib
 import json
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,9 +34,10 @@ BASE = Path(__file__).parent.parent / "recipes/models/demo-lm"
 CODE = ("argparse", "subprocess", "typing", "asyncio.base_events", "email.message", "http.client", "tarfile", "turtle")
 SPECIAL = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
-OURS: dict[str, object] = {
+OURS: dict[str, Any] = {
     "fvt": "fvt", "mean": "mean", "copy_shared": "copy_shared",
     **{f"omp, k = {k}": {"scheme": "omp", "k": k} for k in (8, 16, 32, 64)},
+    "distill": {"scheme": "distill"}, "distill, 4 epochs": {"scheme": "distill", "epochs": 4},
 }  # fmt: skip
 METHODS = (
     "omp",
@@ -89,16 +92,25 @@ def measured(*command: str) -> tuple[float, int, int]:
     return time.perf_counter() - start, code, peak
 
 
-def transplanted(donor: Path, place: Path, mergekit: str | None) -> Iterator[tuple[str, Path, float, int]]:
+def transplanted(
+    donor: Path, place: Path, mergekit: str | None, only: str = ""
+) -> Iterator[tuple[str, Path, float, int]]:
     """Yield each scheme with the folder that it wrote, seconds and peak MB; what fails is said and left out."""
-    for name, init in OURS.items():
+    paragraphs = (" ".join(part.split()) for text in texts()[0] for part in text.split("\n\n"))
+    (place / "texts.txt").write_text("\n".join(part for part in paragraphs if part), encoding="utf-8")
+    for name, given in OURS.items():
+        if not re.search(only, f"graftkit {name}"):
+            continue
         output = place / f"ours {name}"
+        init = {**given, "texts": str(place / "texts.txt")} if name.startswith("distill") else given
         operation = {"op": "transplant_tokenizer", "donor": str(donor), "init": init}
         recipe = {"version": 1, "base_model": str(BASE), "operations": [operation], "output": str(output)}
         (place / "recipe.yaml").write_text(json.dumps({**recipe, "verify": {"outputs": False}}), encoding="utf-8")
         seconds, code, peak = measured(sys.executable, "-m", "graftkit", "apply", str(place / "recipe.yaml"))
         yield from [(f"graftkit {name}", output, seconds, peak)] if not code else _failed(name, code)
     for method, arguments in THEIRS.items() if mergekit else ():
+        if not re.search(only, f"mergekit {method}"):
+            continue
         output = place / f"theirs {method}"
         command = [str(mergekit), "-m", "mergekit.scripts.tokensurgeon", str(BASE), str(donor), str(output)]
         seconds, code, peak = measured(*command, *arguments, "--quiet")
@@ -136,18 +148,22 @@ def main() -> None:
     """Make the donor where there is none, transplant, measure, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mergekit", help="the interpreter of an environment with mergekit")
-    parser.add_argument("--donor", type=Path, help="a donor that is kept, and made where it is not there")
+    parser.add_argument(
+        "--donor", type=Path, help="a donor, made where it is not there (default: in a temporary folder)"
+    )
     parser.add_argument("--tokens", type=int, default=2000)
-    parser.add_argument("--donor-steps", type=int, default=600)
+    parser.add_argument("--donor-steps", type=int, default=1200)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument(
         "--trained", type=int, default=3, help="how many of each program are trained: the best at step 0"
     )
+    parser.add_argument("--only", default="", help="only methods whose name this regular expression finds")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_transplant_") as name:
         place = Path(name)
-        donor = options.donor or place / "donor"
+        named = f"bench_transplant_donor_{options.tokens}_{options.donor_steps}"
+        donor = options.donor or Path(tempfile.gettempdir()) / named
         if not (donor / "config.json").is_file():
             make_donor(donor, options.tokens, options.donor_steps)
         report(donor, place, options)
@@ -165,7 +181,7 @@ def report(donor: Path, place: Path, options: argparse.Namespace) -> None:
     )
     print("| method | step 0 | seconds | MB |\n|---|---|---|---|", flush=True)
     found = []
-    for name, folder, seconds, peak in transplanted(donor, place, options.mergekit):
+    for name, folder, seconds, peak in transplanted(donor, place, options.mergekit, options.only):
         first = bits(_load(folder), other, pieces)
         found.append({"method": name, "folder": folder, "step_0": first, "seconds": seconds, "peak_mb": peak})
         print(f"| {name} | {first:.3f} | {seconds:.1f} | {peak} |", flush=True)

@@ -1,6 +1,6 @@
 """Rename tokens, make rows anew and trim on every class that transformers can build small, and check each without graftkit's help.
 
-    python scripts/sweep_tokens.py --jobs 2 --out docs/sweep_tokens.md
+    python scripts/sweep_tokens.py --jobs 2 --done sweep.jsonl --out docs/sweep_tokens.md   # goes on where it was stopped
     python scripts/sweep_tokens.py --kind vision_language --match '^Llava'
 
 Each class is built with random weights. `rename_tokens` gives a token another name, once with its row kept and once with the
@@ -11,13 +11,13 @@ and compared with its source: other rows and outputs to the last bit. Exits 1 wh
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
-import shlex
 import sys
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="critical", TOKENIZ
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 KINDS = ("causal_lm", "masked_lm", "seq2seq_lm", "vision_language")
+
+#: What graftkit says of a class whose inputs it cannot make.
+CANNOT_RUN = ("needs other inputs", "which cannot be made")
 
 OLD, NEW, INDEX = "<unk>", "<|tool_call|>", 3
 CHOSEN = (INDEX, 40, 41, 42)
@@ -51,15 +54,20 @@ def main() -> int:
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
     names = list(dict.fromkeys(n for kind in kinds for n in classes(kind) if re.search(arguments.match, n)))
     started = time.monotonic()
-    verdicts: dict[str, Verdict] = {}
-    for name, found, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
+    verdicts = {verdict.class_name: verdict for verdict in _read(arguments.done) if verdict.class_name in names}
+    left = [] if arguments.page_only else [name for name in names if name not in verdicts]
+    for name, found, why, seconds in sweep(left, arguments.jobs, arguments.limit, judge):
         verdict = verdicts[name] = replace(found or Verdict(name, "wrong", why), seconds=seconds)
+        if arguments.done:
+            with arguments.done.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(verdict)) + "\n")
         if verdict.verdict != "works" or arguments.verbose:
             print(f"{verdict.class_name:46} {verdict.verdict}: {verdict.reason} ({verdict.seconds:.1f} s)", flush=True)
     counts = Counter(verdict.verdict for verdict in verdicts.values())
-    print(f"{len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
+    print(f"{len(verdicts)} of {len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
     if arguments.out:
-        arguments.out.write_text(_markdown([verdicts[name] for name in names]), encoding="utf-8")
+        found = [verdicts[name] for name in names if name in verdicts]
+        arguments.out.write_text(_markdown(found, len(names)), encoding="utf-8")
     return 1 if counts["wrong"] else 0
 
 
@@ -69,9 +77,19 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--match", default="", help="only classes whose name this regular expression finds")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=120, help="seconds that one class may take (default 120)")
+    parser.add_argument(
+        "--done", type=Path, help="file of verdicts: those in it are not made again, new ones go into it"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    parser.add_argument("--page-only", action="store_true", help="sweep nothing, write the page of what --done has")
     parser.add_argument("--verbose", action="store_true", help="print the classes that work, too")
     return parser.parse_args()
+
+
+def _read(done: Path | None) -> list[Verdict]:
+    if done is None or not done.exists():
+        return []
+    return [Verdict(**json.loads(line)) for line in done.read_text(encoding="utf-8").splitlines()]
 
 
 def judge(name: str, place: Path) -> Verdict:
@@ -103,7 +121,7 @@ def _variant(name: str, source: Path, output: Path, what: str) -> Verdict:
         try:
             graftkit.apply(recipe)
         except VerificationFailed as error:
-            if "needs other inputs" not in str(error):
+            if not any(why in str(error) for why in CANNOT_RUN):
                 raise
             verdict, reason = "works, outputs not run", one_line(error).split(";")[0]
             graftkit.apply({**recipe, "verify": {"outputs": False}})
@@ -141,9 +159,10 @@ def check(source: Path, output: Path, fresh: tuple[int, ...], *, renamed: bool) 
         index = torch.tensor(kept)
         if axis is None or not torch.equal(value.index_select(axis, index), after[key].index_select(axis, index)):
             raise Wrong(f"{key} differs")
-    made = input_table(new)[list(fresh)]
-    if fresh and (not made.isfinite().all() or torch.equal(made, input_table(old)[list(fresh)])):
-        raise Wrong("the new input rows are not finite, or the old ones")
+    if fresh:
+        made = input_table(new)[list(fresh)]
+        if not made.isfinite().all() or torch.equal(made, input_table(old)[list(fresh)]):
+            raise Wrong("the new input rows are not finite, or the old ones")
     tokenizer = transformers.AutoTokenizer.from_pretrained(output)
     name = NEW if renamed else OLD
     ids = tokenizer(f"a{name}b", add_special_tokens=False)["input_ids"]
@@ -175,16 +194,21 @@ def _compare(old: Any, new: Any, fresh: tuple[int, ...]) -> None:
         raise Wrong(f"{name} moved by {float((after - before).abs().max()):.3g}")
 
 
-def _markdown(verdicts: list[Verdict]) -> str:
-    """The page: how to repeat it, counts, and what does not simply work."""
+def _markdown(verdicts: list[Verdict], total: int) -> str:
+    """The page: how to repeat it, counts, how many of ``total`` classes were swept, and what does not simply work."""
     import torch
     import transformers
 
     counts = Counter(item.verdict for item in verdicts)
-    command = shlex.join(["python", "scripts/sweep_tokens.py", *sys.argv[1:]])
+    command = "python scripts/sweep_tokens.py --jobs 2 --limit 1200 --done sweep.jsonl --out docs/sweep_tokens.md"
+    left = (
+        f" So far {len(verdicts)} of {total} classes were swept, in the order of the kinds."
+        if len(verdicts) < total
+        else ""
+    )
     lines = [
         "# rename_tokens, reinit_rows and trim_vocab over every class", "",
-        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
+        f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.{left}", "",
         "Each class is built small with random weights. A token gets another name, once with its row kept and once with the mean of the",
         "others; four ids get new rows; and most pieces are dropped, so that ids move. graftkit verifies each result; then it is reloaded",
         "with plain transformers and compared with its source by code that is not graftkit's: every other row, and every output over other",

@@ -111,9 +111,10 @@ def _moves_alone(
 
 
 def resized_by_transformers(config: Mapping[str, Any], skeleton: sk.Skeleton, rows: int) -> frozenset[str]:
-    """Names in memory of the embeddings that transformers' own ``resize_token_embeddings`` makes larger.
+    """Names in memory of the embeddings that transformers' own ``resize_token_embeddings`` gives as many rows as it is asked for.
 
-    Its authors override it where token ids index tables beside the input embedding, such as one for each layer.
+    Its authors override it where token ids index tables beside the input embedding, such as one for each layer; that may have had
+    another number of ``rows``.
     """
     import torch
 
@@ -129,7 +130,9 @@ def resized_by_transformers(config: Mapping[str, Any], skeleton: sk.Skeleton, ro
         for name, module in fresh.model.named_modules(remove_duplicate=False)
         if isinstance(module, torch.nn.Embedding)
     }
-    return frozenset(embeddings & (moved_axes(skeleton.shapes, after) or {}).keys())
+    return frozenset(
+        name for name in embeddings & after.keys() if after[name][0] == rows + STEP != skeleton.shapes[name][0]
+    )
 
 
 def moved_axes(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]) -> dict[str, int] | None:

@@ -31,7 +31,8 @@ class VocabularyOutcome:
     ``given_rows`` are tokens that were there before and have new rows now. ``renamed`` gives by its old name each token that has
     another one, and ``renamed_ids`` the id of each by that. ``moved`` says which ids were which, where some went. ``replaced`` is the
     tokenizer that took the place of all that was there before: what else is said is said of that. ``learned`` are those of the new
-    tokens that are pieces of the tokenizer's model.
+    tokens that are pieces of the tokenizer's model, ``entered`` those that were and have another name now: added tokens, which still
+    stand in its vocabulary.
     """
 
     new_tokens: Mapping[str, int]
@@ -46,6 +47,7 @@ class VocabularyOutcome:
     moved: IndexMap | None = None
     replaced: Replaced | None = None
     learned: frozenset[str] = frozenset()
+    entered: frozenset[str] = frozenset()
 
     @property
     def untrained(self) -> tuple[int, ...]:
@@ -75,6 +77,9 @@ class VocabularyOutcome:
             self.makes_rows or later.makes_rows,
             replaced=self.replaced,
             learned=frozenset(token for token in self.learned if token not in later.renamed) | later.learned,
+            entered=frozenset(later.name_of(token) for token in self.entered)
+            | frozenset(later.name_of(token) for token in self.learned if token in later.renamed)
+            | later.entered,
         )
 
     def _moved(self, ids: IndexMap) -> VocabularyOutcome:
@@ -99,11 +104,16 @@ class VocabularyOutcome:
             renamed={old: now for old, now in self.renamed.items() if now.content not in lost},
             renamed_ids=places[2],
             learned=self.learned - gone,
+            entered=self.entered - gone,
         )
 
     def under_new_names(self, ids: Mapping[str, int]) -> dict[str, int]:
         """Ids of earlier tokens by what these are called now."""
-        return {self.renamed[token].content if token in self.renamed else token: index for token, index in ids.items()}
+        return {self.name_of(token): index for token, index in ids.items()}
+
+    def name_of(self, token: str) -> str:
+        """What an earlier token is called now."""
+        return self.renamed[token].content if token in self.renamed else token
 
     def _kl_with(self, later: VocabularyOutcome) -> Callable[[], KLPromise | None]:
         if not (self.makes_rows and later.makes_rows):

@@ -24,7 +24,7 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.growth import GrowthSettings, check_named_ids, grow
 from graftkit.operations.vocabulary.listed import Listed, listed_tokens, new_ones
-from graftkit.operations.vocabulary.rows import NewRow
+from graftkit.operations.vocabulary.new_row import NewRow
 from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
 from graftkit.recipe import ChatTemplateFile, ExtendVocab, Mean
 from graftkit.recipe.chat_template import NO_JINJA, holds_jinja
@@ -71,6 +71,8 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         notes,
         grown.correspondence,
         outcome,
+        checks=grown.checks,
+        prepare=grown.prepare,
         figures=lambda: row_figures(grown.maker, tokenizer.token_of),
     )
 

@@ -20,7 +20,7 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.corpus import Corpus
 from graftkit.operations.vocabulary.figures import row_figures
 from graftkit.operations.vocabulary.growth import GrowthSettings, check_named_ids, grow
-from graftkit.operations.vocabulary.rows import NewRow
+from graftkit.operations.vocabulary.new_row import NewRow
 from graftkit.operations.vocabulary.splits import Splits, compare_splits
 from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
 from graftkit.recipe import LearnTokens, Mean
@@ -72,6 +72,8 @@ def learn_tokens(spec: LearnTokens, checkpoint: Checkpoint, context: Context) ->
         notes,
         grown.correspondence,
         outcome,
+        checks=grown.checks,
+        prepare=grown.prepare,
         figures=lambda: {**row_figures(grown.maker, tokenizer.token_of), "learned": effect.figures()},
     )
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.skeleton import with_values
@@ -20,11 +19,13 @@ from graftkit.checkpoint.tokenizer.shared import SharedTokens, shared_tokens
 from graftkit.checkpoint.tokenizer.spelling import Spelling
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome, check_plain_weights
+from graftkit.operations.vocabulary.distillation import Distillation
 from graftkit.operations.vocabulary.donor_space import DonorSpace
 from graftkit.operations.vocabulary.moved_ids import MovedIds
 from graftkit.operations.vocabulary.still_needed import check_positions
-from graftkit.operations.vocabulary.tables import one_vocabulary
+from graftkit.operations.vocabulary.tables import check_renumbered, one_vocabulary
 from graftkit.operations.vocabulary.transplanted_rows import Transplant, TransplantedRows, new_rows
+from graftkit.recipe.schemes import Distill
 from graftkit.recipe.transplant_tokenizer import CopyShared, Omp, TransplantTokenizer
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.subject import Replaced
@@ -66,6 +67,7 @@ def transplant_tokenizer(spec: TransplantTokenizer, checkpoint: Checkpoint, cont
         RecipeError: the donor's tokenizer is the base's, or too few tokens are shared.
     """
     vocabulary = one_vocabulary(checkpoint)
+    check_renumbered(checkpoint, vocabulary)
     donor = TokenizerFolder.open(spec.donor)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     _check_other(checkpoint, donor)
@@ -78,10 +80,11 @@ def transplant_tokenizer(spec: TransplantTokenizer, checkpoint: Checkpoint, cont
     moved = MovedIds(tokenizer, donor.files, found.shared.places)
     changes = moved.documents(checkpoint, vocabulary.rows)
     changes["config.json"] = with_values(changes["config.json"], vocabulary.config_paths, found.size)
-    _check_positions(checkpoint, changes["config.json"], vocabulary)
-    transplant = _transplant(spec, checkpoint, found, context)
+    check_positions(checkpoint, vocabulary, changes["config.json"], "give a donor whose pad token has that id")
+    after = _with_tokenizer(checkpoint, donor, changes)
+    transplant = _transplant(spec, checkpoint, after, found, context)
     tables = {item: checkpoint.tensors[item.name] for item in vocabulary.tensors}
-    result = _with_tokenizer(checkpoint, donor, changes).with_tensors(dict(transplant.tensors(tables)))
+    result = after.with_tensors(dict(transplant.tensors(tables)))
     places = {index: origin for origin, index in found.shared.places.items()}
     ids = IndexMap.of_origins(vocabulary.rows, [places.get(index) for index in range(found.size)])
     tokens = {token: index for index in found.made if (token := donor.files.token_of(index)) is not None}
@@ -98,7 +101,11 @@ def transplant_tokenizer(spec: TransplantTokenizer, checkpoint: Checkpoint, cont
             given_rows=tokens,
             replaced=Replaced(donor.directory),
         ),
-        checks=(TransplantCheck(checkpoint, result, donor, tuple(vocabulary.tensors)), TextCheck(_texts(spec))),
+        checks=(
+            TransplantCheck(checkpoint, result, donor, tuple(vocabulary.tensors)),
+            *transplant.checks,
+            TextCheck(_texts(spec)),
+        ),
         prepare=transplant.prepare,
         figures=lambda: {**_counts(found), **transplant.figures()},
     )
@@ -128,12 +135,6 @@ def _check_class(checkpoint: Checkpoint, donor: TokenizerFolder) -> None:
         )
 
 
-def _check_positions(checkpoint: Checkpoint, config: Mapping[str, Any], vocabulary: Vocabulary) -> None:
-    skeleton = account(checkpoint).skeleton
-    tables = {name for name, shape in skeleton.shapes.items() if shape[:1] == (vocabulary.rows,)}
-    check_positions(skeleton, config, tables, "give a donor whose pad token has that id")
-
-
 def _with_tokenizer(checkpoint: Checkpoint, donor: TokenizerFolder, changes: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint with the donor's tokenizer files, byte for byte, and none of its own."""
     gone = [name for name in DOCUMENTS if name in checkpoint.documents]
@@ -147,20 +148,26 @@ def _with_tokenizer(checkpoint: Checkpoint, donor: TokenizerFolder, changes: Map
     return without.with_brought(donor.directory, donor.documents, donor.carried)
 
 
-def _transplant(spec: TransplantTokenizer, checkpoint: Checkpoint, found: _Found, context: Context) -> Transplant:
+def _transplant(
+    spec: TransplantTokenizer, checkpoint: Checkpoint, after: Checkpoint, found: _Found, context: Context
+) -> Transplant:
     live = min(found.base.files.size, found.vocabulary.rows)
     shared = frozenset(found.shared.origins.values())
     left_out = [index for index in range(live) if index not in shared] if isinstance(spec.init, CopyShared) else []
     wanted = [index for index in found.made if index in found.donor.files.tokens and index not in found.other.unused]
     space = _donor_space(spec, found, wanted, spec.init.k) if isinstance(spec.init, Omp) else None
+    seed, origins = (context.seed, context.place), found.shared.origins
+    distillation = None
+    if isinstance(spec.init, Distill):
+        distillation = Distillation(spec.init, checkpoint, after, found.vocabulary, origins.get, seed)
 
     def make() -> TransplantedRows:
         rows = tuple(new_rows(found.made, spec.init, found.base, found.other, wanted))
         return TransplantedRows(
-            checkpoint, found.vocabulary, live, rows, (context.seed, context.place), left_out, space=space
+            checkpoint, found.vocabulary, live, rows, seed, left_out, distillation=distillation, space=space
         )
 
-    return Transplant(found.origins, make)
+    return Transplant(found.origins, make, distillation)
 
 
 def _donor_space(spec: TransplantTokenizer, found: _Found, wanted: Sequence[int], k: int) -> DonorSpace:
@@ -227,6 +234,8 @@ def _renamed_roles(found: _Found) -> Iterator[str]:
 def _how(spec: TransplantTokenizer) -> str:
     if isinstance(spec.init, CopyShared):
         return ": the mean of the rows that are kept"
+    if isinstance(spec.init, Distill):
+        return ": the mean of their pieces, input rows then fitted to texts"
     return f" with k = {spec.init.k}" if isinstance(spec.init, Omp) else ""
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.missing_rows import missing_rows
@@ -24,9 +23,10 @@ from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.held_out import measure_held_out
 from graftkit.operations.vocabulary.kept import Kept, kept_ids, kept_note
-from graftkit.operations.vocabulary.rows import NewRow, RowMaker
+from graftkit.operations.vocabulary.new_row import NewRow
+from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.operations.vocabulary.still_needed import check_positions, check_still_needed
-from graftkit.operations.vocabulary.tables import OTHER_KERNEL, one_vocabulary, with_rows
+from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_renumbered, one_vocabulary, with_rows
 from graftkit.recipe import Mean, TrimVocab
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.trimmed_texts import TrimmedTexts
@@ -42,6 +42,7 @@ def trim_vocab(spec: TrimVocab, checkpoint: Checkpoint, context: Context) -> Out
         RecipeError: nothing would go, a listed token is not there, or one that would go is needed.
     """
     vocabulary = one_vocabulary(checkpoint)
+    check_renumbered(checkpoint, vocabulary)
     tokenizer = read_tokenizer(checkpoint.documents, carried=checkpoint.carried)
     check_dense(tokenizer)
     if past := missing_rows(tokenizer, vocabulary.rows):
@@ -51,9 +52,7 @@ def trim_vocab(spec: TrimVocab, checkpoint: Checkpoint, context: Context) -> Out
     ids = IndexMap.of_kept(vocabulary.rows, kept.ids)
     size = -(-ids.result // (spec.pad_to_multiple_of or 1)) * (spec.pad_to_multiple_of or 1)
     documents = _documents(checkpoint, vocabulary, ids, size)
-    structure = account(checkpoint)
-    tables = {structure.memory[item.name].name for item in vocabulary.tensors if item.name in structure.memory}
-    check_positions(structure.skeleton, documents["config.json"], tables)
+    check_positions(checkpoint, vocabulary, documents["config.json"])
     trimmed = checkpoint.with_documents(documents).with_tensors(dict(_kept_rows(checkpoint, vocabulary, ids)))
     maker = _padding(trimmed, vocabulary, ids.result, size, context)
     live = min(tokenizer.size, vocabulary.rows)

@@ -27,7 +27,7 @@ from graftkit.recipe.replace_head import ReplaceHead
 from graftkit.recipe.resize_adapter import ResizeAdapter
 from graftkit.recipe.retarget_adapter import RetargetAdapter
 from graftkit.recipe.schema import json_schema
-from graftkit.recipe.schemes import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
+from graftkit.recipe.schemes import Copy, Describe, Distill, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
 from graftkit.recipe.set_embeddings import SetEmbeddings
 from graftkit.recipe.spec import Spec
 from graftkit.recipe.trim_vocab import TrimVocab
@@ -42,6 +42,7 @@ __all__ = [
     "Convert",
     "Copy",
     "Describe",
+    "Distill",
     "DropBlocks",
     "EditTensors",
     "ExtendPositions",

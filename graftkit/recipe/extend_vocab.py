@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, Tag
 from graftkit.recipe.chat_template import NO_JINJA, ChatTemplate, holds_jinja
 from graftkit.recipe.choice import BRANCH, OrText
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
-from graftkit.recipe.schemes import Mean, Scheme
+from graftkit.recipe.schemes import InputScheme, Mean, Scheme
 from graftkit.recipe.spec import Path, Spec
 from graftkit.recipe.wording import shown
 
@@ -103,7 +103,7 @@ class ExtendVocab(Spec):
     allow_pad_is_eos: Annotated[
         bool, Field(description="Let pad_token be the eos_token, which hides the end of every text from most trainers.")
     ] = False
-    init: Annotated[Scheme, Field(description="Input rows of tokens that name no init of their own.")] = (
+    init: Annotated[InputScheme, Field(description="Input rows of tokens that name no init of their own.")] = (
         Mean.model_construct()
     )
     output_init: Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.fields import PathText
-from graftkit.recipe.schemes import Scheme, SubwordMean
+from graftkit.recipe.schemes import InputScheme, Scheme, SubwordMean
 from graftkit.recipe.spec import Spec
 
 
@@ -27,7 +27,7 @@ class LearnTokens(Spec):
             gt=0, le=0.5, description="Share of the texts that nothing is learned from, to measure tokens per byte on."
         ),
     ] = 0.1
-    init: Annotated[Scheme, Field(description="Input rows of the learned pieces: any scheme of extend_vocab.")] = (
+    init: Annotated[InputScheme, Field(description="Input rows of the learned pieces: any scheme of extend_vocab.")] = (
         SubwordMean.model_construct()
     )
     output_init: Annotated[

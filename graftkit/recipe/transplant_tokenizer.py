@@ -6,7 +6,7 @@ from pydantic import Field
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.fields import PathText
-from graftkit.recipe.schemes import Mean, SchemeSpec
+from graftkit.recipe.schemes import Distill, Mean, SchemeSpec
 from graftkit.recipe.spec import Spec
 
 
@@ -29,7 +29,7 @@ class Omp(SchemeSpec):
     k: Annotated[int, Field(ge=1, le=1024, description="How many shared tokens are combined, at most.")] = 64
 
 
-TransplantScheme = Annotated[Fvt | Mean | CopyShared | Omp, OneOf("scheme", "scheme", words=True)]
+TransplantScheme = Annotated[Fvt | Mean | CopyShared | Omp | Distill, OneOf("scheme", "scheme", words=True)]
 
 
 class TransplantTokenizer(Spec):

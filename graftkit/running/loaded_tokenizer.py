@@ -194,11 +194,16 @@ class LoadedTokenizer:
         own = {} if self.moved is None else dict(zip(self.moved.places, self.moved.kept, strict=True))
         return [-1 - index if index < 0 else own.get(index, index) for index in ids]
 
-    def encode_with_ends(self, text: str) -> list[tuple[int, int]]:
-        """Split ``text`` into ids, each with the place in the text at which it ends, without special tokens around it."""
+    def encode_with_ends(self, text: str, *, framed: bool = False) -> list[tuple[int, int]]:
+        """Split ``text`` into ids, each with the place in the text at which it ends, without special tokens around it.
+
+        Those come too if ``framed``, with the end 0.
+        """
         with tokenizers_faults(f"{printable(self.directory)}: tokenizer files"):
-            found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [(index, end) for index, (_, end) in zip(found["input_ids"], found["offset_mapping"], strict=True)]
+            found = self.tokenizer(text, add_special_tokens=framed, return_offsets_mapping=True, verbose=False)
+        frame = found.sequence_ids()
+        ends = (0 if part is None else end for part, (_, end) in zip(frame, found["offset_mapping"], strict=True))
+        return list(zip(found["input_ids"], ends, strict=True))
 
     def pieces_of(self, word: str) -> list[int]:
         """The ids that the model alone splits ``word`` into, a text as the pre-tokenizer leaves it."""

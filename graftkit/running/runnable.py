@@ -23,7 +23,7 @@ def weight_bytes(base: Place) -> int:
 def cannot_run(base: Place) -> str:
     """Why the base cannot be loaded and run here; empty where it can."""
     opened = open_place(base)
-    return cannot_unpack(opened) or _too_large(weight_bytes(base))
+    return cannot_unpack(opened) or too_large(weight_bytes(base))
 
 
 def cannot_unpack(checkpoint: Checkpoint) -> str:
@@ -34,10 +34,11 @@ def cannot_unpack(checkpoint: Checkpoint) -> str:
     if quantization_config(checkpoint.config) is None:
         return ""
     unpacked = sum(tensor.nbytes * UNPACKED.get(tensor.dtype, 1) for tensor in checkpoint.tensors.values())
-    return cannot_load(checkpoint.config, checkpoint.tensors) or _too_large(unpacked)
+    return cannot_load(checkpoint.config, checkpoint.tensors) or too_large(unpacked)
 
 
-def _too_large(needed: int) -> str:
+def too_large(needed: int) -> str:
+    """Why weights of so many bytes cannot be loaded here; empty where they can."""
     there = memory.available()
     if needed <= there:
         return ""

@@ -22,13 +22,15 @@ PARTS = ("model", "normalizer", "pre_tokenizer", "decoder")
 class LearnedPieces:
     """The tokenizers before and after ``ids`` of new pieces came into the model, none where none did.
 
-    ``others`` are the ids of other new tokens: text with one is split around it, whatever pieces there are.
+    ``others`` are the ids of other new tokens: text with one is split around it, whatever pieces there are. ``entered`` are those of
+    them that stand in the model's vocabulary too, where pieces were given other names.
     """
 
     before: LoadedTokenizer
     after: LoadedTokenizer
     ids: Mapping[str, int]
     others: frozenset[int] = frozenset()
+    entered: frozenset[str] = frozenset()
 
     def failures(self, texts: Sequence[str]) -> Iterator[str]:
         """Yield what does not hold of the new pieces, and of how ``texts`` are split with them."""
@@ -41,7 +43,7 @@ class LearnedPieces:
         """Yield the parts of tokenizer.json that changed, but for new pieces: no set of probes would notice each merge that is lost."""
         for part in PARTS:
             old, now = (loaded.tokenizer_json.get(part) for loaded in (self.before, self.after))
-            if part == "model" and self.ids:
+            if part == "model" and (self.ids or self.entered):
                 yield from self._model_failures()
             elif old != now and self.before.part_as_loaded(part) != self.after.part_as_loaded(part):
                 yield f"tokenizer.json: {part} is not the source's"

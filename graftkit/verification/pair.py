@@ -116,6 +116,8 @@ class Pair:
         named = ((second.token_of(index), index) for index in self._new_ids())
         ids = {token: index for token, index in named if token is not None}
         added = {entry.content for entry in second.added}
+        vocabulary = second.document["model"]["vocab"]
+        pieces = set(vocabulary) if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
         changed = any("chat_template" in document + place for document, place in self.accounted.values)
         return NewTokens(
             {token: index for token, index in ids.items() if token in added},
@@ -126,6 +128,7 @@ class Pair:
             places(self.accounted.values),
             learned={token: index for token, index in ids.items() if token not in added},
             longer=is_longer(self.accounted.values),
+            entered=frozenset(token for token in ids if token in added and token in pieces),
         )
 
     @property

@@ -58,6 +58,7 @@ class NewTokens:
     replaced: Replaced | None = None
     learned: Mapping[str, int] = field(default_factory=dict)
     longer: bool = False
+    entered: frozenset[str] = frozenset()
 
 
 def places(changes: Iterable[tuple[str, str]]) -> frozenset[str]:

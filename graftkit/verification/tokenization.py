@@ -120,7 +120,7 @@ def _compare(
     made_special = {
         now.content for now in tokens.renamed.values() if now.special and not _was_special(before, now.content)
     }
-    learned = LearnedPieces(before, after, tokens.learned, frozenset(every_new.values()))
+    learned = LearnedPieces(before, after, tokens.learned, frozenset(every_new.values()), tokens.entered)
     words = {word: index for index in tokens.learned.values() if (word := after.decode([index]).strip())}
     texts = [*probes, *derived_texts(before, {**every_new, **words}, every_special), *words, *texts_of_kept(before)]
     splits = compare_splits(before, after, texts, {**every_new, **tokens.learned}, every_special)

@@ -78,13 +78,44 @@ def test_one_vocabulary_is_not_taken_for_two(config, architecture):
     assert found(config, architecture) is None
 
 
-@pytest.mark.parametrize("architecture", ["MarianMTModel", "MarianModel"])
-def test_extend_vocab_refuses_two_vocabularies(tmp_path, architecture):
-    build("bert", tmp_path / "source")  # for its tokenizer
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / "source" / file).unlink()
-    getattr(t, architecture)(marian(317)).save_pretrained(tmp_path / "source")
-    extend = {"op": "extend_vocab", "special_tokens": ["<|new|>"]}
-    recipe = {"version": 1, "base_model": str(tmp_path / "source"), "operations": [extend]}
+MEAN = {"op": "rename_tokens", "names": {"<unk>": "<tool>"}, "init": "mean"}
+OPERATIONS = {
+    "extend_vocab": {"op": "extend_vocab", "special_tokens": ["<|new|>"]},
+    "learn_tokens": {"op": "learn_tokens", "texts": "texts.txt", "size": 2},
+    "rename_tokens": MEAN,
+    "reinit_rows": {"op": "reinit_rows", "tokens": ["<unk>"]},
+    "trim_vocab": {"op": "trim_vocab", "keep": {"tokens": ["<unk>"]}},
+    "transplant_tokenizer": {"op": "transplant_tokenizer", "donor": "other"},
+}
+
+
+@pytest.fixture(scope="module")
+def two_sided(tmp_path_factory):
+    """Folders of Marian models by class, whose decoder has 317 tokens and whose encoder has 331."""
+    made = {}
+    for architecture in ("MarianMTModel", "MarianModel"):
+        source = made[architecture] = tmp_path_factory.mktemp(architecture) / "source"
+        build("bert", source)  # for its tokenizer
+        for file in ("config.json", "model.safetensors"):
+            (source / file).unlink()
+        getattr(t, architecture)(marian(317)).save_pretrained(source)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("architecture", "operation"),
+    [("MarianModel", "extend_vocab"), *(("MarianMTModel", name) for name in OPERATIONS)],
+)
+def test_two_vocabularies_are_refused_by_both_sizes(architecture, operation, two_sided, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = two_sided[architecture]
+    recipe = {"version": 1, "base_model": str(source), "operations": [OPERATIONS[operation]]}
     with pytest.raises(InputRejected, match=f"^{architecture}: has two vocabularies: 331 rows .* and 317 in "):
         engine.plan({**recipe, "output": str(tmp_path / "out")})
+
+
+def test_a_name_is_changed_where_both_tables_stay_as_they_are(two_sided, tmp_path):
+    renamed = {key: value for key, value in MEAN.items() if key != "init"}
+    recipe = {"version": 1, "base_model": str(two_sided["MarianMTModel"]), "operations": [renamed]}
+    planned = engine.plan({**recipe, "output": str(tmp_path / "out")})
+    assert planned.vocabulary.renamed["<unk>"].content == "<tool>"

@@ -10,7 +10,7 @@ from support.command import ROOT, assert_one_line, here
 from support.donors import write_donor
 from support.families import build
 from support.quantized import quantized
-from support.recipes import applied, apply_by_command, load
+from support.recipes import applied, apply_by_command, load, recipe
 from support.renamed import checkpoint
 from support.tokenizer_sources import TEXT, bpe, bpe_legacy, llama, unigram, wordlevel, wordpiece, write
 from transformers import AutoTokenizer
@@ -136,6 +136,19 @@ def test_it_composes_with_added_tokens_before_and_behind_with_another_learning_a
     assert {tuple(ids) for ids in config["trainable_token_indices"].values()} == {tuple(range(394, 437))}
     assert tokenizer.tokenize("a zqx <|end|>")[-1] == "<|end|>"
     assert [found["failures"] for found in report["tokenization"]] == [[]]
+
+
+@pytest.mark.parametrize(("make", "left"), [(unigram, 0), (wordpiece, 3)], ids=["all", "all but three"])
+def test_learned_pieces_get_other_names(make, left, bases, tmp_path):
+    """They are added tokens then; their entries in the model's vocabulary go under the new names."""
+    planned = graftkit.plan(recipe(bases[make], tmp_path / "planned", learn(10)))
+    pieces = list(planned.vocabulary.new_tokens)[left:]
+    names = {piece: f"<|piece {place}|>" for place, piece in enumerate(pieces)}
+    output, report = applied(bases[make], tmp_path, learn(10), {"op": "rename_tokens", "names": names})
+    assert [found["failures"] for found in report["tokenization"]] == [[]]
+    assert {*names.values()} <= report["new_tokens"].keys()
+    assert not {*pieces} & AutoTokenizer.from_pretrained(output).get_vocab().keys()
+    assert graftkit.verify(bases[make], str(output), outputs=False).failures == ()
 
 
 @pytest.mark.parametrize("make", [bpe, unigram, wordpiece], ids=lambda make: make.__name__)

@@ -467,13 +467,21 @@ def test_a_donor_without_a_class_for_its_tokenizer_is_refused(demo, tmp_path):
         graftkit.plan(recipe(demo, tmp_path / "out", transplant(donor)))
 
 
-def test_two_vocabularies_are_refused(tmp_path, donors):
-    from support.tiny import build
+def test_a_model_in_memory_gets_another_tokenizer(demo, donors, grafted):
+    """What `graft` gives is what `apply` writes, and the tokenizer beside it is the donor's."""
+    import transformers
 
-    base = tmp_path / "base"
-    build("FSMTForConditionalGeneration", base)
-    with pytest.raises(InputRejected):
-        graftkit.plan(recipe(base, tmp_path / "out", transplant(donors("unigram"))))
+    model, tokenizer = transformers.AutoModelForCausalLM.from_pretrained(demo), AutoTokenizer.from_pretrained(demo)
+    made = {"version": 1, "operations": [transplant(donors("sentencepiece"))]}
+    new, given, report = graftkit.graft(model, tokenizer, made)
+    written = tables(grafted[0])
+    assert all(new.state_dict()[name].equal(value) for name, value in written.items())
+    assert given.get_vocab() == AutoTokenizer.from_pretrained(donors("sentencepiece")).get_vocab()
+    assert given.chat_template == TEMPLATE
+    assert (new.config.bos_token_id, new.config.pad_token_id, new.generation_config.eos_token_id) == (1, 3, 2)
+    assert new.get_input_embeddings().weight.shape[0] == 900
+    assert model.get_input_embeddings().weight.shape[0] == 2048
+    assert {"transplanted", "texts"} <= {finding.name for finding in report.findings}
 
 
 def test_planning_reads_no_weight_and_changes_nothing(demo, donors, tmp_path):

@@ -295,6 +295,34 @@ def test_positions_that_are_counted_from_the_pad_id_keep_it(bases, texts, tmp_pa
         graftkit.plan(recipe(tmp_path / "base", tmp_path / "out", trim(texts)))
 
 
+def test_a_pad_id_moves_where_tables_alone_know_it(bases, texts, tmp_path):
+    """BART's encoder and decoder have tables of their own in memory, tied to the one that is stored; positions are not counted from it."""
+    import shutil
+
+    import transformers
+
+    sides = {f"{side}_{key}": value for side in ("encoder", "decoder")
+             for key, value in (("layers", 1), ("ffn_dim", 64), ("attention_heads", 4))}  # fmt: skip
+    config = transformers.BartConfig(vocab_size=512, d_model=32, max_position_embeddings=600, pad_token_id=390, **sides)
+    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bases[bpe] / name, tmp_path / "base" / name)
+    planned = graftkit.plan(recipe(tmp_path / "base", tmp_path / "out", trim(texts)))
+    assert planned.result.config["pad_token_id"] < 390
+
+
+def test_a_table_of_another_size_that_ids_index_is_refused(tmp_path):
+    """Gemma 3n has rows for each layer, for fewer tokens than its vocabulary has; whose they are is known by the ids alone."""
+    from support.tiny import build
+
+    build("Gemma3nForCausalLM", tmp_path / "base")
+    keep = {"op": "trim_vocab", "keep": {"tokens": ["ea"]}}
+    with pytest.raises(
+        InputRejected, match=r"token ids index '?model\.embed_tokens_per_layer\.weight'? too, of \d+ rows"
+    ):
+        graftkit.plan(recipe(tmp_path / "base", tmp_path / "out", keep))
+
+
 def test_a_slow_tokenizer_and_a_tokenizer_without_rows_are_refused(bases, sources, tmp_path):
     import shutil
 

@@ -28,6 +28,7 @@ GOOD = [
     op(special_tokens=["x"], init={"scheme": "describe", "text": "t"}, output_init="normal"),
     op(roles={"pad_token": "p"}, init={"scheme": "mean_cov", "eps": 1e-3}),
     op(tokens=["x"], init="describe"),
+    op(tokens=["x"], init={"scheme": "distill", "texts": "t.txt", "learning_rate": 1e-4, "snippet_len": 20}),
     op(tokens={"file": "w.txt"}, existing="skip", single_word=True),
     rename(names={"a": "b", "c": {"content": "d", "special": False, "init": "keep"}}),
     rename(names={"a": "b"}, special=True, init={"scheme": "describe", "text": "t"}, output_init="mean"),

@@ -75,7 +75,10 @@ def _unigram(tokens, texts):
     trainer = trainers.UnigramTrainer(
         vocab_size=tokens, special_tokens=[*ROLES.values()], unk_token="<unk>", show_progress=False
     )
-    return _trained(tokenizer, trainer, texts), ROLES
+    document = _trained(tokenizer, trainer, texts)
+    pieces = [piece for piece, _ in document["model"]["vocab"]]
+    document["model"]["vocab"] = sources.steady_scores(pieces, [*ROLES.values()], [t.replace("\n", " ") for t in texts])
+    return document, ROLES
 
 
 def _byte_level(tokens, texts):
@@ -95,5 +98,7 @@ def _wordpiece(tokens, texts):
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=tokens, special_tokens=[*special.values()], show_progress=False)
-    return _trained(tokenizer, trainer, texts), special
+    pieces = sources.wordpiece_vocabulary(sources.words_of(tokenizer, texts), [*special.values()], tokens)
+    tokenizer.model = models.WordPiece(pieces, unk_token="[UNK]")
+    tokenizer.add_special_tokens([*special.values()])
+    return json.loads(tokenizer.to_str()), special

@@ -1,6 +1,9 @@
 """Small tokenizers of every kind, built in code, as the files that a checkpoint of that kind has."""
 
+import itertools
 import json
+import math
+from collections import Counter, defaultdict
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -78,6 +81,63 @@ def bpe_legacy():
     }  # fmt: skip
 
 
+def wordpiece_vocabulary(words, special, size):
+    """Pieces by frequency, as the library's trainer finds them, with ``##`` where they continue a word; ids by piece.
+
+    The trainer goes through words in another order in each process, by which it numbers what continues one, and so breaks ties.
+    """
+    split = {word: [word[0], *(f"##{letter}" for letter in word[1:])] for word in words}
+    letters = [*sorted({*"".join(words)}), *sorted({piece for pieces in split.values() for piece in pieces[1:]})]
+    ids = {piece: place for place, piece in enumerate([*special, *letters])}
+    pairs, where = Counter(), defaultdict(set)
+
+    def count(word, sign):
+        for pair in itertools.pairwise(split[word]):
+            pairs[pair] += sign * words[word]
+            where[pair].add(word)
+
+    for word in words:
+        count(word, 1)
+    while len(ids) < size and pairs:
+        pair = max(pairs, key=lambda one: (pairs[one], -ids[one[0]], -ids[one[1]]))
+        joined = pair[0] + pair[1][2:]
+        ids.setdefault(joined, len(ids))
+        for word in where.pop(pair):
+            count(word, -1)
+            split[word] = _joined(split[word], pair, joined)
+            count(word, 1)
+        pairs = Counter({one: times for one, times in pairs.items() if times > 0})
+    return ids
+
+
+def _joined(pieces, pair, joined):
+    made = []
+    for piece in pieces:
+        if made and (made[-1], piece) == pair:
+            made[-1] = joined
+        else:
+            made.append(piece)
+    return made
+
+
+def words_of(tokenizer, texts):
+    """How often each word stands in the texts, as normalizer and pre-tokenizer leave it."""
+    normal = (tokenizer.normalizer.normalize_str(text) for text in texts)
+    return Counter(word for text in normal for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text))
+
+
+def steady_scores(pieces, special, texts):
+    """The ``pieces`` of a Unigram model behind its ``special`` ones, each with a score by how often it stands in the texts.
+
+    The library's trainer finds the same pieces in each process, and scores that differ in the fourth digit.
+    """
+    text = "".join("▁" + text.replace(" ", "▁") for text in texts)
+    counts = {piece: max(text.count(piece), 1) for piece in sorted({*pieces} - {*special})}
+    ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
+    total = sum(counts.values())
+    return [[name, 0.0] for name in special] + [[piece, math.log(counts[piece] / total)] for piece in ordered]
+
+
 def wordpiece():
     """BERT: lower-cased, rebuilt by its class from the vocabulary."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -85,9 +145,8 @@ def wordpiece():
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        TEXT, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    )
+    tokenizer.model = models.WordPiece(wordpiece_vocabulary(words_of(tokenizer, TEXT), special, 300), unk_token="[UNK]")
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -105,12 +164,12 @@ def unigram():
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
     tokenizer.train_from_iterator(
-        TEXT,
-        trainers.UnigramTrainer(
-            vocab_size=200, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-        ),
+        TEXT, trainers.UnigramTrainer(vocab_size=200, special_tokens=special, unk_token="<unk>", show_progress=False)
     )
+    tokenizer.model = models.Unigram(list(map(tuple, steady_scores(tokenizer.get_vocab(), special, TEXT))), unk_id=2)
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,13 @@ from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.checkpoint.tokenizer.id_places import CONFIG, GENERATION, id_places
 from graftkit.errors import InputRejected, plural, printable
 from graftkit.operations.base import Context
-from graftkit.operations.vocabulary.rows import NewRow, RowMaker
+from graftkit.operations.vocabulary.distillation import Distillation
+from graftkit.operations.vocabulary.new_row import NewRow
+from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.operations.vocabulary.tables import OTHER_KERNEL, with_rows
 from graftkit.recipe import Mean, Scheme
+from graftkit.recipe.schemes import Distill, InputScheme
+from graftkit.verification.checks import Check
 from graftkit.verification.promises import Promise, PromiseClass
 
 
@@ -24,7 +28,7 @@ from graftkit.verification.promises import Promise, PromiseClass
 class GrowthSettings:
     """How rows are made of old tokens that have an id past the table, and of what number the result's rows are a multiple."""
 
-    init: Scheme
+    init: InputScheme
     output_init: Scheme | None
     multiple: int | None
 
@@ -39,6 +43,16 @@ class Grown:
     promise: Promise
     notes: tuple[str, ...]
     given_rows: Mapping[str, int]
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Checks of how the rows were made."""
+        return self.maker.checks
+
+    @property
+    def prepare(self) -> Callable[[Callable[[float], None]], None] | None:
+        """What makes the rows before anything is written; None where that does not take long."""
+        return self.maker.prepare if self.maker.distillation else None
 
 
 def grow(
@@ -67,10 +81,14 @@ def grow(
     if size != vocabulary.rows:
         config = changed.get("config.json", checkpoint.config)
         changed["config.json"] = with_values(config, vocabulary.config_paths, size)
-    maker = RowMaker(checkpoint, vocabulary, live, tuple(rows), (context.seed, context.place))
+    seed, after = (context.seed, context.place), checkpoint.with_documents(changed)
+    distillation = None
+    if isinstance(settings.init, Distill) and any(isinstance(row.input.scheme, Distill) for row in rows):
+        distillation = Distillation(settings.init, checkpoint, after, vocabulary, lambda index: index, seed)
+    maker = RowMaker(checkpoint, vocabulary, live, tuple(rows), seed, distillation=distillation)
     given = {token: index for index, token in past.items() if token is not None}
     return Grown(
-        checkpoint.with_documents(changed).with_tensors(dict(with_rows(vocabulary, maker, size))),
+        after.with_tensors(dict(with_rows(vocabulary, maker, size))),
         maker,
         Correspondence.of_ids(vocabulary.rows, size, live, maker.ids),
         _promise(vocabulary, grows=size > vocabulary.rows),

@@ -11,7 +11,8 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.errors import RecipeError
 from graftkit.operations.base import Context
-from graftkit.operations.vocabulary.rows import NewRow, RowMaker
+from graftkit.operations.vocabulary.new_row import NewRow
+from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.operations.vocabulary.tables import with_rows
 from graftkit.recipe import Mean, Scheme
 from graftkit.verification.promises import Promise, PromiseClass

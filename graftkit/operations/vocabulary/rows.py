@@ -2,100 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup
 from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
-from graftkit.checkpoint.tokenizer import TokenizerFiles
-from graftkit.checkpoint.tokenizer.pieces import Piece
-from graftkit.errors import RecipeError, printable
 from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
 from graftkit.initializers.statistics import TableStatistics, table_statistics
-from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, Scheme, SubwordMean, Zeros
-from graftkit.recipe.schemes import SchemeSpec
+from graftkit.operations.vocabulary.new_row import Choice, NewRow
+from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, SubwordMean, Zeros
+from graftkit.recipe.schemes import Distill, SchemeSpec
+from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from graftkit.operations.vocabulary.distillation import Distillation
+
 CONVEX = (Mean, SubwordMean, Describe, Copy)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A scheme together with the old ids that it averages; empty for schemes that use the whole table."""
-
-    scheme: SchemeSpec
-    pieces: tuple[int, ...] = ()
-
-    @classmethod
-    def look_up(cls, scheme: Scheme, content: str | None, tokenizer: TokenizerFiles) -> Self:
-        """Look up the old ids that ``scheme`` needs, in the tokenizer as it was before the token had a row."""
-        match scheme:
-            case SubwordMean():
-                pieces = _encode(tokenizer, content or "", f"token {content!r}")
-            case Describe(text=text):
-                text = text or _words(content or "")
-                pieces = _encode(tokenizer, text, f"description {text!r}")
-            case Copy(token=token):
-                index = tokenizer.id_of(token)
-                if index is None:
-                    raise RecipeError(f"copy: the tokenizer has no token {printable(token)!r} with a row", field="init")
-                pieces = (index,)
-            case _:
-                pieces = ()
-        return cls(scheme, pieces)
-
-
-def _words(name: str) -> str:
-    """The words in the name of a token, ``tool call`` for ``<|tool_call|>``."""
-    words = " ".join(re.findall(r"[^\W_]+", name))
-    if not words:
-        raise RecipeError(f"describe: the name {printable(name)!r} holds no word; give text", field="init")
-    return words
-
-
-def _encode(tokenizer: TokenizerFiles, text: str, what: str) -> tuple[int, ...]:
-    pieces = tuple(index for index in tokenizer.encode(text) if index in tokenizer.tokens)
-    if not pieces:
-        raise RecipeError(f"{printable(what)} has no old token to average; choose another init")
-    return pieces
-
-
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """One new id: its token (None for appended padding) and how its input and output rows are made."""
-
-    index: int
-    content: str | None
-    input: Choice
-    output: Choice
-
-    @classmethod
-    def of_piece(
-        cls, index: int, piece: Piece, text: str, init: Scheme, output: Scheme, tokenizer: TokenizerFiles
-    ) -> Self:
-        """The row of a learned piece, which stands for its old parts and reads as ``text``."""
-        parts = tuple(part for part in piece.parts if part in tokenizer.tokens)
-        choices = [
-            Choice(scheme, parts)
-            if isinstance(scheme, SubwordMean) and parts
-            else Choice.look_up(scheme, text, tokenizer)
-            for scheme in (init, output)
-        ]
-        return cls(index, piece.content, *choices)
-
-    @classmethod
-    def resolve(cls, index: int, content: str | None, init: Scheme, output: Scheme, tokenizer: TokenizerFiles) -> Self:
-        """Resolve both schemes against the old tokenizer."""
-        return cls(index, content, Choice.look_up(init, content, tokenizer), Choice.look_up(output, content, tokenizer))
 
 
 @dataclass
@@ -103,7 +33,7 @@ class RowMaker:
     """Makes the new rows of each vocabulary tensor on demand; statistics of a table are read once and kept.
 
     ``live_ids`` is how many ids the tokenizer has with a row; what stood in the rows that are ``left_out`` counts nowhere. These are
-    by default those that are made anew.
+    by default those that are made anew. ``distillation`` fits input rows to texts, where a scheme asks for it.
     """
 
     checkpoint: Checkpoint
@@ -112,8 +42,10 @@ class RowMaker:
     rows: Sequence[NewRow]
     seed: tuple[int, int]
     left_out: Collection[int] | None = None
+    distillation: Distillation | None = None
     _statistics: dict[str, TableStatistics] = field(default_factory=dict)
     _groups: dict[str, TensorGroup] = field(default_factory=dict)
+    _progress: Callable[[float], None] = field(default=lambda _: None)
 
     def __post_init__(self) -> None:
         self.rows = tuple(sorted(self.rows, key=lambda row: row.index))
@@ -127,6 +59,19 @@ class RowMaker:
         """The new rows of ``item`` as they are stored, computed once. *Shape:* ``(len(rows), d)``."""
         found: Tensor = self._groups.setdefault(item.name, TensorGroup(lambda: (self._make(item),)))()[0]
         return found
+
+    def prepare(self, progress: Callable[[float], None]) -> None:
+        """Make all rows, which takes long where they are fitted or a donor's are combined; ``progress`` is told the share done."""
+        items = self.vocabulary.tensors
+        for place, item in enumerate(items):
+            self._progress = lambda share, place=place: progress((place + share) / len(items))  # type: ignore[misc]
+            self.values(item)
+            progress((place + 1) / len(items))
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Checks of how rows were made: one where they are fitted."""
+        return () if self.distillation is None else (self.distillation.check(),)
 
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""
@@ -154,8 +99,9 @@ class RowMaker:
         return KLPromise("convex") if all(isinstance(scheme, CONVEX) for scheme in choices) else None
 
     def figures(self) -> Mapping[str, Any]:
-        """What was found in each table: live rows, rows left out and why, and the spread."""
-        return {
+        """What was found in each table: live rows, rows left out and why, and the spread; and what was fitted."""
+        fitted = {} if self.distillation is None else {"distilled": self.distillation.figures}
+        tables = {
             name: {
                 "rows_averaged": s.count, "zero": s.zero, "small": s.small, "duplicates": s.duplicates,
                 "all_used": s.all_used, "std": s.std, "mean_norm": float(s.mean.norm()),
@@ -163,6 +109,7 @@ class RowMaker:
             for name, s in ((item.name, self._statistics.get(item.name)) for item in self.vocabulary.tensors)
             if s is not None
         }  # fmt: skip
+        return {**tables, **fitted}
 
     def table(self, item: VocabularyTensor) -> LazyTensor:
         """The tensor of ``item``, as it was before the new rows."""
@@ -194,6 +141,9 @@ class RowMaker:
             groups.setdefault(self._choice(row, item).scheme, []).append(position)
         for scheme, positions in groups.items():
             made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
+        fitted = [place for scheme, places in groups.items() if isinstance(scheme, Distill) for place in places]
+        if self.distillation is not None and fitted:
+            made = self.distillation.fit(made, self.ids, fitted, self._progress)
         return made.to(torch_dtype(stored.dtype))
 
     def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
@@ -209,7 +159,7 @@ class RowMaker:
                 return schemes.normal(self.statistics(item), seeds, std)
             case MeanCov(eps=eps) if sampled:
                 return schemes.mean_cov(source, self.statistics(item), seeds, eps)
-            case SubwordMean() | Describe() | Copy():
+            case SubwordMean() | Describe() | Copy() | Distill():
                 return torch.stack([self._average(item, self._choice(row, item).pieces) for row in rows])
             case _:
                 return schemes.mean(self.statistics(item), len(rows))

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from graftkit.architecture.skeleton import Skeleton, build_skeleton
+from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.skeleton import build_skeleton
+from graftkit.architecture.vocabulary import Vocabulary
+from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import TokenizerFiles
 from graftkit.checkpoint.tokenizer.special import content_of
 from graftkit.checkpoint.tokenizer.template_literals import literals_of
@@ -66,14 +69,19 @@ def _named(value: Any, place: str) -> Iterator[tuple[str, str]]:
             yield from _named(item, below)
 
 
-def check_positions(old: Skeleton, config: Mapping[str, Any], tables: Collection[str], remedy: str = "") -> None:
+def check_positions(
+    checkpoint: Checkpoint, vocabulary: Vocabulary, config: Mapping[str, Any], remedy: str = ""
+) -> None:
     """Refuse a pad token with another id where positions are counted from it.
 
-    ``tables`` are names in memory of the tables that are indexed by the vocabulary, ``remedy`` is what the error tells to do.
+    ``config`` is the new config.json, ``remedy`` what the error tells to do. Tables that the vocabulary indexes, and what is tied to
+    them, may have a padding row.
 
     Raises:
         InputRejected: a module beside these, with tensors of its own, has the pad id built in.
     """
+    structure = account(checkpoint)
+    old, tables = structure.skeleton, _tables(structure, vocabulary)
     new = dict(build_skeleton(config, old.architecture).model.named_modules())
     for name, module in old.model.named_modules():
         before, after = (getattr(one, "padding_idx", None) for one in (module, new.get(name)))
@@ -83,3 +91,11 @@ def check_positions(old: Skeleton, config: Mapping[str, Any], tables: Collection
                 f"{old.architecture}: {printable(name)} counts positions from the pad token's id, which would become {after} and was"
                 f" {before}: every position would be another one; {remedy or f'keep the tokens with ids below {before}'}"
             )
+
+
+def _tables(structure: Structure, vocabulary: Vocabulary) -> frozenset[str]:
+    """Names in memory of the tensors that the vocabulary indexes, and of those that are tied to one."""
+    stored = {structure.memory[item.name].name for item in vocabulary.tensors if item.name in structure.memory}
+    tied = structure.skeleton.tied
+    first = {tied.get(name, name) for name in stored}
+    return frozenset({*stored, *first, *(name for name, origin in tied.items() if origin in first)})

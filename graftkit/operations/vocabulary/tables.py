@@ -6,12 +6,12 @@ import functools
 from collections.abc import Iterator
 
 from graftkit.architecture.accounting import account
-from graftkit.architecture.governing import two_vocabularies
+from graftkit.architecture.governing import resized_by_transformers, two_vocabularies
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor, find_vocabulary
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.tensors import LazyTensor, patch_rows
-from graftkit.errors import InputRejected, RecipeError
+from graftkit.errors import InputRejected, RecipeError, few
 from graftkit.operations.vocabulary.rows import RowMaker
 
 #: What is assumed of logits where a table has another shape.
@@ -29,6 +29,27 @@ def one_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     if two := two_vocabularies(checkpoint.config, structure.skeleton, vocabulary.rows):
         raise InputRejected(f"{structure.skeleton.architecture}: {two}")
     return vocabulary
+
+
+def check_renumbered(checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Refuse to give tokens other ids where these index a table that has not the vocabulary's number of rows.
+
+    Raises:
+        InputRejected: there is one.
+    """
+    skeleton = account(checkpoint).skeleton
+    if beside := other_sizes(checkpoint, vocabulary):
+        raise InputRejected(
+            f"{skeleton.architecture}: token ids index {few(beside)} too, of {skeleton.shapes[beside[0]][0]:,} rows where the"
+            f" vocabulary has {vocabulary.rows:,}; under other ids tokens would get rows of others there"
+        )
+
+
+def other_sizes(checkpoint: Checkpoint, vocabulary: Vocabulary) -> list[str]:
+    """Names in memory of tables that token ids index and that have another number of rows than the vocabulary."""
+    skeleton = account(checkpoint).skeleton
+    resized = resized_by_transformers(checkpoint.config, skeleton, vocabulary.rows)
+    return sorted(name for name in resized if skeleton.shapes[name][0] != vocabulary.rows)
 
 
 def check_output_init(vocabulary: Vocabulary, *, given: bool) -> None:

@@ -15,11 +15,14 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer.segmentation import Segmentation
 from graftkit.checkpoint.tokenizer.spelling import Spelling
 from graftkit.initializers import rows as schemes
+from graftkit.operations.vocabulary.distillation import Distillation
 from graftkit.operations.vocabulary.donor_space import Combined, DonorSpace
-from graftkit.operations.vocabulary.rows import Choice, NewRow, RowMaker
+from graftkit.operations.vocabulary.new_row import Choice, NewRow
+from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.recipe import Mean, SubwordMean
-from graftkit.recipe.schemes import SchemeSpec
+from graftkit.recipe.schemes import Distill, SchemeSpec
 from graftkit.recipe.transplant_tokenizer import Fvt, Omp
+from graftkit.verification.checks import Check
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,10 +55,14 @@ class TransplantedRows(RowMaker):
 
 @dataclass
 class Transplant:
-    """Which row of the base each id of the result has (``origins``), and ``make``, which gives the maker of the others."""
+    """Which row of the base each id of the result has (``origins``), and ``make``, which gives the maker of the others.
+
+    ``distillation`` is what the maker fits them with, where that is asked for.
+    """
 
     origins: tuple[int | None, ...]
     make: Callable[[], TransplantedRows]
+    distillation: Distillation | None = None
 
     @functools.cached_property
     def maker(self) -> TransplantedRows:
@@ -67,15 +74,17 @@ class Transplant:
         for item, table in tables.items():
             yield item.name, gather_rows(table, axis=item.axis, origins=self.origins, produce=self._bytes(item))
 
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Checks of how the rows were made: one where they are fitted."""
+        return () if self.distillation is None else (self.distillation.check(),)
+
     def _bytes(self, item: VocabularyTensor) -> Callable[[], memoryview]:
         return lambda: as_bytes(self.maker.values(item))
 
     def prepare(self, progress: Callable[[float], None]) -> None:
-        """Make all rows, which takes long where the donor's are combined."""
-        items = self.maker.vocabulary.tensors
-        for place, item in enumerate(items):
-            self.maker.values(item)
-            progress((place + 1) / len(items))
+        """Make all rows, which takes long where they are fitted or the donor's are combined."""
+        self.maker.prepare(progress)
 
     def figures(self) -> Mapping[str, Any]:
         """What was found of each table, and of the donor's."""
@@ -89,15 +98,16 @@ def new_rows(
     """Yield how the row of each of the donor's ``ids`` is made.
 
     Special tokens have no text, and some tokens never stand in one: ``fvt`` gives them the mean. ``wanted`` are those that ``omp``
-    combines.
+    combines. ``distill`` fits input rows alone; output rows stay the means that it begins with.
     """
     segmentation = Segmentation(base)
     combined = frozenset(wanted)
     for index in ids:
-        choice = Choice(Mean())
-        if isinstance(scheme, Fvt) and index in donor.texts and index not in donor.unused:
-            pieces = segmentation.pieces(donor.texts[index])
-            choice = Choice(SubwordMean(), pieces) if pieces else choice
+        choice = output = Choice(Mean())
+        if isinstance(scheme, Fvt | Distill) and index in donor.texts and index not in donor.unused:
+            if pieces := segmentation.pieces(donor.texts[index]):
+                choice = output = Choice(SubwordMean(), pieces)
+                choice = Choice(scheme, pieces) if isinstance(scheme, Distill) else choice
         elif isinstance(scheme, Omp) and index in combined:
-            choice = Choice(scheme)
-        yield NewRow(index, donor.files.token_of(index), choice, choice)
+            choice = output = Choice(scheme)
+        yield NewRow(index, donor.files.token_of(index), choice, output)
