@@ -32,8 +32,8 @@ TOKENS = {"op": "extend_vocab", "special_tokens": ["<|new|>"]}
 class Failing:
     """An output that is replaced, everything verified, in which a call fails; ``points`` are where one can."""
 
-    def __init__(self, demo, warm, room):
-        self.scene = Scene({"model": demo}, [TOKENS], replaces=True, verify={})
+    def __init__(self, model, warm, room):
+        self.scene = Scene({"model": model}, [TOKENS], replaces=True, verify={})
         self.warm, self.place = warm, room / "run"
         warm.learn(*self.scene.lay(room / "learned"))
         self.points = points_of(warm, self.scene.lay(self.place), self.place, room / "log", calls=tuple(ERRORS))
@@ -60,8 +60,8 @@ class Failing:
 
 
 @pytest.fixture(scope="module")
-def failing(demo, warm, tmp_path_factory):
-    return Failing(demo, warm, tmp_path_factory.mktemp("failing"))
+def failing(sources, warm, tmp_path_factory):
+    return Failing(sources("llama"), warm, tmp_path_factory.mktemp("failing"))
 
 
 @needs_strace
@@ -71,12 +71,15 @@ def failing(demo, warm, tmp_path_factory):
         ("read", "model/config.json", "EIO"),
         ("openat", "model/tokenizer.json", "EMFILE"),
         ("mmap", "model/model.safetensors", "ENOMEM"),
+        ("newfstatat", "model/model.safetensors", "EIO"),
+        ("newfstatat", "model/tokenizer.json", "ENOMEM"),
         ("fsync", ".out.graftkit-staging/checkpoint/model.safetensors", "EIO"),
     ],
 )
 def test_a_call_that_fails_is_the_system_s_fault(failing, call, path, error):
     numbers = [number for name, file, number in failing.points if (name, file) == (call, str(failing.place / path))]
-    assert failing.fail((call, str(failing.place / path), numbers[-1]), error) == 5
+    for number in (numbers[1], numbers[-1]) if call == "newfstatat" else numbers[-1:]:
+        assert failing.fail((call, str(failing.place / path), number), error) == 5
 
 
 @needs_strace

@@ -15,7 +15,7 @@ TOKENS = {"op": "extend_vocab", "special_tokens": ["<|new|>"]}
 LORA = {"op": "add_lora", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 POOLING = [{"idx": 0, "name": "0", "path": ""}, {"idx": 1, "name": "1", "path": "1_Pooling"}]
 
-#: What is written differs most: one file, an exchange, an adapter alone, many files in folders that are not there, a merge that grows.
+#: What is written differs most: one file, an exchange, an adapter alone, many files in folders that are not there, a merge, and rows behind it.
 SCENES = ("new", "replaced", "adapter", "many files", "merged")
 
 
@@ -35,7 +35,7 @@ def scene(demo, sources, tmp_path_factory):
             tmp_path_factory.mktemp("made"), "LlamaForCausalLM", base=base, target_modules=["q_proj"]
         )
         merge = {"op": "merge_adapter", "adapter": "PLACE/adapter"}
-        return Scene({"model": base, "adapter": adapter}, [TOKENS, merge], replaces=True)
+        return Scene({"model": base, "adapter": adapter}, [merge, TOKENS], replaces=True)
 
     return find
 
