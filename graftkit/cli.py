@@ -15,6 +15,7 @@ from graftkit.drafting.kinds import KINDS, USUAL
 from graftkit.errors import (
     CommittedWithWarning,
     GraftkitError,
+    Locked,
     RecipeError,
     StorageFault,
     VerificationFailed,
@@ -56,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str]) -> int:
     """Set up this process, run one command in it and return its exit code, which nothing changes any more."""
     process = Process(debug="--debug" in arguments)
-    committed: list[Path] = []
+    committed: list[Path | str] = []
     code = 0
     try:
         code = run(arguments, committed)
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _after(committed: Sequence[Path], code: int, message: str) -> int:
+def _after(committed: Sequence[Path | str], code: int, message: str) -> int:
     """Say what got in the way, and what stands; return the exit code: 7 behind a commit."""
     if committed:
         _complain(f"{_standing(committed)}; {message}")
@@ -80,11 +81,11 @@ def _after(committed: Sequence[Path], code: int, message: str) -> int:
     return code or StorageFault.exit_code
 
 
-def _standing(committed: Sequence[Path]) -> str:
+def _standing(committed: Sequence[Path | str]) -> str:
     return f"{printable(committed[0])}: in place and whole"
 
 
-def run(arguments: Sequence[str], committed: list[Path] | None = None) -> int:
+def run(arguments: Sequence[str], committed: list[Path | str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line on standard error.
 
     ``committed`` gets the output as soon as it is in place: whatever goes wrong behind that says so, and is 7.
@@ -114,7 +115,7 @@ def run(arguments: Sequence[str], committed: list[Path] | None = None) -> int:
 
 def _judge(error: BaseException) -> tuple[str, int]:
     """What an error says in a line, and its exit code; where the system failed underneath, that is to blame."""
-    if isinstance(error, StorageFault | CommittedWithWarning):
+    if isinstance(error, StorageFault | Locked | CommittedWithWarning):
         return str(error), error.exit_code
     if fault := system_fault(error):
         return f"{fault}; nothing was written", StorageFault.exit_code

@@ -15,6 +15,7 @@ from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
 from graftkit.checkpoint.stamps import unchanged
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
+from graftkit.recipe.paths import is_url
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan
@@ -54,7 +55,7 @@ def _print_json(value: object) -> int:
     return 0
 
 
-def print_error(lines: Sequence[str], code: int, committed: Sequence[Path]) -> None:
+def print_error(lines: Sequence[str], code: int, committed: Sequence[Path | str]) -> None:
     """Print an error as JSON, with the output that is in place all the same, if one is."""
     _print_json({"error": list(lines), "exit_code": code, "committed": str(committed[0]) if committed else None})
 
@@ -127,17 +128,22 @@ def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
     """Plan a recipe; an output that could not be written is refused first, and one that meets the source as soon as that is known."""
     from graftkit import engine
     from graftkit.checkpoint.output_place import refuse_output
+    from graftkit.checkpoint.stores.upload import refuse_store_output
     from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
-    refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
+    if is_url(recipe.output):
+        refuse_store_output(recipe.output, base=recipe.base_model, overwrite=options.overwrite)
+    else:
+        refuse_output(Path(recipe.output), source=None, overwrite=options.overwrite)
     with places_added(document), terminal.progress(silent=options.quiet or options.json) as progress:
         planned = engine.plan(
             recipe,
             allow_pickle=options.allow_pickle,
             progress=(lambda what, share: progress(what, share, 1.0)) if progress else None,
         )
-    refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
+    if not is_url(recipe.output):
+        refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
     return planned
 
 
@@ -162,6 +168,7 @@ def apply(options: Namespace) -> int:
     if options.dry_run:
         return plan(options)
     recipe, document = _recipe(options)
+    _refuse_stores(options, recipe)
     if options.if_changed and _is_up_to_date(options, recipe):
         _push(options, recipe.output)
         return _print_json({"up_to_date": True, "output": recipe.output}) if options.json else 0
@@ -196,6 +203,14 @@ def _check_push(options: Namespace) -> None:
     if options.push_to_hub:
         _quiet_libraries()
         check_upload(options.push_to_hub)
+
+
+def _refuse_stores(options: Namespace, recipe: Recipe) -> None:
+    """Refuse what looks at an output on this machine where it is in a store."""
+    for name in ("if_changed", "push_to_hub"):
+        url = next((place for place in (recipe.output, recipe.base_model) if is_url(place)), None)
+        if getattr(options, name) and url is not None:
+            raise RecipeError(f"--{name.replace('_', '-')}: is for folders of this machine, not for {printable(url)}")
 
 
 def _push(options: Namespace, output: str) -> None:

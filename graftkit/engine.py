@@ -14,6 +14,7 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
 from graftkit.checkpoint.staging import Staging, refuse_output, require_space
 from graftkit.checkpoint.stamps import require_unchanged, stamps_of
+from graftkit.checkpoint.stores.upload import refuse_store_output, uploaded
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub, download_weights, is_on_hub
 from graftkit.checkpoint.write import write_checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed, printable
@@ -21,12 +22,14 @@ from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planned import Plan
 from graftkit.planning import plan
 from graftkit.recipe import Recipe
+from graftkit.recipe.paths import is_url
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
 from graftkit.verification.checks import Finding
+from graftkit.verification.dcp_form import made_of_plain
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
-from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, not_finite
+from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter, holds_not_finite, not_finite
 from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
 from graftkit.verification.ties import lost_ties
 
@@ -65,7 +68,7 @@ def execute(
     link: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
-    committed: Callable[[Path], None] | None = None,
+    committed: Callable[[Path | str], None] | None = None,
 ) -> Report:
     """Write exactly ``planned``; see :func:`apply`. ``committed`` is called with the output in the moment in which it appears."""
     if device is not None and not (planned.recipe.verify.lens or planned.recipe.verify.signal):
@@ -74,10 +77,34 @@ def execute(
         from graftkit.verification.lens.setting import device_of
 
         device_of(device)
-    output = Path(planned.recipe.output)
+    if not is_url(planned.recipe.output):
+        return _execute(
+            planned, Path(planned.recipe.output), overwrite=overwrite, link=link, device=device, progress=progress,
+            committed=committed,
+        )  # fmt: skip
+    refuse_store_output(planned.recipe.output, base=planned.source.name, overwrite=overwrite)
+    with uploaded(planned.recipe.output) as folder:
+        report = _execute(planned, folder, link=link, device=device, progress=progress)
+    if committed is not None:
+        committed(planned.recipe.output)
+    return report
+
+
+def _execute(
+    planned: Plan,
+    output: Path,
+    *,
+    link: bool,
+    device: str | None,
+    progress: Progress | None,
+    overwrite: bool = False,
+    committed: Callable[[Path], None] | None = None,
+) -> Report:
+    """Write ``planned`` to ``output``, on this machine."""
     total = planned.bytes_taken_over + planned.bytes_written
     refuse_output(output, source=planned.source.directory, overwrite=overwrite)
-    require_space(output, (planned.bytes_written if link else total) + SPARE_BYTES)
+    again = total if planned.recipe.output_format == "dcp" else 0
+    require_space(output, (planned.bytes_written if link else total) + again + SPARE_BYTES)
     planned, source = _with_weights(planned, progress), planned.source.directory
     stamps = {**stamps_of(source), **planned.source.stamps}  # those of weights that were downloaded since it was opened
     with Staging(output, source=source, overwrite=overwrite) as staging:
@@ -89,6 +116,9 @@ def execute(
             require_unchanged(source, stamps)
             blame_inputs(planned, error)
             raise
+        if planned.recipe.output_format == "dcp":
+            findings = (*findings, made_of_plain(staging.path))
+            _raise_first(findings[-1].failures)
         report = Report(planned, ledger, findings, figures_of(planned))
         write_report(report, planned, staging.path)
         require_unchanged(source, stamps)
@@ -110,6 +140,12 @@ def blame_inputs(planned: Plan, error: VerificationFailed) -> None:
     Raises:
         InputRejected: a tensor of the base or of an adapter is not finite.
     """
+    for name, tensor in (item for outcome in planned.outcomes for item in outcome.unpacked.items()):
+        if holds_not_finite(tensor):
+            raise InputRejected(
+                f"{printable(planned.source.name)}: tensor {printable(name)!r}: its codes and scales say NaN or infinity, or more than"
+                f" {tensor.dtype} holds, so that nothing that is made of it can be verified; repair it"
+            ) from error
     if planned.recipe.allow_nonfinite:
         return
     inputs = {planned.source.name: planned.source.all_tensors}
@@ -199,7 +235,8 @@ def behind(subject: Subject, outcome: Outcome, later: Sequence[Outcome]) -> Subj
 
 def subject_of(planned: Plan, staged: Path, device: str | None = None, progress: Progress | None = None) -> Subject:
     """What the checks of a plan look at, written to ``staged``."""
-    source: Place = planned.source if bytes_on_hub(planned.source) else planned.source.directory
+    as_opened = bytes_on_hub(planned.source) or not planned.source.loads_from_files
+    source: Place = planned.source if as_opened else planned.source.directory
     result, adapter = staged if planned.writes_base else source, staged / FOLDER if planned.adapter else None
     return subject_at(planned, source, result, adapter, device=device, progress=progress)
 

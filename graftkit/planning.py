@@ -11,17 +11,19 @@ from typing import Any
 
 from graftkit.architecture.accounting import Structure, account, refuse_unknown
 from graftkit.architecture.missing_rows import missing_rows_of
+from graftkit.architecture.state_names import state_names
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.inputs import input_files
-from graftkit.checkpoint.pickled_weights import has_only_pickles, read_pickled_weights
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError
 from graftkit.operations import IMPLEMENTATIONS, NEED_PLAIN_WEIGHTS, Context, Outcome
 from graftkit.operations.base import check_plain_weights
 from graftkit.operations.combinations import check_combination
+from graftkit.operations.weights.unconverted import reader_of
 from graftkit.planned import Plan
-from graftkit.recipe import Recipe, load_recipe, parse_recipe
+from graftkit.recipe import Convert, Recipe, load_recipe, parse_recipe
 from graftkit.running.runnable import cannot_unpack, refuse_looks
 from graftkit.verification.composition import compose
+from graftkit.verification.dcp_form import IN_PLAIN_FORM
 from graftkit.verification.subject import Progress
 
 #: What a recipe may want to see of a model beside its outputs.
@@ -68,7 +70,7 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     result = source
     outcomes: tuple[Outcome, ...] = ()
     for place, spec in enumerate(recipe.operations):
-        context = Context(recipe.seed, place, source, Path(recipe.output), outcomes, progress)
+        context = Context(recipe.seed, place, source, recipe.output, outcomes, progress)
         if spec.op in NEED_PLAIN_WEIGHTS and not getattr(spec, "dequantize", False):
             itself = "add dequantize: true to it" if hasattr(spec, "dequantize") else "begin with {convert}"
             check_plain_weights(result, spec.op, else_do=itself)
@@ -83,6 +85,9 @@ def plan_on(source: Checkpoint, recipe: Recipe, progress: Progress | None = None
     refuse_looks(cannot_run, [name for name in LOOKS if getattr(recipe.verify, name)])
     structure = _check_result(result, recipe) if result is not source else None
     promise = compose([(outcome.promise, outcome.scope) for outcome in outcomes])
+    if recipe.output_format == "dcp" and not source.in_memory:
+        state_names(structure or account(result))
+        promise = replace(promise, assumptions=(*promise.assumptions, IN_PLAIN_FORM))
     unknown = structure.unknown if structure else ()
     added = structure.names_not_loaded(result.tensors.keys() - source.tensors.keys()) if structure else frozenset()
     return Plan(
@@ -94,17 +99,18 @@ def _open(recipe: Recipe, *, allow_pickle: bool) -> Checkpoint:
     """Open the base; pickles are read where the recipe converts them and whoever runs it trusts them.
 
     Raises:
-        InputRejected: the base has only pickles, which the recipe converts, and nobody said that they may be read.
+        RecipeError, InputRejected: see :func:`~graftkit.operations.weights.unconverted.reader_of`.
     """
-    base = Path(recipe.base_model)
-    if recipe.operations[0].op != "convert" or not has_only_pickles(base):
-        return Checkpoint.open(recipe.base_model, revision=recipe.revision, weights=False)
-    if not allow_pickle:
-        raise InputRejected(
-            f"{printable(recipe.base_model)}: its weights are pickles, which can run code when they are read; convert reads them by"
-            " torch's unpickler of weights, which runs none, with --allow-pickle on the command line"
+    first = recipe.operations[0]
+    try:
+        read = (
+            reader_of(Path(recipe.base_model), first, allow_pickle=allow_pickle) if isinstance(first, Convert) else None
         )
-    return Checkpoint.open(recipe.base_model, revision=recipe.revision, read=read_pickled_weights)
+    except RecipeError as error:
+        raise error.in_operation(0, first.op) from error
+    if read is None:
+        return Checkpoint.open(recipe.base_model, revision=recipe.revision, weights=False)
+    return Checkpoint.open(recipe.base_model, revision=recipe.revision, read=read)
 
 
 def _check_result(result: Checkpoint, recipe: Recipe) -> Structure:

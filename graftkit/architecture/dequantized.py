@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from graftkit.architecture.accounting import Structure, account
+from graftkit.architecture.nvfp4 import nvfp4_weights
 from graftkit.architecture.quantizer import SCALES
+from graftkit.architecture.unpacked_weight import Unpacked
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.quantization import quantization_config, quantization_method, without_quantization
 from graftkit.checkpoint.tensors import LazyTensor
@@ -18,17 +19,11 @@ from graftkit.errors import InputRejected, few, printable
 #: The dtypes of FP8 codes.
 FP8 = ("F8_E4M3", "F8_E5M2")
 
-#: The scales of activations, which go with the quantizer.
-ACTIVATIONS = (".activation_scale", ".input_scale")
+#: The scales of activations and of the cache, which go with the quantizer.
+ACTIVATIONS = (".activation_scale", ".input_scale", ".input_global_scale", ".k_scale", ".v_scale")
 
-
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """One weight: its ``name`` on disk, its values, and the names of what holds them packed."""
-
-    name: str
-    tensor: LazyTensor
-    parts: tuple[str, ...]
+#: What modelopt says of the weights once more, in a file of its own.
+BESIDE = "hf_quant_config.json"
 
 
 def dequantized(checkpoint: Checkpoint, dtype: str) -> tuple[Checkpoint, tuple[Unpacked, ...]]:
@@ -37,7 +32,7 @@ def dequantized(checkpoint: Checkpoint, dtype: str) -> tuple[Checkpoint, tuple[U
     Raises:
         InputRejected: it is not quantized, in a format that is not unpacked here, or a packed tensor is not what the format says.
     """
-    method = quantization_method(checkpoint.config)
+    method = stored_as(checkpoint.config)
     if method not in FORMATS:
         what = f"is quantized by {printable(method)}" if method else "is not quantized"
         raise InputRejected(f"{checkpoint.name}: {what}; what is dequantized is: {', '.join(FORMATS)}")
@@ -50,11 +45,25 @@ def dequantized(checkpoint: Checkpoint, dtype: str) -> tuple[Checkpoint, tuple[U
             f"{checkpoint.name}: {few(strange)}: not a part of weights that are stored as {method}; dequantizing would lose it"
         )
     shards = {name: shard for shard, names in checkpoint.shards.items() for name in names}
-    result = checkpoint.with_documents({"config.json": without_quantization(checkpoint.config)})
+    gone_too = {BESIDE: None} if BESIDE in checkpoint.carried else {}
+    result = checkpoint.with_documents({"config.json": without_quantization(checkpoint.config), **gone_too})
     for weight in unpacked:
         gone = dict.fromkeys(part for part in weight.parts if part != weight.name)
         result = result.with_tensors({weight.name: weight.tensor, **gone}, shard=shards[weight.parts[0]])
     return result.with_tensors(dict.fromkeys(dropped)), unpacked
+
+
+def stored_as(config: Mapping[str, Any]) -> str:
+    """The format of the packed weights: the method of the quantization config, and what it says beside where it has several.
+
+    NVFP4 has one name, whoever wrote it.
+    """
+    said, method = quantization_config(config) or {}, quantization_method(config)
+    inner = {"compressed-tensors": "format", "modelopt": "quant_algo"}.get(method)
+    if inner is None:
+        return method
+    name = str(said.get(inner) or "no named format")
+    return "nvfp4" if name in ("nvfp4-pack-quantized", "NVFP4") else f"{method} ({name})"
 
 
 def _fp8_weights(checkpoint: Checkpoint, structure: Structure, dtype: str) -> Iterator[Unpacked]:
@@ -122,4 +131,5 @@ def _mxfp4_weights(checkpoint: Checkpoint, structure: Structure, dtype: str) -> 
 FORMATS: dict[str, Callable[[Checkpoint, Structure, str], Iterator[Unpacked]]] = {
     "fp8": _fp8_weights,
     "mxfp4": _mxfp4_weights,
+    "nvfp4": nvfp4_weights,
 }

@@ -174,6 +174,11 @@ class Checkpoint:
         """File name of each shard and of the value head, and the names of the tensors in it."""
         return {**self.shards, FILE: tuple(self.value_head)} if self.value_head else self.shards
 
+    @property
+    def loads_from_files(self) -> bool:
+        """Whether transformers loads the files that the tensors lie in; else a model is put together from the tensors."""
+        return all(shard.endswith((".safetensors", ".bin")) for shard in self.shards)
+
     def path_of(self, relative: str) -> Path:
         """Return the real path of a source file, every link resolved: in the hub's cache a snapshot holds only links.
 

@@ -28,6 +28,11 @@ TRAINING_STATE = (
         "trainer_state.json",
         "recipe_state.pt",
         "dl_state_dict*.bin",
+        "*_optim_states.pt",
+        "*model_states.pt",
+        "latest",
+        "zero_to_fp32.py",
+        "*.distcp",
     ),
 )
 

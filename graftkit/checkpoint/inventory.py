@@ -46,9 +46,9 @@ def inventory(
     carried: dict[str, None] = {}
     left_behind = dict(superseded)
     tensors = frozenset(chain.from_iterable(shards.values()))
-    for path, reason in _classified(directory, {*shards, *beside, INDEX, *DOCUMENTS}, tensors, on_hub):
+    for path, reason in _classified(directory, {*shards, *beside, *superseded, INDEX, *DOCUMENTS}, tensors, on_hub):
         if reason:
-            left_behind[path] = reason
+            left_behind.setdefault(path, reason)
         else:
             source_file(directory, path, on_hub)
             carried[path] = None

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a local folder, or a snapshot in the hub's cache that is filled when it must be."""
+"""Where a checkpoint is: a local folder, a snapshot in the hub's cache that is filled when it must be, or the copy of a store's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.hub import snapshot
 from graftkit.checkpoint.hub.file import HubFile
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.recipe.paths import expand_path
+from graftkit.recipe.paths import expand_path, is_url
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Location:
 
 
 def locate(base_model: str, revision: str | None = None, *, weights: bool = True) -> Location:
-    """Return the folder that ``base_model`` means: an existing local folder, else the hub repository of that id.
+    """Return the folder that ``base_model`` means: an existing local folder, the copy of a URL, else a hub repository.
 
     The hub's cache is asked first, and the network only for what it does not hold; without ``weights`` those stay on the hub. The
     revision is pinned to a commit by the first request. The variables HF_HOME, HF_HUB_CACHE, HF_TOKEN, HF_ENDPOINT and
@@ -40,6 +40,12 @@ def locate(base_model: str, revision: str | None = None, *, weights: bool = True
         InputRejected: there is neither such a folder nor such a repository, or access to it is refused.
         StorageFault: the hub could not be reached or the download failed.
     """
+    if is_url(base_model):
+        if revision is not None:
+            raise RecipeError(f"revision: '{printable(base_model)}' is in a store, which has none; remove the revision")
+        from graftkit.checkpoint.stores.download import download_checkpoint
+
+        return Location(base_model, download_checkpoint(base_model), None)
     path = _local(base_model)
     if base_model and path.is_dir():
         if revision is not None:

@@ -11,7 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.reading import TAGS
@@ -33,8 +33,8 @@ _LOCAL_HEADER, _NAME_LENGTH, _EXTRA_LENGTH = 30, slice(26, 28), slice(28, 30)
 _GLOBAL = re.compile(r"(?:GLOBAL|global|class|function) '?([\w.]+)")
 
 
-def load_mapped(path: Path, shown: str) -> dict[str, Tensor]:
-    """The tensors of a file by name, their values mapped from it.
+def load_mapped(path: Path, shown: str, inside: str | None = None) -> dict[str, Tensor]:
+    """The tensors of a file by name, their values mapped from it; where the file holds more, those under the key ``inside``.
 
     Raises:
         InputRejected: it is no file of torch.save's present format, holds anything but named tensors, or asks to run code.
@@ -42,13 +42,15 @@ def load_mapped(path: Path, shown: str) -> dict[str, Tensor]:
     """
     import torch
 
-    _check_archive(path, shown)
+    check_archive(path, shown)
     try:
         held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (MemoryError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # the unpickler raises whatever a damaged file makes it run into
-        raise InputRejected(f"{shown}: {_reason(str(error))}") from error
+        raise InputRejected(f"{shown}: {refusal(str(error))}") from error
+    if inside is not None:
+        held = held.get(inside) if isinstance(held, Mapping) else None
     if not isinstance(held, Mapping) or not held:
         raise InputRejected(f"{shown}: holds no tensors by name, as a state dict does")
     for name, value in held.items():
@@ -56,8 +58,12 @@ def load_mapped(path: Path, shown: str) -> dict[str, Tensor]:
     return dict(held)
 
 
-def _check_archive(path: Path, shown: str) -> None:
-    """Look at the directory of the archive before torch does."""
+def check_archive(path: Path | IO[bytes], shown: str) -> None:
+    """Look at the directory of the archive before torch does.
+
+    Raises:
+        InputRejected: it is none of torch.save's present format, is compressed, or in another byte order.
+    """
     if not zipfile.is_zipfile(path):
         raise InputRejected(
             f"{shown}: is not in the format that torch.save has written since 2020, so that its tensors cannot be read one at a time;"
@@ -84,7 +90,7 @@ def _names_byte_order(entry: zipfile.ZipInfo) -> bool:
     return entry.filename.rpartition("/")[2] == "byteorder" and entry.file_size < MAX_BYTE_ORDER
 
 
-def _reason(message: str) -> str:
+def refusal(message: str) -> str:
     """What torch's unpickler refused, in one line; its own message tells how to let the file run code."""
     if "eights only" in message or "nsupported" in message:
         found = _GLOBAL.search(message.partition("\n")[2]) or _GLOBAL.search(message)
@@ -106,15 +112,15 @@ def _check_value(name: object, value: object, shown: str) -> None:
         )
 
 
-def mapped_tensors(path: Path, shown: str) -> dict[str, LazyTensor]:
+def mapped_tensors(path: Path, shown: str, inside: str | None = None) -> dict[str, LazyTensor]:
     """The lazy tensors of a file by name: ranges of its bytes, but for those whose values do not lie in their order.
 
-    Two names for one tensor have equal ranges.
+    Two names for one tensor have equal ranges. Where the file holds more, the tensors are those under the key ``inside``.
 
     Raises:
         InputRejected: see :func:`load_mapped`; or the archive's directory does not say where the values lie.
     """
-    held = load_mapped(path, shown)
+    held = load_mapped(path, shown, inside)
     base = _base(path, held)
     if base is None:
         raise InputRejected(f"{shown}: its tensors do not lie where the directory of the archive says")

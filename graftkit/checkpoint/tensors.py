@@ -52,7 +52,7 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class Lent(Produced):
-    """Bytes of a tensor that a model in memory holds: the source's, as those of a file are."""
+    """Bytes of a tensor that a model in memory holds, or a file in a form of its own: the source's, as a range of a file is."""
 
 
 Segment = FileRange | Produced

@@ -158,6 +158,11 @@ def _header(directory: Path, name: str, on_hub: Mapping[str, HubFile]) -> Header
 def _no_weights(directory: Path, config: Mapping[str, Any]) -> str:
     found = (path.name for path in directory.iterdir() if path.name.lower().endswith(PICKLES))
     pickles = sorted(found, key=lambda name: (not is_model_weights(name), is_training_state(name), name))
+    if not pickles and any((path / ".metadata").is_file() for path in (directory, *directory.iterdir())):
+        return (
+            "its weights lie in pieces, as torch.distributed.checkpoint writes them, and what describes them is a pickle; if you trust"
+            " it, begin the recipe with - op: convert and pass --allow-pickle"
+        )
     if not pickles:
         return f"has neither {SINGLE} nor {INDEX}; pickle weights are not read, and must be converted first"
     loader = f"transformers.{next(iter(config.get('architectures') or []), 'AutoModelForCausalLM')}"

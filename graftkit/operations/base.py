@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
-from graftkit.architecture.dequantized import FORMATS
+from graftkit.architecture.dequantized import FORMATS, stored_as
 from graftkit.architecture.index_map import IndexMap
 from graftkit.checkpoint.adapter import Adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.quantization import quantization_config, quantization_method
+from graftkit.checkpoint.quantization import quantization_config
+from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer import Renamed
 from graftkit.errors import InputRejected
 from graftkit.verification.checks import Check
@@ -140,6 +140,7 @@ class Outcome:
         prepare: called before anything is written, with a function that takes the share done: for what takes long.
         figures: called after writing; returns what was measured on the way.
         reads_weights: whether what it makes takes values of the base's weights.
+        unpacked: by name on disk, the values that it reads from the base's own packed ones before it does anything with them.
     """
 
     checkpoint: Checkpoint
@@ -155,6 +156,7 @@ class Outcome:
     prepare: Callable[[Callable[[float], None]], None] | None = None
     figures: Callable[[], Mapping[str, Any]] = field(default=dict)
     reads_weights: bool = True
+    unpacked: Mapping[str, LazyTensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +164,13 @@ class Context:
     """What an operation may know besides its spec: the recipe's seed, its place in it, and what came before.
 
     Everything that is sampled is seeded by ``seed`` and ``place``. ``source`` is the checkpoint as opened and ``output`` the
-    directory that the recipe names. ``progress`` is called with what takes long already when it is planned, and the share done.
+    directory or URL that the recipe names. ``progress`` is called with what takes long already when it is planned, and the share done.
     """
 
     seed: int
     place: int
     source: Checkpoint
-    output: Path
+    output: str
     earlier: tuple[Outcome, ...] = ()
     progress: Progress | None = None
 
@@ -183,7 +185,7 @@ def check_plain_weights(checkpoint: Checkpoint, op: str, *, else_do: str = "dequ
     """
     if quantization_config(checkpoint.config) is None:
         return
-    known = quantization_method(checkpoint.config) in FORMATS
+    known = stored_as(checkpoint.config) in FORMATS
     way_out = f", or {else_do.format(convert='{op: convert, dequantize: true}')}" if known else ""
     raise InputRejected(
         f"{checkpoint.name}: config.json has a quantization_config; {op} needs plain weights: give the checkpoint that it was"

@@ -8,9 +8,11 @@ from typing import Any
 
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
+from graftkit.checkpoint.distributed.folder import PART
 from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.quantization import quantization_config
 from graftkit.checkpoint.tensors import Stored
+from graftkit.checkpoint.weights import SINGLE
 from graftkit.checkpoint.write import METADATA
 from graftkit.errors import InputRejected, RecipeError, few, plural
 from graftkit.operations.base import Context, Outcome
@@ -37,13 +39,12 @@ def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
     result, notes = checkpoint, list[str]()
     pickles = tuple(shard for shard in checkpoint.shards if not shard.endswith(".safetensors"))
     if pickles:
-        files = {
-            shard: shard.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors" for shard in pickles
-        }
+        files = {shard: _plain_name(shard, len(pickles)) for shard in pickles}
         again = _stored_twice(checkpoint)
         result = checkpoint.with_tensors(dict.fromkeys(again)) if again else checkpoint
         result = result.with_files({old: new for old, new in files.items() if old in result.shards}, METADATA)
-        notes.append(f"{few(pickles)}: read by torch's unpickler of weights, which builds tensors and runs nothing")
+        what = "the pieces of a sharded training" if pickles[0].endswith(PART) else few(pickles)
+        notes.append(f"{what}: read by torch's unpickler of weights, which builds tensors and runs nothing")
         if again:
             notes.append(
                 f"{plural(len(again), 'tensor')} the class ties to another, whose memory it shares, stored once: {few(again)}"
@@ -62,7 +63,7 @@ def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
                 else ""
             )
         )
-    checks = (ConvertCheck(checkpoint, result, pickles, bool(made)),) if notes else ()
+    checks = (ConvertCheck(checkpoint, result, pickles, bool(made), spec.prefix),) if notes else ()
     if not spec.dequantize:
         promise = Promise(PromiseClass.BITWISE, "hidden states and logits over every id", EVERY_INPUT)
         return Outcome(result, promise, tuple(notes), checks=checks)
@@ -75,7 +76,15 @@ def convert(spec: Convert, checkpoint: Checkpoint, context: Context) -> Outcome:
         (*notes, plain.note),
         scope=Scope.MEASURE,
         checks=(*checks, DequantizedCheck(result, plain.checkpoint)),
+        unpacked=plain.weights,
     )
+
+
+def _plain_name(shard: str, count: int) -> str:
+    """What a weight file is called once it is plain: that of its pickle, or of one of ``count`` parts of a sharded training."""
+    if shard.endswith(".bin"):
+        return shard.replace("pytorch_model", "model").removesuffix(".bin") + ".safetensors"
+    return SINGLE if count == 1 else f"model-{shard.removesuffix(PART)}.safetensors"
 
 
 def _stored_twice(checkpoint: Checkpoint) -> list[str]:

@@ -55,7 +55,7 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
     adapter, shown = open_adapter(spec.adapter), printable(spec.adapter)
     folder = Path(spec.adapter).resolve()
     left = tuple(left_beside(folder, shown, spec.leave))
-    packed, checkpoint, unpacked = checkpoint, *_unpacked(spec, checkpoint)
+    packed, checkpoint, weights, unpacked = checkpoint, *_unpacked(spec, checkpoint)
     structure = account(checkpoint)
     found = edits_on(build_skeleton(checkpoint.config), checkpoint, adapter, folder, shown)
     by_weight: Edits = {}
@@ -91,15 +91,19 @@ def merge_adapter(spec: MergeAdapter, checkpoint: Checkpoint, context: Context) 
         ),
         prepare=lambda _: _check_origin(made_for(weights=True), spec),
         figures=lambda: {"adapter": spec.adapter, **adapter_digests(folder)},
+        unpacked=weights,
     )
 
 
-def _unpacked(spec: MergeAdapter, checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:
-    """The checkpoint that the adapter is folded into, with its weights unpacked where ``spec`` asks for it, and a note of that."""
+def _unpacked(
+    spec: MergeAdapter, checkpoint: Checkpoint
+) -> tuple[Checkpoint, Mapping[str, LazyTensor], tuple[str, ...]]:
+    """The checkpoint that the adapter is folded into, its weights that were unpacked where ``spec`` asks for it, and a note of them."""
     if not spec.dequantize:
-        return checkpoint, ()
+        return checkpoint, {}, ()
     plain = dequantize(checkpoint, TAGS[spec.dtype or "bfloat16"])
-    return plain.checkpoint if spec.dtype is None else _in_dtype(plain.checkpoint, spec.dtype), (plain.note,)
+    whole = plain.checkpoint if spec.dtype is None else _in_dtype(plain.checkpoint, spec.dtype)
+    return whole, plain.weights, (plain.note,)
 
 
 def _check_origin(origin: Origin, spec: MergeAdapter) -> None:

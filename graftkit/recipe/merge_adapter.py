@@ -32,8 +32,8 @@ class MergeAdapter(Spec):
     dequantize: Annotated[
         bool,
         Field(
-            description="Unpack the quantized weights of the base (fp8 with block scales, mxfp4) before the adapter is folded in; the"
-            " result is plain, in bfloat16 or in dtype. A quantized base is refused without."
+            description="Unpack the quantized weights of the base (fp8 with block scales, mxfp4, nvfp4) before the adapter is folded"
+            " in; the result is plain, in bfloat16 or in dtype. A quantized base is refused without."
         ),
     ] = False
     leave: Annotated[

@@ -53,7 +53,12 @@ class Recipe(Spec):
     """A graftkit recipe: operations on a pretrained checkpoint, in order."""
 
     version: Annotated[Literal[1], BeforeValidator(_exactly_1), Field(description="The version of the recipe format.")]
-    base_model: Annotated[PathText, Field(description="The source checkpoint: a hub id or a local folder.")]
+    base_model: Annotated[
+        PathText,
+        Field(
+            description="The source checkpoint: a hub id, a local folder, or a URL of a store, such as s3://bucket/model."
+        ),
+    ]
     revision: Annotated[Text | None, Field(description="Branch, tag or commit of a hub id.")] = None
     seed: Annotated[int, Field(ge=0, lt=2**63, description="Seeds everything that is sampled.")] = 0
     allow_nonfinite: Annotated[bool, Field(description="Accept weights that hold NaN or infinity.")] = False
@@ -70,7 +75,14 @@ class Recipe(Spec):
     verify: Annotated[VerifyOptions, Field(description="What is verified before the output appears.")] = (
         VerifyOptions.model_construct()
     )
-    output: Annotated[PathText, Field(description="The folder to write; it must not exist.")]
+    output_format: Annotated[
+        Literal["safetensors", "dcp"],
+        Field(
+            description="How the weights are written: as transformers loads them, or as a folder of torch.distributed.checkpoint for"
+            " trainers that start from one."
+        ),
+    ] = "safetensors"
+    output: Annotated[PathText, Field(description="The folder to write, or a URL of a store; it must not exist.")]
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:
@@ -88,3 +100,5 @@ class Recipe(Spec):
             elif made:
                 yield ("operations", place), f"{op} changes the base of the adapter made before it; put it before that"
             made = made or op in MAKE_ADAPTERS
+            if op in MAKE_ADAPTERS and data.get("output_format") == "dcp":
+                yield ("output_format",), f"{op} makes an adapter, which only peft's own format holds; leave it out"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from graftkit.errors import printable
+from graftkit.recipe.paths import is_url
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan
@@ -55,9 +56,14 @@ def _tokens(plan: Plan) -> Iterator[str]:
 
 
 def _name(plan: Plan) -> str:
-    """The hub id of the source, or the way to its folder from the output: where either lies is nobody's business."""
+    """The hub id of the source, or the way to its folder from the output, by its name alone where the output is in a store.
+
+    Where either lies is nobody's business.
+    """
     if not os.path.isdir(os.path.expanduser(plan.source.name)):
         return plan.source.name
+    if is_url(plan.recipe.output):
+        return plan.source.directory.name
     return os.path.relpath(plan.source.directory, plan.recipe.output)
 
 

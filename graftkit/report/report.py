@@ -16,7 +16,7 @@ from graftkit.report.model_card import model_card
 from graftkit.report.page import render_top
 from graftkit.report.plan_json import promise_json, source_json
 from graftkit.report.size import size
-from graftkit.report.snippets import Written, adapter_snippets, trainer_snippets
+from graftkit.report.snippets import Written, adapter_snippets, dcp_snippet, trainer_snippets
 from graftkit.report.terminal import report_text
 from graftkit.report.unchecked import unchecked
 from graftkit.report.versions import versions
@@ -116,6 +116,8 @@ class Report:
             name = noted or architecture_of(self.plan.result.config)
             beside = bool(self.plan.result.value_head)
             return adapter_snippets(base, written, name, adapter.config, labels, value_head=beside)
+        if self.plan.recipe.output_format == "dcp" and not self.plan.in_memory:
+            return dcp_snippet(self.plan.recipe.output)
         structure = account(self.plan.result)
         grown = [
             structure.memory[change.name].name

@@ -60,6 +60,18 @@ def trainer_snippets(output: str | None, written: Written) -> str:
     return "\n".join([*lines, *_only(written.new_blocks, written.architecture)])
 
 
+def dcp_snippet(output: str) -> str:
+    """Return what reads a DCP folder into a model of a trainer."""
+    return "\n".join(
+        (
+            "# torch.distributed.checkpoint; the names are those of the state dict of transformers' class",
+            "state = model.state_dict()",
+            f"torch.distributed.checkpoint.load(state, checkpoint_id={json.dumps(output)})",
+            "model.load_state_dict(state)",
+        )
+    )
+
+
 def _only(blocks: Sequence[str], architecture: str) -> Iterator[str]:
     """Yield what freezes everything but some blocks."""
     if not blocks:

@@ -98,8 +98,9 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
         second = aligned_weights(place.model) if lent and dtype is None else fresh_weights(place.model)
         second = second if dtype is None else second.to(getattr(torch, dtype))
         return Loaded(second.eval(), frozenset(), frozenset(), frozenset())
-    if isinstance(place, Checkpoint):
-        download_weights(place)
+    opened = place if isinstance(place, Checkpoint) else None
+    if opened is not None:
+        download_weights(opened)
     directory = folder_of(place)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     name = architecture_of(config)
@@ -115,6 +116,10 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
             from graftkit.running.paging.skeleton import load_paged
 
             model, info, pager = load_paged(model_class, directory, **options)
+        elif opened is not None and not opened.loads_from_files:
+            from graftkit.running.assembled import assemble
+
+            model, info = assemble(opened, **options)
         else:
             options |= loading_options(config)
             model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)

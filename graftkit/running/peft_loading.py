@@ -9,11 +9,12 @@ from graftkit.architecture.peft.limits import beyond_limits
 from graftkit.architecture.peft.parts import NAME
 from graftkit.architecture.peft.placement import repeated_names
 from graftkit.architecture.peft.tuner import fill_with_stand_ins, silent
-from graftkit.architecture.skeleton import build_config, build_skeleton, one_line
+from graftkit.architecture.skeleton import build_skeleton, one_line
 from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter, AdapterPlace, adapter_at, config_at
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.errors import InputRejected, VerificationFailed, few
+from graftkit.running.assembled import assemble
 from graftkit.running.forward import Loaded, load
 from graftkit.running.place import Place, open_place
 
@@ -113,10 +114,7 @@ def _check_limits(model: Any, adapter: AdapterPlace) -> None:
 
 def assembled(base: Checkpoint) -> Loaded:
     """The model of a checkpoint that lies on no disk: every tensor is read or computed."""
-    state = {name: read_tensor(tensor) for name, tensor in base.tensors.items()}
-    model_class = type(build_skeleton(base.config).model)
-    model = model_class.from_pretrained(None, config=build_config(base.config), state_dict=state)
-    return Loaded(model.eval(), frozenset(), frozenset(), frozenset())
+    return Loaded(assemble(base)[0].eval(), frozenset(), frozenset(), frozenset())
 
 
 def stand_ins(base: Place) -> Loaded:

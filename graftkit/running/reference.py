@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
@@ -37,6 +37,7 @@ from graftkit.running.probes import (
     make_probes,
     split,
 )
+from graftkit.running.remembered import recall
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,14 +91,20 @@ def run_source(
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
         VerificationFailed: the forward needs inputs that cannot be made.
     """
-    with timed(seconds, "load source"):
-        old = load_source(source, backbone=backbone, part=part, paged=paged, lent=True)
-        split_large_tables(old.model)
-        keep_freed_memory(old)
-    try:
-        return run_loaded(old, source, drawn, seed, tokens, seconds, step, backbone=backbone)
-    finally:
-        release(old.model)
+
+    def make() -> Reference:
+        with timed(seconds, "load source"):
+            old = load_source(source, backbone=backbone, part=part, paged=paged, lent=True)
+            split_large_tables(old.model)
+            keep_freed_memory(old)
+        try:
+            return run_loaded(old, source, drawn, seed, tokens, seconds, step, backbone=backbone)
+        finally:
+            release(old.model)
+
+    asked = (folder_of(source), drawn if drawn is None else tuple(drawn), seed, tokens, backbone, part, paged)
+    found = recall(asked, make)
+    return replace(found, kept=dict(found.kept))  # whoever compares takes out what was compared
 
 
 def load_source(source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False) -> Loaded:

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from graftkit.compare import CHECKS, verify
 from graftkit.errors import InputRejected, RecipeError
+from graftkit.running.remembered import remembered_source
 from graftkit.selftest import adapters, grown, trained
 from graftkit.selftest.adapter_faults import ADAPTER_FAULTS
 from graftkit.selftest.adapters import AdapterSubject
@@ -72,8 +73,9 @@ def selftest(
     with tempfile.TemporaryDirectory(prefix="graftkit-selftest-") as folder:
         room = Path(folder)
         bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), silent)
-        planted = [bench.fault(fault) for fault in with_progress(progress, "plant faults", faults)]
-        runs = [bench.clean(copy.name, copy.make) for copy in with_progress(progress, "clean copies", copies)]
+        with remembered_source():
+            planted = [bench.fault(fault) for fault in with_progress(progress, "plant faults", faults)]
+            runs = [bench.clean(copy.name, copy.make) for copy in with_progress(progress, "clean copies", copies)]
         if copies and outputs and OUTPUTS not in leave_out:
             runs += _under_other_kernels(bench, copies[0])
         outputs_made = (("grown", GrownSubject.make, grown_faults), ("trimmed", make_trimmed, trimmed_faults))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import TOKENIZER
-from graftkit.checkpoint.pickled_file import load_mapped
 from graftkit.checkpoint.reading import read_tensor
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.tokenizer.bounds import tokenizers_faults
@@ -19,6 +18,7 @@ from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.place import folder_of, open_place
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
+from graftkit.verification.unpickled import Unpickled, unpickled
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
@@ -46,12 +46,16 @@ class ConvertedReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class ConvertCheck:
-    """The written weights beside the ``pickles`` of ``before``, and its tokenizer where ``tokenizer`` says that one was made."""
+    """The written weights beside the ``pickles`` of ``before``, and its tokenizer where ``tokenizer`` says that one was made.
+
+    ``prefix`` is what the recipe says of the names in what a sharded training left.
+    """
 
     before: Checkpoint
     after: Checkpoint
     pickles: tuple[str, ...]
     tokenizer: bool
+    prefix: str | None = None
     name: str = "converted"
 
     def applies(self, subject: Subject) -> bool:
@@ -74,9 +78,9 @@ class ConvertCheck:
         failures: list[str] = []
         count = 0
         for pickle in self.pickles:
-            held = load_mapped(self.before.path_of(pickle), printable(pickle))
-            count += len(held)
-            failures += _unlike(held, found)
+            compared, wrong = _unlike(unpickled(self.before, pickle, self.prefix), found)
+            count += compared
+            failures += wrong
         if not self.tokenizer or folder is None:
             return ConvertedReport(count, 0, 0, tuple(failures))
         old, new = LoadedTokenizer.of(self.before.directory), LoadedTokenizer.of(folder)
@@ -85,24 +89,27 @@ class ConvertCheck:
         return ConvertedReport(count, len(new.ids), len(texts), tuple(failures))
 
 
-def _unlike(held: Mapping[str, Any], found: Mapping[str, LazyTensor]) -> Iterator[str]:
-    """Yield a sentence for each tensor of a pickle that is not there; one may stand for all that share its memory."""
-    places = {_place(value) for name, value in held.items() if name in found}
-    for name, value in held.items():
+def _unlike(held: Iterable[Unpickled], found: Mapping[str, LazyTensor]) -> tuple[int, list[str]]:
+    """How many tensors were compared, and a sentence for each that is not there; one may stand for all that share its memory."""
+    count, failures = 0, list[str]()
+    places, missing = set[object](), list[tuple[str, object]]()
+    for name, value, place in held:
+        count += 1
         tensor = found.get(name)
         if tensor is None:
-            if _place(value) not in places:
-                yield f"converted: tensor {printable(name)!r} is missing"
+            missing.append((name, place))
             continue
+        places.add(place)
         here = read_tensor(tensor)
         if (value.dtype, value.shape) != (here.dtype, here.shape):
-            yield f"converted: tensor {printable(name)!r} is {here.dtype} {list(here.shape)}, not {value.dtype} {list(value.shape)}"
+            failures.append(
+                f"converted: tensor {printable(name)!r} is {here.dtype} {list(here.shape)}, not {value.dtype} {list(value.shape)}"
+            )
         elif not _as_bytes(value).equal(_as_bytes(here)):
-            yield f"converted: tensor {printable(name)!r} does not hold the values that torch unpickles"
-
-
-def _place(value: Any) -> tuple[int, tuple[int, ...], tuple[int, ...], bool]:
-    return value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.is_neg()
+            failures.append(f"converted: tensor {printable(name)!r} does not hold the values that torch unpickles")
+    return count, failures + [
+        f"converted: tensor {printable(name)!r} is missing" for name, at in missing if at not in places
+    ]
 
 
 def _as_bytes(value: Any) -> Any:

@@ -8,7 +8,7 @@ holds the product of any code and any scale of 32 bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import few, plural, printable
 from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.replayed_codes import Fp4Replay, Fp8Replay, Replay
+from graftkit.verification.replayed_codes import Fp4Replay, Fp8Replay, PairReplay, Replay
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,8 +83,10 @@ class DequantizedCheck:
         failures = list(_left_over(self.before, found, config))
         weights = values = exact = 0
         for name, parts in packed_parts(self.before.tensors).items():
-            tensor, codes, scales = found.get(name), *(self.before.tensors[part] for part in parts)
-            replay = Fp8Replay.of(codes, scales, said) if name in parts else Fp4Replay(codes, scales)
+            tensor, replay = (
+                found.get(name),
+                replay_of(name, [self.before.tensors[part] for part in parts], parts, said),
+            )
             if tensor is None or tensor.dtype not in WORDS or tensor.shape != replay.shape:
                 failures.append(f"dequantized: {printable(name)!r} {_misfit(tensor, replay.shape)}")
                 continue
@@ -97,15 +99,27 @@ class DequantizedCheck:
         return DequantizedReport(weights, values, exact / max(values, 1), few(sorted(dtypes)), tuple(failures))
 
 
-def packed_parts(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[str, str]]:
-    """Name of each weight that is stored packed -> the names of its codes and of its scales."""
-    found = {}
+def packed_parts(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[str, ...]]:
+    """Name of each weight that is stored packed -> the names of its codes, of its scales, and of the scale of all where it has one."""
+    found: dict[str, tuple[str, ...]] = {}
     for name in tensors:
+        stem = name.removesuffix("_packed")
         if f"{name}_scale_inv" in tensors:
             found[name] = (name, f"{name}_scale_inv")
         elif name.endswith("_blocks") and (scales := f"{name.removesuffix('_blocks')}_scales") in tensors:
             found[name.removesuffix("_blocks")] = (name, scales)
+        elif stem != name and (whole := f"{stem}_global_scale") in tensors:
+            found[stem] = (name, f"{stem}_scale", whole)
+        elif (whole := f"{name}_scale_2") in tensors:
+            found[name] = (name, f"{name}_scale", whole)
     return found
+
+
+def replay_of(name: str, held: Sequence[LazyTensor], parts: Sequence[str], said: Mapping[str, Any]) -> Replay:
+    """The replay of a weight that is ``held`` packed in the tensors called ``parts``; ``said`` is the quantization config."""
+    if len(held) == 3:
+        return PairReplay(held[0], held[1], held[2], divided=name not in parts)
+    return Fp8Replay.of(held[0], held[1], said) if name in parts else Fp4Replay(held[0], held[1])
 
 
 def _left_over(before: Checkpoint, found: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> Iterator[str]:

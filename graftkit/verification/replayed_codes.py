@@ -88,11 +88,47 @@ class Fp4Replay:
         place = np.arange(groups * width * 2)
         group, within = place // (2 * width), place % (2 * width)
         code = packed[:, :, group, within // 2] >> (4 * (within % 2)).astype(np.uint8) & 15
-        sign, exponent, mantissa = code >> 3, (code >> 1) & 3, code & 1
-        size = np.where(exponent == 0, mantissa / 2, np.ldexp(1 + mantissa / 2, exponent.astype(int) - 1))
-        values = np.ldexp(np.where(sign == 1, -size, size), scales[:, :, group].astype(int) - 127)
+        values = np.ldexp(_fp4_values(code), scales[:, :, group].astype(int) - 127)
         found: Array = values.transpose(0, 2, 1).reshape(stop - start, -1)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class PairReplay:
+    """NVFP4 ``codes`` ``(rows, bytes)`` with ``scales`` for groups of a row, times that of the ``whole`` or ``divided`` by it."""
+
+    codes: LazyTensor
+    scales: LazyTensor
+    whole: LazyTensor
+    divided: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns of the values."""
+        return self.codes.shape[0], 2 * self.codes.shape[1]
+
+    def exact(self, start: int, stop: int) -> Array:
+        """See :class:`Replay`. A quotient is rounded to float64, which takes it over no middle between two values of float32."""
+        import numpy as np
+
+        packed, place = _bytes(self.codes, start, stop), np.arange(self.shape[1])
+        code = packed[:, place // 2] >> (4 * (place % 2)).astype(np.uint8) & 15
+        scales = _fp8_values("F8_E4M3")[_bytes(self.scales, start, stop)]
+        whole = float(_scale_values(self.whole).reshape(-1)[0])
+        values = _fp4_values(code) * scales[:, place // 16]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found: Array = values / whole if self.divided else values * whole
+        return found
+
+
+def _fp4_values(code: Array) -> Array:
+    """What codes of FP4 are: a sign, two bits of exponent, one of mantissa."""
+    import numpy as np
+
+    sign, exponent, mantissa = code >> 3, (code >> 1) & 3, code & 1
+    size = np.where(exponent == 0, mantissa / 2, np.ldexp(1 + mantissa / 2, exponent.astype(int) - 1))
+    found: Array = np.where(sign == 1, -size, size)
+    return found
 
 
 def _fp8_values(dtype: str) -> Array:

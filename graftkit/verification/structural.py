@@ -219,13 +219,15 @@ def first_not_finite(dtype: str, raw: Any) -> int | None:
 
 def not_finite(tensors: Mapping[str, LazyTensor]) -> Iterator[str]:
     """Yield the name of each of the source's tensors that holds NaN or infinity; read in chunks."""
+    yield from (name for name, tensor in tensors.items() if is_original(tensor) and holds_not_finite(tensor))
+
+
+def holds_not_finite(tensor: LazyTensor) -> bool:
+    """Whether a tensor of floating point holds NaN or infinity; read in chunks."""
     import numpy as np
 
-    for name, tensor in tensors.items():
-        if is_original(tensor) and tensor.dtype in EXPONENTS:
-            pieces = (np.frombuffer(piece, np.uint8) for piece in chunks(tensor))
-            if any(first_not_finite(tensor.dtype, piece) is not None for piece in pieces):
-                yield name
+    pieces = (np.frombuffer(piece, np.uint8) for piece in chunks(tensor) if tensor.dtype in EXPONENTS)
+    return any(first_not_finite(tensor.dtype, piece) is not None for piece in pieces)
 
 
 def _check_finite(name: str, dtype: str, raw: Any, offset: int, *, own: bool, allow: bool) -> None:

@@ -194,7 +194,7 @@ def test_a_quantized_base_is_refused_with_the_way_out(bases, sources, tmp_path):
     with pytest.raises(InputRejected, match="merge_adapter needs plain weights: give the checkpoint .* from$"):
         graftkit.plan(recipe(gptq, tmp_path / "out", merge(base)))
     for operation in (merge(base, dequantize=True), CONVERT):
-        with pytest.raises(InputRejected, match="is quantized by gptq; what is dequantized is: fp8, mxfp4"):
+        with pytest.raises(InputRejected, match="is quantized by gptq; what is dequantized is: fp8, mxfp4, nvfp4"):
             graftkit.plan(recipe(gptq, tmp_path / "out", operation))
     with pytest.raises(RecipeError, match=r"operations\.0\.dequantize: the base is not quantized"):
         graftkit.plan(recipe(base["plain"], tmp_path / "out", merge(base, dequantize=True)))

@@ -158,6 +158,7 @@ verify:
   signal: false
   first_step: false
   paged: auto
+output_format: safetensors
 output: out
 """
     )

@@ -1,4 +1,4 @@
-"""Small quantized checkpoints, packed by hand as each format defines it: gptq, awq, bitsandbytes (4 and 8 bit), block-wise fp8, mxfp4.
+"""Small quantized checkpoints, packed by hand as each format defines it: gptq, awq, bitsandbytes, block-wise fp8, mxfp4, nvfp4.
 
     quantized(source, place, "gptq")
 
@@ -132,6 +132,50 @@ def mxfp4(name, weight):
     }
 
 
+def fp4_pairs(weight, whole):
+    """Codes, two in a byte, the first below, and E4M3 scales of 16 of a row each, under one scale ``whole`` for the matrix."""
+    groups = weight.float().unflatten(-1, (-1, 16))
+    scales = (groups.abs().amax(-1) / 6 / whole).clamp(min=2**-6, max=448).to(torch.float8_e4m3fn)
+    near = (groups / (scales.float() * whole)[..., None])[..., None] - E2M1
+    codes = near.abs().argmin(-1).to(torch.uint8).flatten(-2)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, scales
+
+
+def nvfp4(name, weight):
+    """As compressed-tensors writes it: the scale of the matrix is what the others are divided by."""
+    divisor = 448 * 6 / weight.float().abs().max()
+    codes, scales = fp4_pairs(weight, 1 / divisor)
+    stem = name.removesuffix(".weight")
+    return {
+        f"{name}_packed": codes,
+        f"{name}_scale": scales,
+        f"{name}_global_scale": divisor.reshape(1),
+        f"{stem}.input_global_scale": torch.ones(1),
+    }
+
+
+def modelopt(name, weight):
+    """As modelopt writes it: the scale of the matrix is what the others are multiplied by."""
+    whole = weight.float().abs().max() / (448 * 6)
+    codes, scales = fp4_pairs(weight, whole)
+    stem = name.removesuffix(".weight")
+    return {name: codes, f"{name}_scale": scales, f"{name}_scale_2": whole, f"{stem}.input_scale": torch.tensor(1.0)}
+
+
+FP4_GROUPS = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+CT = {
+    "quant_method": "compressed-tensors",
+    "format": "nvfp4-pack-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**FP4_GROUPS, "dynamic": False},
+            "input_activations": {**FP4_GROUPS, "dynamic": "local"},
+        }
+    },
+}
 BNB = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": None}
 KINDS = {
     "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}),
@@ -139,8 +183,10 @@ KINDS = {
     "bnb4": (bnb4, {**BNB, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}),
     "bnb8": (bnb8, {**BNB, "load_in_8bit": True}),
     "fp8": (fp8, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}),
+    "nvfp4": (nvfp4, CT),
+    "modelopt": (modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}),
     "mxfp4": (mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.embed_tokens", "lm_head"]}),
 }
 
 #: Formats whose quantizer needs a library that is not there: nothing of them is run.
-NOT_RUN = ("gptq", "awq", "bnb4", "bnb8")
+NOT_RUN = ("gptq", "awq", "bnb4", "bnb8", "nvfp4", "modelopt")

@@ -45,6 +45,7 @@ PLANTED = {
     "verification/text_quality.py LanguageReport": "verification/test_text_quality.py test_a_table_of_infinities_is_caught",
     "verification/text_quality.py EmbeddingReport": "verification/test_text_quality.py test_vectors_that_are_no_numbers_are_caught",
     "verification/converted.py ConvertedReport": "operations/test_convert.py test_a_planted_fault_is_caught",
+    "verification/dcp_form.py DcpReport": "test_output_format.py test_a_folder_that_does_not_hold_the_same_is_caught_and_nothing_is_written",
     "verification/dequantized.py DequantizedReport": "operations/test_dequantize.py test_a_planted_fault_in_a_matrix_is_caught",
     "verification/edited.py EditedReport": "operations/test_edit_tensors.py test_a_planted_fault_is_caught",
     "verification/extracted.py ExtractedReport": "operations/test_extract_lora.py test_planted_faults_are_caught",

@@ -20,7 +20,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 _WEIGHTS = "*.safetensors"
 #: What is not downloaded: weights in other formats, the second copies of Mistral's and of half-precision variants, states of
 #: trainings, and what only a reader of the hub's page looks at.
-_IGNORED = (
+IGNORED = (
     *MODEL_WEIGHTS,
     *TRAINING_STATE,
     *(f"{folder}/*" for folder in OTHER_FOLDERS),
@@ -39,7 +39,7 @@ def cached_folder(name: str, revision: str | None = None) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, ignore_patterns=list(_IGNORED), local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, ignore_patterns=list(IGNORED), local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError, OSError):  # incomplete ones are OSErrors too
         return None
 
@@ -77,9 +77,7 @@ def _cached(repo_id: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, ignore_patterns=list(_IGNORED), local_files_only=True)
-        )
+        return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=list(IGNORED), local_files_only=True))
     except IncompleteSnapshotError as error:
         if not constants.HF_HUB_OFFLINE:
             return None
@@ -101,7 +99,7 @@ def download(
     """
     from huggingface_hub import snapshot_download
 
-    ignored = [*_IGNORED, *([] if weights else [_WEIGHTS])]
+    ignored = [*IGNORED, *([] if weights else [_WEIGHTS])]
     with hub_faults(repo_id, revision, near=near), limited_waits():
         bars = None if progress is None else bars_to(progress)
         return Path(snapshot_download(repo_id, revision=revision, ignore_patterns=ignored, tqdm_class=bars))
@@ -121,7 +119,7 @@ def not_downloaded(repo_id: str, snapshot: Path) -> Mapping[str, HubFile]:
     with hub_faults(repo_id, commit), limited_waits():
         listed = HfApi().list_repo_tree(repo_id, recursive=True, revision=commit)
         sizes = {entry.path: entry.size for entry in listed if isinstance(entry, RepoFile)}
-    wanted = filter_repo_objects(sizes, allow_patterns=_WEIGHTS, ignore_patterns=list(_IGNORED))
+    wanted = filter_repo_objects(sizes, allow_patterns=_WEIGHTS, ignore_patterns=list(IGNORED))
     return {
         name: HubFile(repo_id, commit, name, sizes[name], snapshot / name)
         for name in wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import check_shapes
@@ -19,6 +20,7 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, vocabulary_of
 from graftkit.recipe.adapter_fields import FILLED
+from graftkit.recipe.paths import is_url
 from graftkit.recipe.wording import unknown
 
 
@@ -47,10 +49,11 @@ def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
     if source.in_memory:
         return {"base_model_name_or_path": None, "revision": None}
     if checkpoint is not source:
-        return {"base_model_name_or_path": str(context.output.absolute()), "revision": None}
+        written = context.output if is_url(context.output) else str(Path(context.output).absolute())
+        return {"base_model_name_or_path": written, "revision": None}
     if source.revision is not None:
         return {"base_model_name_or_path": source.name, "revision": source.revision}
-    return {"base_model_name_or_path": str(source.directory), "revision": None}
+    return {"base_model_name_or_path": source.name if is_url(source.name) else str(source.directory), "revision": None}
 
 
 def loaded_dtype(checkpoint: Checkpoint) -> str:
