@@ -20,8 +20,9 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 def mind_interrupts():
-    """What a shell runs in the background ignores SIGINT, and so does all that is started from there."""
+    """What a shell runs in the background ignores SIGINT, under nohup SIGHUP too, and so does all that is started from there."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def run(command, *options, env=None):
