@@ -114,6 +114,16 @@ def system_fault(error: BaseException) -> str | None:
     return None
 
 
+def require_sound_system(error: BaseException) -> None:
+    """Blame nobody's files where it was the system that failed underneath ``error``.
+
+    Raises:
+        StorageFault: it was.
+    """
+    if fault := system_fault(error):
+        raise StorageFault(f"{fault}; nothing was written") from error
+
+
 def _spelled_number(text: str) -> int | None:
     if found := _NUMBER.search(text):
         return int(found[1] or found[2])

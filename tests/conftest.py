@@ -69,3 +69,12 @@ def trained(tmp_path_factory):
         return known
 
     return find
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory):
+    """A process that has its imports behind it, and starts commands by forking."""
+    from support.warm import Warm
+
+    with Warm(tmp_path_factory.mktemp("warm")) as parent:
+        yield parent

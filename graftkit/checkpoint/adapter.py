@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graftkit.checkpoint.documents import decode_json, encode_json
-from graftkit.checkpoint.files import read_bounded, resolve_member
+from graftkit.checkpoint.files import is_there, read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
@@ -93,7 +93,7 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
 
 def _open(directory: Path) -> Adapter:
     config = read_adapter_config(directory)
-    if not os.path.lexists(directory / WEIGHTS) and os.path.lexists(directory / PICKLE):
+    if not is_there(directory / WEIGHTS) and is_there(directory / PICKLE):
         raise InputRejected(
             f"{PICKLE}: is a pickle, which can run code when read; load the adapter with peft if you trust it, and"
             f" save it again: save_pretrained writes {WEIGHTS}"

@@ -9,6 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
+from graftkit.checkpoint.files import raise_error
 from graftkit.errors import StorageFault, printable
 
 _RENAME_NOREPLACE, _RENAME_EXCHANGE, _AT_FDCWD = 1, 2, -100
@@ -41,16 +42,12 @@ def sync_tree(root: Path) -> None:
     Raises:
         OSError: writing one of them failed.
     """
-    for directory, _, files in os.walk(root, topdown=False, onerror=_raise):
+    for directory, _, files in os.walk(root, topdown=False, onerror=raise_error):
         for name in files:
             path = Path(directory, name)
             if stat.S_ISREG(path.lstat().st_mode):
                 sync(path)
         sync(Path(directory))
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -22,6 +22,26 @@ def is_plain_name(name: str) -> bool:
     return is_plain_relative(name) and "/" not in name
 
 
+def is_there(path: Path) -> bool:
+    """Whether a folder holds this name, be it a link to nothing; `os.path.lexists` says no where the disk cannot tell.
+
+    Raises:
+        StorageFault: the file system failed.
+    """
+    try:
+        os.lstat(path)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}:
+            return False
+        raise StorageFault(f"{printable(path.name)}: cannot be read: {error.strerror}") from error
+    return True
+
+
+def raise_error(error: OSError) -> None:
+    """Raise what `os.walk` would keep to itself, a folder that cannot be read."""
+    raise error
+
+
 def resolve_member(directory: Path, relative: str) -> Path:
     """Return the real path of the file ``relative`` of the checkpoint in ``directory``.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.documents import DOCUMENTS, MAX_DOCUMENT_BYTES, decode_json
 from graftkit.checkpoint.file_kinds import is_model_weights, is_training_state
-from graftkit.checkpoint.files import is_plain_relative, read_bounded
+from graftkit.checkpoint.files import is_plain_relative, is_there, raise_error, read_bounded
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.weights import INDEX, NONE_ON_HUB, source_file
 from graftkit.errors import InputRejected, printable
@@ -52,7 +52,7 @@ def inventory(
         else:
             source_file(directory, path, on_hub)
             carried[path] = None
-    documents = tuple(name for name in DOCUMENTS if os.path.lexists(directory / name))
+    documents = tuple(name for name in DOCUMENTS if is_there(directory / name))
     return documents, tuple(carried), left_behind
 
 
@@ -114,7 +114,7 @@ def _shares_tensors(file: SourceFile, name: str, tensors: frozenset[str]) -> boo
 
 def _module_folders(directory: Path, on_hub: Mapping[str, HubFile]) -> Iterator[str]:
     """Yield the folders of sentence-transformers' modules other than the model itself, whose path is empty."""
-    if not os.path.lexists(directory / _MODULES):
+    if not is_there(directory / _MODULES):
         return
     modules = decode_json(read_bounded(directory, _MODULES, MAX_DOCUMENT_BYTES), _MODULES)
     if not isinstance(modules, list):
@@ -130,7 +130,9 @@ def _module_folders(directory: Path, on_hub: Mapping[str, HubFile]) -> Iterator[
 
 def _files_below(directory: Path, folder: str) -> Iterator[str]:
     """Yield the files below ``folder``; a link to a folder counts as a file, and is refused when it is resolved."""
-    for root, folders, files in os.walk(directory / folder):
+    if not is_there(directory / folder):
+        return
+    for root, folders, files in os.walk(directory / folder, onerror=raise_error):
         folders.sort()
         below = Path(root).relative_to(directory)
         yield from (str(below / name) for name in sorted(files))

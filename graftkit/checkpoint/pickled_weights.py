@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from graftkit.checkpoint.documents import decode_json
-from graftkit.checkpoint.files import is_plain_name, read_bounded, resolve_member
+from graftkit.checkpoint.files import is_plain_name, is_there, read_bounded, resolve_member
 from graftkit.checkpoint.pickled_file import mapped_tensors
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.weights import INDEX, MAX_INDEX_BYTES, SINGLE, Weights
@@ -22,7 +21,7 @@ def has_only_pickles(directory: Path) -> bool:
     plain, pickled = (
         (directory / one, directory / other) for one, other in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX))
     )
-    return any(map(os.path.lexists, pickled)) and not any(map(os.path.lexists, plain))
+    return any(map(is_there, pickled)) and not any(map(is_there, plain))
 
 
 def read_pickled_weights(directory: Path, config: Mapping[str, Any]) -> Weights[LazyTensor]:
@@ -33,10 +32,10 @@ def read_pickled_weights(directory: Path, config: Mapping[str, Any]) -> Weights[
         StorageFault: the file system failed.
     """
     del config
-    if os.path.lexists(directory / PICKLED):
+    if is_there(directory / PICKLED):
         tensors = _tensors(directory, PICKLED)
         superseded = {PICKLED_INDEX: f"transformers loads {PICKLED} and does not look at this"}
-        superseded = superseded if os.path.lexists(directory / PICKLED_INDEX) else {}
+        superseded = superseded if is_there(directory / PICKLED_INDEX) else {}
         return Weights(tensors, {PICKLED: tuple(tensors)}, {PICKLED: {}}, None, superseded)
     weight_map = _weight_map(directory)
     shards = {shard: _tensors(directory, shard) for shard in sorted(set(weight_map.values()))}

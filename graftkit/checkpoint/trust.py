@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.files import is_there
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def check_root(directory: Path) -> None:
     Raises:
         InputRejected: there is one, or an adapter is all that there is.
     """
-    if not os.path.lexists(directory / "config.json"):
+    if not is_there(directory / "config.json"):
         for place in ("adapter_config.json", "adapter/adapter_config.json"):
             if (directory / place).is_file():
                 folder = (directory / place).parent

@@ -6,10 +6,10 @@ tensors in ``value_head.safetensors`` and loads them over those that TRL draws.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from graftkit.checkpoint.files import is_there
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.weights import NONE_ON_HUB, source_file
@@ -41,7 +41,7 @@ def read_value_head(
         InputRejected: the file is malformed or holds nothing.
         StorageFault: the file system failed.
     """
-    if FILE not in on_hub and not os.path.lexists(directory / FILE):
+    if FILE not in on_hub and not is_there(directory / FILE):
         return None
     header = read_header(source_file(directory, FILE, on_hub), shown=FILE)
     if not header.tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from graftkit.checkpoint.documents import decode_json
 from graftkit.checkpoint.file_kinds import PICKLES, is_model_weights, is_training_state
-from graftkit.checkpoint.files import is_plain_name, read_bounded, resolve_member
+from graftkit.checkpoint.files import is_plain_name, is_there, read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import Header, read_header
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import InputRejected, printable
@@ -61,14 +60,14 @@ def read_weights(
         InputRejected: there are no safetensors weights, or a file is malformed, or they disagree; the file is named.
         StorageFault: the file system or the hub failed.
     """
-    single = SINGLE in on_hub or os.path.lexists(directory / SINGLE)
+    single = SINGLE in on_hub or is_there(directory / SINGLE)
     _check_explicit(SINGLE if single else INDEX, config)
     if single:
         header = _header(directory, SINGLE, on_hub)
         reason = f"transformers loads {SINGLE} and does not look at this"
-        superseded = {INDEX: reason} if os.path.lexists(directory / INDEX) else {}
+        superseded = {INDEX: reason} if is_there(directory / INDEX) else {}
         return Weights(header.tensors, {SINGLE: tuple(header.tensors)}, {SINGLE: header.metadata}, None, superseded)
-    if os.path.lexists(directory / INDEX):
+    if is_there(directory / INDEX):
         return _sharded(directory, on_hub)
     raise InputRejected(_no_weights(directory, config))
 

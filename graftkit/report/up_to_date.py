@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.files import raise_error
 from graftkit.checkpoint.inputs import input_files
 from graftkit.errors import printable
 from graftkit.recipe import Recipe, dump_recipe
@@ -74,7 +75,7 @@ def _changed_files(output: Path, report: Mapping[str, Any], written: int) -> Ite
             same = hashlib.sha256(opened.read(entry["bytes"])).hexdigest() == entry["sha256"]
         if late or status.st_size != size or not same:
             yield f"{printable(entry['name'])} is not the file that was written"
-    for root, folders, names in os.walk(output):
+    for root, folders, names in os.walk(output, onerror=raise_error):
         folders[:] = (name for name in folders if not name.startswith("."))
         for name in names:
             relative = str(Path(root, name).relative_to(output))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from graftkit.errors import VerificationFailed
+from graftkit.errors import VerificationFailed, require_sound_system
 from graftkit.running.place import folder_of
 from graftkit.verification.checks import Check, Finding, LeftOut, Sentences, SentencesCheck
 from graftkit.verification.pair import Pair
@@ -183,6 +183,7 @@ def verify(subject: Subject, own: Sequence[tuple[Check, Subject]] = ()) -> Itera
 
     Raises:
         InputRejected: a source does not load.
+        StorageFault: a result does not load since the system failed.
     """
     checks = (*((check, subject) for check in (*CHECKPOINTS, *ADAPTERS)), *own, *((check, subject) for check in LOOKS))
     for check, at in checks:
@@ -194,4 +195,5 @@ def _run(check: Check, subject: Subject) -> Finding:
     try:
         return check.run(subject)
     except VerificationFailed as error:
+        require_sound_system(error)
         return Sentences(check.name, (str(error),))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from graftkit.errors import InputRejected, plural, printable
+from graftkit.errors import InputRejected, plural, printable, require_sound_system
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
@@ -98,6 +98,7 @@ def check_tokenization(
 
     Raises:
         InputRejected: the source's own tokenizer cannot be loaded.
+        StorageFault: the result's cannot, since the system failed.
 
     """
     start = time.perf_counter()
@@ -105,6 +106,7 @@ def check_tokenization(
     try:
         after = LoadedTokenizer.of(result)
     except InputRejected as error:
+        require_sound_system(error)
         found = TokenizationReport((f"tokenizer: {error}",), (), {}, ())
     else:
         found = _compare(before, after, tokens, probes)

@@ -8,9 +8,11 @@ from support.command import real
 
 from graftkit.compare import CHECKS
 from graftkit.errors import RecipeError
+from graftkit.selftest import grown
+from graftkit.selftest.clean import clean_copies
 from graftkit.selftest.fault import OUTPUTS, REPORT
 from graftkit.selftest.faults import FAULTS
-from graftkit.selftest.run import selftest
+from graftkit.selftest.run import CLEAN, selftest
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "recipes" / "models" / "demo-lm")
@@ -73,7 +75,9 @@ def test_the_command_says_what_a_switched_off_check_would_miss():
     report = json.loads(done.stdout)
     assert report["left_out"] == ["config"]
     assert any(failure.startswith("not caught: changed dropout") for failure in report["failures"])
-    assert len(report["clean"]) == 44
+    copies = [copy.name for copy in clean_copies(CLEAN)]
+    outputs = [f"{name}; {copy.name}" for name in ("grown", "trimmed") for copy in grown.clean_copies()]
+    assert [run["name"] for run in report["clean"]] == [*copies, *outputs, *(f"adapter; {name}" for name in copies)]
     assert not any(run["flagged"] for run in report["clean"])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import TOKENIZER, read_document
+from graftkit.checkpoint.files import is_there
 from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, read_tokenizer
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry
 from graftkit.errors import InputRejected, plural, printable
@@ -51,9 +51,9 @@ def read_beside(folder: Path) -> TokenizerFiles | None:
     Raises:
         InputRejected: a file of it is malformed.
     """
-    if not any(os.path.lexists(folder / name) for name in _FILES):
+    if not any(is_there(folder / name) for name in _FILES):
         return None
-    found = {name: read_document(folder, name) for name in (*_FILES, *_BESIDE) if os.path.lexists(folder / name)}
+    found = {name: read_document(folder, name) for name in (*_FILES, *_BESIDE) if is_there(folder / name)}
     if TOKENIZER in found:
         return read_tokenizer(found)
     added = found["added_tokens.json"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from graftkit.architecture.trained_names import find_weights
 from graftkit.checkpoint.distributed.folder import find_folder, read_sharded_weights
 from graftkit.checkpoint.distributed.zero import find_step, read_zero_weights
+from graftkit.checkpoint.files import is_there
 from graftkit.checkpoint.pickled_weights import has_only_pickles, read_pickled_weights
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.weights import INDEX, SINGLE, Weights
@@ -46,7 +46,7 @@ def _reader(base: Path, spec: Convert) -> Read | None:
     found: Read | None = None
     if has_only_pickles(base):
         found = read_pickled_weights
-    elif not any(os.path.lexists(base / name) for name in (SINGLE, INDEX)):
+    elif not any(is_there(base / name) for name in (SINGLE, INDEX)):
         if find_folder(base) is not None:
             return functools.partial(read_sharded_weights, choose=choose)
         if find_step(base) is not None:
