@@ -13,7 +13,7 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.index_map import IndexMap
 from graftkit.architecture.layers import LayerList
 from graftkit.architecture.skeleton import Skeleton, build_skeleton, one_line
-from graftkit.errors import InputRejected
+from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.running.forward import run
 from graftkit.running.inputs import find_inputs
 from graftkit.running.lent import lend
@@ -73,7 +73,7 @@ def cost_of_blocks(
     ``config`` and ``skeleton`` are the model's, as :func:`~graftkit.architecture.accounting.account` gives them.
 
     Raises:
-        VerificationFailed: the model wants other inputs than token ids.
+        VerificationFailed: the model wants other inputs than token ids, or its logits hold NaN.
     """
     extra_inputs, outputs = find_inputs(model, lambda tried: run(model, probes[0], tried))
     generates = predicts_next(model)
@@ -84,6 +84,8 @@ def cost_of_blocks(
     for done, probe in enumerate(probes):
         with _watched(model, layers, tallies, probe):
             before = predictions(run(model, probe, extra_inputs), probe)
+        if before is not None and bool(before.isnan().any()):
+            raise VerificationFailed("outputs: its logits hold NaN")
         if before is not None:
             whole.losses += losses_of_tokens(before, probe).tolist()
         for block, smaller in without.items():
@@ -119,7 +121,9 @@ class _Tally:
         except Exception as error:  # noqa: BLE001 - a forward that misses a block raises whatever it likes
             self.refused, self.kl, self.losses = f"does not run without it: {one_line(error)}", [], []
             return
-        if after is not None:
+        if after is not None and bool(after.isnan().any()):
+            self.refused, self.kl, self.losses = "its logits hold NaN without it", [], []
+        elif after is not None:
             self.kl += divergences(before, after).tolist()
             self.losses += losses_of_tokens(after, probe).tolist()
 

@@ -31,3 +31,9 @@ def test_rank_0_does_what_is_not_shared_and_speaks(arguments, code, stream, caps
     assert (stream == "err") == said.err.startswith("graftkit: rank 0: ")
     assert run_in(1, arguments) in (0, code)
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("changed", ["output_format=dcp", "output=memory://bucket/model"])
+def test_another_output_than_a_folder_of_safetensors_is_one_process_s(changed, capsys):
+    assert run_in(0, ["apply", "recipes/quickstart.yaml", changed]) == 2
+    assert "for another output run one process" in capsys.readouterr().err

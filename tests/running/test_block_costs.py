@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 import graftkit
 from graftkit.running.predictions import divergences
+from graftkit.selftest.copies import edit_tensor
 
 pytestmark = pytest.mark.numerical
 
@@ -127,3 +128,10 @@ def test_divergence_is_over_the_last_axis_and_masked_ids_count_for_nothing():
     assert same == 0
     p, q = 1 / (1 + math.e), math.e / (1 + math.e)
     assert other == pytest.approx(p * math.log(p / q) + q * math.log(q / p))
+
+
+def test_a_model_whose_logits_are_no_numbers_is_not_ranked(texts, tmp_path):
+    source = tmp_path / "source"
+    build("LlamaForCausalLM", source, config_overrides={"num_hidden_layers": 2})
+    edit_tensor(source, "model.layers.1.mlp.down_proj.weight", lambda values: values.fill_(math.nan))
+    assert_one_line(here("inspect", source, "--blocks", "--texts", texts), 3, "its logits hold NaN")
