@@ -40,7 +40,7 @@ BAD = [
 def test_what_is_read_is_written_again(fields):
     read = parse_recipe(recipe(**fields))
     jsonschema.validate(recipe(**fields), json_schema())
-    assert yaml.safe_load(dump_recipe(read))["operations"] == [{"op": "widen", **fields}]
+    assert yaml.safe_load(dump_recipe(read))["operations"] == [{"op": "widen", "allow_change": False, **fields}]
     assert hash(read.operations[0])
 
 
