@@ -21,7 +21,7 @@ from graftkit.recipe.wording import did_you_mean
 
 HEAD = "version: 1\nbase_model: a\noutput: o\noperations:\n"
 OPERATIONS = ", ".join(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))
-SCHEMES = "mean, subword_mean, describe, copy, mean_cov, normal, zeros"
+SCHEMES = "mean, subword_mean, describe, copy, mean_cov, normal, zeros, distill"
 FIELDS = (
     "op, tokens, special_tokens, roles, existing, lstrip, rstrip, single_word, normalized, allow_pad_is_eos, init, output_init,"
     " pad_to_multiple_of, chat_template"

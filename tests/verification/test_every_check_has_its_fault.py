@@ -85,6 +85,7 @@ PLANTED = {
 
 #: The model cannot be run at all: nothing is compared, which is said, and no fault could tell.
 CANNOT_RUN = {
+    "running/block_costs.py cost_of_blocks",
     "running/loss.py observe",
     "running/peft_loading.py adapt",
     "running/inputs.py find_inputs",
