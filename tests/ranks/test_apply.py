@@ -103,6 +103,7 @@ def test_a_bad_shard_of_one_rank_ends_all_with_its_exit_code(source, tmp_path):
     assert is_clean(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_leaves_nothing_and_the_next_run_succeeds(source, tmp_path):
     path = write_recipe(source, tmp_path)
     done = torchrun(2, "apply", path, fault="1 kill 5")
@@ -114,6 +115,7 @@ def test_a_rank_that_is_killed_leaves_nothing_and_the_next_run_succeeds(source, 
     assert here("apply", path, "-q", "verify={outputs: false}").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_rank_that_cannot_write_ends_all(source, tmp_path):
     path = write_recipe(source, tmp_path)
     codes, _, complaints = srun(2, "apply", path, fault="1 small 20000")
