@@ -15,11 +15,12 @@ from graftkit.architecture.quantizer import loading_options
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.weights_on_hub import download_weights
-from graftkit.errors import InputRejected, VerificationFailed, few, printable
+from graftkit.errors import InputRejected, StorageFault, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
 from graftkit.running.live.model import LiveModel, aligned_weights, fresh_weights
 from graftkit.running.place import Place, folder_of
 from graftkit.running.probes import Probe
+from graftkit.running.seen_config import read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,6 +90,7 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
 
     Raises:
         InputRejected: config.json names no class of transformers.
+        StorageFault: transformers does not see config.json.
         VerificationFailed: the loader refuses the directory; tensors whose shapes do not fit are named.
     """
     import torch
@@ -121,8 +123,10 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
 
             model, info = assemble(opened, **options)
         else:
-            options |= loading_options(config)
+            options |= {"config": read_config(model_class.config_class, directory), **loading_options(config)}
             model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
+    except StorageFault:
+        raise
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)
         why = f"shapes that do not fit: {shapes}" if shapes else one_line(error)

@@ -11,6 +11,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -24,6 +25,9 @@ MAY_BE_TRACED = (0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
 
 #: Seconds in which strace must have attached itself.
 PATIENCE = 120
+
+#: Bytes at which a command is stopped: no scene needs a tenth of them.
+MEMORY = 8 << 30
 
 #: One thread, since a process with more does not fork well.
 SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -75,13 +79,15 @@ class Warm:
 
 
 class Running:
-    """A command that was started: its ``pid``; when it has ended its ``code``, negative for a signal, and what it ``said`` on standard error."""
+    """A command that was started: its ``pid``; when it has ended its ``code``, negative for a signal, the most ``memory`` that it held in bytes,
+    its parent's imports included, and what it ``said`` on standard error.
+    """
 
     def __init__(self, pid, place, ask):
-        self.pid, self._place, self._ask, self.code = pid, place, ask, None
+        self.pid, self._place, self._ask, self.code, self.memory = pid, place, ask, None, None
 
     def wait(self):
-        self.code = self._ask({"wait": self.pid})
+        self.code, self.memory = self._ask({"wait": self.pid})
         return self.code
 
     @property
@@ -106,7 +112,8 @@ def _serve():
             if not answer:
                 return about
         elif what == "wait":
-            answer = os.waitstatus_to_exitcode(os.waitpid(about, 0)[1])
+            _, status, usage = os.wait4(about, 0)
+            answer = os.waitstatus_to_exitcode(status), usage.ru_maxrss << 10
         else:
             answer = _learn(about)
         answers.write(f"{json.dumps(answer)}\n")
@@ -130,6 +137,7 @@ def _become(job):
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     if job["traced"]:
         _wait_for_a_tracer()
     from graftkit.__main__ import main

@@ -14,6 +14,7 @@ from graftkit.checkpoint.weights import read_weights
 from graftkit.running.paging.origin import Origin, origins
 from graftkit.running.paging.pager import Pager, page
 from graftkit.running.paging.table import is_large, table_of
+from graftkit.running.seen_config import read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,7 @@ def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, 
     parameters when the forward asks for them.
 
     Raises:
+        StorageFault: transformers does not see config.json.
         Exception: whatever transformers' loader raises.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -36,7 +38,7 @@ def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, 
         for name, stored in tensors.items()
     }
     model, info = model_class.from_pretrained(
-        None, config=model_class.config_class.from_pretrained(directory), state_dict=state, device_map="meta",
+        None, config=read_config(model_class.config_class, directory), state_dict=state, device_map="meta",
         output_loading_info=True, **options,
     )  # fmt: skip
     found = origins(model, tensors)
