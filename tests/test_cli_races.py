@@ -117,6 +117,7 @@ def test_signals_while_the_command_is_still_importing(place, warm):
 @pytest.mark.slow
 def test_two_recipes_for_one_output(place, warm):
     learn(place, warm)
+    shutil.rmtree(place / OUTPUT)
     with tried("two recipes, one output, at once") as codes:
         for overwrite in ([], ["--overwrite"]) * 25:
             both = {token: warm.start(*arguments(place, *overwrite, adds=token)) for token in ("a", "b")}
