@@ -11,8 +11,8 @@ from support.screen import Terminal, lines_on_screen
 import graftkit
 from graftkit import cli
 from graftkit.report import terminal
-from graftkit.report.column_widths import column_widths, shortened_words
-from graftkit.report.selftest_table import print_selftest
+from graftkit.report.terminal.column_widths import column_widths, shortened_words
+from graftkit.report.terminal.selftest import print_selftest
 from graftkit.selftest.report import PlantedFault, Selftest
 
 COLUMNS = 80

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
-from graftkit.checkpoint.staging import Staging, fault
+from graftkit.checkpoint.staging import Staging
 from graftkit.checkpoint.staging_lock import lock_staging
 from graftkit.errors import StorageFault, printable
 
@@ -32,17 +30,8 @@ class JoinedStaging(Staging):
         self._shared = True
         self._made, self._inode, self._patience = list(made), inode, patience
 
-    def __enter__(self) -> Self:
-        atexit.register(self._discard)
-        try:
-            wait_until(self._joins, self._patience, f"{self._root} is not there")
-        except OSError as error:
-            self._discard()
-            raise fault(error, self._root) from error
-        except BaseException:
-            self._discard()
-            raise
-        return self
+    def _take(self) -> None:
+        wait_until(self._joins, self._patience, f"{self._root} is not there")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -77,15 +77,9 @@ class Staging:
         self._pending: list[Future[None]] = []
 
     def __enter__(self) -> Self:
-        refuse_output(self.output, source=self._source, overwrite=self._overwrite)
         atexit.register(self._discard)  # for a signal that comes between two lines of a clean-up
         try:
-            self._acquire()
-            refuse_output(self.output, source=self._source, overwrite=self._overwrite)  # a run may just have ended
-            self._remove_trees()
-            self.path.mkdir()
-            if self.output.exists():
-                self._try_exchange()
+            self._take()
         except OSError as error:
             self._discard()
             raise fault(error, self._root) from error
@@ -93,6 +87,15 @@ class Staging:
             self._discard()
             raise
         return self
+
+    def _take(self) -> None:
+        """Get hold of the directory, empty."""
+        self._acquire()
+        refuse_output(self.output, source=self._source, overwrite=self._overwrite)  # a run may just have ended
+        self._remove_trees()
+        self.path.mkdir()
+        if self.output.exists():
+            self._try_exchange()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub
-from graftkit.report.module_tables import adapted_json
+from graftkit.report.terminal.modules import adapted_json
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graftkit.errors import plural
-from graftkit.report.tables import table, text
+from graftkit.report.terminal.tables import table, text
 
 if TYPE_CHECKING:
     from rich.console import Console

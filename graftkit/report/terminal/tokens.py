@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from graftkit.report.tables import Table, table, text
+from graftkit.report.terminal.tables import Table, table, text
 
 if TYPE_CHECKING:
     from graftkit.inspection import Inspection, NeverTrained

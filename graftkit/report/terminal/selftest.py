@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from graftkit.report.tables import open_console, table, text
+from graftkit.report.terminal.tables import open_console, table, text
 
 if TYPE_CHECKING:
     from graftkit.selftest.report import PlantedFault, Selftest

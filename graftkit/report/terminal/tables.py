@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from graftkit.errors import printable, shortened
-from graftkit.report.column_widths import GAP, column_widths, shortened_words
+from graftkit.report.terminal.column_widths import GAP, column_widths, shortened_words
 
 #: Columns where nobody watches.
 WIDTH = 120

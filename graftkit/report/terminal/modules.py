@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from graftkit.errors import plural
-from graftkit.report.tables import Lines, table, text
+from graftkit.report.terminal.tables import Lines, table, text
 
 if TYPE_CHECKING:
     from graftkit.architecture.dimensions import Dimensions
