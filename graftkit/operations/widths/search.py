@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from graftkit.architecture.widths.growth import AxisGrowth
 from graftkit.architecture.widths.layouts import Grouped, Layout, grouped_layouts, repeated_layouts
+from graftkit.operations.widths.rescaling import Rescaling
 from graftkit.operations.widths.trial import Layouts, Trial
 
 #: Combinations of layouts that are tried where the usual ones fail.
@@ -22,8 +23,9 @@ ROUNDING = 1e-9
 class Found:
     """The layouts by kind of parameter, and the kinds whose new slices are zero; where slices are ``repeated`` none is new.
 
-    ``gradients_seen`` says whether the class could be differentiated, so that new slices are known to learn. Where nothing keeps the
-    function, ``change`` says how far the outputs of the small model move, relative to their size, and ``why``; else it is 0.
+    ``rescaling`` is what else becomes of norms over the axis. ``gradients_seen`` says whether the class could be differentiated,
+    so that new slices are known to learn. Where nothing keeps the function, ``change`` says how far the outputs of the small model
+    move, relative to their size, and ``why``; else it is 0.
     """
 
     layouts: Layouts
@@ -32,6 +34,7 @@ class Found:
     gradients_seen: bool = True
     change: float = 0.0
     why: str = ""
+    rescaling: Rescaling | None = None
 
 
 class NotPreserved(ValueError):
@@ -49,7 +52,7 @@ def search(trial: Trial) -> Found:
         layouts = _first(trial, _combinations(trial, repeated_layouts), ())
         if layouts is None:
             raise NotPreserved(_why_not(trial))
-        return Found(layouts, (), repeated=True)
+        return Found(layouts, (), repeated=True, rescaling=trial.rescaling)
     if trial.keeps(layouts, ()):
         raise NotPreserved(
             "new slices have no effect on inputs that the model takes today, so this is no width: positions, labels and the like are"
@@ -63,7 +66,7 @@ def search(trial: Trial) -> Found:
     dead = trial.dead(layouts, zero)
     if dead:
         raise NotPreserved(f"new slices would never learn: no gradient reaches those of {', '.join(dead)}")
-    return Found(layouts, tuple(zero), gradients_seen=dead is not None)
+    return Found(layouts, tuple(zero), gradients_seen=dead is not None, rescaling=trial.rescaling)
 
 
 def closest(trial: Trial, why: NotPreserved) -> Found:
@@ -150,7 +153,7 @@ def _why_not(trial: Trial) -> str:
     gains = [name for name in trial.kinds if trial.is_gain(name)]
     if gains:
         return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new"
-    growth = next(iter(next(iter(trial.kinds.values())).values()))
+    growth = next(axis for axes in trial.kinds.values() for axis in axes.values())
     if growth.wanted % growth.value:
         return f"no layout and no zeros keep the function, and {growth.wanted} is no multiple of {growth.value}, to repeat slices"
     return tried

@@ -11,11 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from graftkit.architecture.axis_maps import AxisMaps
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import Skeleton, build_config, model_class, one_line
 from graftkit.architecture.widths.growth import Growths, kind
 from graftkit.architecture.widths.layouts import Layout
 from graftkit.errors import GraftkitError, InputRejected
+from graftkit.operations.widths.rescaling import Rescaling, is_gain, root_of
 from graftkit.running.float64 import float64, plain_experts
 from graftkit.running.forward import outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
@@ -45,8 +47,14 @@ class Trial:
     """
 
     def __init__(
-        self, configs: tuple[Mapping[str, Any], Mapping[str, Any]], skeleton: Skeleton, grown: Growths
-    ) -> None:
+        self, configs: tuple[Mapping[str, Any], Mapping[str, Any]], skeleton: Skeleton, grown: Growths,
+        rescaling: Rescaling | None = None,
+    ) -> None:  # fmt: skip
+        self.rescaling, self._root = rescaling, 1.0
+        if rescaling is not None:
+            self._root = root_of(rescaling, grown)
+            configs = configs[0], rescaling.config(configs[1], self._root)
+            grown = {name: {} for name in skeleton.shapes if kind(name) in rescaling.kinds} | dict(grown)
         self.grown, self.kinds = grown, _of_kinds(grown)
         with undisturbed():
             try:
@@ -66,6 +74,7 @@ class Trial:
     def _begin(self) -> None:
         """Run the small model, and give the wider one what did not grow."""
         old = self._old
+        self._shorten(old)
         table = embedding_of(old, INPUT)
         rows = 2 if table is None else len(table.weight)
         ids = torch.randint(rows // 8, rows // 2, (ROWS, TOKENS), generator=torch.Generator().manual_seed(2))
@@ -98,7 +107,8 @@ class Trial:
                 return math.inf
         if found.keys() != self._expected.keys():
             return math.inf
-        pairs = [(value, found[name]) for name, value in self._expected.items()]
+        widths = Correspondence(widths={name: self.maps(name, layouts) for name in self.grown})
+        pairs = [widths.channels(value, found[name]) for name, value in self._expected.items()]
         return max(gap(a, b) if a.shape == b.shape else math.inf for a, b in pairs)
 
     def keeps(self, layouts: Layouts, zero: Collection[str]) -> bool:
@@ -144,44 +154,43 @@ class Trial:
     def is_gain(self, name: str) -> bool:
         """Whether parameters of this kind are vectors of a module whose class says that it is a norm."""
         full = next(full for full in self._after if kind(full) == name)
-        owner = self._new.get_submodule(full.rpartition(".")[0])
-        return "norm" in type(owner).__name__.lower() and self._after[full].ndim == 1
+        return is_gain(self._new.get_submodule(full.rpartition(".")[0]), full)
 
     def maps(self, name: str, layouts: Layouts) -> AxisMaps:
         """The maps of one parameter with these layouts."""
-        return maps_of(self.grown[name], layouts[kind(name)])
+        return maps_of(name, self.grown[name], layouts, self.rescaling, self._root)
+
+    def _shorten(self, model: PreTrainedModel) -> None:
+        """Give what is scaled behind an offset few digits, so that nothing of it is rounded here."""
+        offsets = {} if self.rescaling is None else self.rescaling.kinds
+        for name, value in model.named_parameters():
+            if offsets.get(kind(name)):
+                value.data = value.data.bfloat16().to(value.dtype)
 
     def _fill(self, layouts: Layouts, zero: Collection[str]) -> None:
         with torch.no_grad():
             for name, values in self._after.items():
-                maps = self.maps(name, layouts)
-                values.copy_(torch.zeros_like(values) if kind(name) in zero else self._fresh[name])
-                _place(values, self._before[name], maps)
+                new = torch.zeros_like(values) if kind(name) in zero else self._fresh[name]
+                values.copy_(self.maps(name, layouts).placed(self._before[name], new))
 
 
-def maps_of(axes: Mapping[int, Any], layouts: Mapping[int, Layout]) -> AxisMaps:
-    """The maps of the axes of one parameter.
+def maps_of(
+    name: str, axes: Mapping[int, Any], layouts: Layouts, rescaling: Rescaling | None = None, root: float = 1.0
+) -> AxisMaps:
+    """The maps of the axes of one parameter, and what its values are multiplied by.
 
     Raises:
         ValueError: a layout does not fit the sizes.
     """
     found = []
     for axis, growth in axes.items():
-        indices = layouts[axis].index_map(growth)
+        indices = layouts[kind(name)][axis].index_map(growth)
         if indices is None:
             raise ValueError(f"an axis of {growth.old} cannot grow so to {growth.new}")
         found.append((axis, indices))
-    return AxisMaps(tuple(found))
-
-
-def _place(values: Tensor, old: Tensor, maps: AxisMaps) -> None:
-    """Write the old slices where they belong."""
-    for axis, indices in maps.axes:
-        old = indices.of_source(old, axis)
-    places = [torch.arange(size) for size in values.shape]
-    for axis, indices in maps.axes:
-        places[axis] = torch.tensor(indices.places, dtype=torch.int64)
-    values[torch.meshgrid(*places, indexing="ij")] = old
+    if rescaling is None or kind(name) not in rescaling.kinds:
+        return AxisMaps(tuple(found))
+    return AxisMaps(tuple(found), root, rescaling.kinds[kind(name)])
 
 
 def _of_kinds(grown: Growths) -> dict[str, Mapping[int, Any]]:
