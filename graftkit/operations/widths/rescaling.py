@@ -108,11 +108,12 @@ def _moved(config: Mapping[str, Any], skeleton: Skeleton, path: Path, value: flo
     return {
         name
         for name, module in skeleton.model.named_modules()
-        if name in modules and _numbers(module) != _numbers(modules[name])
+        if name in modules and numbers_of(module) != numbers_of(modules[name])
     }
 
 
-def _numbers(module: nn.Module) -> dict[str, float]:
+def numbers_of(module: nn.Module) -> dict[str, float]:
+    """What a module itself holds as numbers with a point."""
     return {key: value for key, value in vars(module).items() if isinstance(value, float)}
 
 

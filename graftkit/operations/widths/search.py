@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from graftkit.architecture.widths.growth import AxisGrowth
 from graftkit.architecture.widths.layouts import Grouped, Layout, grouped_layouts, repeated_layouts
+from graftkit.errors import few
 from graftkit.operations.widths.rescaling import Rescaling
 from graftkit.operations.widths.trial import Layouts, Trial
 
@@ -73,13 +74,13 @@ def closest(trial: Trial, why: NotPreserved) -> Found:
     """Of what was tried, that which moves the outputs of the small model least, with the fewest zeros that move them no further.
 
     Raises:
-        NotPreserved: the wider model gives outputs of other shapes with all of it, or new slices would never learn.
+        NotPreserved: the wider model gives wider outputs, or of other shapes with all of it, or new slices would never learn.
     """
     grouped = [(trial.distance(one, trial.kinds), one, False) for one in _combinations(trial, grouped_layouts)]
     copied = [(trial.distance(one, ()), one, True) for one in _combinations(trial, repeated_layouts)]
     least = min((distance for distance, _, _ in (*grouped, *copied)), default=math.inf)
-    if not math.isfinite(least):
-        raise NotPreserved(f"{why}; and its hidden states would be of another width, so that nothing can be compared")
+    if trial.widens_outputs or not math.isfinite(least):
+        raise NotPreserved(f"{why}; and all of its hidden states would be others, and of another width")
     change, layouts, repeated = next(one for one in (*grouped, *copied) if one[0] <= least * (1 + ROUNDING))
     zero = {} if repeated else dict.fromkeys(trial.in_order())
     for name in list(zero):
@@ -152,8 +153,20 @@ def _why_not(trial: Trial) -> str:
     tried = "none of the layouts and zeros that were tried keep the function"
     gains = [name for name in trial.kinds if trial.is_gain(name)]
     if gains:
-        return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new"
+        also = "" if trial.rescaling is None else _why_not_rescaled(trial, trial.rescaling)
+        return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new{also}"
     growth = next(axis for axes in trial.kinds.values() for axis in axes.values())
     if growth.wanted % growth.value:
         return f"no layout and no zeros keep the function, and {growth.wanted} is no multiple of {growth.value}, to repeat slices"
     return tried
+
+
+def _why_not_rescaled(trial: Trial, rescaling: Rescaling) -> str:
+    """What is known of why gains and epsilons do not make up for it: a norm that does more, or a number that depends on the width."""
+    epsilons = few(map(".".join, rescaling.epsilons))
+    odd = trial.odd_norms(next(_combinations(trial, grouped_layouts)))
+    if odd:
+        return f"; {few(odd)} is more than a root mean square, for which other gains and another {epsilons} would make up"
+    numbers = trial.other_numbers()
+    more = few(numbers) if numbers else "something else"
+    return f"; other gains and another {epsilons} do not make up for it, since {more} depends on it too"

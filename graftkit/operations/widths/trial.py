@@ -17,8 +17,8 @@ from graftkit.architecture.skeleton import Skeleton, build_config, model_class, 
 from graftkit.architecture.widths.growth import Growths, kind
 from graftkit.architecture.widths.layouts import Layout
 from graftkit.errors import GraftkitError, InputRejected
-from graftkit.operations.widths.rescaling import Rescaling, is_gain, root_of
-from graftkit.running.float64 import float64, plain_experts
+from graftkit.operations.widths.rescaling import Rescaling, is_gain, numbers_of, root_of
+from graftkit.running.float64 import Float64, float64, plain_experts
 from graftkit.running.forward import outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.probes import Probe
@@ -50,12 +50,14 @@ class Trial:
         self, configs: tuple[Mapping[str, Any], Mapping[str, Any]], skeleton: Skeleton, grown: Growths,
         rescaling: Rescaling | None = None,
     ) -> None:  # fmt: skip
-        self.rescaling, self._root = rescaling, 1.0
+        self.rescaling, self._root, self.widens_outputs = rescaling, 1.0, False
         if rescaling is not None:
             self._root = root_of(rescaling, grown)
             configs = configs[0], rescaling.config(configs[1], self._root)
             grown = {name: {} for name in skeleton.shapes if kind(name) in rescaling.kinds} | dict(grown)
-        self.grown, self.kinds = grown, _of_kinds(grown)
+        self._tied = skeleton.tied.keys()  # which are others by another name
+        self.grown = {name: axes for name, axes in grown.items() if name not in self._tied}
+        self.kinds = _of_kinds(self.grown)
         with undisturbed():
             try:
                 self._old, self._new = (
@@ -87,7 +89,7 @@ class Trial:
             raise InputRejected("its outputs are not finite")
         before, after = old.state_dict(), self._new.state_dict()
         for name, values in after.items():
-            if name not in self.grown:
+            if name not in self.grown and name not in self._tied:
                 values.copy_(before[name])
         self._before = {name: before[name] for name in self.grown}
         self._after = {name: after[name] for name in self.grown}
@@ -109,6 +111,7 @@ class Trial:
             return math.inf
         widths = Correspondence(widths={name: self.maps(name, layouts) for name in self.grown})
         pairs = [widths.channels(value, found[name]) for name, value in self._expected.items()]
+        self.widens_outputs = any(value.shape != found[name].shape for name, value in self._expected.items())
         return max(gap(a, b) if a.shape == b.shape else math.inf for a, b in pairs)
 
     def keeps(self, layouts: Layouts, zero: Collection[str]) -> bool:
@@ -155,6 +158,34 @@ class Trial:
         """Whether parameters of this kind are vectors of a module whose class says that it is a norm."""
         full = next(full for full in self._after if kind(full) == name)
         return is_gain(self._new.get_submodule(full.rpartition(".")[0]), full)
+
+    def odd_norms(self, layouts: Layouts) -> tuple[str, ...]:
+        """Classes of norms that by themselves give something else of what is beside zeros, though they are rescaled."""
+        self._fill(layouts, self.kinds)
+        found = dict[str, None]()
+        for name, axes in self.grown.items():
+            owner = name.rpartition(".")[0]
+            old, new = (model.get_submodule(owner) for model in (self._old, self._new))
+            if not is_gain(old, name) or set(axes) != {0}:
+                continue
+            width = Correspondence(widths={name: self.maps(name, layouts)})
+            given = torch.randn(1, len(self._before[name]), generator=torch.Generator().manual_seed(3)).double()
+            wider = torch.zeros(1, len(self._after[name]), dtype=torch.float64)
+            width.channels(given, wider)[1].copy_(given)
+            with undisturbed(), torch.no_grad(), Float64():
+                pair = width.channels(old(given), new(wider))
+            if gap(*pair) > self._threshold:
+                found.setdefault(type(old).__name__)
+        return tuple(found)
+
+    def other_numbers(self) -> tuple[str, ...]:
+        """Numbers with a point that modules hold and that depend on the width, as the scale of embeddings does; no epsilon is one."""
+        new, mapped = dict(self._new.named_modules()), dict[str, None]()
+        for name, module in self._old.named_modules():
+            for key, value in numbers_of(module).items():
+                if name in new and numbers_of(new[name]).get(key) not in (value, value * self._root**2):
+                    mapped.setdefault(f"{name}.{key}".lstrip("."))
+        return tuple(mapped)
 
     def maps(self, name: str, layouts: Layouts) -> AxisMaps:
         """The maps of one parameter with these layouts."""

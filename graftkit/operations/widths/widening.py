@@ -39,7 +39,7 @@ class Widening:
 
     def is_zero(self, name: str) -> bool:
         """Whether the new slices of a parameter are zero."""
-        return kind(name) in self.found.zero
+        return kind(self.skeleton.tied.get(name, name)) in self.found.zero
 
     @property
     def rounds(self) -> bool:
@@ -117,7 +117,7 @@ def _maps(skeleton: Skeleton, grown: Growths, found: Found) -> Iterator[tuple[st
         if full not in grown and (rescaling is None or kind(full) not in rescaling.kinds):
             continue
         try:
-            yield full, maps_of(full, grown.get(full, {}), found.layouts, rescaling, root)
+            yield full, maps_of(skeleton.tied.get(full, full), grown.get(full, {}), found.layouts, rescaling, root)
         except ValueError as error:
             raise InputRejected(f"{skeleton.architecture}: {printable(full)}: {error}") from error
 
@@ -221,17 +221,22 @@ def _tried(
     """
     small = miniature(_changed(config, field.path, values, pair[0]), skeleton, field.path)
     trials = Trials(small, skeleton.architecture, field.path, frozenset(_kinds(grown)))
+    why = None
     try:
         return trials.settle((pair[0], GROWTH * pair[0]), search, rescaled=True)
-    except (InputRejected, NotPreserved):  # no norm has the axis, or rescaling it does not do
-        return trials.settle(pair, lambda trial: _searched(trial, settle), rescaled=False)
+    except NotPreserved as error:
+        why = error
+    except InputRejected:  # no norm has the axis
+        pass
+    return trials.settle(pair, lambda trial: _searched(trial, why, settle), rescaled=False)
 
 
-def _searched(trial: Trial, settle: Callable[[Trial, NotPreserved], Found]) -> Found:
+def _searched(trial: Trial, why: NotPreserved | None, settle: Callable[[Trial, NotPreserved], Found]) -> Found:
+    """What the search says; ``why`` is the reason for which rescaling norms did not do, if it was tried."""
     try:
         return search(trial)
     except NotPreserved as error:
-        return settle(trial, error)
+        return settle(trial, why or error)
 
 
 @dataclass(frozen=True, slots=True)
