@@ -55,7 +55,9 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
     rounds = any(step.rounds for step in steps)
     promise = Promise(
         PromiseClass.ROUNDED if rounds else PromiseClass.EXACT,
-        "hidden states and logits, but for the rounding of what is multiplied" if rounds else "hidden states and logits",
+        "hidden states and logits, but for the rounding of what is multiplied"
+        if rounds
+        else "hidden states and logits",
         EVERY_INPUT,
     )
     return Outcome(

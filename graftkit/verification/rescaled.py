@@ -20,6 +20,8 @@ from graftkit.verification.replayed_steps import nearest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from graftkit.verification.subject import Subject
 
 
@@ -30,6 +32,14 @@ class Scaled:
     old: LazyTensor = field(repr=False)
     planned: LazyTensor = field(repr=False)
     maps: AxisMaps
+
+    def values(self, written: LazyTensor | None) -> tuple[Tensor, Tensor]:
+        """What the old values were multiplied to, in float64, and what stands there; as planned where it was changed later."""
+        usable = written is not None and written.shape == self.planned.shape
+        old, new = read_tensor(self.old), read_tensor(written if written is not None and usable else self.planned)
+        for axis, indices in self.maps.axes:
+            old, new = indices.of_source(old, axis), indices.of_result(new, axis)
+        return self.maps.scaled(old), new
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,9 @@ class RescaledReport(Report):
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
         verdict = "failed" if self.failures else "rounded" if self.rounded else "exact"
-        share = f"{self.rounded:,} of {self.values:,} values rounded, off by at most {self.error:.2g} of a tensor's norm"
+        share = (
+            f"{self.rounded:,} of {self.values:,} values rounded, off by at most {self.error:.2g} of a tensor's norm"
+        )
         figure = share if self.rounded else "no value had to be rounded"
         yield Row("rescaled weights", verdict, f"{plural(self.tensors, 'tensor')}, {figure}")
         if self.noise is None:
@@ -65,7 +77,7 @@ class RescaledReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class RescaledCheck:
-    """The old values of tensors, by name on disk, beside what was written of them; with ``alone`` no operation before changes outputs."""
+    """The old values of tensors, by name on disk, beside what was written; ``alone`` says that nothing before changes outputs."""
 
     tensors: Mapping[str, Scaled] = field(repr=False)
     alone: bool
@@ -80,12 +92,7 @@ class RescaledCheck:
         written, failures = open_place(subject.result).tensors, list[str]()
         values, rounded, worst = 0, 0, 0.0
         for name, one in self.tensors.items():
-            stored = written.get(name)
-            later = name in subject.changed_later or stored is None or stored.shape != one.planned.shape
-            old, new = read_tensor(one.old), read_tensor(one.planned if later or stored is None else stored)
-            for axis, indices in one.maps.axes:
-                old, new = indices.of_source(old, axis), indices.of_result(new, axis)
-            exact = one.maps.scaled(old)
+            exact, new = one.values(None if name in subject.changed_later else written.get(name))
             wrong = int((nearest(exact, new.dtype) != new).sum())
             values, rounded = values + new.numel(), rounded + int((new.double() != exact).sum())
             worst = max(worst, (sum_of_squares(new.double() - exact) / (sum_of_squares(exact) or 1.0)) ** 0.5)

@@ -182,7 +182,9 @@ def test_a_norm_over_the_axis_is_the_reason(tmp_path, sources):
     tiny("BitNetForCausalLM", tmp_path / "source")
     with pytest.raises(InputRejected, match=r"norms have this axis \(model.layers.\*.mlp.ffn_sub_norm.weight\)"):
         planned(tmp_path / "source", widen(intermediate_size=128))
-    with pytest.raises(InputRejected, match=r"norms have this axis .*; LayerNorm is more than a root mean square, for which"):
+    with pytest.raises(
+        InputRejected, match=r"norms have this axis .*; LayerNorm is more than a root mean square, for which"
+    ):
         planned(sources("gpt2"), widen(n_embd=48))
     with pytest.raises(InputRejected, match="since model.embed_tokens.scalar_embed_scale depends on it too"):
         planned(sources("gemma2"), widen(hidden_size=64))

@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves
 
 from graftkit.architecture.layers import LayerList
 from graftkit.architecture.meta_run import inputs_on_meta, prepare_for_meta
-from graftkit.architecture.run_order import RunOrder
 from graftkit.architecture.skeleton import Skeleton, one_line, quiet
 from graftkit.architecture.zero_flow import KnownZeros, is_tensor, memory_of
 from graftkit.errors import InputRejected
@@ -85,7 +84,7 @@ class _Trial:
 
     def _in_order(self) -> Iterator[str]:
         """Matrices and biases in the order in which they run; those that do not run are no candidates."""
-        seen = RunOrder(self._parameters)
+        seen = _Order(self._parameters)
         self._run(seen)
         for name in seen.order:
             if self._parameters[name].ndim > 1 or name.rpartition(".")[2].endswith("bias"):
@@ -127,6 +126,21 @@ class _Trial:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     yield from (leaf for leaf in tree_leaves(value) if is_tensor(leaf) and leaf.is_floating_point())
+
+
+class _Order(KnownZeros):  # type: ignore[no-untyped-call]  # torch does not type it
+    """Notes the order in which parameters are first used."""
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        super().__init__(())
+        self._names = {memory_of(value): name for name, value in parameters.items()}
+        self.order: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in tree_leaves((args, kwargs)):
+            if is_tensor(value) and (name := self._names.get(memory_of(value))):
+                self.order.setdefault(name)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 class _Flow(KnownZeros):  # type: ignore[no-untyped-call]  # torch does not type it

@@ -2,8 +2,8 @@
 
 Let ``root`` be the square root of that ratio, old over new. A root mean square norm gives of ``x`` beside zeros just what it gave of
 ``x`` when its gain is ``root`` times what it was and its epsilon ``root``² times. Where another norm has the same epsilon from the
-config and is not wider, as one of queries, the matrix before it is multiplied by the root instead. Whether all of it is true of a class
-is found out on a small model of it, as every other rule is.
+config and is not wider, as one of queries, the matrix whose output it takes is multiplied by the root instead. Whether all of it is
+true of a class is found out on a small model of it, as every other rule is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.fresh_values import own_values
-from graftkit.architecture.run_order import run_order
+from graftkit.architecture.modules_before import modules_before
 from graftkit.architecture.skeleton import Path, Skeleton, build_config, build_skeleton, with_values
 from graftkit.architecture.widths.growth import AxisGrowth, Growths, kind
 from graftkit.errors import InputRejected
@@ -118,15 +118,8 @@ def numbers_of(module: nn.Module) -> dict[str, float]:
 
 
 def _feeders(skeleton: Skeleton, norms: list[str]) -> set[str] | None:
-    """The kinds of all parameters of the modules that run right before these norms; None where that is not seen."""
-    if not norms:
-        return set()
-    order = run_order(skeleton)
-    found = set[str]()
-    for norm in norms:
-        places = [place for place, name in enumerate(order) if name.rpartition(".")[0] == norm]
-        if not places or not places[0]:
-            return None
-        before = order[places[0] - 1].rpartition(".")[0]
-        found |= {kind(name) for name in skeleton.shapes if name.rpartition(".")[0] == before}
-    return found
+    """The kinds of all parameters of the modules whose outputs these norms take; None where that is not seen of one."""
+    before = modules_before(skeleton, norms) if norms else {}
+    if before.keys() != set(norms):
+        return None
+    return {kind(name) for name in skeleton.shapes if name.rpartition(".")[0] in before.values()}

@@ -163,10 +163,12 @@ def _why_not(trial: Trial) -> str:
 
 def _why_not_rescaled(trial: Trial, rescaling: Rescaling) -> str:
     """What is known of why gains and epsilons do not make up for it: a norm that does more, or a number that depends on the width."""
-    epsilons = few(map(".".join, rescaling.epsilons))
+    epsilons = few([".".join(path) for path in rescaling.epsilons])
     odd = trial.odd_norms(next(_combinations(trial, grouped_layouts)))
     if odd:
-        return f"; {few(odd)} is more than a root mean square, for which other gains and another {epsilons} would make up"
+        return (
+            f"; {few(odd)} is more than a root mean square, for which other gains and another {epsilons} would make up"
+        )
     numbers = trial.other_numbers()
     more = few(numbers) if numbers else "something else"
     return f"; other gains and another {epsilons} do not make up for it, since {more} depends on it too"

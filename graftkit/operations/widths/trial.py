@@ -120,39 +120,54 @@ class Trial:
 
     def in_order(self) -> tuple[str, ...]:
         """The kinds that grow in the order in which they run; those that do not run come last."""
+        return tuple(dict.fromkeys((*self._run_order(), *self.kinds)))
+
+    def _run_order(self) -> tuple[str, ...]:
+        """The kinds that grow and run, in that order."""
         recorder = _Order({name: value for name, value in self._new.named_parameters() if name in self.grown})
         with undisturbed(), recorder, plain_experts(self._new), torch.no_grad():
             outputs_of(self._new, self._probe, self._extra)
-        return tuple(dict.fromkeys((*map(kind, recorder.order), *self.kinds)))
+        return tuple(dict.fromkeys(map(kind, recorder.order)))
 
     def dead(self, layouts: Layouts, zero: Collection[str]) -> tuple[str, ...] | None:
         """Kinds whose new slices would never learn: those at zero without a gradient, or others without one when none is zero.
 
-        None where the class cannot be differentiated, so that nothing is known.
+        None where the class cannot be differentiated, so that nothing is known. What runs and has no gradient in the small model
+        before it grows, as the choice of an indexer, does not learn by this loss at all, and is left out.
         """
         first = self._without_gradient(layouts, zero)
         later = self._without_gradient(layouts, ())
-        if first is None or later is None:
+        before = self._gradients(self._old)
+        if first is None or later is None or before is None:
             return None
-        return tuple(name for name in self.kinds if name in (first if name in zero else later))
+        never = set(self._run_order()) - {kind(name) for name, value in before.items() if bool(value.any())}
+        return tuple(name for name in self.kinds if name in (first if name in zero else later) - never)
 
     def _without_gradient(self, layouts: Layouts, zero: Collection[str]) -> set[str] | None:
         """The kinds of which no new slice of any block has a gradient; None where the class cannot be differentiated."""
         self._fill(layouts, zero)
+        found = self._gradients(self._new)
+        if found is None:
+            return None
         alive = set()
-        with undisturbed(), plain_experts(self._new):
-            self._new.zero_grad(set_to_none=True)
+        for name, values in found.items():
+            maps = self.maps(name, layouts)
+            if not maps.has_new or bool(maps.only_new(values).any()):
+                alive.add(kind(name))
+        return set(self.kinds) - alive
+
+    def _gradients(self, model: PreTrainedModel) -> dict[str, Tensor] | None:
+        """The gradients of what grows; None where the class cannot be differentiated."""
+        with undisturbed(), plain_experts(model):
+            model.zero_grad(set_to_none=True)
             try:
-                backward(self._new, self._probe, self._extra, 0)
+                backward(model, self._probe, self._extra, 0)
             except Exception:  # noqa: BLE001 - forwards that write in place raise what they like; then nothing is known
                 return None
-        for name, parameter in self._new.named_parameters():
-            if name in self.grown and parameter.grad is not None:
-                maps = self.maps(name, layouts)
-                if not maps.has_new or bool(maps.only_new(parameter.grad).any()):
-                    alive.add(kind(name))
-        self._new.zero_grad(set_to_none=True)
-        return set(self.kinds) - alive
+        named = model.named_parameters()
+        found = {name: value.grad for name, value in named if name in self.grown and value.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return found
 
     def is_gain(self, name: str) -> bool:
         """Whether parameters of this kind are vectors of a module whose class says that it is a norm."""

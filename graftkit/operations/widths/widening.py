@@ -66,7 +66,7 @@ class Widening:
         if self.found.rescaling is not None:
             scaled, epsilons = (
                 few({kind(name) for name in self.scaled}),
-                few(map(".".join, self.found.rescaling.epsilons)),
+                few([".".join(path) for path in self.found.rescaling.epsilons]),
             )
             root = next(maps.scale for maps in self.scaled.values())
             yield (

@@ -26,8 +26,8 @@ from graftkit.verification.lens.noise import NoiseTally
 from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDifference, LensReport
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.source_outputs import SourceOutputs
-from graftkit.verification.lens.unrounded import unrounded
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
+from graftkit.verification.lens.unrounded import unrounded
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.promises import Scope
 

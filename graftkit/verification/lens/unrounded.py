@@ -1,4 +1,4 @@
-"""A result whose values were multiplied and then rounded, as if they had not been: so the lens judges the rule, and not its rounding."""
+"""A result whose values were multiplied, before they were rounded: so the lens judges the rule, and not the rounding."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def unrounded(source: nn.Module, result: nn.Module, correspondence: Corresponden
         yield
     finally:
         for module in changed:
-            module._parameters = module._parameters.held  # type: ignore[assignment, attr-defined]  # noqa: SLF001
+            module._parameters = module._parameters.held  # noqa: SLF001
 
 
 def scaled_maps(correspondence: Correspondence, name: str) -> tuple[str, AxisMaps] | None:
