@@ -18,7 +18,7 @@ from graftkit.architecture.modules_before import modules_before
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.architecture.widths.growth import growths
 from graftkit.compare import verify
-from graftkit.errors import VerificationFailed
+from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.operations.widths import tensors as making
 from graftkit.operations.widths import widening
 from graftkit.operations.widths.rescaling import Rescaling, find_rescaling
@@ -274,3 +274,11 @@ def test_a_plan_says_what_is_rescaled(source_of):
     assert any("multiplied by 0.816497 are model.layers.*.input_layernorm.weight" in note for note in plan.notes)
     assert any("rms_norm_eps of config.json by 0.666667" in note for note in plan.notes)
     assert any(isinstance(check, RescaledCheck) for check in plan.outcomes[0].checks)
+
+
+def test_parameters_of_one_name_with_other_roles_are_refused(tmp_path):
+    """CTRL's feed-forward layer is a list, whose first matrix reads the stream and whose third writes it."""
+    tiny("CTRLLMHeadModel", tmp_path / "source")
+    step = {"op": "widen", "sizes": {"n_embd": 128}}
+    with pytest.raises(InputRejected, match=r"transformer.h.\*.ffn.\*.weight grow along other axes under one name"):
+        engine.plan(recipes.recipe(tmp_path / "source", "out/never", step))

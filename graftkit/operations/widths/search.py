@@ -154,7 +154,7 @@ def _why_not(trial: Trial) -> str:
     gains = [name for name in trial.kinds if trial.is_gain(name)]
     if gains:
         also = "" if trial.rescaling is None else _why_not_rescaled(trial, trial.rescaling)
-        return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new{also}"
+        return f"{tried}; norms have this axis ({few(gains)}), and a mean over it takes in what is new{also}"
     growth = next(axis for axes in trial.kinds.values() for axis in axes.values())
     if growth.wanted % growth.value:
         return f"no layout and no zeros keep the function, and {growth.wanted} is no multiple of {growth.value}, to repeat slices"

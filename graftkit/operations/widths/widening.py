@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -135,17 +136,17 @@ def _with_what_stays(config: Mapping[str, Any], skeleton: Skeleton, field: Field
     if field.path[-1] not in names or not heads or not width:
         return {}
     fixed = {(*field.path[:-1], "head_dim"): size or width // heads}
-    if "head_dim" in section.to_dict():
+    if "head_dim" in section.to_dict() and field.path[-1] == names[0]:
         return fixed
     return fixed if _axes(config, skeleton, field, fixed, wanted) < _axes(config, skeleton, field, {}, wanted) else {}
 
 
-def _axes(config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, wanted: int) -> int:
-    """How many axes grow."""
+def _axes(config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, wanted: int) -> float:
+    """How many axes grow; infinitely many where the class refuses the values."""
     try:
         after = build_skeleton(_changed(config, field.path, values, wanted), skeleton.architecture)
     except InputRejected:
-        return 0
+        return math.inf
     found = growths(skeleton, after, field.value or 0, wanted) or {}
     return sum(map(len, found.values()))
 
@@ -272,6 +273,8 @@ class Trials:
         grown = growths(before, after, old, new)
         if grown is None or _kinds(grown) != self.kinds or not all(_all_linear(axes) for axes in grown.values()):
             return None
+        if odd := _of_several_growths(grown):
+            raise InputRejected(f"{self.architecture}: {few(odd)} grow along other axes under one name")
         rescaling = find_rescaling(configs[0], before, grown) if rescaled else None
         return None if rescaled and rescaling is None else Trial(configs, before, grown, rescaling)
 
@@ -282,6 +285,14 @@ def _refuse(_: Trial, why: NotPreserved) -> Found:
 
 def _kinds(grown: Growths) -> set[tuple[str, int]]:
     return {(kind(name), axis) for name, axes in grown.items() for axis in axes}
+
+
+def _of_several_growths(grown: Growths) -> list[str]:
+    """Kinds whose parameters do not all grow along the same axes, as those of a list of layers that have other roles."""
+    axes: dict[str, set[frozenset[int]]] = {}
+    for name, found in grown.items():
+        axes.setdefault(kind(name), set()).add(frozenset(found))
+    return [name for name, found in axes.items() if len(found) > 1]
 
 
 def _all_linear(axes: Mapping[int, AxisGrowth]) -> bool:
