@@ -108,7 +108,7 @@ def _pairing(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, dtype: st
         packed = read_rows(codes, 0, start, stop).int().view(-1, *codes.shape[1:])
         values = table[torch.stack((packed & 15, packed >> 4), dim=2).flatten(1, 2)]
         own = read_rows(scales, 0, start, stop).double().view(-1, *scales.shape[1:])
-        exact = values.unflatten(1, (own.shape[1], -1)) * own.unsqueeze(2)
+        exact = values.view(*own.shape[:2], -1, *own.shape[2:]) * own.unsqueeze(2)
         exact = exact / factor if divided else exact * factor
         return as_bytes(round_once(exact, torch_dtype(dtype)))
 

@@ -51,6 +51,8 @@ def _load(path: Path) -> Any:
 
 def _cut(groups: list[Tensor], shapes: list[tuple[str, Any]], ranks: int) -> list[Tensor]:
     """The share of each weight in the groups of one rank."""
+    import torch
+
     sizes = [-(-math.prod(shape) // ranks) for _, shape in shapes]
     found: list[Tensor] = []
     for group in groups:
@@ -60,7 +62,7 @@ def _cut(groups: list[Tensor], shapes: list[tuple[str, Any]], ranks: int) -> lis
             held += own[-1]
         if held != group.numel():
             raise InputRejected("the groups of its optimizer do not end where a weight ends")
-        found += group.split(own)
+        found += torch.split(group, own)
     return found
 
 
