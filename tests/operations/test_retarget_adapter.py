@@ -262,6 +262,18 @@ def test_where_two_places_fit_the_class_decides_or_both_are_named(bases, adapter
         retarget(text, renamed, tmp_path / "never")
 
 
+def test_names_that_peft_changes_when_it_loads_them_are_said_to_be_so(tmp_path):
+    """It renames what has the names of now once more, so that no adapter of the shared experts loads on this class."""
+    tiny("MistralLarge4ForConditionalGeneration", tmp_path / "base")
+    _, adapter = make_adapter(
+        tmp_path, "MistralLarge4TextModel", base=tmp_path / "base", target_modules=r".*shared_experts\.down_proj"
+    )
+    with pytest.raises(
+        InputRejected, match=r"'.*mlp\.mlp\.shared_experts.*; the name is none of the adapter's: peft makes it"
+    ):
+        retarget(tmp_path / "base", adapter, tmp_path / "out")
+
+
 def test_what_needs_no_other_names_or_no_such_class_is_said(bases, adapter_of, tmp_path):
     adapter = adapter_of(LLAVA, **INNER)
     with pytest.raises(RecipeError, match="every name of the adapter is one of Llava.* already"):
