@@ -160,6 +160,11 @@ def _shorter(held):
     groups[0] = groups[0][:-1].clone()
 
 
+def _rows(held):
+    groups = _state(held)["fp32_flat_groups"]
+    groups[:] = [group[:, None] for group in groups]
+
+
 def _half(held):
     groups = _state(held)["fp32_flat_groups"]
     groups[:] = [group.half() for group in groups]
@@ -175,6 +180,11 @@ WRONG = {
     "too many values": (lambda source: changed(source, "optim", 1, _longer), "holds 4 values of no weight"),
     "too few values": (lambda source: changed(source, "optim", 1, _shorter), "its groups end within"),
     "no groups": (lambda s: changed(s, "optim", 0, lambda h: _state(h).pop("fp32_flat_groups")), "has no fp32_flat_groups"),
+    "groups of rows": (lambda source: changed(source, "optim", 1, _rows), "are not flat"),
+    "no tensors": (lambda s: changed(s, "optim", 0, lambda h: _state(h).update(fp32_flat_groups=[1])), "is of type int"),
+    "no shapes": (lambda s: changed(s, "model", 0, lambda h: h.update(param_shapes=[3])), "names no weights and their shapes"),
+    "a strange shape": (lambda s: changed(s, "model", 0, lambda h: h.update(param_shapes={"a": 3})), "'a' has no shape"),
+    "nothing by name": (lambda s: changed(s, "model", 0, lambda h: h.update(shared_params=[1])), "holds nothing by name"),
     "two dtypes": (lambda source: changed(source, "optim", 1, _half), "its shares have several dtypes: F16, F32"),
     "no frozen share": (lambda source: changed(source, "model", 2, _drop_frozen), "has no share of .* of the frozen"),
     "cut off": (lambda source: os.truncate(file_of(source, "optim", 1), 999), "is not in the format|damaged archive"),

@@ -93,41 +93,49 @@ def partitioned_tensors(ranks: Sequence[Rank]) -> dict[str, LazyTensor]:
         InputRejected: the shares of a weight are not there, or are not all of it.
     """
     first = ranks[0].model
-    trained = shapes_in(first, "param_shapes")
+    trained = _shapes_in(first, "param_shapes")
     shares = [_trained_shares(rank, trained, len(ranks)) for rank in ranks]
     tensors = {name: _gathered(name, trained[name], [share[name] for share in shares]) for name in trained}
-    for name, shape in shapes_in(first, "frozen_param_shapes").items():
-        pieces = [_frozen_share(rank.model, name, share_of(shape, len(ranks))) for rank in ranks]
+    for name, shape in _shapes_in(first, "frozen_param_shapes").items():
+        pieces = [_frozen_share(rank.model, name, _share_of(shape, len(ranks))) for rank in ranks]
         tensors[name] = _gathered(name, shape, pieces)
-    module, buffers = first.mapping("module"), first.held.get("buffer_names") or ()
-    tensors |= {name: first.lazy(name, module[name]) for name in buffers if name in module}
-    again = first.mapping("shared_params").items()
-    return tensors | {name: tensors[other] for name, other in again if other in tensors}
+    module, buffers = first.mapping("module"), first.held.get("buffer_names")
+    named = buffers if isinstance(buffers, list | tuple) else ()
+    tensors |= {name: first.lazy(name, value) for name, value in module.items() if name in named}
+    again = first.mapping("shared_params")
+    return tensors | {name: tensor for name, other in again.items() if (tensor := tensors.get(str(other))) is not None}
 
 
-def shapes_in(archive: Archive, key: str) -> dict[str, tuple[int, ...]]:
+def _shapes_in(archive: Archive, key: str) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the weights under a ``key``, which holds one mapping or several.
 
     Raises:
         InputRejected: it does not.
     """
     held = archive.held.get(key) or ()
-    found = {name: shape for part in ([held] if isinstance(held, Mapping) else held) for name, shape in part.items()}
+    parts = [held] if isinstance(held, Mapping) else held
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, Mapping) for part in parts):
+        raise InputRejected(f"{archive.shown}: {key} names no weights and their shapes")
+    found = {name: shape for part in parts for name, shape in part.items()}
     for name, shape in found.items():
-        if not isinstance(name, str) or not all(type(size) is int and size >= 0 for size in shape):
+        sizes = shape if isinstance(shape, tuple) else (None,)
+        if not isinstance(name, str) or not all(type(size) is int and size >= 0 for size in sizes):
             raise InputRejected(f"{archive.shown}: {key}: {printable(name)!r} has no shape")
     return {name: tuple(shape) for name, shape in found.items()}
 
 
-def share_of(shape: tuple[int, ...], ranks: int) -> int:
+def _share_of(shape: tuple[int, ...], ranks: int) -> int:
     """How many values of a weight each rank has, padding among them."""
     return -(-math.prod(shape) // ranks)
 
 
 def _trained_shares(rank: Rank, shapes: Mapping[str, tuple[int, ...]], ranks: int) -> dict[str, LazyTensor]:
     """By name the share that one rank has of each weight."""
-    groups = _Groups(rank, [rank.optimizer.lazy("fp32_flat_groups", group) for group in rank.groups(ranks)])
-    found = {name: groups.take(name, share_of(shape, ranks)) for name, shape in shapes.items()}
+    held = [rank.optimizer.lazy("fp32_flat_groups", group) for group in rank.groups(ranks)]
+    if any(len(group.shape) != 1 for group in held):
+        raise InputRejected(f"{rank.optimizer.shown}: its fp32_flat_groups are not flat")
+    groups = _Groups(rank, held)
+    found = {name: groups.take(name, _share_of(shape, ranks)) for name, shape in shapes.items()}
     groups.check_end()
     return found
 
