@@ -115,9 +115,7 @@ def _template_text(template: str | ChatTemplateFile) -> str:
             raise RecipeError(f"chat_template: {printable(template.file)}: is larger than {MAX_DOCUMENT_BYTES} bytes")
         text = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except OSError as error:
-        raise RecipeError(
-            f"chat_template: {printable(template.file)}: {error.strerror} (the path starts in the working directory)"
-        ) from error
+        raise RecipeError(f"chat_template: {printable(template.file)}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"chat_template: {printable(template.file)}: is not UTF-8 text") from error
     if not holds_jinja(text):
