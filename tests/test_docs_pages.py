@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import graftkit
+from graftkit.cli import run
 from graftkit.errors import RecipeError
 from graftkit.operations import IMPLEMENTATIONS
 
@@ -115,6 +116,23 @@ def test_recipes_of_the_pages_are_accepted_and_can_be_planned_where_they_say_so(
         recipe = loaded(text, workplace)
         if runs:
             graftkit.plan(recipe)
+
+
+TASKS = [page for page in PAGES if page.parent.name == "tasks" and page.stem != "cannot"]
+
+
+@pytest.mark.parametrize("verified", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bytes", "all"])
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.stem)
+def test_the_recipes_of_the_tasks_are_applied(page, verified, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    applied = [text for runs, text in recipes(page) if runs]
+    assert applied
+    for text in applied:
+        (workplace / "task.yaml").write_text(
+            text if verified else f"{text}verify: {{outputs: false}}\n", encoding="utf-8"
+        )
+        assert run(["apply", "task.yaml", "--overwrite"]) == 0, capsys.readouterr().err
+        assert "written to out/" in capsys.readouterr().out
 
 
 def test_a_field_that_is_not_there_is_noticed(tmp_path):
