@@ -1,5 +1,6 @@
 """What every path that a recipe or the command line gives goes through."""
 
+import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
+#: How messages say that a path leads nowhere, of a file, an adapter and a checkpoint.
+_NOWHERE = f"(?:{os.strerror(errno.ENOENT)}|is not the folder|is not a local folder|is neither a folder)"
+
+
 @dataclass(frozen=True, slots=True)
 class RecipeFolder:
     """The folder of a recipe, from which relative paths start that lead nowhere from the working folder.
@@ -49,8 +54,8 @@ class RecipeFolder:
         return path
 
     def looked(self, message: str) -> str:
-        """What is said behind a message that begins with, or holds, a path which led nowhere: where it was looked for."""
-        if not any(re.search(rf"(^|: ){re.escape(path)}: ", message) for path in self.missing):
+        """What is said behind a message that one of these paths leads nowhere: where it was looked for."""
+        if not any(re.search(rf"(^|: ){re.escape(path)}: .*{_NOWHERE}", message) for path in self.missing):
             return ""
         here = os.path.abspath(self.folder) == os.getcwd()
         return "; looked in the working folder" + ("" if here else f" and in {self.folder}")

@@ -1,6 +1,7 @@
 """Where a recipe comes from, and what its paths may hold: standard input, ``~`` and ``${NAME}``."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -117,3 +118,20 @@ def test_a_path_that_leads_nowhere_says_where_it_was_looked_for(folder, demo, tm
         words = capsys.readouterr().err
         assert words.startswith(f"graftkit: {begins}")
         assert words.endswith(f"{said}\n")
+
+
+def test_a_hub_id_that_is_there_is_looked_for_nowhere_else(demo, tmp_path, monkeypatch, capsys):
+    commit = "0" * 40
+    repository = tmp_path / "hub/models--org--broken"
+    shutil.copytree(demo, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "recipe.yaml").write_text(
+        "version: 1\nbase_model: org/broken\noperations: [{op: cast, dtype: float32}]\noutput: out\n"
+    )
+    assert run(["plan", str(tmp_path / "recipe.yaml")]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("graftkit: org/broken: config.json: ")
+    assert "looked in" not in said
