@@ -12,7 +12,7 @@ from trained_once import DECIMALS, first_loss, run_command
 
 STEP = {
     "do_train": True, "max_steps": 1, "per_device_train_batch_size": 1, "logging_steps": 1, "save_steps": 1, "report_to": "none",
-    "overwrite_output_dir": True, "template": "empty", "cutoff_len": 512, "preprocessing_num_workers": 1, "learning_rate": 1e-5,
+    "overwrite_output_dir": True, "template": "empty", "cutoff_len": 512, "preprocessing_num_workers": 1, "learning_rate": 0.0001,
     "flash_attn": "disabled", "packing": False,
 }  # fmt: skip
 
