@@ -113,7 +113,7 @@ class Report:
         if adapter is not None and self.plan.in_memory:
             return ""
         if adapter is not None:
-            base = adapter.config["base_model_name_or_path"]
+            base = self.plan.recipe.output if self.plan.writes_base else self.plan.source.name
             written = f"{self.plan.recipe.output}/{FOLDER}"
             noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
             name = noted or architecture_of(self.plan.result.config)

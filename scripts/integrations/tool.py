@@ -38,6 +38,7 @@ TOOLS: dict[str, Tool] = {
     "peft-0.15": Tool("peft_outputs.py", PEFT_15, ("peft", "transformers")),
     "peft-0.18": Tool("peft_outputs.py", PEFT_18, ("peft", "transformers")),
     "trl": Tool("trl_losses.py", ("trl>=1.16", "peft"), ("trl", "transformers", "peft")),
+    "trl-0.24": Tool("trl_losses.py", ("trl==0.24.0", *PEFT_18), ("trl", "transformers", "peft")),
     "sentence-transformers-4.1": Tool(
         "sentence_embeddings.py", ("sentence-transformers==4.1.0", *PEFT_15[:2]), ("sentence-transformers", "transformers"),
         needs=("sentences",),
