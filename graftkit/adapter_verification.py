@@ -176,6 +176,9 @@ def _open_base(directory: Path, config: Mapping[str, Any], base: str | None) -> 
         raise InputRejected(
             f"{printable(directory / CONFIG)}: names no base; give one: graftkit verify BASE --adapter DIR"
         )
+    above = directory.resolve().parent
+    if not os.path.isdir(named) and named.startswith(os.curdir) and (above / "config.json").is_file():
+        return Checkpoint.open(str(above))  # written with the adapter in it, from another working folder
     try:
         return Checkpoint.open(named, revision=config.get("revision"))
     except InputRejected as error:

@@ -277,6 +277,9 @@ class ReportJson(TypedDict):
     """`graftkit report DIR`."""
 
     page: Annotated[str, Field(description="the page that was written")]
+    not_as_written: Annotated[
+        list[str], Field(description="files that are not those of the report, of weight files by their headers")
+    ]
 
 
 @closed

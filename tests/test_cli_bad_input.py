@@ -30,7 +30,7 @@ LORA = {"op": "add_lora", "r": 4}
         (
             ["plan", "recipes/quickstart.yaml", "operations.0.chat_template={file: nowhere.jinja}"],
             2,
-            "nowhere.jinja: No such file or directory (the path starts in the working directory)",
+            "nowhere.jinja: No such file or directory",
         ),
         (["inspect", ""], 3, "an empty name"),
         (["inspect", "README.md"], 3, "is a file"),

@@ -1,6 +1,5 @@
 """The pages of docs/: one for each operation, with tables that the specs made and recipes that graftkit takes; and the site that they become."""
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 import graftkit
+from graftkit.cli import run
 from graftkit.errors import RecipeError
 from graftkit.operations import IMPLEMENTATIONS
 
@@ -118,6 +118,23 @@ def test_recipes_of_the_pages_are_accepted_and_can_be_planned_where_they_say_so(
             graftkit.plan(recipe)
 
 
+TASKS = [page for page in PAGES if page.parent.name == "tasks" and page.stem != "cannot"]
+
+
+@pytest.mark.parametrize("verified", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["bytes", "all"])
+@pytest.mark.parametrize("page", TASKS, ids=lambda page: page.stem)
+def test_the_recipes_of_the_tasks_are_applied(page, verified, workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    applied = [text for runs, text in recipes(page) if runs]
+    assert applied
+    for text in applied:
+        (workplace / "task.yaml").write_text(
+            text if verified else f"{text}verify: {{outputs: false}}\n", encoding="utf-8"
+        )
+        assert run(["apply", "task.yaml", "--overwrite"]) == 0, capsys.readouterr().err
+        assert "written to out/" in capsys.readouterr().out
+
+
 def test_a_field_that_is_not_there_is_noticed(tmp_path):
     with pytest.raises(RecipeError, match="unknown field"):
         loaded("- {op: cast, dtype: float32, kept: ['*norm*']}\n", tmp_path)
@@ -129,9 +146,6 @@ def test_links_of_the_pages_lead_to_files():
             assert "://" in link or (page.parent / link).exists(), f"{page}: {link}"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("material") is None, reason="mkdocs-material is not installed (the docs extra)"
-)
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

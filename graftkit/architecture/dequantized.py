@@ -20,7 +20,11 @@ from graftkit.errors import InputRejected, few, printable
 FP8 = ("F8_E4M3", "F8_E5M2")
 
 #: The scales of activations and of the cache, which go with the quantizer.
-ACTIVATIONS = (".activation_scale", ".input_scale", ".input_global_scale", ".k_scale", ".v_scale")
+ACTIVATIONS = tuple(
+    f"{mark}{scale}"
+    for mark in "._"
+    for scale in ("activation_scale", "input_scale", "input_global_scale", "k_scale", "v_scale")
+)
 
 #: What modelopt says of the weights once more, in a file of its own.
 BESIDE = "hf_quant_config.json"

@@ -1,6 +1,7 @@
-"""NVFP4 weights as compressed-tensors and modelopt write them: FP4 pairs, an FP8 scale for each 16 of them, one scale for the matrix.
+"""NVFP4 weights as compressed-tensors and modelopt write them: FP4 pairs, an FP8 scale for each 16 of them, one scale for the weight.
 
-Both hold the same; compressed-tensors divides by the scale of the matrix, modelopt multiplies by it.
+Both hold the same; compressed-tensors divides by the scale of the weight, modelopt multiplies by it. modelopt also packs the fused
+experts of the classes that multiply from the left (Llama 4, gpt-oss): pairs and groups lie along the inputs in them too.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.unpacked import paired
 from graftkit.errors import InputRejected, printable
 
-#: Values along a row that share one FP8 scale.
+#: Values along the inputs that share one FP8 scale.
 GROUP = 16
 
-#: What compressed-tensors adds to the name of a weight for its codes, and for the scale of the whole matrix.
-_PACKED, _DIVISOR = "_packed", "_global_scale"
+#: What compressed-tensors adds to the name of a weight for its codes, for the scales of its groups, and for that of the whole.
+_PACKED, _DIVIDED = "_packed", ("_scale", "_global_scale")
 
-#: What both add for the scales of the groups, and modelopt for that of the whole matrix.
-_SCALES, _FACTOR = "_scale", "_scale_2"
+#: What modelopt adds for the scales of the groups and for that of the whole: to the name of a matrix, and of fused experts.
+_MULTIPLIED = (("_scale", "_scale_2"), ("_weight_scale", "_weight_scale_2"))
 
 
 def nvfp4_weights(checkpoint: Checkpoint, structure: Structure, dtype: str) -> Iterator[Unpacked]:
@@ -34,9 +35,12 @@ def nvfp4_weights(checkpoint: Checkpoint, structure: Structure, dtype: str) -> I
     for name in structure.packed.tensors:
         stem = name.removesuffix(_PACKED)
         divided = stem != name
-        if checkpoint.tensors[name].dtype != "U8" or not (divided or f"{name}{_FACTOR}" in checkpoint.tensors):
+        beside = (
+            (_DIVIDED,) if divided else tuple(ends for ends in _MULTIPLIED if f"{name}{ends[1]}" in checkpoint.tensors)
+        )
+        if checkpoint.tensors[name].dtype != "U8" or not beside:
             continue
-        parts = (name, f"{stem}{_SCALES}", f"{stem}{_DIVISOR if divided else _FACTOR}")
+        parts = (name, *(f"{stem}{end}" for end in beside[0]))
         where = f"{checkpoint.name}: tensor {printable(name)!r}"
         if missing := [part for part in parts if part not in checkpoint.tensors]:
             raise InputRejected(f"{where} has no {printable(missing[0])}, so that its values are not known")
@@ -54,15 +58,14 @@ def nvfp4_weights(checkpoint: Checkpoint, structure: Structure, dtype: str) -> I
 
 
 def _check(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, where: str) -> None:
-    if len(codes.shape) != 2:
-        raise InputRejected(
-            f"{where} of shape {list(codes.shape)} is no matrix; NVFP4 is unpacked where each expert has its own"
-        )
-    rows, columns = codes.shape[0], 2 * codes.shape[1]
-    if columns % GROUP or scales.shape != (rows, columns // GROUP) or scales.dtype != "F8_E4M3":
+    if len(codes.shape) not in (2, 3):
+        raise InputRejected(f"{where} of shape {list(codes.shape)} is neither a matrix nor the matrices of experts")
+    first, inputs, *outputs = codes.shape
+    wanted = (first, 2 * inputs // GROUP, *outputs)
+    if 2 * inputs % GROUP or scales.shape != wanted or scales.dtype != "F8_E4M3":
         raise InputRejected(
             f"{where} has scales of {scales.dtype} and shape {list(scales.shape)}; groups of {GROUP} want F8_E4M3 and"
-            f" {[rows, columns // GROUP]}"
+            f" {list(wanted)}"
         )
     if whole.dtype != "F32" or math.prod(whole.shape) != 1:
-        raise InputRejected(f"{where}: the scale of the whole matrix is not one value in float32")
+        raise InputRejected(f"{where}: the scale of the whole weight is not one value in float32")

@@ -30,23 +30,14 @@ class Part:
 
 
 def find_part(whole: Skeleton, part: Skeleton) -> Part:
-    """Lay the models inside both on one another, and take the place in which most tensors agree in name and shape.
-
-    What lies outside of the two models that are laid on one another has to have one name in both.
+    """Find the place in which most tensors agree in name and shape; see :func:`lay_on`.
 
     Raises:
         InputRejected: nothing agrees, or two places do equally well.
     """
-    found: dict[frozenset[tuple[str, str]], list[str]] = {}
-    for theirs in _models(whole.model):
-        for ours in _models(part.model):
-            moved = {name: _exchanged(name, ours, theirs) for name in part.shapes}
-            fitting = frozenset((n, other) for n, other in moved.items() if whole.shapes.get(other) == part.shapes[n])
-            found.setdefault(fitting, []).append(theirs)
-    most = max(map(len, found))
-    if most == 0:
+    best = lay_on(part.model, part.shapes, whole.model, whole.shapes)
+    if not best:
         raise InputRejected(f"no tensor of {part.architecture} is in {whole.architecture}")
-    best = {pairs: places for pairs, places in found.items() if len(pairs) == most}
     if len(best) > 1:
         wanted = part.model.config.to_dict()
         same = [p for p, places in best.items() if any(_config(whole, place) == wanted for place in places)]
@@ -57,6 +48,24 @@ def find_part(whole: Skeleton, part: Skeleton) -> Part:
     (pairs,) = best
     names = dict(sorted(pairs))
     return Part(names, _shared_module(whole, part, {other: name for name, other in names.items()}))
+
+
+def lay_on(
+    part: PreTrainedModel, held: Mapping[str, object], whole: PreTrainedModel, there: Mapping[str, object]
+) -> dict[frozenset[tuple[str, str]], list[str]]:
+    """Lay the models inside both on one another, each on each, and keep where most tensors agree; empty where none does.
+
+    ``held`` and ``there`` are the tensors of both by name, with what has to agree, such as shapes. What lies outside of the two models
+    that are laid on one another has to have one name in both. Returns the pairs of names, with the models of ``whole`` that give them.
+    """
+    found: dict[frozenset[tuple[str, str]], list[str]] = {}
+    for theirs in _models(whole):
+        for ours in _models(part):
+            moved = {name: _exchanged(name, ours, theirs) for name in held}
+            fitting = frozenset((name, other) for name, other in moved.items() if there.get(other) == held[name])
+            found.setdefault(fitting, []).append(theirs)
+    most = max(map(len, found))
+    return {pairs: places for pairs, places in found.items() if most and len(pairs) == most}
 
 
 def _models(model: PreTrainedModel) -> Iterator[str]:

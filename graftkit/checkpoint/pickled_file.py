@@ -1,21 +1,18 @@
-"""The tensors of a file that torch.save wrote, by torch's unpickler of weights, mapped and not read.
+"""What a file holds that torch.save wrote, by torch's unpickler of weights; tensors are mapped and not read.
 
 That unpickler builds tensors and containers and calls nothing else: a file that asks for more is refused, and nothing of it is run.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.reading import TAGS
-from graftkit.checkpoint.tensors import Computed, LazyTensor, Stored
 from graftkit.errors import InputRejected, printable
 
 if TYPE_CHECKING:
@@ -27,9 +24,6 @@ MAX_PICKLE_BYTES = 64 << 20
 #: The entry that names the order of bytes holds one short word.
 MAX_BYTE_ORDER = 64
 
-#: Length of the fixed part of a file's own header inside a zip archive, and where it holds the lengths of what follows.
-_LOCAL_HEADER, _NAME_LENGTH, _EXTRA_LENGTH = 30, slice(26, 28), slice(28, 30)
-
 _GLOBAL = re.compile(r"(?:GLOBAL|global|class|function) '?([\w.]+)")
 
 
@@ -37,25 +31,66 @@ def load_mapped(path: Path, shown: str, inside: str | None = None) -> dict[str, 
     """The tensors of a file by name, their values mapped from it; where the file holds more, those under the key ``inside``.
 
     Raises:
-        InputRejected: it is no file of torch.save's present format, holds anything but named tensors, or asks to run code.
+        InputRejected: see :func:`load_archive`; or it holds anything but named tensors.
+        OSError: it cannot be read.
+    """
+    return named_tensors(load_archive(path, shown), shown, inside)
+
+
+def named_tensors(held: Any, shown: str, inside: str | None) -> dict[str, Tensor]:
+    """The tensors by name of what a file holds, or of what it has under the key ``inside``.
+
+    Raises:
+        InputRejected: it holds anything but named tensors.
+    """
+    if inside is not None:
+        held = held.get(inside) if isinstance(held, Mapping) else None
+    if not isinstance(held, Mapping) or not held:
+        raise InputRejected(f"{shown}: holds no tensors by name, as a state dict does")
+    for name, value in held.items():
+        check_value(name, value, shown)
+    return dict(held)
+
+
+def load_archive(path: Path, shown: str, package: str | None = None) -> Any:
+    """What a file holds, the values of its tensors mapped from it.
+
+    What it has of classes of ``package`` becomes objects that hold nothing and do nothing; the package is not imported.
+
+    Raises:
+        InputRejected: it is no file of torch.save's present format, or asks to run code.
         OSError: it cannot be read.
     """
     import torch
 
     check_archive(path, shown)
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals(_inert_classes(path, package) if package else []):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (MemoryError, OSError, KeyboardInterrupt):
         raise
     except Exception as error:  # the unpickler raises whatever a damaged file makes it run into
         raise InputRejected(f"{shown}: {refusal(str(error))}") from error
-    if inside is not None:
-        held = held.get(inside) if isinstance(held, Mapping) else None
-    if not isinstance(held, Mapping) or not held:
-        raise InputRejected(f"{shown}: holds no tensors by name, as a state dict does")
-    for name, value in held.items():
-        _check_value(name, value, shown)
-    return dict(held)
+
+
+class _Inert:
+    """What stands for an object of a library."""
+
+    def __new__(cls, *arguments: object) -> Self:
+        """Take whatever the object was made of, and keep nothing."""
+        del arguments
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Keep nothing."""
+
+
+def _inert_classes(path: Path, package: str) -> list[Any]:
+    """A class for each name in ``package`` that the file has, called by that name."""
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+
+    names = (name.rpartition(".") for name in get_unsafe_globals_in_checkpoint(path) if name.startswith(f"{package}."))
+    return [type(name, (_Inert,), {"__module__": module}) for module, _, name in names]
 
 
 def check_archive(path: Path | IO[bytes], shown: str) -> None:
@@ -99,7 +134,8 @@ def refusal(message: str) -> str:
     return f"torch cannot read it: {printable(message.strip().split(chr(10), 1)[0][:200])}"
 
 
-def _check_value(name: object, value: object, shown: str) -> None:
+def check_value(name: object, value: object, shown: str) -> None:
+    """Refuse what is no tensor by name, or none that safetensors can hold."""
     import torch
 
     if not isinstance(name, str) or not isinstance(value, torch.Tensor):
@@ -110,51 +146,3 @@ def _check_value(name: object, value: object, shown: str) -> None:
         raise InputRejected(
             f"{shown}: tensor {printable(name)!r} is {value.dtype}, {value.layout}, which safetensors cannot hold"
         )
-
-
-def mapped_tensors(path: Path, shown: str, inside: str | None = None) -> dict[str, LazyTensor]:
-    """The lazy tensors of a file by name: ranges of its bytes, but for those whose values do not lie in their order.
-
-    Two names for one tensor have equal ranges. Where the file holds more, the tensors are those under the key ``inside``.
-
-    Raises:
-        InputRejected: see :func:`load_mapped`; or the archive's directory does not say where the values lie.
-    """
-    held = load_mapped(path, shown, inside)
-    base = _base(path, held)
-    if base is None:
-        raise InputRejected(f"{shown}: its tensors do not lie where the directory of the archive says")
-    return {name: _lazy(path, tensor, base) for name, tensor in held.items()}
-
-
-def _lazy(path: Path, tensor: Tensor, base: int) -> LazyTensor:
-    dtype, shape = TAGS[str(tensor.dtype).removeprefix("torch.")], tuple(tensor.shape)
-    if not tensor.numel() or not tensor.is_contiguous() or tensor.is_neg():
-        return Computed(dtype, shape, lambda: as_bytes(tensor.resolve_neg()))
-    return Stored(dtype, shape, path, tensor.data_ptr() - base, tensor.numel() * tensor.element_size())
-
-
-def _base(path: Path, held: Mapping[str, Tensor]) -> int | None:
-    """The address at which the file is mapped: the one from which every storage lies where the archive has an entry of its size."""
-    storages = {
-        storage.data_ptr(): storage.nbytes()
-        for tensor in held.values()
-        if (storage := tensor.untyped_storage()).nbytes()
-    }
-    if not storages:
-        return 0
-    entries, first = dict(_entries(path)), min(storages)
-    for offset in sorted(entries):
-        base = first - offset
-        if all(entries.get(address - base) == nbytes for address, nbytes in storages.items()):
-            return base
-    return None
-
-
-def _entries(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield where the bytes of each file in the archive begin, and how many they are."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for entry in archive.infolist():
-            header = os.pread(file.fileno(), _LOCAL_HEADER, entry.header_offset)
-            lengths = (int.from_bytes(header[part], "little") for part in (_NAME_LENGTH, _EXTRA_LENGTH))
-            yield entry.header_offset + _LOCAL_HEADER + sum(lengths), entry.file_size

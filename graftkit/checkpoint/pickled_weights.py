@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.archive import mapped_tensors
 from graftkit.checkpoint.documents import decode_json
 from graftkit.checkpoint.files import is_plain_name, is_there, read_bounded, resolve_member
-from graftkit.checkpoint.pickled_file import mapped_tensors
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.weights import INDEX, MAX_INDEX_BYTES, SINGLE, Weights
 from graftkit.errors import InputRejected, printable

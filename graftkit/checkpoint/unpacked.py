@@ -84,17 +84,18 @@ def _microscaling(blocks: LazyTensor, scales: LazyTensor, dtype: str) -> Rows:
 
 
 def paired(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, dtype: str, *, divided: bool) -> Streamed:
-    """NVFP4 ``codes`` times the FP8 scale of their group along a row, times the scale of the ``whole`` matrix or ``divided`` by it.
+    """NVFP4 ``codes`` times the FP8 scale of their group of inputs, times the scale of the ``whole`` or ``divided`` by it.
 
     The product has no more than 30 bits, so that float64 holds it. A quotient it does not, but none lies so near to the middle between
     two values of ``dtype``, without being on it, that rounding it to float64 first would make another of it.
 
-    *Shape:* codes ``(rows, columns / 2)``, the first of two values in the lower bits, scales ``(rows, groups)``, one for the whole.
+    *Shape:* codes ``(outputs, inputs / 2)`` or, of experts, ``(experts, inputs / 2, outputs)``, the first of two values in the lower
+    bits; scales the same with the groups of inputs; one for the whole.
     """
-    rows, width = codes.shape
-    return Streamed(
-        dtype, (rows, 2 * width), max(HELD // (2 * width), 1), lambda: _pairing(codes, scales, whole, dtype, divided)
-    )
+    first, pairs, *rest = codes.shape
+    shape = (first, 2 * pairs, *rest)
+    held = max(HELD // math.prod(shape[1:]), 1)
+    return Streamed(dtype, shape, held, lambda: _pairing(codes, scales, whole, dtype, divided))
 
 
 def _pairing(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, dtype: str, divided: bool) -> Rows:
@@ -104,10 +105,10 @@ def _pairing(codes: LazyTensor, scales: LazyTensor, whole: LazyTensor, dtype: st
     factor = read_tensor(whole).double().flatten()
 
     def rows(start: int, stop: int) -> memoryview:
-        packed = read_rows(codes, 0, start, stop).int()
-        values = table[torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)]
-        own = read_rows(scales, 0, start, stop).double()
-        exact = values.view(*own.shape, -1) * own[..., None]
+        packed = read_rows(codes, 0, start, stop).int().view(-1, *codes.shape[1:])
+        values = table[torch.stack((packed & 15, packed >> 4), dim=2).flatten(1, 2)]
+        own = read_rows(scales, 0, start, stop).double().view(-1, *scales.shape[1:])
+        exact = values.view(*own.shape[:2], -1, *own.shape[2:]) * own.unsqueeze(2)
         exact = exact / factor if divided else exact * factor
         return as_bytes(round_once(exact, torch_dtype(dtype)))
 

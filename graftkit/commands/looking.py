@@ -52,11 +52,17 @@ def diff(options: Namespace) -> int:
 
 
 def report(options: Namespace) -> int:
-    """Make the page of an output again."""
-    from graftkit.report.page import write_page
+    """Make the page of an output again, and say what of the output is not what the report says."""
+    from graftkit.errors import few
+    from graftkit.report.manifest import changed_files
+    from graftkit.report.page import PAGE, write_page
 
-    page = str(write_page(Path(expand(options.dir))))
+    folder = Path(expand(options.dir))
+    changed = [name for name in changed_files(folder) if name != PAGE]
+    page = str(write_page(folder))
     if options.json:
-        return print_json({"page": page})
+        return print_json({"page": page, "not_as_written": changed})
     sys.stdout.write(f"{printable(page)}\n")
+    if changed:
+        sys.stderr.write(f"graftkit: the report is not of what lies there now; not as written: {few(changed)}\n")
     return 0

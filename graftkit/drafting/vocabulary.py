@@ -100,8 +100,9 @@ def reserved(facts: Facts) -> Draft:
     facts.require_tokenizer()
     known = list(facts.special_tokens_like(RESERVED))
     if len(known) < len(TOOL_TOKENS):
+        there = plural(len(known), "special token") if known else "no special tokens"
         raise RecipeError(
-            f"the tokenizer has {plural(len(known), 'special token')} in reserve (called reserved or unused); --for tools adds new ones"
+            f"the tokenizer has {there} in reserve (called reserved or unused); --for tools adds new ones"
         )
     free = [token for token in TOOL_TOKENS if facts.tokenizer.id_of(token) is None]
     if not free:

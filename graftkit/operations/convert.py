@@ -8,10 +8,9 @@ from typing import Any
 
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.distributed.folder import PART
+from graftkit.checkpoint.distributed.parts import PART
 from graftkit.checkpoint.documents import TOKENIZER
 from graftkit.checkpoint.quantization import quantization_config
-from graftkit.checkpoint.tensors import Stored
 from graftkit.checkpoint.weights import SINGLE
 from graftkit.checkpoint.write import METADATA
 from graftkit.errors import InputRejected, RecipeError, few, plural
@@ -88,7 +87,7 @@ def _plain_name(shard: str, count: int) -> str:
 
 
 def _stored_twice(checkpoint: Checkpoint) -> list[str]:
-    """Names of tensors that the class ties to another, and that are the same bytes of the same file as that."""
+    """Names of tensors that the class ties to another, and that are the same bytes of the same files as that."""
     skeleton = build_skeleton(checkpoint.config)
     names = skeleton.memory_names(checkpoint.tensors)
     pairs: Iterator[Any] = (
@@ -97,10 +96,7 @@ def _stored_twice(checkpoint: Checkpoint) -> list[str]:
     return [
         target
         for target, origin in pairs
-        if target
-        and origin
-        and isinstance(tensor := checkpoint.tensors[target], Stored)
-        and tensor == checkpoint.tensors[origin]
+        if target and origin and checkpoint.tensors[target] == checkpoint.tensors[origin]
     ]
 
 

@@ -19,6 +19,7 @@ from graftkit.checkpoint.tokenizer import (
     template_notes,
     tokenizer_notes,
 )
+from graftkit.checkpoint.tokenizer.conversation import lost_messages, lost_tools
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
@@ -63,7 +64,7 @@ def extend_vocab(spec: ExtendVocab, checkpoint: Checkpoint, context: Context) ->
         *skipped,
         *grown.notes,
         *tokenizer_notes(checkpoint.documents, _roles(spec), carried=checkpoint.carried),
-        *(_template_notes({**checkpoint.documents, **documents}) if spec.chat_template is not None else ()),
+        *(_template_notes(spec.chat_template, {**checkpoint.documents, **documents}) if spec.chat_template else ()),
     )
     return Outcome(
         grown.checkpoint,
@@ -93,8 +94,23 @@ def _new_documents(
     return documents, ids
 
 
-def _template_notes(documents: Mapping[str, Any]) -> Iterator[str]:
-    return template_notes(documents, read_tokenizer(documents))
+def _template_notes(template: str | ChatTemplateFile, documents: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what to know of the new template, which is rendered with the special tokens that it may name.
+
+    Raises:
+        RecipeError: it loses the messages of a conversation.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text, tokenizer = _template_text(template), read_tokenizer(documents)
+
+    def render(turns: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
+        return str(render_jinja_template([turns], tools=tools, chat_template=text, **tokenizer.special)[0][0])
+
+    for how in lost_messages(render):
+        raise RecipeError(how, field="chat_template")
+    yield from (f"the chat template {how}" for how in lost_tools(render, text))
+    yield from template_notes(documents, tokenizer)
 
 
 def _role_tokens(spec: ExtendVocab, listed: Sequence[Listed], tokenizer: TokenizerFiles) -> Iterator[NewToken]:
@@ -108,20 +124,19 @@ def _role_tokens(spec: ExtendVocab, listed: Sequence[Listed], tokenizer: Tokeniz
 def _template_text(template: str | ChatTemplateFile) -> str:
     if isinstance(template, str):
         return template
+    name, field = printable(template.file), "chat_template"
     try:
         with open_given(Path(template.file)) as file:
             raw = file.read(MAX_DOCUMENT_BYTES + 1)
         if len(raw) > MAX_DOCUMENT_BYTES:
-            raise RecipeError(f"chat_template: {printable(template.file)}: is larger than {MAX_DOCUMENT_BYTES} bytes")
+            raise RecipeError(f"{name}: is larger than {MAX_DOCUMENT_BYTES} bytes", field=field)
         text = io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8").read()
     except OSError as error:
-        raise RecipeError(
-            f"chat_template: {printable(template.file)}: {error.strerror} (the path starts in the working directory)"
-        ) from error
+        raise RecipeError(f"{name}: {error.strerror}", field=field) from error
     except UnicodeDecodeError as error:
-        raise RecipeError(f"chat_template: {printable(template.file)}: is not UTF-8 text") from error
+        raise RecipeError(f"{name}: is not UTF-8 text", field=field) from error
     if not holds_jinja(text):
-        raise RecipeError(f"chat_template: {printable(template.file)}: {NO_JINJA}")
+        raise RecipeError(f"{name}: {NO_JINJA}", field=field)
     return text
 
 

@@ -177,9 +177,10 @@ def _refuse_shapes(
 def _refuse_loss(spec: ExtractLora, changes: Changes, skeleton: Skeleton) -> None:
     lost = [name for name in changes.others if not _named(name, spec.allow_lost)]
     if lost:
-        raise InputRejected(
+        raise RecipeError(
             f"{plural(len(lost), 'tensor')} of {skeleton.architecture} changed outside linear layers: {few(lost)}; name their modules"
-            " in modules_to_save to store them whole, or in allow_lost to leave them as in the base"
+            " in modules_to_save to store them whole, or in allow_lost to leave them as in the base",
+            field="allow_lost",
         )
     for key, found in (("allow_lost", changes.others), ("modules_to_save", tuple(changes.saved))):
         for given in getattr(spec, key):

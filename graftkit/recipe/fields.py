@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from graftkit.recipe.paths import expand_path
+from graftkit.recipe.paths import RecipeFolder, expand_path
 from graftkit.recipe.spec import problem
 
 Key = TypeVar("Key", bound=str)
@@ -57,6 +57,10 @@ def _expanded(path: str) -> str:
         raise problem(str(error)) from error
 
 
+def _found(path: str, info: ValidationInfo) -> str:
+    return info.context.find(path) if isinstance(info.context, RecipeFolder) else path
+
+
 def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -64,8 +68,11 @@ def _as_tuple(value: object) -> object:
 #: Text that says something and that a UTF-8 file can hold.
 Text = Annotated[str, AfterValidator(_checked_text), Field(json_schema_extra={"pattern": r"\S"})]
 
-#: Text that names a file, a folder or a hub id, with ``~`` and ``${NAME}`` expanded; library users may give a ``pathlib.Path``.
-PathText = Annotated[Text, BeforeValidator(_path_text), AfterValidator(_expanded)]
+#: Text that names a place to write, with ``~`` and ``${NAME}`` expanded; library users may give a ``pathlib.Path``.
+OutputText = Annotated[Text, BeforeValidator(_path_text), AfterValidator(_expanded)]
+
+#: Text that names a file, a folder or a hub id to read; a relative path is tried beside the recipe's file too.
+PathText = Annotated[OutputText, AfterValidator(_found)]
 
 #: A list of the recipe, kept as a tuple.
 ListOf = Annotated[tuple[Value, ...], BeforeValidator(_as_tuple)]

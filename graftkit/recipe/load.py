@@ -1,6 +1,7 @@
 """From a file, or from values of a library user, to a recipe."""
 
 import contextlib
+import os
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,9 +9,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from graftkit.errors import RecipeError, printable
+from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.recipe.messages import note_errors
 from graftkit.recipe.overrides import apply_overrides
+from graftkit.recipe.paths import RecipeFolder
 from graftkit.recipe.problems import Document, Place
 from graftkit.recipe.recipe import Recipe
 from graftkit.recipe.wording import encodable
@@ -44,6 +46,7 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> tuple[R
 def _document(path: str | Path) -> Document:
     name = STANDARD_INPUT if path == "-" else str(path)
     document = parse_yaml(_read(path, name), lambda line: Place(f"{name}:{line}", (0, line)))
+    document.folder = None if path == "-" else RecipeFolder(os.path.dirname(path))
     if document.data is None:
         raise RecipeError(document.lines() or f"{printable(name)}: is empty; a recipe begins with version: 1")
     return document
@@ -69,13 +72,18 @@ def recipe_for_model(recipe: Mapping[str, object] | Recipe | str | Path, name: s
 
 @contextlib.contextmanager
 def places_added(document: Document) -> Iterator[None]:
-    """Name file and line in problems that show only when a recipe meets its checkpoint."""
+    """Name file and line in problems that show only when a recipe meets its checkpoint, and where a path was looked for."""
     try:
         yield
     except RecipeError as error:
-        if not all(problem.startswith("operations.") for problem in error.problems):
-            raise
-        raise RecipeError([document.located(problem) for problem in error.problems]) from error
+        raise RecipeError([_located(problem, document) for problem in error.problems]) from error
+    except InputRejected as error:
+        raise InputRejected(document.looked(str(error))) from error
+
+
+def _located(problem: str, document: Document) -> str:
+    found = document.looked(problem)
+    return document.located(found) if problem.startswith("operations.") else found
 
 
 def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:
@@ -92,7 +100,7 @@ def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:
 def _validated(document: Document) -> Recipe:
     recipe = None
     try:
-        recipe = Recipe.model_validate(document.data)
+        recipe = Recipe.model_validate(document.data, context=document.folder)
     except ValidationError as error:
         note_errors(error, document)
     if recipe is None or document.problems:

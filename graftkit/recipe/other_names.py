@@ -11,7 +11,7 @@ _QUANTIZING = (
     "bitsandbytes quantizes a model while it is loaded (load_in_4bit), GPTQModel one on disk; both come behind graftkit,"
     " which works on plain weights"
 )
-_SEVERAL_MODELS = "mergekit merges several models; merge_adapter folds one adapter into its base"
+_SEVERAL_MODELS = "mergekit merges several models; merge_adapter folds an adapter into its base, combine_adapters makes one of several"
 _GGUF = "llama.cpp's convert_hf_to_gguf.py makes GGUF files of what graftkit writes"
 _ONNX = "optimum-cli export onnx (optimum-onnx) exports what graftkit writes"
 _EXPORTING = f"{_GGUF}, and optimum-cli export onnx (optimum-onnx) exports it for ONNX"
@@ -33,7 +33,7 @@ _NAMES: Mapping[str, str] = {
         " bitsandbytes gptq awq nf4 int4 int8 fp8 bnb_4bit_quant_type bnb_4bit_compute_dtype"
     ),
     _SEVERAL_MODELS: (
-        "merge_models merge_model merge_method model_merge slerp ties dare dare_ties dare_linear model_stock"
+        "merge merge_models merge_model merge_method model_merge slerp ties dare dare_ties dare_linear model_stock"
         " task_arithmetic passthrough frankenmerge soup model_soup models slices"
     ),
     _GGUF: "gguf to_gguf export_gguf convert_gguf convert_to_gguf llama_cpp ollama",
@@ -76,7 +76,7 @@ _SYNONYMS: Mapping[str, str] = {
     "add_lora": "lora peft dora pissa rslora qlora adapter new_adapter",
     "replace_head": "classifier classification classification_head head new_head reward reward_model",
     "convert": "dequantize dequantise dequantization unpack",
-    "merge_adapter": "merge merge_lora merge_adapters merge_and_unload fold",
+    "merge_adapter": "merge_lora merge_adapters merge_and_unload fold",
     "extract_lora": "extract extract_adapter svd",
     "resize_adapter": "resize resize_lora",
     "reinit": "reinitialize reinitialise reset reset_layers",

@@ -1,7 +1,9 @@
 """What every path that a recipe or the command line gives goes through."""
 
+import errno
 import os
 import re
+from dataclasses import dataclass, field
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -25,6 +27,50 @@ def expand_path(path: str) -> str:
 def is_url(path: str) -> bool:
     """Whether a path names a folder of a store, such as ``s3://bucket/model``, and not one of this machine."""
     return _URL.match(path) is not None
+
+
+#: How messages say that a path leads nowhere, of a file, an adapter and a checkpoint.
+_NOWHERE = f"(?:{os.strerror(errno.ENOENT)}|is not the folder|is not a local folder|is neither a folder)"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeFolder:
+    """The folder of a recipe, from which relative paths start that lead nowhere from the working folder.
+
+    ``missing`` are those that lead nowhere from either: a hub id, or a mistake.
+    """
+
+    folder: str
+    missing: list[str] = field(default_factory=list)
+
+    def find(self, path: str) -> str:
+        """``path`` where something is there, or it is no relative path; else the one from this folder, where something is there."""
+        if is_url(path) or os.path.isabs(path) or os.path.exists(path):
+            return path
+        beside = os.path.join(self.folder, path)
+        if os.path.exists(beside):
+            return path_from_here(beside)
+        self.missing.append(path)
+        return path
+
+    def looked(self, message: str) -> str:
+        """What is said behind a message that one of these paths leads nowhere: where it was looked for."""
+        if not any(re.search(rf"(^|: ){re.escape(path)}: .*{_NOWHERE}", message) for path in self.missing):
+            return ""
+        here = os.path.abspath(self.folder) == os.getcwd()
+        return "; looked in the working folder" + ("" if here else f" and in {self.folder}")
+
+
+def path_from_here(path: str | os.PathLike[str]) -> str:
+    """The way to a folder from the working folder, as ``./model``; the whole path where the two share no folder below the root.
+
+    The dot in front keeps it from being taken for a hub id where there is no such folder.
+    """
+    whole, here = os.path.abspath(path), os.getcwd()
+    if os.path.commonpath([whole, here]) == os.sep:
+        return whole
+    way = os.path.relpath(whole, here)
+    return way if way.startswith(os.curdir) else os.path.join(os.curdir, way)
 
 
 def _value(found: re.Match[str]) -> str:

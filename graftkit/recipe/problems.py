@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from graftkit.errors import printable
+from graftkit.recipe.paths import RecipeFolder
 from graftkit.recipe.spec import Path
 
 
@@ -34,11 +35,12 @@ class Problem:
 
 @dataclass(slots=True)
 class Document:
-    """Plain values, the place of each, and the problems found so far. Values from a library user have no places."""
+    """Plain values, the place of each, and the problems found so far. Values from a library user have no places, and no folder."""
 
     data: object
     places: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    folder: RecipeFolder | None = None
 
     def place(self, path: Path) -> Place:
         """Return the place of ``path``, or of the closest value around it that was written."""
@@ -56,6 +58,10 @@ class Document:
         steps = problem.partition(": ")[0].split(".")
         origin = self.place(tuple(int(step) if step.isdigit() else step for step in steps)).origin
         return f"{printable(origin)}: {problem}" if origin else problem
+
+    def looked(self, message: str) -> str:
+        """``message``, with where it was looked for a path in it that leads nowhere."""
+        return message + printable(self.folder.looked(message)) if self.folder else message
 
     def lines(self) -> list[str]:
         """Return every problem as a line, in the order of the recipe's lines."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from graftkit.recipe.fields import ListOf, PathText, Text
+from graftkit.recipe.fields import ListOf, OutputText, PathText, Text
 from graftkit.recipe.operations import MAKE_ADAPTERS, Operation
 from graftkit.recipe.spec import Path, Spec, problem
 from graftkit.recipe.wording import found
@@ -82,7 +82,7 @@ class Recipe(Spec):
             " trainers that start from one."
         ),
     ] = "safetensors"
-    output: Annotated[PathText, Field(description="The folder to write, or a URL of a store; it must not exist.")]
+    output: Annotated[OutputText, Field(description="The folder to write, or a URL of a store; it must not exist.")]
 
     @classmethod
     def contradictions(cls, data: Mapping[str, object]) -> Iterator[tuple[Path, str]]:

@@ -30,13 +30,13 @@ def model_card(report: Report, plan: Plan) -> str:
     source = plan.source.documents.get("README.md", "")
     source = source if isinstance(source, str) else ""
     front, body = split_front_matter(source)
-    name = _name(plan)
+    name = base_named(plan, plan.recipe.output)
     front = {**_still_true(front, plan), "base_model": name}
     front["tags"] = [*(tag for tag in _tags(front) if tag != "graftkit"), "graftkit"]
     grafted = "".join(f"\n{part}\n" for part in _tokens(plan))
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return (
-        f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{_cell(name)}`. {report.verdict}.\n{grafted}\n"
+        f"---\n{header}---\n\n# Grafted with graftkit\n\nFrom `{cell(name)}`. {report.verdict}.\n{grafted}\n"
         f"{_checks(report)}\n"
         f"Every tensor with its digest and every measured figure stand in `graft_report.json`;"
         f" `graft_recipe.yaml` makes this checkpoint again.\n\n{body}"
@@ -46,8 +46,8 @@ def model_card(report: Report, plan: Plan) -> str:
 def _tokens(plan: Plan) -> Iterator[str]:
     """The new and the renamed tokens, as tables; the first of many."""
     for title, rows in (
-        ("new token | id", [f"`{_cell(token)}` | {index}" for token, index in plan.new_tokens.items()]),
-        ("token | new name", [f"`{_cell(old)}` | `{_cell(new)}`" for old, new in plan.renamed_tokens.items()]),
+        ("new token | id", [f"`{cell(token)}` | {index}" for token, index in plan.new_tokens.items()]),
+        ("token | new name", [f"`{cell(old)}` | `{cell(new)}`" for old, new in plan.renamed_tokens.items()]),
     ):
         lines = "\n".join(f"| {row} |" for row in rows[:TOKENS])
         more = f"\n\n… and {len(rows) - TOKENS:,} more, in `graft_report.json`" if len(rows) > TOKENS else ""
@@ -55,8 +55,8 @@ def _tokens(plan: Plan) -> Iterator[str]:
             yield f"| {title} |\n|---|---|\n{lines}{more}"
 
 
-def _name(plan: Plan) -> str:
-    """The hub id of the source, or the way to its folder from the output, by its name alone where the output is in a store.
+def base_named(plan: Plan, folder: str) -> str:
+    """The hub id of the source, or the way to its folder from ``folder``, by its name alone where the output is in a store.
 
     Where either lies is nobody's business.
     """
@@ -64,7 +64,7 @@ def _name(plan: Plan) -> str:
         return plan.source.name
     if is_url(plan.recipe.output):
         return plan.source.directory.name
-    return os.path.relpath(plan.source.directory, plan.recipe.output)
+    return os.path.relpath(plan.source.directory, folder)
 
 
 def _still_true(front: dict[str, Any], plan: Plan) -> dict[str, Any]:
@@ -74,11 +74,18 @@ def _still_true(front: dict[str, Any], plan: Plan) -> dict[str, Any]:
         return front
     from transformers.modelcard import TASK_MAPPING
 
+    task = task_of(after[0])
     old = [front.get("pipeline_tag"), front.get("library_name"), *_TASKS_OF_EMBEDDINGS, *TASK_MAPPING]
     kept = {key: value for key, value in front.items() if key not in ("pipeline_tag", "library_name", "tags")}
     tags = [tag for tag in _tags(front) if tag not in old]
-    task = next((task for task, names in TASK_MAPPING.items() if after[0] in names.values()), None)
     return {**kept, "library_name": "transformers", **({"pipeline_tag": task} if task else {}), "tags": tags}
+
+
+def task_of(architecture: str) -> str | None:
+    """What the hub calls the task of a class, None where it has no name for it."""
+    from transformers.modelcard import TASK_MAPPING
+
+    return next((task for task, names in TASK_MAPPING.items() if architecture in names.values()), None)
 
 
 def _tags(front: dict[str, Any]) -> list[Any]:
@@ -106,7 +113,8 @@ def split_front_matter(text: str) -> tuple[dict[str, Any], str]:
     return (front, text[match.end() :]) if isinstance(front, dict) else ({}, text)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Text for a cell of a table, or between backquotes."""
     return printable(text).replace("|", "\\|").replace("`", "'")
 
 

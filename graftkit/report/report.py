@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checkpoint.adapter import FOLDER
 from graftkit.recipe import ReplaceHead, dump_recipe
 from graftkit.recipe.head_schemes import HeadZeros
+from graftkit.report.adapter_card import adapter_card
 from graftkit.report.lost_coverage import lost_coverage, not_covered
 from graftkit.report.manifest import write_manifest
 from graftkit.report.model_card import model_card
@@ -112,7 +113,7 @@ class Report:
         if adapter is not None and self.plan.in_memory:
             return ""
         if adapter is not None:
-            base = adapter.config["base_model_name_or_path"]
+            base = self.plan.recipe.output if self.plan.writes_base else self.plan.source.name
             written = f"{self.plan.recipe.output}/{FOLDER}"
             noted = (adapter.config.get("auto_mapping") or {}).get("base_model_class")
             name = noted or architecture_of(self.plan.result.config)
@@ -227,7 +228,10 @@ def _kl_json(plan: Plan) -> dict[str, Any] | None:
 
 
 def write_report(report: Report, plan: Plan, directory: Path) -> None:
-    """Write the model card, the resolved recipe, the report, which is the manifest, and the page made from it."""
+    """Write the model card and that of the adapter, the resolved recipe, the report, which is the manifest, and its page."""
     (directory / "README.md").write_text(model_card(report, plan), encoding="utf-8", errors="backslashreplace")
+    if plan.adapter is not None:
+        card = adapter_card(report, plan, plan.adapter.config)
+        (directory / FOLDER / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     (directory / RECIPE).write_text(dump_recipe(plan.recipe), encoding="utf-8", errors="backslashreplace")
     write_manifest(report.to_json(), directory)

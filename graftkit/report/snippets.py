@@ -128,11 +128,14 @@ def _for_a_reward(path: str, written: Written) -> Iterator[str]:
 def _for_new_rows(written: Written) -> Iterator[str]:
     """Yield how the new rows are trained beside a LoRA, by peft's name for it and by axolotl's."""
     rows = ", ".join(f"{json.dumps(name)}: {ids_in_python(written.new_ids)}" for name in sorted(set(written.modules)))
-    several = len(set(written.modules)) > 1
-    yield f"# with peft's LoRA, so that the new rows learn (peft 0.15 and later{'; of an output table of its own 0.18' * several})"
+    yield f"# with peft's LoRA, so that the new rows learn: {_peft_for_rows(len(set(written.modules)) > 1)}"
     yield f"trainable_token_indices={{{rows}}}"
     if written.architecture.endswith(GENERATING):
         yield "# axolotl calls it peft_trainable_token_indices; LLaMA-Factory trains whole tables: additional_target"
+
+
+def _peft_for_rows(several: bool) -> str:
+    return f"peft {'0.18' if several else '0.15'} or later{', for those of an output table of its own' * several}"
 
 
 def ids_in_python(ids: Sequence[int]) -> str:
@@ -157,8 +160,14 @@ def adapter_snippets(
     path, prepared = json.dumps(base), json.dumps(adapter)
     if config["peft_type"] != "LORA":
         return _peft_alone(path, prepared, architecture, prompt="num_virtual_tokens" in config)
-    modules = tuple(config.get("trainable_token_indices") or ())
+    indices = config.get("trainable_token_indices") or ()
+    modules = tuple(indices)
     lines = [
+        *(
+            [f"# its trained rows need {_peft_for_rows(isinstance(indices, Mapping) and len(indices) > 1)}"]
+            if indices
+            else []
+        ),
         "# transformers Trainer, TRL (pass no peft_config)",
         f"model = {architecture}.from_pretrained({path})",
         f"model = PeftModel.from_pretrained(model, {prepared}, is_trainable=True)",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from graftkit.architecture.part import lay_on
 from graftkit.errors import InputRejected
 
 if TYPE_CHECKING:
@@ -54,43 +55,20 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _counterparts(model: nn.Module, donor: nn.Module) -> dict[str, str]:
-    """Name of each tensor of ``model`` -> that of the donor's tensor of the same shape that stands in its place.
+def _counterparts(model: PreTrainedModel, donor: PreTrainedModel) -> dict[str, str]:
+    """Name of each tensor of ``model`` -> that of the donor's tensor of the same shape that stands in its place."""
+    if type(model) is type(donor):
+        return {name: name for name in _tensors(model)}
+    best = lay_on(model, _kinds(model), donor, _kinds(donor))
+    if len(best) != 1:
+        what = "it is not clear which part of one is" if best else "no tensor of one is in"
+        raise InputRejected(f"{what} the other: {type(donor).__name__} and {type(model).__name__}")
+    (pairs,) = best
+    return dict(pairs)
 
-    The models inside both are laid on one another, and what lies outside has the same name in both.
-    """
+
+def _kinds(model: nn.Module) -> dict[str, tuple[torch.Size, bool]]:
+    """The shape of every parameter and buffer, and whether it is a parameter."""
     from torch import nn
 
-    if type(model) is type(donor):
-        return {name: name for name, _ in _tensors(model).items()}
-    wanted, kinds = (
-        {name: (tensor.shape, isinstance(tensor, nn.Parameter)) for name, tensor in _tensors(one).items()}
-        for one in (model, donor)
-    )
-    found: dict[frozenset[tuple[str, str]], int] = {}
-    for ours in _models(model):
-        for theirs in _models(donor):
-            pairs = ((name, _exchanged(name, ours, theirs)) for name in wanted)
-            fitting = frozenset((name, other) for name, other in pairs if kinds.get(other) == wanted[name])
-            found[fitting] = len(fitting)
-    most = max(found.values())
-    best = [pairs for pairs, count in found.items() if count == most]
-    if most == 0 or len(best) > 1:
-        what = "no tensor of one is in" if most == 0 else "it is not clear which part of one is"
-        raise InputRejected(f"{what} the other: {type(donor).__name__} and {type(model).__name__}")
-    return dict(best[0])
-
-
-def _models(model: nn.Module) -> Iterator[str]:
-    """Yield the names of the models of transformers in a model, itself first."""
-    from transformers import PreTrainedModel
-
-    yield from (name for name, module in model.named_modules() if isinstance(module, PreTrainedModel))
-
-
-def _exchanged(name: str, ours: str, theirs: str) -> str:
-    if not ours:
-        return f"{theirs}.{name}" if theirs else name
-    if not name.startswith(f"{ours}."):
-        return name
-    return f"{theirs}.{name[len(ours) + 1 :]}" if theirs else name[len(ours) + 1 :]
+    return {name: (tensor.shape, isinstance(tensor, nn.Parameter)) for name, tensor in _tensors(model).items()}

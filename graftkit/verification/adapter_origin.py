@@ -7,7 +7,6 @@ is on this machine the two are compared, tensor by tensor; else the name alone s
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,7 @@ def find_origin(
         return _beside(named, folder, base, digests, replaced, weights=weights)
     if named == base.name and revision in (None, base.revision):
         return Origin(f"the name in {CONFIG}", tuple(_other_class(config, base)))
-    if base.revision is not None and not os.path.isabs(named) and named.count("/") <= 1 and named != base.name:
+    if base.revision is not None and not named.startswith((".", "/")) and named.count("/") <= 1 and named != base.name:
         return Origin(
             f"the name in {CONFIG}", (f"{CONFIG} names {printable(named)!r}, and this is {printable(base.name)!r}",)
         )

@@ -75,12 +75,8 @@ class ConvertCheck:
 
     def compare(self, found: Mapping[str, LazyTensor], folder: Path | None) -> ConvertedReport:
         """Compare the tensors that were ``found``, and the tokenizer in ``folder``."""
-        failures: list[str] = []
-        count = 0
-        for pickle in self.pickles:
-            compared, wrong = _unlike(unpickled(self.before, pickle, self.prefix), found)
-            count += compared
-            failures += wrong
+        held = (one for pickle in self.pickles for one in unpickled(self.before, pickle, self.prefix))
+        count, failures = _unlike(held, found)
         if not self.tokenizer or folder is None:
             return ConvertedReport(count, 0, 0, tuple(failures))
         old, new = LoadedTokenizer.of(self.before.directory), LoadedTokenizer.of(folder)

@@ -110,8 +110,9 @@ def packed_parts(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[str, ...]
             found[name.removesuffix("_blocks")] = (name, scales)
         elif stem != name and (whole := f"{stem}_global_scale") in tensors:
             found[stem] = (name, f"{stem}_scale", whole)
-        elif (whole := f"{name}_scale_2") in tensors:
-            found[name] = (name, f"{name}_scale", whole)
+        for scales in (f"{name}_scale", f"{name}_weight_scale"):
+            if (whole := f"{scales}_2") in tensors:
+                found[name] = (name, scales, whole)
     return found
 
 

@@ -95,7 +95,10 @@ class Fp4Replay:
 
 @dataclass(frozen=True, slots=True)
 class PairReplay:
-    """NVFP4 ``codes`` ``(rows, bytes)`` with ``scales`` for groups of a row, times that of the ``whole`` or ``divided`` by it."""
+    """NVFP4 ``codes`` with ``scales`` for groups of inputs, times that of the ``whole`` or ``divided`` by it.
+
+    *Shape:* the codes of a matrix are ``(outputs, bytes)``, those of experts ``(experts, bytes, outputs)``.
+    """
 
     codes: LazyTensor
     scales: LazyTensor
@@ -104,21 +107,24 @@ class PairReplay:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and columns of the values."""
-        return self.codes.shape[0], 2 * self.codes.shape[1]
+        """That of the codes, with two values for each byte."""
+        first, width, *rest = self.codes.shape
+        return first, 2 * width, *rest
 
     def exact(self, start: int, stop: int) -> Array:
         """See :class:`Replay`. A quotient is rounded to float64, which takes it over no middle between two values of float32."""
         import numpy as np
 
-        packed, place = _bytes(self.codes, start, stop), np.arange(self.shape[1])
-        code = packed[:, place // 2] >> (4 * (place % 2)).astype(np.uint8) & 15
-        scales = _fp8_values("F8_E4M3")[_bytes(self.scales, start, stop)]
+        first, place = stop - start, np.arange(self.shape[1])
+        packed, scales = (
+            _bytes(one, start, stop).reshape(first, one.shape[1], -1) for one in (self.codes, self.scales)
+        )
+        code = packed[:, place // 2] >> (4 * (place % 2)).astype(np.uint8)[:, None] & 15
         whole = float(_scale_values(self.whole).reshape(-1)[0])
-        values = _fp4_values(code) * scales[:, place // 16]
+        values = _fp4_values(code) * _fp8_values("F8_E4M3")[scales][:, place // 16]
         with np.errstate(divide="ignore", invalid="ignore"):
             found: Array = values / whole if self.divided else values * whole
-        return found
+        return found.reshape(first, -1)
 
 
 def _fp4_values(code: Array) -> Array:

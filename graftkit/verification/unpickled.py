@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from graftkit.architecture.trained_names import find_weights
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.distributed.description import METADATA, Description, Entry, read_description
-from graftkit.checkpoint.distributed.folder import PART
+from graftkit.checkpoint.distributed.folder import find_folder
+from graftkit.checkpoint.distributed.parts import PART
 from graftkit.checkpoint.distributed.sharded import Sharded
-from graftkit.checkpoint.distributed.zero import MODULE
+from graftkit.checkpoint.distributed.zero import MODULE, find_step
 from graftkit.checkpoint.pickled_file import load_mapped
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.errors import InputRejected, printable
+from graftkit.verification.unpickled_ranks import values_of_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Unpickled(NamedTuple):
-    """One tensor, and its place: two names for the same memory have one place."""
+    """One tensor, and its place: two names for the same memory have one place, in all files."""
 
     name: str
     value: Tensor
@@ -38,15 +40,29 @@ def unpickled(before: Checkpoint, shard: str, prefix: str | None) -> Iterator[Un
     if shard.endswith(PART):
         held = [(name, before.tensors[name]) for name in before.shards[shard]]
         yield from (Unpickled(name, gathered(tensor), name) for name, tensor in held if isinstance(tensor, Sharded))
+        if find_folder(before.directory) is None:
+            yield from _of_ranks(before, shard, prefix)
         return
     inside = None if shard.endswith(".bin") else MODULE
     found = load_mapped(before.path_of(shard), printable(shard), inside)
     names = {name: name for name in found} if inside is None else _own_names(before.config, found, prefix)
-    yield from (Unpickled(names[entry], value, _place(value)) for entry, value in found.items() if entry in names)
+    yield from (
+        Unpickled(names[entry], value, _place(shard, value)) for entry, value in found.items() if entry in names
+    )
 
 
-def _place(value: Tensor) -> object:
-    return value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.is_neg()
+def _of_ranks(before: Checkpoint, shard: str, prefix: str | None) -> Iterator[Unpickled]:
+    """Yield the tensors of one part of what ZeRO 3 left."""
+    step = find_step(before.directory)
+    made = values_of_ranks(step) if step else {}
+    entries = {name: entry for entry, name in _own_names(before.config, made, prefix).items()}
+    for name in before.shards[shard]:
+        place, value = made[entries[name]]
+        yield Unpickled(name, value(), place)
+
+
+def _place(shard: str, value: Tensor) -> object:
+    return shard, value.data_ptr(), tuple(value.shape), tuple(value.stride()), value.is_neg()
 
 
 def _own_names(config: Mapping[str, Any], found: Mapping[str, Any], prefix: str | None) -> Mapping[str, str]:

@@ -101,7 +101,7 @@ def main() -> int:
     chosen = {name: TOOLS[name] for name in given.tools or TOOLS}
     if given.list:
         for name, tool in chosen.items():
-            print(f"{name:<22}{' '.join([*tool.requirements, *tool.bare])}")
+            print(f"{name:<28}{' '.join([*tool.requirements, *tool.bare])}")
         return 0
     return run(chosen, given.cache.resolve(), given.seconds, given.page)
 

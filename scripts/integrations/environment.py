@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -51,7 +52,7 @@ def environment_of(name: str, tool: Tool, cache: Path, seconds: float) -> Path:
     """The interpreter of the tool's environment below ``cache``, made and filled where it is not yet; NotInstalled otherwise."""
     home = cache / name
     python, stamp = home / "bin" / "python", home / "installed.txt"
-    wanted = "\n".join([*tool.requirements, *tool.bare])
+    wanted = "\n".join([*tool.requirements, *tool.bare, *(f"not {name}" for name in tool.unfit)])
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == wanted and python.exists():
         return python
     venv.create(home, clear=True)
@@ -63,6 +64,8 @@ def environment_of(name: str, tool: Tool, cache: Path, seconds: float) -> Path:
     for packages, more in ((tool.requirements, ("--constraint", str(pinned))), (tool.bare, ("--no-deps",))):
         if packages:
             _install(python, [*more, *packages], seconds)
+    for path in [path for pattern in tool.unfit for path in site.glob(pattern)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     stamp.write_text(wanted, encoding="utf-8")
     return python
 

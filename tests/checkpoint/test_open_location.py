@@ -97,10 +97,10 @@ def test_an_incomplete_snapshot_offline(cache, name, message):
 
 def test_not_cached_offline(cache):
     fill(cache)
-    expected = "is no folder and not in the hub's cache, and HF_HUB_OFFLINE is set"
+    expected = "is not a local folder and not cached; unset HF_HUB_OFFLINE to download it"
     with pytest.raises(InputRejected, match=f"^org/other: {expected}$"):
         locate("org/other")
-    expected = "is no folder and at revision 'v2' not in the hub's cache, and HF_HUB_OFFLINE is set"
+    expected = "is not a local folder and at revision 'v2' not cached; unset HF_HUB_OFFLINE to download it"
     with pytest.raises(InputRejected, match=f"^org/tiny: {expected}$"):
         locate("org/tiny", "v2")
 

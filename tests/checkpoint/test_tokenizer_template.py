@@ -40,9 +40,9 @@ def test_the_same_template_changes_nothing():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{% for m in messages %}\n{{ m }", r"chat_template: line 2: unexpected '}'"),
-        ("a\nb\n{% endfor %}", "chat_template: line 3: Encountered unknown tag 'endfor'"),
-        ("{{ a | nofilter }}", "chat_template: line 1: No filter named 'nofilter'"),
+        ("{% for m in messages %}\n{{ m }", r"line 2: unexpected '}'"),
+        ("a\nb\n{% endfor %}", "line 3: Encountered unknown tag 'endfor'"),
+        ("{{ a | nofilter }}", "line 1: No filter named 'nofilter'"),
     ],
 )
 def test_a_template_that_does_not_compile_names_the_line(text, message):

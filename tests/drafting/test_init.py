@@ -99,7 +99,7 @@ REFUSED = {
     ("bert", "tools"): "init --for tools: BertForMaskedLM writes no text, so it makes no tool calls",
     ("bert", "chat"): "init --for chat: BertForMaskedLM writes no text, so it holds no conversation",
     ("llama", "pad"): "init --for pad: no pad token is needed: tokenizer and config pad with '<pad>' (id 0)",
-    ("llama", "reserved"): "init --for reserved: the tokenizer has 0 special tokens in reserve",
+    ("llama", "reserved"): "init --for reserved: the tokenizer has no special tokens in reserve",
     (
         "llava",
         "classifier",

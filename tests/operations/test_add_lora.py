@@ -1,6 +1,7 @@
 """Adapters as they are written: loaded by peft alone, on the base that they name, they change nothing."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from support.recipes import recipe
 from support.sweeps import load_script
 
+from graftkit.adapter_verification import verify_adapter
 from graftkit.checkpoint import reading
 from graftkit.engine import apply, plan
 from graftkit.errors import InputRejected, RecipeError
@@ -108,7 +110,7 @@ def test_new_tokens_are_trained_in_every_table_of_their_own(base, family, tmp_pa
     tensors = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
     deltas = {key: value for key, value in tensors.items() if "trainable_tokens_delta" in key}
     assert len(deltas) == len(config["trainable_token_indices"]) == (2 if untied else 1)
-    assert config["base_model_name_or_path"] == str(tmp_path / "out")
+    assert os.path.samefile(config["base_model_name_or_path"], tmp_path / "out")
     assert report.checks[0].gap.bitwise
     alone, wrapped = reloaded(tmp_path / "out")
     table = alone.get_input_embeddings().weight
@@ -262,3 +264,32 @@ def test_what_the_probes_do_not_reach_is_named(base, tmp_path):
     assert any(row[1] == "not run by the probe" and "vision_tower" in row[2] for row in report.rows())
     said = {entry["what"]: entry["why"] for entry in report.to_json()["not_checked"]}
     assert said[f"Gradients of {', '.join(found.unreached)}"] == "the probes do not run them"
+
+
+@pytest.mark.parametrize(
+    ("below", "named"), [("", "./project/model"), ("project", "./model"), ("other/run", "../../project/model")]
+)
+def test_the_base_is_named_by_the_way_from_the_working_folder(below, named, base, tmp_path, monkeypatch):
+    shutil.copytree(base("llama"), tmp_path / "project/model")
+    (tmp_path / "other/run").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / below)
+    source = os.path.relpath(tmp_path / "project/model")
+    apply(recipe(source, tmp_path / "out", lora(), verify={"outputs": False}))
+    config = json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == named
+    assert plan(recipe(tmp_path / "project/model", "out2", lora())).adapter.config == config
+    monkeypatch.chdir("/")
+    there = str(tmp_path / "project/model")
+    assert plan(recipe(there, tmp_path / "out2", lora())).adapter.config["base_model_name_or_path"] == there
+
+
+def test_a_base_that_was_written_with_its_adapter_is_found_from_elsewhere(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    apply(recipe(base("llama"), "out", TOKENS, lora()))
+    assert json.loads((tmp_path / "out/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "./out"
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert verify_adapter("moved/adapter").verdict.startswith("verified")
+    monkeypatch.chdir("/")
+    assert verify_adapter(tmp_path / "moved/adapter").verdict.startswith("verified")
+    (tmp_path / "moved/graft_report.json").unlink()
+    assert not verify_adapter(tmp_path / "moved/adapter").verdict.startswith("verified")

@@ -102,7 +102,11 @@ def test_patterns_change_ranks_and_scalings(config):
         ({"target_modules": ["q_proj", "q_prj"]}, "'q_prj' matches no module; near names: q_proj"),
         ({"target_modules": ["*.z_proj"]}, "'*.z_proj' matches no module; near names"),
         ({"target_modules": ["input_layernorm"]}, "peft refuses: ValueError: Target module LlamaRMSNorm"),
-        ({"layers_to_transform": [7]}, "no target lies in layer 7; targets lie in: 0, 1"),
+        ({"layers_to_transform": [7]}, "there is no layer 7; layers are: 0, 1"),
+        (
+            {"layers_to_transform": [1, 9], "target_modules": ["q_proj"]},
+            "there is no layer 9; layers are: 0, 1",
+        ),
         ({"rank_pattern": {"q_porj": 2}}, "'q_porj' matches no target; did you mean 'q_proj'?"),
         ({"alpha_pattern": {"(": 2}}, "'(' is no regular expression"),
         ({"target_parameters": ["experts.w"]}, "'experts.w' matches no parameter"),

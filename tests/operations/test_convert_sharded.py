@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 import graftkit
 from graftkit import engine
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.checkpoint.distributed import folder
+from graftkit.checkpoint.distributed import parts
 from graftkit.errors import InputRejected, RecipeError
 
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"
@@ -148,7 +148,7 @@ def test_pieces_of_several_ranks_in_the_folder_that_accelerate_writes(base, tmp_
     }
     in_pieces(wrapped, source / "pytorch_model_fsdp_0", cut)
     in_pieces({f"state.{TABLE}.exp_avg": held[TABLE]}, source / "optimizer_0", rows(1))
-    monkeypatch.setattr(folder, "FILE_BYTES", 1 << 14)
+    monkeypatch.setattr(parts, "FILE_BYTES", 1 << 14)
     convert(source, tmp_path / "out", {"op": "extend_vocab", "special_tokens": ["<|a|>"]}, verify={"outputs": False})
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 1
@@ -317,10 +317,19 @@ def test_the_whole_module_of_zero_2_is_taken_and_tied_weights_stay_one(base, tmp
     assert not (tmp_path / "out/latest").exists()
 
 
+def test_an_average_beside_the_module_in_its_file_is_not_taken_for_it(base, tmp_path):
+    """Also where it stands in front of it, tensor for tensor of the same size."""
+    source, held = emptied(base, tmp_path / "source")
+    (source / "global_step5").mkdir()
+    average = {name: value * 2 for name, value in held.items()}
+    torch.save({"ema": average, "module": held}, source / "global_step5/mp_rank_00_model_states.pt")
+    convert(source, tmp_path / "out", verify={"outputs": False})
+    assert equal(tmp_path / "out", held)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (("zero_pp_rank_0_mp_rank_00_model_states.pt",), "holds the parts of ZeRO 3.* run DeepSpeed's zero_to_fp32.py"),
         (("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"), "weights cut for tensor parallelism"),
         (("layer_00-model_states.pt",), "holds the layers of a pipeline"),
     ],

@@ -11,6 +11,7 @@ from support.adapters import make_adapter
 from support.command import assert_one_line, here
 from support.quantized import E2M1, quantized
 from support.recipes import applied, config_of, load, recipe
+from support.tiny import build
 
 import graftkit
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -107,6 +108,66 @@ def test_experts_that_lie_one_by_one(sources, tmp_path):
     assert tensors_of(output).keys() == tensors_of(sources("mixtral", "bfloat16")).keys()
 
 
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    """A checkpoint of gpt-oss with fused experts as modelopt packs them, plain, packed and converted: only to be read."""
+    root = tmp_path_factory.mktemp("fused")
+    plain = root / "plain"
+    build("GptOssForCausalLM", plain, dtype="bfloat16")
+    packed = quantized(plain, root / "packed", "modelopt")
+    unpacked, _ = applied(packed, root / "convert", CONVERT)
+    return {"plain": plain, "packed": packed, "unpacked": unpacked}
+
+
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def test_each_of_the_fused_experts_is_what_its_matrix_alone_would_be(fused):
+    old, new, packed = (tensors_of(fused[one]) for one in ("plain", "unpacked", "packed"))
+    assert new.keys() == old.keys()
+    assert packed[EXPERTS].shape[1] * 2 == new[EXPERTS].shape[1]
+    codes, scales = packed[EXPERTS], packed[f"{EXPERTS}_weight_scale"]
+    for expert, found in enumerate(new[EXPERTS]):
+        alone = _unpack("modelopt", codes[expert].T, scales[expert].T, packed[f"{EXPERTS}_weight_scale_2"])
+        assert found.T.equal(alone)
+    assert (new[EXPERTS].float() - old[EXPERTS].float()).norm() < 2**-3 * old[EXPERTS].float().norm()
+    _, info = load(fused["unpacked"])
+    assert not any(info.values())
+
+
+def test_planted_faults_in_fused_experts_are_caught(fused, tmp_path):
+    before = Checkpoint.open(fused["packed"])
+    check = DequantizedCheck(before, dequantize(before, "BF16").checkpoint)
+    written = Checkpoint.open(fused["unpacked"])
+    assert check.compare(written.tensors, written.config).failures == ()
+    right = tensors_of(fused["unpacked"])[EXPERTS]
+    wrong = {
+        "the next expert": right.roll(1, 0),
+        "pairs swapped": right.unflatten(1, (-1, 2)).flip(2).flatten(1, 2),
+        "another group": right.roll(16, 1),
+        "the next output": right.roll(1, 2),
+    }
+    for value in wrong.values():
+        save_file({EXPERTS: value.contiguous()}, tmp_path / "wrong.safetensors")
+        found = {**written.tensors, **read_header(tmp_path / "wrong.safetensors").tensors}
+        (failure,) = check.compare(found, written.config).failures
+        assert f"'{EXPERTS}' is not what its codes and scales say" in failure
+    left = {**written.tensors, f"{EXPERTS}_weight_scale": before.tensors[f"{EXPERTS}_weight_scale"]}
+    (failure,) = check.compare(left, written.config).failures
+    assert "left of packed weights" in failure
+
+
+def test_experts_that_are_packed_along_their_outputs_are_refused(fused, tmp_path):
+    """No program writes them so, and which axis has the pairs must not be a guess."""
+    held = tensors_of(fused["packed"])
+    for name in (EXPERTS, f"{EXPERTS}_weight_scale"):
+        held[name] = held[name].transpose(1, 2).contiguous()
+    shutil.copytree(fused["packed"], tmp_path / "other")
+    save_file(held, tmp_path / "other" / "model.safetensors")
+    with pytest.raises(InputRejected, match="groups of 16 want F8_E4M3 and"):
+        graftkit.plan(recipe(tmp_path / "other", tmp_path / "out", CONVERT))
+
+
 FAULTS = {
     "multiplied": lambda base, c, s, w: _unpack("modelopt" if base["kind"] == "nvfp4" else "nvfp4", c, s, w),
     "no scale of the matrix": lambda base, c, s, w: _unpack(base["kind"], c, s, torch.ones(1)),
@@ -160,7 +221,7 @@ def test_packed_weights_that_are_not_what_the_format_says(base, tmp_path):
         ({"_scale": None}, f"has no {NAME}_scale"),
         ({"_scale": scales[:, :1].clone()}, "groups of 16 want F8_E4M3 and"),
         ({"_scale": scales.float()}, "has scales of F32"),
-        ({WHOLE[kind]: torch.ones(2)}, "the scale of the whole matrix is not one value in float32"),
+        ({WHOLE[kind]: torch.ones(2)}, "the scale of the whole weight is not one value in float32"),
         ({key: codes[:4].clone(), "_scale": scales[:4].clone()}, f"does not unpack to '{NAME}' of the class"),
         ({"_zero_point": whole.clone()}, "_zero_point: not a part of weights that are stored as nvfp4"),
     ]

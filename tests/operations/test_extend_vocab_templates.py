@@ -28,6 +28,35 @@ def test_a_file_s_name_is_no_template(demo, tmp_path):
     assert_one_line(done, 2, "plain.txt: holds no Jinja")
 
 
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ bos_token }} hello", "loses the messages: a question and its answer, rendered, gives '<s> hello'"),
+        (
+            "{{ messages[0].text.lower() }}",
+            "loses the messages: a question and its answer, rendered, fails: UndefinedError",
+        ),
+        (
+            "{% for m in messages %}",
+            "line 1: Unexpected end of template",
+        ),
+    ],
+)
+def test_a_template_that_loses_the_messages_is_refused_by_plan(demo, tmp_path, template, words):
+    done, _ = plan(demo, tmp_path, chat_template=template)
+    assert_one_line(done, 2, f"operations.0.chat_template: {words}")
+
+
+def test_a_template_that_names_tools_and_shows_none_is_noted(demo, tmp_path):
+    names = "{% if tools %}You have tools.{% endif %}" + CHATML
+    done, _ = plan(demo, tmp_path, chat_template=names, special_tokens=MARKERS)
+    assert "the chat template names tools and shows none: with one, it gives 'You have tools." in done.stdout
+    shows = names.replace("You have tools.", "{{ tools | tojson }}")
+    done, _ = plan(demo, tmp_path, chat_template=shows, special_tokens=MARKERS)
+    assert done.returncode == 0
+    assert "shows none" not in done.stdout
+
+
 def test_markers_that_are_no_tokens_are_named(demo, tmp_path):
     done, _ = plan(demo, tmp_path, chat_template=CHATML)
     assert "markers that are no tokens: <|im_end|>, <|im_start|>" in done.stdout

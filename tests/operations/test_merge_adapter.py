@@ -253,7 +253,10 @@ REFUSED = {
         "adapter_model.safetensors: 2 tensors of shape .0.*gather",
     ),
     "missing tensor": ({"tensors": drop("1.mlp.down_proj.lora_B")}, "layers.1.mlp.down_proj.lora_B.weight' is missing"),
-    "left over": ({"target_modules": ["q_proj"]}, "has no place for tensor"),
+    "left over": (
+        {"target_modules": ["q_proj"]},
+        "has no place for tensor .* does not adapt .* target_modules names others",
+    ),
     "another rank": ({"r": 8}, "size mismatch"),
     "no such target": ({"target_modules": ["c_attn"]}, "peft cannot put it on LlamaForCausalLM"),
     "a field of another peft": ({"use_warp": True}, "'use_warp' is not a field"),

@@ -5,6 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 from support.adapters import edit_adapter, load_adapted, make_adapter
+from support.command import here
 from support.families import build
 from support.recipes import recipe
 from support.tiny import build as tiny
@@ -261,6 +262,18 @@ def test_where_two_places_fit_the_class_decides_or_both_are_named(bases, adapter
         retarget(text, renamed, tmp_path / "never")
 
 
+def test_names_that_peft_changes_when_it_loads_them_are_said_to_be_so(tmp_path):
+    """It renames what has the names of now once more, so that no adapter of the shared experts loads on this class."""
+    tiny("MistralLarge4ForConditionalGeneration", tmp_path / "base")
+    _, adapter = make_adapter(
+        tmp_path, "MistralLarge4TextModel", base=tmp_path / "base", target_modules=r".*shared_experts\.down_proj"
+    )
+    with pytest.raises(
+        InputRejected, match=r"'.*mlp\.mlp\.shared_experts.*; the name is none of the adapter's: peft makes it"
+    ):
+        retarget(tmp_path / "base", adapter, tmp_path / "out")
+
+
 def test_what_needs_no_other_names_or_no_such_class_is_said(bases, adapter_of, tmp_path):
     adapter = adapter_of(LLAVA, **INNER)
     with pytest.raises(RecipeError, match="every name of the adapter is one of Llava.* already"):
@@ -419,3 +432,16 @@ def test_on_a_quantized_base_products_are_compared_and_outputs_are_not(bases, ad
     (check,) = retarget(base, adapter_of(LLAMA, **LORA), tmp_path / "out").checks
     assert (check.weights, check.outputs) == (4, None)
     assert "quantized" in check.not_run
+
+
+def test_the_recipe_of_the_project(demo, tmp_path):
+    _, adapter = make_adapter(tmp_path / "lora", LLAMA, base=demo, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    done = here(
+        "apply", "recipes/retarget_adapter.yaml", f"operations.0.adapter={adapter}", "--output", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "effect of the adapter" in done.stdout
+    assert not (tmp_path / "out/model.safetensors").exists()
+    names = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    assert all(name.startswith("base_model.model.layers.") for name in names)
+    load_adapted(demo, tmp_path / "out/adapter", BACKBONE)

@@ -39,7 +39,12 @@ def problem_of(operation, **others):
         ({**LORA, "alpha": 8}, "operations.0.alpha: unknown field; ", "did you mean 'lora_alpha'?"),
         ({**LORA, "rslora": True}, "operations.0.rslora: unknown field; ", "did you mean 'use_rslora'?"),
         ({"op": "lora"}, "operations.0.op: unknown operation 'lora'; ", "did you mean 'add_lora'?"),
-        ({"op": "merge"}, "operations.0.op: unknown operation 'merge'; ", "did you mean 'merge_adapter'?"),
+        (
+            {"op": "merge"},
+            "operations.0.op: unknown operation 'merge'; ",
+            "merge_adapter folds an adapter into its base",
+        ),
+        ({"op": "merge_lora"}, "operations.0.op: unknown operation 'merge_lora'; ", "did you mean 'merge_adapter'?"),
         ({"op": "dequantize"}, "operations.0.op: unknown operation 'dequantize'; ", "did you mean 'convert'?"),
         ({"op": "classifier"}, "operations.0.op: unknown operation 'classifier'; ", "did you mean 'replace_head'?"),
         ({**TOKENS, "rank": 8}, "operations.0.rank: unknown field; ", "the fields here are: op, tokens"),

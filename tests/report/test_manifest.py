@@ -13,6 +13,7 @@ from support.recipes import recipe
 import graftkit
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.cli import run
 from graftkit.compare import verify
 from graftkit.report.manifest import SEAL, account_for
 from graftkit.report.page import write_page
@@ -138,6 +139,17 @@ def test_the_same_tensors_in_one_file_are_written_again(copy, made):
     tensors["lm_head.weight"][-1] = 50.0
     save_file(tensors, copy / "model.safetensors", {"format": "pt"})
     assert report_of(copy) == ("report: tensor 'lm_head.weight' is not what was written: its SHA-256 differs",)
+
+
+def test_making_the_page_again_says_what_is_not_of_the_report(copy, capsys):
+    (copy / "graft_report.html").unlink()
+    assert run(["report", str(copy)]) == 0
+    assert capsys.readouterr().err == ""
+    (copy / "config.json").write_text("{}")
+    assert run(["report", str(copy)]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("graft_report.html\n")
+    assert said.err == "graftkit: the report is not of what lies there now; not as written: config.json\n"
 
 
 def test_the_report_of_another_folder_is_noticed(copy, made):

@@ -53,3 +53,40 @@ def test_a_front_matter_of_other_types_is_no_fault(source, tmp_path, front):
     head = {"op": "replace_head", "task": "sequence_classification", "labels": ["no", "yes"], "pad_token": "</s>"}
     found, _ = front_of(source, tmp_path, head)
     assert (found["pipeline_tag"], found["tags"][-1]) == ("text-classification", "graftkit")
+
+
+LORA = {"op": "add_lora", "r": 4, "target_modules": ["q_proj"]}
+TOKENS = {"op": "extend_vocab", "special_tokens": ["<|tool|>"]}
+
+
+def test_an_adapter_has_a_card_of_its_own(source, tmp_path):
+    output, report = applied(source, tmp_path / "run", LORA)
+    text = (output / "adapter/README.md").read_text()
+    assert str(tmp_path) not in text
+    front, body = split_front_matter(text)
+    assert front == {
+        "base_model": "../../../source", "library_name": "peft", "pipeline_tag": "text-generation", "tags": ["lora", "graftkit"],
+    }  # fmt: skip
+    assert (output / "adapter" / front["base_model"] / "config.json").is_file()
+    assert report["verdict"] in body
+    assert '| target_modules | `["q_proj"]` |' in body
+    assert "adapter/README.md" in {entry["name"] for entry in report["files"]}
+
+
+def test_an_adapter_s_card_names_the_base_that_is_written_with_it(source, tmp_path):
+    output, _ = applied(source, tmp_path / "run", TOKENS, LORA)
+    front, _ = split_front_matter((output / "adapter/README.md").read_text())
+    assert front["base_model"] == ".."
+
+
+def test_peft_s_own_card_goes_on_from_it_after_training(source, tmp_path):
+    from peft import PeftModel
+    from transformers import LlamaForCausalLM
+
+    output, _ = applied(source, tmp_path / "run", LORA)
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(source), output / "adapter", is_trainable=True)
+    model.save_pretrained(output / "adapter")
+    front, body = split_front_matter((output / "adapter/README.md").read_text())
+    assert {"lora", "graftkit"} & set(front["tags"]) == {"lora"}
+    assert "# An adapter made with graftkit" in body
+    assert "- PEFT" in body

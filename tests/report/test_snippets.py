@@ -76,7 +76,7 @@ def test_a_classifier_has_none_of_axolotl_and_llama_factory():
 def test_new_rows_by_each_trainer_s_name():
     found = lines("LlamaForCausalLM", ("lm_head", "embed_tokens"), (7, 8))
     assert 'trainable_token_indices={"embed_tokens": [7, 8], "lm_head": [7, 8]}' in found
-    assert any("peft 0.15 and later; of an output table of its own 0.18" in line for line in found)
+    assert any("peft 0.18 or later, for those of an output table of its own" in line for line in found)
     assert any("peft_trainable_token_indices" in line and "additional_target" in line for line in found)
     tied = lines("LlamaForCausalLM", ("embed_tokens",), (7, 8))
     assert not any("0.18" in line for line in tied)

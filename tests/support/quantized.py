@@ -155,8 +155,15 @@ def nvfp4(name, weight):
 
 
 def modelopt(name, weight):
-    """As modelopt writes it: the scale of the matrix is what the others are multiplied by."""
+    """As modelopt writes it: the scale of the matrix is what the others are multiplied by.
+
+    Fused experts ``(experts, in, out)`` are packed along their inputs, and their scales have the name of a weight of its own.
+    """
     whole = weight.float().abs().max() / (448 * 6)
+    if weight.dim() == 3:
+        codes, scales = (part.transpose(1, 2) for part in fp4_pairs(weight.transpose(1, 2), whole))
+        beside = {"_weight_scale": scales, "_weight_scale_2": whole, "_input_scale": torch.tensor(1.0)}
+        return {name: codes, **{f"{name}{end}": value for end, value in beside.items()}}
     codes, scales = fp4_pairs(weight, whole)
     stem = name.removesuffix(".weight")
     return {name: codes, f"{name}_scale": scales, f"{name}_scale_2": whole, f"{stem}.input_scale": torch.tensor(1.0)}

@@ -7,11 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-#: Fields that are always written: every peft knows them, and other programs read them from the file.
-ALWAYS = (
-    "peft_type", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules",
-    "bias", "fan_in_fan_out", "modules_to_save", "init_lora_weights",
-)  # fmt: skip
+#: Fields that are written whatever they hold: vLLM, SGLang and llama.cpp's converter ask the file for them.
+ALWAYS = ("peft_type", "base_model_name_or_path", "r", "lora_alpha", "target_modules")
 
 #: What peft fills in itself and no other version needs to read.
 _VERSION = "peft_version"

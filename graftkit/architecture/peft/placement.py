@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,14 +71,29 @@ def fill(model: PreTrainedModel, adapter: Adapter) -> Placement:
     unused = {names[id(tensor)] for tensor in converted.values() if id(tensor) in names} - again
     result = set_peft_model_state_dict(model, dict(state), adapter_name=NAME, low_cpu_mem_usage=True)
     if strange := set(result.unexpected_keys) - again:
-        raise InputRejected(
-            f"{type(model.get_base_model()).__name__} has no place for tensor {printable(min(strange))!r};"
-            " is it another base's, or does the base lack the adapter's head (replace_head goes before merge_adapter)?"
-        )
+        raise InputRejected(_no_place(model, min(strange), state))
     lost = [key for key in result.missing_keys if ".lora_" in key]
     if lost:
         raise InputRejected(f"tensor {printable(min(lost).replace(f'.{NAME}.', '.'))!r} is missing")
     return Placement(names, adapter.tensors, functools.cache(lambda: _converted(convert, adapter)), fresh, unused)
+
+
+def _no_place(model: Any, name: str, state: Collection[str]) -> str:
+    """Why a tensor that peft calls ``name`` finds no place, where ``state`` are the names that the adapter has."""
+    base = model.get_base_model()
+    modules, module = dict(base.named_modules()), name.removeprefix(PREFIX).partition(".lora_")[0]
+    if name not in state:
+        why = (
+            "the name is none of the adapter's: peft makes it, as transformers renames older checkpoints of this class"
+        )
+    elif module in modules:
+        why = (
+            f"it has {printable(module)}, which peft does not adapt by adapter_config.json: target_modules names others, or peft takes"
+            " them for parts of fused weights"
+        )
+    else:
+        why = "is it another base's, or does the base lack the adapter's head (replace_head goes before merge_adapter)?"
+    return f"{type(base).__name__} has no place for tensor {printable(name)!r}; {why}"
 
 
 def repeated_names(model: PreTrainedModel) -> frozenset[str]:

@@ -20,6 +20,10 @@ ALL_LINEAR = "all-linear"
 #: peft's own pattern of the first numbered part of a name, which it takes for the layer.
 _LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."
 
+#: What is said of a layer in which nothing lies, with places for it and for those that there are.
+NO_LAYER = "there is no layer {}; layers are: {}"
+NO_TARGET = "no target lies in layer {}; targets lie in: {}"
+
 Build = Callable[[], Skeleton]
 
 
@@ -48,6 +52,7 @@ def resolve(
         values = {**values, "target_modules": _expanded(build, skeleton, values)}
     every = isinstance(wanted, str) and wanted.lower() == ALL_LINEAR
     layers, pattern = values.get("layers_to_transform"), values.get("layers_pattern")
+    check_layers(layers, pattern, modules, NO_LAYER)
     tower_names, routers = towers(skeleton), find_routers(skeleton.model)
     found = inject(skeleton, {**values, "layers_to_transform": None, "layers_pattern": None} if every else values)
     check_layers(layers, pattern, (*found.modules, *found.parameters))
@@ -171,13 +176,13 @@ def _layer_of(name: str, pattern: str | None) -> int | None:
     return int(match.group("index")) if match else None
 
 
-def check_layers(layers: list[int] | None, pattern: str | None, names: tuple[str, ...]) -> None:
-    """Refuse a layer in which no target lies."""
+def check_layers(layers: list[int] | None, pattern: str | None, names: Iterable[str], message: str = NO_TARGET) -> None:
+    """Refuse a layer in which none of ``names`` lies, by :data:`NO_LAYER` or :data:`NO_TARGET`."""
     there = {_layer_of(name, pattern) for name in names}
     for layer in layers or ():
         if layer not in there:
             shown = ", ".join(map(str, sorted(index for index in there if index is not None))) or "none"
-            raise RecipeError(f"no target lies in layer {layer}; targets lie in: {shown}", field="layers_to_transform")
+            raise RecipeError(message.format(layer, shown), field="layers_to_transform")
 
 
 def check_pattern(field: str, patterns: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -9,18 +9,13 @@ from typing import Any
 
 from graftkit.checkpoint.distributed.chosen import Choose
 from graftkit.checkpoint.distributed.description import METADATA, Description, read_description
+from graftkit.checkpoint.distributed.parts import in_parts
 from graftkit.checkpoint.distributed.sharded import Sharded
 from graftkit.checkpoint.files import resolve_member
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.trust import check_sizes
 from graftkit.checkpoint.weights import Weights
 from graftkit.errors import InputRejected, few, printable
-
-#: Bytes of a file of the output, unless one tensor has more: what transformers long wrote by default.
-FILE_BYTES = 5_000_000_000
-
-#: What the parts of such a checkpoint are called here, since none of its own files holds a tensor whole.
-PART = ".distcp-part"
 
 #: What accelerate calls the folder of the optimizer beside that of the model.
 _OPTIMIZER = "optimizer"
@@ -65,7 +60,7 @@ def read_sharded_weights(directory: Path, config: Mapping[str, Any], *, choose: 
     held = {name: Sharded(folder, name, entry) for name, entry in described.tensors.items()}
     chosen = choose(config, held.keys())
     tensors: dict[str, LazyTensor] = {name: held[entry] for entry, name in chosen.weights.items()}
-    shards = _in_files(tensors)
+    shards = in_parts(tensors)
     left = _left_behind(folder, directory, described, (*chosen.skipped, *described.others))
     return Weights(tensors, shards, {shard: {} for shard in shards}, None, left)
 
@@ -89,16 +84,3 @@ def _left_behind(folder: Path, directory: Path, described: Description, skipped:
         return {f"{folder.name}/": why}
     files = {chunk.file for entry in described.tensors.values() for chunk in entry.chunks}
     return {METADATA: why, **dict.fromkeys(sorted(files), f"pieces of tensors, read as {METADATA} says")}
-
-
-def _in_files(tensors: Mapping[str, LazyTensor]) -> dict[str, tuple[str, ...]]:
-    """The names of the tensors, cut into parts of at most :data:`FILE_BYTES` or of one tensor."""
-    parts: list[list[str]] = [[]]
-    held = 0
-    for name, tensor in tensors.items():
-        if parts[-1] and held + tensor.nbytes > FILE_BYTES:
-            parts.append([])
-            held = 0
-        parts[-1].append(name)
-        held += tensor.nbytes
-    return {f"{place + 1:05}-of-{len(parts):05}{PART}": tuple(names) for place, names in enumerate(parts)}

@@ -1,4 +1,4 @@
-"""The weights that DeepSpeed saves whole in ``global_step*/``: those of ZeRO 1 and 2, whose file of the module holds all of it."""
+"""The weights that DeepSpeed saves in ``global_step*/``: of ZeRO 1 and 2 in one file of the module, of ZeRO 3 in parts of each rank."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from graftkit.checkpoint.archive import mapped_tensors
 from graftkit.checkpoint.distributed.chosen import Choose
+from graftkit.checkpoint.distributed.partitioned import is_partitioned, open_ranks, partitioned_tensors
+from graftkit.checkpoint.distributed.parts import in_parts
 from graftkit.checkpoint.files import is_plain_name, read_bounded
-from graftkit.checkpoint.pickled_file import mapped_tensors
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.trust import check_sizes
 from graftkit.checkpoint.weights import Weights
@@ -18,7 +20,7 @@ from graftkit.errors import InputRejected, few, printable
 #: What DeepSpeed calls the file of a module that one process holds whole, and the key of the module in it.
 STATES, MODULE = "mp_rank_00_model_states.pt", "module"
 
-_ENDING, _PARTITIONED, _LAYERS = "model_states.pt", "zero_pp_rank_", "layer_"
+_ENDING, _LAYERS = "model_states.pt", "layer_"
 
 #: The file that names the newest step.
 _LATEST, _MAX_LATEST = "latest", 1024
@@ -54,18 +56,13 @@ def _states(folder: Path) -> list[str]:
         return []
 
 
-def states_file(directory: Path) -> str:
-    """The relative path of the one file that holds the module whole.
+def _states_file(step: Path, below: str) -> str:
+    """The relative path of the one file in the folder ``step`` that holds the module whole.
 
     Raises:
-        InputRejected: it is spread over several, so that its weights are not to be had without DeepSpeed.
+        InputRejected: it is spread over several in another way than ZeRO 3's.
     """
-    step = find_step(directory)
-    if step is None:
-        raise InputRejected("has no file of a module's states as DeepSpeed writes it")
-    names, below = _states(step), "" if step == directory else f"{step.name}/"
-    if any(_PARTITIONED in name for name in names):
-        raise InputRejected(f"{below}: holds the parts of ZeRO 3, of which no file has a whole weight; {_GATHER}")
+    names = _states(step)
     if any(name.startswith(_LAYERS) for name in names):
         raise InputRejected(f"{below}: holds the layers of a pipeline, in the names of DeepSpeed; {_GATHER}")
     if names != [STATES]:
@@ -74,15 +71,21 @@ def states_file(directory: Path) -> str:
 
 
 def read_zero_weights(directory: Path, config: Mapping[str, Any], *, choose: Choose) -> Weights[LazyTensor]:
-    """What :func:`~graftkit.checkpoint.weights.read_weights` gives, of DeepSpeed's file; its values are mapped and not read.
+    """What :func:`~graftkit.checkpoint.weights.read_weights` gives, of DeepSpeed's files; their values are mapped and not read.
 
     ``choose`` says what the class calls the tensors of the module.
 
     Raises:
-        InputRejected: the module is spread over several files, or its file is malformed or asks to run code.
+        InputRejected: the module is cut for tensor parallelism or a pipeline, or a file is missing or malformed or asks to run code.
         StorageFault: the file system failed.
     """
-    file = states_file(directory)
+    step = find_step(directory)
+    if step is None:
+        raise InputRejected("has no file of a module's states as DeepSpeed writes it")
+    below = "" if step == directory else f"{step.name}/"
+    if is_partitioned(_states(step)):
+        return _read_parts(step, below, config, choose)
+    file = _states_file(step, below)
     held = mapped_tensors(directory / file, printable(file), inside=MODULE)
     check_sizes(config, len(held))
     if empty := [name for name, tensor in held.items() if 0 in tensor.shape]:
@@ -94,3 +97,17 @@ def read_zero_weights(directory: Path, config: Mapping[str, Any], *, choose: Cho
     skipped = f"; not the model's: {few(chosen.skipped)}" if chosen.skipped else ""
     left = {f"{folder}/" if folder else STATES: why + skipped}
     return Weights(tensors, {file: tuple(tensors)}, {file: {}}, None, left)
+
+
+def _read_parts(step: Path, below: str, config: Mapping[str, Any], choose: Choose) -> Weights[LazyTensor]:
+    """The same of the parts of ZeRO 3."""
+    names = sorted(os.listdir(step))
+    held = partitioned_tensors(open_ranks(step, names))
+    check_sizes(config, len(held))
+    chosen = choose(config, held)
+    tensors = {name: held[entry] for entry, name in chosen.weights.items()}
+    shards = in_parts(tensors)
+    why = "the optimizer's own copies of the weights, in float32, are read, and what it keeps beside them is not"
+    skipped = f"; not the model's: {few(chosen.skipped)}" if chosen.skipped else ""
+    left = dict.fromkeys([below] if below else [name for name in names if name.endswith("_states.pt")], why + skipped)
+    return Weights(tensors, shards, {shard: {} for shard in shards}, None, left)

@@ -93,7 +93,9 @@ def _not_cached(error: Exception, repo_id: str, revision: str | None, near: str)
 
     if constants.HF_HUB_OFFLINE:
         at = f" at revision '{printable(revision)}'" if revision else ""
-        return InputRejected(f"{repo_id}: is no folder and{at} not in the hub's cache, and HF_HUB_OFFLINE is set{near}")
+        return InputRejected(
+            f"{repo_id}: is not a local folder and{at} not cached; unset HF_HUB_OFFLINE to download it{near}"
+        )
     return StorageFault(f"{repo_id}: is not wholly cached, and the hub cannot be reached: {first_line(error)}")
 
 

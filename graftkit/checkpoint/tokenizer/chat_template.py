@@ -54,9 +54,9 @@ def check_chat_template(text: str) -> None:
     try:
         environment.from_string(text)
     except jinja2.TemplateSyntaxError as error:
-        raise RecipeError(f"chat_template: line {error.lineno}: {printable(error.message)}") from error
+        raise RecipeError(f"line {error.lineno}: {printable(error.message)}", field="chat_template") from error
     except (RecursionError, MemoryError, SyntaxError) as error:  # the last two are what Python's own parser says
-        raise RecipeError("chat_template: is nested too deeply for Jinja and Python to compile") from error
+        raise RecipeError("is nested too deeply for Jinja and Python to compile", field="chat_template") from error
 
 
 def template_environment() -> Environment:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from graftkit.architecture.accounting import check_shapes
@@ -20,7 +19,7 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, vocabulary_of
 from graftkit.recipe.adapter_fields import FILLED
-from graftkit.recipe.paths import is_url
+from graftkit.recipe.paths import expand_path, is_url, path_from_here
 from graftkit.recipe.wording import unknown
 
 
@@ -43,17 +42,21 @@ def written_config(config: Mapping[str, Any], checkpoint: Checkpoint, context: C
 def base_fields(checkpoint: Checkpoint, context: Context) -> dict[str, Any]:
     """``base_model_name_or_path`` and ``revision``: the written base where the recipe changes it, else the source.
 
-    Of a model in memory peft takes the model's own name.
+    peft, transformers and unsloth read a path of it from the working folder; where the files lie on this machine is nobody's
+    business. Of a model in memory peft takes the model's own name.
     """
     source = context.source
     if source.in_memory:
         return {"base_model_name_or_path": None, "revision": None}
     if checkpoint is not source:
-        written = context.output if is_url(context.output) else str(Path(context.output).absolute())
-        return {"base_model_name_or_path": written, "revision": None}
+        return {"base_model_name_or_path": _named(context.output), "revision": None}
     if source.revision is not None:
         return {"base_model_name_or_path": source.name, "revision": source.revision}
-    return {"base_model_name_or_path": source.name if is_url(source.name) else str(source.directory), "revision": None}
+    return {"base_model_name_or_path": _named(source.name), "revision": None}
+
+
+def _named(place: str) -> str:
+    return place if is_url(place) else path_from_here(expand_path(place))
 
 
 def loaded_dtype(checkpoint: Checkpoint) -> str:

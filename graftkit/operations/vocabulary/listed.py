@@ -132,9 +132,7 @@ def _from_file(path: Path, field: str, problems: list[tuple[str, str]], *, speci
                 if token is not None:
                     yield Listed(field, origin, token, special)
     except OSError as error:
-        raise RecipeError(
-            f"{name}: {error.strerror or error} (the path starts in the working directory)", field=field
-        ) from error
+        raise RecipeError(f"{name}: {error.strerror or error}", field=field) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{name}: is not UTF-8 text", field=field) from error
     if empty:

@@ -33,8 +33,10 @@ def run(material: Path, scratch: Path, rows: Rows) -> None:
         "datasets": [dataset],
         "dataset_prepared_path": str(scratch / "prepared"),
     }
-    lora = {"adapter": "lora", "lora_model_dir": str(material / "lora" / "adapter"), "lora_r": 8, "lora_alpha": 16,
-            "lora_target_linear": True}  # fmt: skip
+    lora = {
+        "adapter": "lora", "lora_model_dir": str(material / "lora" / "adapter"), "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True,
+        "lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False,  # they are for CUDA, and on by themselves
+    }  # fmt: skip
     for what, more in (("the base", {}), ("a LoRA whose B is zero", lora)):
         out = scratch / f"out{len(more)}"
         config = scratch / f"{out.name}.yaml"

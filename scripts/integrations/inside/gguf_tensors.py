@@ -1,4 +1,4 @@
-"""GGUF: llama.cpp's converter takes the base; tensors and tokens in the file are those of the checkpoint."""
+"""GGUF: llama.cpp's converter takes the checkpoints; tensors and tokens in the files are theirs."""
 
 from __future__ import annotations
 
@@ -10,43 +10,63 @@ from typing import Any
 import numpy as np
 from compared import Rows, main
 
-#: Name in the file -> name in the checkpoint; llama.cpp keeps the rows of q and k in another order.
-BLOCK = {
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+#: llama.cpp's number for control tokens.
+CONTROL = 3
+
+#: Name in the file -> name in the checkpoint; llama.cpp keeps the rows of q and k of a Llama in another order.
+LLAMA = {
+    "token_embd": "model.embed_tokens",
+    "output": "lm_head",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
+}
+BERT = {
+    "token_embd": "embeddings.word_embeddings",
+    "blk.{}.attn_q": "encoder.layer.{}.attention.self.query",
+    "blk.{}.attn_k": "encoder.layer.{}.attention.self.key",
+    "blk.{}.attn_v": "encoder.layer.{}.attention.self.value",
+    "blk.{}.attn_output": "encoder.layer.{}.attention.output.dense",
+    "blk.{}.ffn_up": "encoder.layer.{}.intermediate.dense",
+    "blk.{}.ffn_down": "encoder.layer.{}.output.dense",
 }
 
 
 def run(material: Path, scratch: Path, rows: Rows) -> None:
-    """Convert the base to float32, and read the file back."""
+    """Convert the base and the sentence model to float32, and read the files back."""
+    for name, tensors in (("base", LLAMA), ("sentences", BERT)):
+        if not (material / name).is_dir():
+            rows.add(f"tensors and tokens of the {name}", "not run", "its source is not installed")
+        elif (refused := _convert(material / name, scratch / f"{name}.gguf")) is None:
+            _compare(name, material / name, scratch / f"{name}.gguf", tensors, rows)
+        else:
+            source = Path((material / f"{name}.source").read_text(encoding="utf-8"))
+            if _convert(source, scratch / "source.gguf") != refused:
+                raise RuntimeError(refused)
+            said = f"the converter refuses its source too: {refused}"
+            rows.add(f"tensors and tokens of the {name}", "not run", said)
+
+
+def _compare(name: str, folder: Path, file: Path, names: dict[str, str], rows: Rows) -> None:
     from gguf import GGUFReader
     from models import tokenizer
     from safetensors.torch import load_file
 
-    base, out = material / "base", scratch / "base.gguf"
-    if (refused := _convert(base, out)) is not None:
-        source = Path((material / "base.source").read_text(encoding="utf-8"))
-        if _convert(source, scratch / "source.gguf") != refused:
-            raise RuntimeError(refused)
-        rows.add("tensors and tokens", "not run", f"the converter refuses the source of the base too: {refused}")
-        return
-    reader = GGUFReader(str(out))
+    reader = GGUFReader(str(file))
     held = {each.name: np.array(each.data) for each in reader.tensors}
     stored = {
-        name: each.float().numpy() for file in base.glob("*.safetensors") for name, each in load_file(file).items()
+        key: each.float().numpy() for part in folder.glob("*.safetensors") for key, each in load_file(part).items()
     }
-    rows.equal("input table", held["token_embd.weight"], stored["model.embed_tokens.weight"])
-    rows.equal("output table", held["output.weight"], stored["lm_head.weight"])
-    names = {
-        f"blk.{block}.{short}.weight": f"model.layers.{block}.{name}.weight"
-        for short, name in BLOCK.items()
-        for block in range(sum(name.endswith("v_proj.weight") for name in stored))
+    pairs = {
+        f"{short}.weight".format(block): f"{long}.weight".format(block)
+        for short, long in names.items()
+        for block in range(100)
+        if f"{long}.weight".format(block) in stored
     }
-    same = sum(np.array_equal(held[short], stored[name]) for short, name in names.items())
-    rows.true("weights of the blocks", same == len(names), f"{same} of {len(names)}")
-    _compare_tokens(reader, tokenizer(base), len(stored["lm_head.weight"]), rows)
+    same = sum(np.array_equal(held[short], stored[long]) for short, long in pairs.items())
+    rows.true(f"tables and matrices of the {name}", same == len(pairs), f"{same} of {len(pairs)}")
+    _compare_tokens(name, reader, tokenizer(folder), len(held["token_embd.weight"]), rows)
 
 
 def _convert(folder: Path, out: Path) -> str | None:
@@ -56,18 +76,17 @@ def _convert(folder: Path, out: Path) -> str | None:
     return None if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
-def _compare_tokens(reader: Any, words: Any, table: int, rows: Rows) -> None:
+def _compare_tokens(name: str, reader: Any, words: Any, table: int, rows: Rows) -> None:
     tokens = reader.get_field("tokenizer.ggml.tokens").contents()
     kinds = reader.get_field("tokenizer.ggml.token_type").contents()
-    rows.true("as many tokens as rows", len(tokens) == table, f"{len(tokens)} and {table}")
-    wrong = [text for text, number in words.get_added_vocab().items() if tokens[number] != text]
-    rows.true("added tokens at their ids", not wrong, f"{len(words.get_added_vocab())} tokens")
-    control = [
-        text
-        for text, number in words.get_added_vocab().items()
-        if text in words.all_special_tokens and kinds[number] != 3
-    ]
-    rows.true("special tokens are control tokens", not control, ", ".join(control) or "all")
+    rows.true(f"as many tokens as rows of the {name}", len(tokens) == table, f"{len(tokens)} and {table}")
+    added = words.get_added_vocab()
+    wrong = [
+        text for text, number in added.items() if tokens[number].removeprefix("\u2581") != text
+    ]  # WordPiece marks beginnings
+    rows.true(f"added tokens of the {name} at their ids", not wrong, f"{len(added)} tokens")
+    control = [text for text in added if text in words.all_special_tokens and kinds[added[text]] != CONTROL]
+    rows.true(f"special tokens of the {name} are control tokens", not control, ", ".join(control) or "all")
 
 
 if __name__ == "__main__":

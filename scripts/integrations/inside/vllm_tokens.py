@@ -19,7 +19,7 @@ def run(material: Path, _: Path, rows: Rows) -> None:
         adapter = LoRARequest(name, 1, str(material / name / "adapter")) if name != "base" else None
         served = LLM(
             model=str(base), dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=1, seed=0,
-            enable_lora=adapter is not None, max_lora_rank=8,
+            enable_lora=adapter is not None, max_lora_rank=8, gpu_memory_utilization=0.2,  # of the machine's memory, which is not its own alone
         )  # fmt: skip
         greedy = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, min_tokens=NEW_TOKENS, ignore_eos=True)
         prompts = [{"prompt_token_ids": each} for each in ids(base)]
