@@ -1,7 +1,7 @@
 """What new blocks learn, and what the model forgets: the demo model trained on Python's source code, its new blocks alone.
 
     python scripts/bench_blocks.py --run            # some minutes on one core; goes on where it was stopped
-    python scripts/bench_blocks.py --insertion      # seconds and memory of an insertion into 1.9 GB beside `cp -r`
+    python scripts/bench_blocks.py --insertion      # seconds and memory of an insertion into 3.1 GB beside `cp -r`
     python scripts/bench_blocks.py --write          # table and plot of docs/blocks.md from docs/bench_blocks.json
 
 The demo model knows the English of Python's documentation (`pydoc_data.topics`). A new block behind each of its three begins as the
@@ -49,8 +49,8 @@ BATCH, LENGTH, MEASURED, RATE = 8, 64, 64, 1e-3
 #: Packages of the standard library to train on, and to measure on.
 TRAINED, TESTED = ("asyncio", "email", "http", "importlib", "multiprocessing"), ("json", "logging", "unittest", "xml")
 
-#: Sizes of the checkpoint that blocks are inserted into: 0.95 billion parameters in bfloat16.
-WIDTH, INNER, DEPTH, ROWS, SHARD = 2048, 5632, 16, 32000, 4
+#: Sizes of the checkpoint that blocks are inserted into: 1.57 billion parameters in bfloat16. A block is copied behind every fourth.
+WIDTH, INNER, DEPTH, ROWS, SHARD = 2048, 5632, 28, 32000, 4
 
 BEGIN, END = "<!-- bench_blocks -->", "<!-- end -->"
 
@@ -163,7 +163,7 @@ def timed(command: list[str]) -> list[float]:
 
 
 def insertion(mergekit: str | None) -> dict[str, Any]:
-    """Seconds and memory of what makes a checkpoint with four more blocks, of one in the cache of files."""
+    """Seconds and memory of what makes a checkpoint with a quarter more blocks, of one in the cache of files."""
     with tempfile.TemporaryDirectory() as place:
         base, found = Path(place) / "base", {}
         base.mkdir()
@@ -171,7 +171,7 @@ def insertion(mergekit: str | None) -> dict[str, Any]:
         recipe = Path(place) / "recipe.json"
         recipe.write_text(json.dumps({
             "version": 1, "base_model": str(base), "output": f"{place}/grown", "verify": {"outputs": False},
-            "operations": [{"op": "insert_blocks", "every": 4}],
+            "operations": [{"op": "insert_blocks", "every": SHARD}],
         }))  # fmt: skip
         found["cp -r"] = timed(["cp", "-r", str(base), f"{place}/copy"])
         found["graftkit apply, outputs not run"] = timed([sys.executable, "-m", "graftkit", "apply", str(recipe)])
@@ -179,8 +179,11 @@ def insertion(mergekit: str | None) -> dict[str, Any]:
         if mergekit is None:
             print("mergekit: left out, since --mergekit names no interpreter that has it")
         else:
+            ends = [*range(SHARD, DEPTH, SHARD), DEPTH, DEPTH]
+            begins = [0, *(end - 1 for end in ends[:-1])]
             slices = [
-                {"sources": [{"model": str(base), "layer_range": [a, a + 4 + (a > 0)]}]} for a in range(0, DEPTH, 4)
+                {"sources": [{"model": str(base), "layer_range": [begin, end]}]}
+                for begin, end in zip(begins, ends, strict=True)
             ]
             Path(place, "merge.yaml").write_text(
                 json.dumps({"slices": slices, "merge_method": "passthrough", "dtype": "bfloat16"})
@@ -214,7 +217,11 @@ def table(done: dict[str, Any]) -> str:
     if "insertion" in done:
         cost = done["insertion"]
         sizes = f"{cost['bytes'] / 1e9:.2f} GB to {cost['grown'] / 1e9:.2f}"
-        lines += ["", f"| four blocks, {sizes} | s | s of a core | largest memory, MB |", "|---|---:|---:|---:|"]
+        lines += [
+            "",
+            f"| {DEPTH // SHARD} new blocks, {sizes} | s | s of a core | largest memory, MB |",
+            "|---|---:|---:|---:|",
+        ]
         lines += [
             f"| {name} | {seconds:.1f} | {core:.1f} | {memory:,.0f} |"
             for name, (seconds, core, memory) in cost["rows"].items()

@@ -1,4 +1,4 @@
-"""Widen feed-forward layers, experts and key-value heads of every class that transformers can build small, and check each result.
+"""Widen feed-forward layers, experts, key-value heads and the residual stream of every class that transformers can build small, and check each result.
 
     python scripts/sweep_widen.py --jobs 2 --out docs/sweep_widen.md
     python scripts/sweep_widen.py --match '^Llama'
@@ -28,7 +28,11 @@ FIELDS = {
     "feed-forward": ("intermediate_size", "n_inner", "d_ff", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_hidden_size", "inner_dim"),
     "experts": ("moe_intermediate_size", "expert_intermediate_size", "shared_expert_intermediate_size", "moe_ffn_hidden_size"),
     "key-value heads": ("num_key_value_heads", "num_kv_heads"),
+    "hidden size": ("hidden_size", "d_model", "n_embd", "dim", "word_embed_proj_dim"),
 }  # fmt: skip
+
+#: Times the value of those columns that do not grow by a half; four, so that norms are multiplied by a half and nothing is rounded.
+TIMES = {"key-value heads": 2, "hidden size": 4}
 
 WORDS = ("works", "works, bitwise", "works, outputs not run", "no such field", "refused", "wrong")
 
@@ -68,7 +72,7 @@ def try_width(source: Path, output: Path, column: str) -> tuple[str, str]:
         value = value_of(config, field)
         if value is None:
             continue
-        sizes = {field: 2 * value if column == "key-value heads" else value + value // 2}
+        sizes = {field: TIMES[column] * value if column in TIMES else value + value // 2}
         recipe: dict[str, Any] = {
             "version": 1, "base_model": str(source), "output": str(output), "verify": {"outputs": False},
             "operations": [{"op": "widen", "sizes": sizes}],
@@ -104,7 +108,7 @@ def markdown(verdicts: list[Verdict], command: str) -> str:
     """The table as a page."""
     intro = (
         "Each class is built small with random weights, and `widen` makes one field of its config larger: *feed-forward* and *experts* by a half,",
-        f"*key-value heads* twice as many. The fields are, the first that makes a tensor larger: {', '.join(f'`{n}`' for ns in FIELDS.values() for n in ns)}.",
+        f"*key-value heads* twice as many, *hidden size* four times. The fields are, the first that makes a tensor larger: {', '.join(f'`{n}`' for ns in FIELDS.values() for n in ns)}.",
         "Each result is written without graftkit's own comparison of outputs, reloaded with plain transformers, and compared with its source by code that",
         "is not graftkit's: its logits (or first output) equal, or within 2e-6 of the largest of them, and tensors that did not grow as they were. In float32, one thread.",
     )  # fmt: skip

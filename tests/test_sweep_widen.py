@@ -15,14 +15,14 @@ import graftkit
 ROOT = Path(__file__).parent.parent
 SCRIPT, PAGE = ROOT / "scripts" / "sweep_widen.py", ROOT / "docs" / "sweep_widen.md"
 
-#: Class -> verdicts of feed-forward, experts, key-value heads; ``bitwise`` may be said on one machine and not on another.
+#: Class -> verdicts of feed-forward, experts, key-value heads, hidden size; ``bitwise`` may be said on one machine and not on another.
 EXPECTED = {
-    "LlamaForCausalLM": ("works", "no such field", "works"),
-    "GptOssForCausalLM": ("works", "no such field", "works"),
-    "Phi3ForCausalLM": ("works", "no such field", "works"),
-    "BitNetForCausalLM": ("refused", "no such field", "works"),
-    "T5ForConditionalGeneration": ("works", "no such field", "no such field"),
-    "BertForMaskedLM": ("works", "no such field", "no such field"),
+    "LlamaForCausalLM": ("works", "no such field", "works", "works"),
+    "GptOssForCausalLM": ("works", "no such field", "works", "works"),
+    "Phi3ForCausalLM": ("works", "no such field", "works", "works"),
+    "BitNetForCausalLM": ("refused", "no such field", "works", "refused"),
+    "T5ForConditionalGeneration": ("works", "no such field", "no such field", "refused"),
+    "BertForMaskedLM": ("works", "no such field", "no such field", "refused"),
 }
 
 
@@ -74,13 +74,13 @@ def test_one_class_and_its_page(sweep, llama, tmp_path):
     assert sweep.try_width(llama, tmp_path / "out", "key-value heads")[0].startswith("works")
     assert sweep.try_width(llama, tmp_path / "none", "experts") == ("no such field", "")
     page = sweep.markdown([sweep.Verdict("A", dict.fromkeys(sweep.FIELDS, "works"))], "python x")
-    assert "| A | works | works | works |" in page
+    assert "| A | works | works | works | works |" in page
 
 
 def verdicts(page):
-    """Class -> its three verdicts."""
+    """Class -> its four verdicts."""
     rows = re.findall(
-        r"^\| (\w+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page.partition("## Every class")[2], re.MULTILINE
+        r"^\| (\w+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page.partition("## Every class")[2], re.MULTILINE
     )
     return {name: tuple(found) for name, *found in rows if name != "class"}
 

@@ -155,8 +155,8 @@ class Correspondence:
         """
         stem, _, number = name.rpartition(".")
         kind = stem.rpartition(" ")[2]
-        side = kind.removesuffix("hidden_states").removesuffix("_")
-        if not (number.isdigit() and kind.endswith("hidden_states")) or (side and not is_side(side, self.stack)):
+        side, states, _ = kind.partition("hidden_states")  # ProphetNet has hidden_states_ngram beside them
+        if not (number.isdigit() and states) or (side and not is_side(side.removesuffix("_"), self.stack)):
             return name
         index = int(number)
         if index == blocks.result:
@@ -208,10 +208,22 @@ class Correspondence:
         return self.ids is not None and (old.shape[-1], new.shape[-1]) == (self.ids.source, self.ids.result)
 
     def columns(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        """The corresponding columns of both, where the last axis is that of ids; else both as they are."""
+        """The corresponding columns of both, where the last axis is that of ids or a width that has grown; else both as they are."""
         if self.ids is None or not self.over_ids(old, new):
-            return old, new
+            return self.channels(old, new)
         return self.ids.of_source(old), self.ids.of_result(new)
+
+    def channels(self, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The corresponding columns of hidden states of another width; both as they are where it is the same or no one map tells."""
+        sizes = (old.shape[-1:], new.shape[-1:])
+        if sizes[0] == sizes[1] or not all(sizes):
+            return old, new
+        axes = (one for maps in self.widths.values() for _, one in maps.axes)
+        known = {one for one in axes if ((one.source,), (one.result,)) == sizes}
+        if len(known) != 1:
+            return old, new
+        (indices,) = known
+        return indices.of_source(old), indices.of_result(new)
 
     def widened(self, name: str) -> AxisMaps | None:
         """The maps of a parameter of the source with an inner axis of another size; a base model alone may name it."""

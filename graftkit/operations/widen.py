@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.checkpoint.checkpoint import Checkpoint
@@ -9,11 +11,12 @@ from graftkit.errors import RecipeError, few
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.given_texts import texts_checks
 from graftkit.operations.widths.new_experts import new_experts
-from graftkit.operations.widths.tensors import grown_tensors
+from graftkit.operations.widths.tensors import grown_tensors, parts
 from graftkit.operations.widths.widening import Widening, find_widening
 from graftkit.recipe import Widen
 from graftkit.recipe.weight_schemes import Matched
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+from graftkit.verification.rescaled import RescaledCheck, Scaled
 
 
 def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
@@ -26,12 +29,17 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
         RecipeError: a field is not there, does not grow, is no width, or there is nothing that ``init`` would make.
         InputRejected: nothing that was tried keeps the function, or a tensor is stored in a way that is not understood.
     """
-    result, correspondence, steps = checkpoint, IDENTITY, list[Widening]()
+    result, correspondence, steps, scaled = checkpoint, IDENTITY, list[Widening](), dict[str, Scaled]()
     for name, wanted in spec.sizes.items():
         structure = account(result)
         step = find_widening(result.config, structure.skeleton, name, wanted, allow_change=spec.allow_change)
         seed = (context.seed, context.place, step.field.shown)
         tensors = grown_tensors(result, structure, step, spec.init or Matched(), seed)
+        scaled |= {
+            part.disk: Scaled(result.tensors[part.disk], tensors[part.disk], part.maps)
+            for part in parts(result, structure, step)
+            if part.maps.scale != 1.0
+        }
         result = result.with_tensors(tensors).with_documents({"config.json": step.config})
         for shard, made in new_experts(result, structure, step, spec.init or Matched(), seed).items():
             result = result.with_tensors(made, shard=shard)
@@ -44,7 +52,14 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
         raise RecipeError(
             "nothing changes: every size grows with the function as it was; leave it out", field="allow_change"
         )
-    promise = Promise(PromiseClass.EXACT, "hidden states and logits", EVERY_INPUT)
+    rounds = any(step.rounds for step in steps)
+    promise = Promise(
+        PromiseClass.ROUNDED if rounds else PromiseClass.EXACT,
+        "hidden states and logits, but for the rounding of what is multiplied"
+        if rounds
+        else "hidden states and logits",
+        EVERY_INPUT,
+    )
     return Outcome(
         result,
         Promise(PromiseClass.INTENTIONAL, f"{few(changed)} grown with a change of the function", EVERY_INPUT)
@@ -53,9 +68,14 @@ def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:
         tuple(note for step in steps for note in step.notes()),
         correspondence=correspondence,
         scope=Scope.MEASURE if changed else Scope.REORDERED,
-        checks=texts_checks(spec.texts),
+        checks=(*texts_checks(spec.texts), *([_rescaled(scaled, context, changed=bool(changed))] if scaled else [])),
         figures=lambda: {"widths": [_figures(step) for step in steps]},
     )
+
+
+def _rescaled(scaled: Mapping[str, Scaled], context: Context, *, changed: bool) -> RescaledCheck:
+    """The check of what was multiplied; outputs are judged where nothing else in the recipe so far changes them."""
+    return RescaledCheck(scaled, alone=not changed and all(one.scope.same_outputs for one in context.earlier))
 
 
 def _figures(step: Widening) -> dict[str, object]:
@@ -66,5 +86,6 @@ def _figures(step: Widening) -> dict[str, object]:
         "zero": list(step.found.zero),
         "repeated": step.found.repeated,
         "change": step.found.change,
+        "scaled": {name: {"scale": maps.scale, "offset": maps.offset} for name, maps in step.scaled.items()},
         "layouts": {name: {str(a): str(one) for a, one in axes.items()} for name, axes in step.found.layouts.items()},
     }

@@ -75,6 +75,7 @@ class Differences:
         """Compare one output of one probe; note the mass of new ids, and ``places`` of its positions for the KL."""
         tally = self.tallies.setdefault(name, Tally())
         grown = self._is_over_ids(name, old, new)
+        old, new = (old, new) if grown else self.correspondence.channels(old, new)
         if not grown and equal(old, new):  # which NaN never is
             self._count_equal(tally, probe, name, old)
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +70,7 @@ def changed_tensors(
         found = tensor_difference(name, before, after)
         if found is None:
             continue
-        if found.rows == 0 and found.old != found.new and name not in axes:
+        if found.rows == 0 and found.old != found.new and not _same_but_for(before.shape, after.shape, axes.get(name)):
             yield f"structure: tensor {shown!r} was {found.old}, now {found.new}"
         elif name not in axes or not (isinstance(before, Stored) and isinstance(after, Stored)):
             yield f"structure: tensor {shown!r}: {found.rows} rows changed, {_gap(found.largest)}"
@@ -80,6 +80,12 @@ def changed_tensors(
             rows, largest = _changed_rows(before, after, axes[name], ids or IndexMap.identity(before.shape[axes[name]]))
             if rows:
                 yield f"structure: tensor {shown!r}: {rows} rows of old ids changed, {_gap(largest)}"
+
+
+def _same_but_for(old: Sequence[int], new: Sequence[int], axis: int | None) -> bool:
+    """Whether two shapes are equal but for one axis; never without one."""
+    sizes = [[size for place, size in enumerate(shape) if place != axis] for shape in (old, new)]
+    return axis is not None and sizes[0] == sizes[1]
 
 
 def _describe(tensor: LazyTensor) -> str:

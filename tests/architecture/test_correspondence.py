@@ -114,6 +114,9 @@ def test_hidden_states_are_what_blocks_give_the_first_what_they_take_and_the_las
     assert [GROWN.output_in_result(f"step 1 hidden_states.{index}") for index in range(4)] == [
         f"step 1 hidden_states.{index}" for index in (0, 1, 3, 4)
     ]
+    assert GROWN.output_in_source("hidden_states_ngram.4") == "hidden_states_ngram.3", (
+        "as ProphetNet has them beside these"
+    )
     for name in ("logits", "last_hidden_state", "encoder_hidden_states.2", "image_hidden_states.2", "hidden_states"):
         assert GROWN.output_in_source(name) == name
     behind = Correspondence(blocks=IndexMap(3, 4, ((0, 0, 3),)), stack="model.layers")

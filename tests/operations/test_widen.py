@@ -183,10 +183,11 @@ def test_a_norm_over_the_axis_is_the_reason(tmp_path, sources):
     with pytest.raises(InputRejected, match=r"norms have this axis \(model.layers.\*.mlp.ffn_sub_norm.weight\)"):
         planned(tmp_path / "source", widen(intermediate_size=128))
     with pytest.raises(
-        InputRejected,
-        match="hidden_size cannot grow from 32 to 64: none of the layouts and zeros that were tried .*; norms have this axis",
+        InputRejected, match=r"norms have this axis .*; LayerNorm is more than a root mean square, for which"
     ):
-        planned(sources("llama"), widen(hidden_size=64))
+        planned(sources("gpt2"), widen(n_embd=48))
+    with pytest.raises(InputRejected, match="since model.embed_tokens.scalar_embed_scale depends on it too"):
+        planned(sources("gemma2"), widen(hidden_size=64))
 
 
 def test_rows_that_nothing_reads_are_no_width(sources):
@@ -252,8 +253,8 @@ def test_a_norm_over_more_units_changes_what_it_gives_and_that_is_allowed_or_ref
 def test_a_change_that_is_allowed_and_not_needed_is_refused_and_so_is_one_that_nothing_compares(sources):
     with pytest.raises(RecipeError, match=r"operations.0.allow_change: nothing changes"):
         planned(sources("llama"), {**widen(intermediate_size=96), "allow_change": True})
-    with pytest.raises(InputRejected, match="its hidden states would be of another width"):
-        planned(sources("llama"), {**widen(hidden_size=64), "allow_change": True})
+    with pytest.raises(InputRejected, match="its hidden states would be others, and of another width"):
+        planned(sources("gpt2"), {**widen(n_embd=48), "allow_change": True})
 
 
 def found_instead(monkeypatch, change):

@@ -63,6 +63,7 @@ PLANTED = {
     "verification/outputs.py OutputsReport": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/positions.py PositionsReport": "operations/test_extend_positions.py test_planted_faults_are_caught",
     "verification/recast.py RecastReport": "operations/test_cast.py test_planted_faults_are_caught",
+    "verification/rescaled.py RescaledReport": "operations/test_widen_hidden_size.py test_values_that_are_not_the_nearest_are_caught",
     "verification/recast_noise.py _run": "operations/test_cast.py test_planted_faults_are_caught",
     "verification/resized.py ResizedReport": "operations/test_resize_adapter.py test_planted_faults_are_caught",
     "verification/retargeted.py RetargetedReport": "operations/test_retarget_adapter.py test_a_planted_fault_is_caught",

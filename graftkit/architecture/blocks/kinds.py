@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from graftkit.architecture.blocks.trace import trace_blocks, why_it_does_not_run
+from graftkit.architecture.blocks.trace import trace_blocks, why_it_does_not_begin, why_it_does_not_run
 from graftkit.architecture.layers import LayerList
 from graftkit.architecture.skeleton import Skeleton
 from graftkit.errors import printable
@@ -50,11 +50,10 @@ def _differences(old: Skeleton, new: Skeleton, layers: LayerList, order: Sequenc
     for place, source in enumerate(order) if all(traces) else ():
         if traces[0][source] != traces[1][place]:
             yield f"block {source} as block {place} would compute otherwise: {_operation(traces[0][source], traces[1][place])}"
-    said, before = why_it_does_not_run(new), why_it_does_not_run(old)
-    if (
-        said.partition(":")[0] != before.partition(":")[0] and said
-    ):  # without values some classes run as little as before
-        yield f"{new.architecture} does not run with these blocks: {said}"
+    for ask, what in ((why_it_does_not_begin, "load"), (why_it_does_not_run, "run")):
+        said, before = ask(new), ask(old)
+        if said and said.partition(":")[0] != before.partition(":")[0]:  # without values some do as little as before
+            yield f"{new.architecture} does not {what} with these blocks: {said}"
 
 
 def kind_of(skeleton: Skeleton, layers: LayerList, index: int) -> Mapping[str, Any]:

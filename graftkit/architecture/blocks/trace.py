@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,18 @@ def why_it_does_not_run(skeleton: Skeleton) -> str:
         with _Recorder(), quiet(), torch.device("meta"), torch.no_grad():
             prepare_for_meta(model)
             model(**inputs_on_meta(model), return_dict=True)
+    except Exception as error:  # noqa: BLE001 - as above
+        return one_line(error)
+    return ""
+
+
+def why_it_does_not_begin(skeleton: Skeleton) -> str:
+    """What the class says when it gives a new model its values, as each load lets it do; empty where it does so."""
+    import torch
+
+    try:
+        with _Recorder(), quiet(), torch.device("meta"), torch.no_grad():
+            copy.deepcopy(skeleton.model).initialize_weights()  # which marks what it went over
     except Exception as error:  # noqa: BLE001 - as above
         return one_line(error)
     return ""

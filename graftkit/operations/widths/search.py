@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from graftkit.architecture.widths.growth import AxisGrowth
 from graftkit.architecture.widths.layouts import Grouped, Layout, grouped_layouts, repeated_layouts
+from graftkit.errors import few
+from graftkit.operations.widths.rescaling import Rescaling
 from graftkit.operations.widths.trial import Layouts, Trial
 
 #: Combinations of layouts that are tried where the usual ones fail.
@@ -22,8 +24,9 @@ ROUNDING = 1e-9
 class Found:
     """The layouts by kind of parameter, and the kinds whose new slices are zero; where slices are ``repeated`` none is new.
 
-    ``gradients_seen`` says whether the class could be differentiated, so that new slices are known to learn. Where nothing keeps the
-    function, ``change`` says how far the outputs of the small model move, relative to their size, and ``why``; else it is 0.
+    ``rescaling`` is what else becomes of norms over the axis. ``gradients_seen`` says whether the class could be differentiated,
+    so that new slices are known to learn. Where nothing keeps the function, ``change`` says how far the outputs of the small model
+    move, relative to their size, and ``why``; else it is 0.
     """
 
     layouts: Layouts
@@ -32,6 +35,7 @@ class Found:
     gradients_seen: bool = True
     change: float = 0.0
     why: str = ""
+    rescaling: Rescaling | None = None
 
 
 class NotPreserved(ValueError):
@@ -49,7 +53,7 @@ def search(trial: Trial) -> Found:
         layouts = _first(trial, _combinations(trial, repeated_layouts), ())
         if layouts is None:
             raise NotPreserved(_why_not(trial))
-        return Found(layouts, (), repeated=True)
+        return Found(layouts, (), repeated=True, rescaling=trial.rescaling)
     if trial.keeps(layouts, ()):
         raise NotPreserved(
             "new slices have no effect on inputs that the model takes today, so this is no width: positions, labels and the like are"
@@ -63,20 +67,20 @@ def search(trial: Trial) -> Found:
     dead = trial.dead(layouts, zero)
     if dead:
         raise NotPreserved(f"new slices would never learn: no gradient reaches those of {', '.join(dead)}")
-    return Found(layouts, tuple(zero), gradients_seen=dead is not None)
+    return Found(layouts, tuple(zero), gradients_seen=dead is not None, rescaling=trial.rescaling)
 
 
 def closest(trial: Trial, why: NotPreserved) -> Found:
     """Of what was tried, that which moves the outputs of the small model least, with the fewest zeros that move them no further.
 
     Raises:
-        NotPreserved: the wider model gives outputs of other shapes with all of it, or new slices would never learn.
+        NotPreserved: the wider model gives wider outputs, or of other shapes with all of it, or new slices would never learn.
     """
     grouped = [(trial.distance(one, trial.kinds), one, False) for one in _combinations(trial, grouped_layouts)]
     copied = [(trial.distance(one, ()), one, True) for one in _combinations(trial, repeated_layouts)]
     least = min((distance for distance, _, _ in (*grouped, *copied)), default=math.inf)
-    if not math.isfinite(least):
-        raise NotPreserved(f"{why}; and its hidden states would be of another width, so that nothing can be compared")
+    if trial.widens_outputs or not math.isfinite(least):
+        raise NotPreserved(f"{why}; and all of its hidden states would be others, and of another width")
     change, layouts, repeated = next(one for one in (*grouped, *copied) if one[0] <= least * (1 + ROUNDING))
     zero = {} if repeated else dict.fromkeys(trial.in_order())
     for name in list(zero):
@@ -149,8 +153,22 @@ def _why_not(trial: Trial) -> str:
     tried = "none of the layouts and zeros that were tried keep the function"
     gains = [name for name in trial.kinds if trial.is_gain(name)]
     if gains:
-        return f"{tried}; norms have this axis ({', '.join(gains)}), and a mean over it takes in what is new"
-    growth = next(iter(next(iter(trial.kinds.values())).values()))
+        also = "" if trial.rescaling is None else _why_not_rescaled(trial, trial.rescaling)
+        return f"{tried}; norms have this axis ({few(gains)}), and a mean over it takes in what is new{also}"
+    growth = next(axis for axes in trial.kinds.values() for axis in axes.values())
     if growth.wanted % growth.value:
         return f"no layout and no zeros keep the function, and {growth.wanted} is no multiple of {growth.value}, to repeat slices"
     return tried
+
+
+def _why_not_rescaled(trial: Trial, rescaling: Rescaling) -> str:
+    """What is known of why gains and epsilons do not make up for it: a norm that does more, or a number that depends on the width."""
+    epsilons = few([".".join(path) for path in rescaling.epsilons])
+    odd = trial.odd_norms(next(_combinations(trial, grouped_layouts)))
+    if odd:
+        return (
+            f"; {few(odd)} is more than a root mean square, for which other gains and another {epsilons} would make up"
+        )
+    numbers = trial.other_numbers()
+    more = few(numbers) if numbers else "something else"
+    return f"; other gains and another {epsilons} do not make up for it, since {more} depends on it too"

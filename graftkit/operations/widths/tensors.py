@@ -11,6 +11,7 @@ from graftkit.architecture.fused import slices
 from graftkit.architecture.widths.growth import kind
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.grown import FreshSlices, grow_axis
+from graftkit.checkpoint.rearranged import elementwise
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor, Zeros
 from graftkit.errors import InputRejected, printable
 from graftkit.operations.weights.facts import model_facts
@@ -42,7 +43,7 @@ def grown_tensors(
     facts, found = model_facts(widening.skeleton), dict[str, LazyTensor]()
     for part in parts(checkpoint, structure, widening):
         old = tensor = checkpoint.tensors[part.disk]
-        if old.dtype not in FLOATING and part.maps.has_new:
+        if old.dtype not in FLOATING and (part.maps.has_new or part.maps.scale != 1.0):
             raise InputRejected(
                 f"tensor {printable(part.disk)!r} is of dtype {old.dtype}, which new values cannot be made in"
             )
@@ -52,7 +53,8 @@ def grown_tensors(
             pieces = list(indices.pieces())
             fresh: FreshSlices = SlicesOfScheme(scheme, facts, seed, named, tensor, axis, pieces)
             tensor = grow_axis(tensor, axis, pieces, _zeros(old.dtype) if widening.is_zero(part.name) else fresh)
-        found[part.disk] = tensor
+        scaled = part.maps.scale != 1.0
+        found[part.disk] = elementwise([tensor], old.dtype, part.maps.scaled) if scaled else tensor
     return found
 
 
@@ -89,8 +91,8 @@ def parts(checkpoint: Checkpoint, structure: Structure, widening: Widening) -> I
                             f"tensor {printable(disk)!r} is a part of {printable(name)} that does not grow by itself"
                         )
                     axes.append((axis - 1, own))
-                if axes:
-                    yield Part(disk, name, AxisMaps(tuple(axes)), converted=True)
+                if axes or maps.scale != 1.0:
+                    yield Part(disk, name, maps.along(axes), converted=True)
 
 
 def _refuse_left_behind(structure: Structure, widening: Widening) -> None:

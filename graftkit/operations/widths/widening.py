@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from graftkit.architecture.widths.fields import Field, find_field, value_in
 from graftkit.architecture.widths.growth import AxisGrowth, Growths, growths, kind, value_behind
 from graftkit.architecture.widths.miniature import miniature, small_growth
 from graftkit.errors import InputRejected, RecipeError, few, printable
+from graftkit.operations.widths.rescaling import GROWTH, find_rescaling, root_of
 from graftkit.operations.widths.search import Found, NotPreserved, closest, search
 from graftkit.operations.widths.trial import Trial, maps_of
 
@@ -38,7 +40,18 @@ class Widening:
 
     def is_zero(self, name: str) -> bool:
         """Whether the new slices of a parameter are zero."""
-        return kind(name) in self.found.zero
+        return kind(self.skeleton.tied.get(name, name)) in self.found.zero
+
+    @property
+    def rounds(self) -> bool:
+        """Whether old values are multiplied by what they have to be rounded for."""
+        rescaling = self.found.rescaling
+        return rescaling is not None and not all(rescaling.is_exact(maps.scale) for maps in self.scaled.values())
+
+    @property
+    def scaled(self) -> Mapping[str, AxisMaps]:
+        """The parameters whose old values are multiplied, with their maps."""
+        return {name: maps for name, maps in self.maps.items() if maps.scale != 1.0}
 
     def notes(self) -> Iterator[str]:
         """What a plan says of it."""
@@ -51,6 +64,16 @@ class Widening:
             yield "new slices are copies of old ones, each read by those that read the old one"
         else:
             yield f"zero in what is new, so that the model does what it did: {few(self.found.zero)}"
+        if self.found.rescaling is not None:
+            scaled, epsilons = (
+                few({kind(name) for name in self.scaled}),
+                few([".".join(path) for path in self.found.rescaling.epsilons]),
+            )
+            root = next(maps.scale for maps in self.scaled.values())
+            yield (
+                f"norms take a mean over zeros too: multiplied by {root:.6g} are {scaled}, and {epsilons} of config.json by"
+                f" {root * root:.6g}"
+            )
         if not self.found.gradients_seen:
             yield "this class could not be differentiated on a small model: whether new slices get a gradient was not seen"
 
@@ -69,7 +92,7 @@ def find_widening(
         field = find_field(config, name)
     except ValueError as error:
         raise RecipeError(str(error), field=where) from error
-    values = _with_what_stays(config, field)
+    values = _with_what_stays(config, skeleton, field, wanted)
     changed, grown, value = _grown(config, skeleton, field, values, wanted, where)
     after = build_skeleton(changed, skeleton.architecture)
     if (said := why_it_does_not_run(after)) and not why_it_does_not_run(skeleton):
@@ -81,27 +104,51 @@ def find_widening(
         raise InputRejected(
             f"{skeleton.architecture}: {field.shown} cannot grow from {value} to {wanted}: {error}"
         ) from error
-    maps = {}
-    for full, axes in grown.items():
+    if found.rescaling is not None:
+        changed = found.rescaling.config(changed, root_of(found.rescaling, grown))
+        after = build_skeleton(changed, skeleton.architecture)
+    return Widening(field, value, wanted, changed, after, dict(_maps(skeleton, grown, found)), found)
+
+
+def _maps(skeleton: Skeleton, grown: Growths, found: Found) -> Iterator[tuple[str, AxisMaps]]:
+    """The maps of every parameter that grows or is multiplied."""
+    rescaling = found.rescaling
+    root = 1.0 if rescaling is None else root_of(rescaling, grown)
+    for full in skeleton.shapes:
+        if full not in grown and (rescaling is None or kind(full) not in rescaling.kinds):
+            continue
         try:
-            maps[full] = maps_of(axes, found.layouts[kind(full)])
+            yield full, maps_of(skeleton.tied.get(full, full), grown.get(full, {}), found.layouts, rescaling, root)
         except ValueError as error:
             raise InputRejected(f"{skeleton.architecture}: {printable(full)}: {error}") from error
-    return Widening(field, value, wanted, changed, after, maps, found)
 
 
-def _with_what_stays(config: Mapping[str, Any], field: Field) -> Values:
-    """What must be written out so that it stays as it is: the width of a head, where the class derives it from their number."""
+def _with_what_stays(config: Mapping[str, Any], skeleton: Skeleton, field: Field, wanted: int) -> Values:
+    """What must be written out so that it stays as it is: the width of a head, where the class derives it from what grows.
+
+    A class may read it though its config has no field for it: then it is written out if fewer axes grow so.
+    """
     section: Any = build_config(config)
     for key in field.path[:-1]:
         section = getattr(section, key)
-    heads = section.attribute_map.get("num_attention_heads", "num_attention_heads")
-    if field.path[-1] != heads or "head_dim" not in section.to_dict() or not field.value:
+    names = [section.attribute_map.get(name, name) for name in ("num_attention_heads", "hidden_size")]
+    heads, width, size = (value_in(section, name) for name in (*names, "head_dim"))
+    if field.path[-1] not in names or not heads or not width:
         return {}
-    width, size = value_in(section, "hidden_size"), value_in(section, "head_dim")
-    if not width:
-        return {}
-    return {(*field.path[:-1], "head_dim"): size or width // field.value}
+    fixed = {(*field.path[:-1], "head_dim"): size or width // heads}
+    if "head_dim" in section.to_dict() and field.path[-1] == names[0]:
+        return fixed
+    return fixed if _axes(config, skeleton, field, fixed, wanted) < _axes(config, skeleton, field, {}, wanted) else {}
+
+
+def _axes(config: Mapping[str, Any], skeleton: Skeleton, field: Field, values: Values, wanted: int) -> float:
+    """How many axes grow; infinitely many where the class refuses the values."""
+    try:
+        after = build_skeleton(_changed(config, field.path, values, wanted), skeleton.architecture)
+    except InputRejected:
+        return math.inf
+    found = growths(skeleton, after, field.value or 0, wanted) or {}
+    return sum(map(len, found.values()))
 
 
 def _grown(
@@ -174,23 +221,62 @@ def _tried(
         InputRejected: the class cannot be tried.
     """
     small = miniature(_changed(config, field.path, values, pair[0]), skeleton, field.path)
-    kinds = _kinds(grown)
-    refusal = InputRejected(f"{skeleton.architecture}: no small model of it grows as this one does")
-    for old, new in small_growth(*pair):
-        configs = with_values(small, [field.path], old), with_values(small, [field.path], new)
-        try:
-            before, after = (build_skeleton(one, skeleton.architecture) for one in configs)
-            found = growths(before, after, old, new)
-            if found is None or _kinds(found) != kinds or not all(_all_linear(axes) for axes in found.values()):
-                continue
-            trial = Trial(configs, before, found)
+    trials = Trials(small, skeleton.architecture, field.path, frozenset(_kinds(grown)))
+    why = None
+    try:
+        return trials.settle((pair[0], GROWTH * pair[0]), search, rescaled=True)
+    except NotPreserved as error:
+        why = error
+    except InputRejected:  # no norm has the axis
+        pass
+    return trials.settle(pair, lambda trial: _searched(trial, why, settle), rescaled=False)
+
+
+def _searched(trial: Trial, why: NotPreserved | None, settle: Callable[[Trial, NotPreserved], Found]) -> Found:
+    """What the search says; ``why`` is the reason for which rescaling norms did not do, if it was tried."""
+    try:
+        return search(trial)
+    except NotPreserved as error:
+        return settle(trial, why or error)
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Small models of one class, in which ``kinds`` of parameters and their axes grow with the value at ``path``."""
+
+    small: Mapping[str, Any]
+    architecture: str
+    path: Path
+    kinds: frozenset[tuple[str, int]]
+
+    def settle(self, pair: tuple[int, int], settle: Callable[[Trial], Found], *, rescaled: bool) -> Found:
+        """What ``settle`` says of the smallest pair of values like this one with which the class can be tried.
+
+        Raises:
+            NotPreserved: so says ``settle``.
+            InputRejected: the class cannot be tried, or where norms are ``rescaled``, it has none over the axes.
+        """
+        refusal = InputRejected(f"{self.architecture}: no small model of it grows as this one does")
+        for old, new in small_growth(*pair):
             try:
-                return search(trial)
-            except NotPreserved as error:
-                return settle(trial, error)
-        except InputRejected as error:
-            refusal = error
-    raise refusal
+                trial = self._trial(old, new, rescaled=rescaled) if not rescaled or new == GROWTH * old else None
+                if trial is not None:
+                    return settle(trial)
+            except InputRejected as error:
+                refusal = error
+        raise refusal
+
+    def _trial(self, old: int, new: int, *, rescaled: bool) -> Trial | None:
+        """A small model with ``old`` and with ``new``; None where other kinds grow, or nothing is there to be rescaled."""
+        configs = with_values(self.small, [self.path], old), with_values(self.small, [self.path], new)
+        before, after = (build_skeleton(one, self.architecture) for one in configs)
+        grown = growths(before, after, old, new)
+        if grown is None or _kinds(grown) != self.kinds or not all(_all_linear(axes) for axes in grown.values()):
+            return None
+        if odd := _of_several_growths(grown):
+            raise InputRejected(f"{self.architecture}: {few(odd)} grow along other axes under one name")
+        rescaling = find_rescaling(configs[0], before, grown) if rescaled else None
+        return None if rescaled and rescaling is None else Trial(configs, before, grown, rescaling)
 
 
 def _refuse(_: Trial, why: NotPreserved) -> Found:
@@ -199,6 +285,14 @@ def _refuse(_: Trial, why: NotPreserved) -> Found:
 
 def _kinds(grown: Growths) -> set[tuple[str, int]]:
     return {(kind(name), axis) for name, axes in grown.items() for axis in axes}
+
+
+def _of_several_growths(grown: Growths) -> list[str]:
+    """Kinds whose parameters do not all grow along the same axes, as those of a list of layers that have other roles."""
+    axes: dict[str, set[frozenset[int]]] = {}
+    for name, found in grown.items():
+        axes.setdefault(kind(name), set()).add(frozenset(found))
+    return [name for name, found in axes.items() if len(found) > 1]
 
 
 def _all_linear(axes: Mapping[int, AxisGrowth]) -> bool:

@@ -19,9 +19,11 @@ from graftkit.verification.first_step.report import FirstStepReport
 from graftkit.verification.first_step.shared import shared_names, united
 from graftkit.verification.first_step.task import differentiable
 from graftkit.verification.first_step.training import Training, first_texts
+from graftkit.verification.lens.unrounded import scaled_maps
 from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from graftkit.verification.subject import Progress
@@ -55,10 +57,13 @@ def compare_first_step(
             drawn = correspondence.drawn_ids
             texts = first_texts(old, source, drawn, seed)
             before = _old_gradients(Training.of(old, texts, drawn), correspondence) if scope.same_outputs else None
+            unscaled = _unscaled(old, correspondence)
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            new = Training.of_result(load(result).model.float(), in_result(texts, correspondence), correspondence)
+            model = load(result).model.float()
+            _scale(model, unscaled, correspondence)
+            new = Training.of_result(model, in_result(texts, correspondence), correspondence)
             groups = united(ties, shared_names(new.model), correspondence)
             gap = before.compare(new.old_gradients(), correspondence, groups) if before else None
         with timed(seconds, "reach"):
@@ -82,6 +87,20 @@ def _old_gradients(old: Training, correspondence: Correspondence) -> OldGradient
     """The source's gradients, each with its noise."""
     nulls = null_gradients(old.model, old.texts, old.extra_inputs, old.ids, correspondence)
     return OldGradients(old.old_gradients(), nulls)
+
+
+def _unscaled(model: PreTrainedModel, correspondence: Correspondence) -> dict[str, Tensor]:
+    """Copies of the source's parameters whose values the result has multiplied."""
+    scaled = {name for name, maps in correspondence.widths.items() if maps.scale != 1.0}
+    return {name: value.detach().clone() for name, value in model.named_parameters() if name in scaled}
+
+
+def _scale(model: PreTrainedModel, unscaled: Mapping[str, Tensor], correspondence: Correspondence) -> None:
+    """Give the result what it was given before that was rounded to its dtype, so that gradients are of the same function."""
+    for name, value in model.named_parameters():
+        found = scaled_maps(correspondence, name)
+        if found is not None and found[0] in unscaled:
+            value.data.copy_(found[1].placed(unscaled[found[0]], value.data))
 
 
 def _new_parameters(

@@ -27,6 +27,7 @@ from graftkit.verification.lens.report import EXACT, RESULT, SOURCE, FirstDiffer
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.source_outputs import SourceOutputs
 from graftkit.verification.lens.trace import KEPT_BYTES, Gaps, Trace, compare, own_differences, record
+from graftkit.verification.lens.unrounded import unrounded
 from graftkit.verification.outputs import hidden_states
 from graftkit.verification.promises import Scope
 
@@ -152,7 +153,7 @@ def _compare_part(setting: Setting, part: Probe, native: dict[str, Tensor], nois
     if setting.backbone:
         kept = {key: value for key, value in kept.items() if key[0]}  # the two may give another number of outputs
     try:
-        with float64(new):
+        with unrounded(old, new, correspondence), float64(new):
             other = compare(
                 new, lambda: outputs_of(new, given, extra_inputs), kept, found.trace, part.name, correspondence, gaps
             )

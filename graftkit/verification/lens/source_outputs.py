@@ -29,6 +29,7 @@ class SourceOutputs:
     ) -> None:
         self.wide = False
         self.probe, self.native, self._exact, self._ids = probe, native, exact, correspondence.ids
+        self._correspondence = correspondence
         self.names = [name for name in observed(native, rows) if name in exact]
         self.has_ids = {name: native[name].shape[-1] == rows for name in self.names}
         self._whole = bool(probe.mask.all())
@@ -56,6 +57,7 @@ class SourceOutputs:
         new = self._known(name, found[name], truth, old)
         if new is None:
             new = self._of_source(found[name], name) if of_source else self._of_result(found[name], name)
+            (truth, _), (old, new) = (self._correspondence.channels(one, new) for one in (truth, old))
         return (truth, old, new) if new.shape == old.shape else None
 
     def _comparable(self, name: str, new: Tensor, *, of_source: bool) -> bool:
