@@ -1,7 +1,6 @@
 """Calls of the system that fail, and full disks: the output, the exit code, one line, and no litter."""
 
 import os
-import random
 import shutil
 import subprocess
 from dataclasses import replace
@@ -25,9 +24,6 @@ ERRORS = {
     "mmap": ("ENOMEM",),
     "flock": ("EIO",),
 }
-
-#: Most calls of a kind that fail, one run each.
-SAMPLE = 200
 
 #: Bytes that a run may hold, of which its libraries take half.
 MOST = 2 << 30
@@ -97,13 +93,11 @@ def test_a_call_that_fails_is_the_system_s_fault(failing, call, path, error):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["opening", "reading", "asking", "writing"])
 def test_a_call_fails_anywhere(failing, what):
-    """Also while transformers and the libraries in Rust read: each error in turn. Of the calls that ask for size and time some hundred at random."""
+    """Every call, also while transformers and the libraries in Rust read; the errors take turns."""
     kinds = {"openat": "opening", **dict.fromkeys(("read", "pread64", "preadv2", "mmap", "getdents64"), "reading"),
              **dict.fromkeys(("newfstatat", "statx", "access", "readlink"), "asking")}  # fmt: skip
     points = [point for point in failing.points if kinds.get(point[0], "writing") == what]
     assert len(points) > 20
-    if len(points) > SAMPLE:
-        points = random.Random(0).sample(points, SAMPLE)
     #: Where a library asks whether a file is there, Python keeps the error from it, and the file counts as missing.
     codes = (0, 3, 4, 5, 7) if what == "asking" else (0, 5, 7)
     wrong = []
