@@ -6,10 +6,13 @@ import bisect
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from graftkit.checkpoint.tensors import ITEM_BYTES, LazyTensor, Produced, Segment, part_of_segment
+from graftkit.checkpoint.tensors import ITEM_BYTES, LazyTensor, Produced, Rows, Segment, part_of_segment
+
+#: How much of the rows that are made is made at a time: little, since it stands beside itself in float64.
+MADE_AT_A_TIME = 2 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +20,13 @@ class Gathered:
     """For each of ``origins`` that row of ``base``, and for each None the next of the rows that ``produce`` makes.
 
     A row is one index of ``axis``, and every dimension before it is 1, so that rows are contiguous. Rows of the base are copied and
-    never decoded. ``produce()`` returns the bytes of all rows that are made, in their order.
+    never decoded. ``produce(start, stop)`` returns the bytes of those rows that are made, counted in their order.
     """
 
     base: LazyTensor
     axis: int
     origins: tuple[int | None, ...]
-    produce: Callable[[], memoryview]
+    produce: Rows
 
     @property
     def dtype(self) -> str:
@@ -51,18 +54,19 @@ class Gathered:
         made = 0
         for origin, count in _runs(self.origins):
             if origin is None:
-                yield Produced(count * width, functools.partial(self._part, made * width, (made + count) * width))
+                yield from self._produced(made, made + count)
                 made += count
             else:
                 yield from rows.take(origin * width, (origin + count) * width)
 
-    def _part(self, start: int, stop: int) -> memoryview:
-        return self.produce()[start:stop]
+    def _produced(self, first: int, last: int) -> Iterator[Segment]:
+        step = max(MADE_AT_A_TIME // self.row_nbytes, 1)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            yield Produced((stop - start) * self.row_nbytes, functools.partial(self.produce, start, stop))
 
 
-def gather_rows(
-    base: LazyTensor, *, axis: int, origins: tuple[int | None, ...], produce: Callable[[], memoryview]
-) -> Gathered:
+def gather_rows(base: LazyTensor, *, axis: int, origins: tuple[int | None, ...], produce: Rows) -> Gathered:
     """Return the rows ``origins`` of ``base`` in this order, those that are None produced anew.
 
     Raises:
@@ -77,7 +81,7 @@ def gather_rows(
 
 def pick_rows(base: LazyTensor, *, axis: int, rows: Iterable[int]) -> Gathered:
     """Return the ``rows`` of ``base`` alone; raises as :func:`gather_rows` does."""
-    return gather_rows(base, axis=axis, origins=tuple(rows), produce=lambda: memoryview(b""))
+    return gather_rows(base, axis=axis, origins=tuple(rows), produce=lambda _start, _stop: memoryview(b""))
 
 
 def _runs(origins: tuple[int | None, ...]) -> Iterator[tuple[int | None, int]]:

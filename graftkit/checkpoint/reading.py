@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -197,9 +199,12 @@ def read_ids(tensor: LazyTensor, ids: Sequence[int], axis: int = 0) -> Tensor:
     """Rows ``ids`` of a table along ``axis``, old or new. *Shape:* ``(len(ids), d)``; no other stored row is read."""
     import torch
 
-    cutter = Cutter(tensor.segments())
-    rows = {index: _rows(tensor, cutter, axis, index, index + 1)[0] for index in sorted(set(ids))}
-    return torch.stack([rows[index] for index in ids])
+    cutter, width = Cutter(tensor.segments()), math.prod(tensor.shape[axis + 1 :])
+    found = torch.empty(len(ids), width, dtype=torch_dtype(tensor.dtype))
+    ordered = sorted(zip(ids, range(len(ids)), strict=True))
+    for index, places in itertools.groupby(ordered, key=lambda pair: pair[0]):
+        found[[place for _, place in places]] = _rows(tensor, cutter, axis, index, index + 1)
+    return found
 
 
 def differing_rows(left: LazyTensor, right: LazyTensor) -> int:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 #: Bytes in float64 that the found directions of a batch of vectors, and a block of atoms, may take.
@@ -30,6 +32,11 @@ class Combinations:
     atoms: Tensor
     coefficients: Tensor
     residuals: Tensor
+
+    def some(self, places: Sequence[int]) -> Combinations:
+        """The combinations of some of the vectors alone."""
+        wanted = list(places)
+        return Combinations(self.atoms[wanted], self.coefficients[wanted], self.residuals[wanted])
 
     def of(self, rows: Tensor) -> Tensor:
         """The same combinations of other rows, one for each atom. *Shapes:* ``rows`` ``(atoms, d)``; float64 ``(vectors, d)``."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
@@ -25,10 +25,11 @@ class Combined:
     anchors: Sequence[int]
     combinations: Combinations
 
-    def rows(self, ids: Sequence[int], table: Tensor) -> Tensor:
-        """The rows of these tokens of the donor. *Shapes:* ``table`` one row for each anchor; float64 ``(len(ids), d)``."""
-        made = self.combinations.of(table)
-        return made[[self.places[index] for index in ids]]
+    def rows(self, ids: Sequence[int], read: Callable[[list[int]], Tensor]) -> Tensor:
+        """The rows of these tokens of the donor; ``read`` gives rows of the base by id. *Shape:* float64 ``(len(ids), d)``."""
+        found = self.combinations.some([self.places[index] for index in ids])
+        used, atoms = found.atoms.unique(return_inverse=True)
+        return replace(found, atoms=atoms).of(read([self.anchors[atom] for atom in used.tolist()]))
 
 
 @dataclass

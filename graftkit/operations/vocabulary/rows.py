@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.vocabulary import Vocabulary, VocabularyTensor
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import TensorGroup
-from graftkit.checkpoint.reading import read_rows, row_chunks, torch_dtype
+from graftkit.checkpoint.reading import read_ids, row_chunks, torch_dtype
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.initializers import rows as schemes
 from graftkit.initializers.seeding import seed_of
@@ -128,27 +129,30 @@ class RowMaker:
         tied = self.vocabulary.tied or not self.vocabulary.has_output
         return row.input if item.role in ("input", "further_input") or tied else row.output
 
-    def _make(self, item: VocabularyTensor) -> Tensor:
-        """Rows in float64, cast once to the stored dtype. *Shape:* ``(len(rows), d)``."""
-        import torch
+    def _is_fitted(self, row: NewRow, item: VocabularyTensor) -> bool:
+        return self.distillation is not None and isinstance(self._choice(row, item).scheme, Distill)
 
-        stored = self.table(item)
-        made = torch.empty(
-            len(self.rows), stored.nbytes // stored.shape[item.axis] // _item_bytes(stored), dtype=torch.float64
-        )
-        groups: dict[SchemeSpec, list[int]] = {}
-        for position, row in enumerate(self.rows):
-            groups.setdefault(self._choice(row, item).scheme, []).append(position)
-        for scheme, positions in groups.items():
-            made[positions] = self._scheme_rows(scheme, item, [self.rows[position] for position in positions])
-        fitted = [place for scheme, places in groups.items() if isinstance(scheme, Distill) for place in places]
+    def _make(self, item: VocabularyTensor) -> Tensor:
+        """All rows as they are stored. *Shape:* ``(len(rows), d)``."""
+        made = self._rows(item, self.rows)
+        fitted = [place for place, row in enumerate(self.rows) if self._is_fitted(row, item)]
         if self.distillation is not None and fitted:
             made = self.distillation.fit(made, self.ids, fitted, self._progress)
-        return made.to(torch_dtype(stored.dtype))
+        return made.to(torch_dtype(self.table(item).dtype))
 
-    def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
+    def _rows(self, item: VocabularyTensor, rows: Sequence[NewRow]) -> Tensor:
+        """Some of the rows in float64, as they are before any is fitted. *Shape:* ``(len(rows), d)``."""
         import torch
 
+        made = torch.empty(len(rows), math.prod(self.table(item).shape[item.axis + 1 :]), dtype=torch.float64)
+        groups: dict[SchemeSpec, list[int]] = {}
+        for position, row in enumerate(rows):
+            groups.setdefault(self._choice(row, item).scheme, []).append(position)
+        for scheme, positions in groups.items():
+            made[positions] = self._scheme_rows(scheme, item, [rows[position] for position in positions])
+        return made
+
+    def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
         source = _source(self.table(item), item.axis, self.live_ids)
         seeds = [seed_of(*self.seed, item.role, row.index) for row in rows]
         sampled = not self.is_bias(item)
@@ -160,19 +164,26 @@ class RowMaker:
             case MeanCov(eps=eps) if sampled:
                 return schemes.mean_cov(source, self.statistics(item), seeds, eps)
             case SubwordMean() | Describe() | Copy() | Distill():
-                return torch.stack([self._average(item, self._choice(row, item).pieces) for row in rows])
+                return self._averages(item, [self._choice(row, item).pieces for row in rows])
             case _:
                 return schemes.mean(self.statistics(item), len(rows))
 
-    def _average(self, item: VocabularyTensor, pieces: tuple[int, ...]) -> Tensor:
-        stored = self.table(item)
-        rows = [read_rows(stored, item.axis, piece, piece + 1)[0].double() for piece in pieces]
-        return sum(rows, rows[0].new_zeros(rows[0].shape)) / len(rows)
+    def _averages(self, item: VocabularyTensor, pieces: Sequence[tuple[int, ...]]) -> Tensor:
+        """The mean of the old rows of each of these groups."""
+        import torch
+
+        used = sorted({index for group in pieces for index in group})
+        old = read_ids(self.table(item), used, item.axis)
+        places = {index: place for place, index in enumerate(used)}
+        means = torch.zeros(len(pieces), old.shape[1], dtype=torch.float64)
+        for place, group in enumerate(pieces):
+            for index in group:
+                means[place] += old[places[index]]
+            means[place] /= len(group)
+        return means
 
 
 def _item_bytes(stored: LazyTensor) -> int:
-    import math
-
     return stored.nbytes // math.prod(stored.shape)
 
 

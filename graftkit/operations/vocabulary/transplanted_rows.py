@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 from graftkit.architecture.vocabulary import VocabularyTensor
 from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.gathered import gather_rows
-from graftkit.checkpoint.reading import read_ids
-from graftkit.checkpoint.tensors import LazyTensor
+from graftkit.checkpoint.reading import read_ids, torch_dtype
+from graftkit.checkpoint.tensors import LazyTensor, Rows
 from graftkit.checkpoint.tokenizer.segmentation import Segmentation
 from graftkit.checkpoint.tokenizer.spelling import Spelling
 from graftkit.initializers import rows as schemes
+from graftkit.initializers.one_thread import begin_thread
 from graftkit.operations.vocabulary.distillation import Distillation
 from graftkit.operations.vocabulary.donor_space import Combined, DonorSpace
 from graftkit.operations.vocabulary.new_row import Choice, NewRow
@@ -30,10 +32,42 @@ if TYPE_CHECKING:
 
 @dataclass
 class TransplantedRows(RowMaker):
-    """Makes the rows of the donor's ids that no token of the base has; ``space`` are the donor's tables, where the scheme asks."""
+    """Makes the rows of the donor's ids that no token of the base has; ``space`` are the donor's tables, where the scheme asks.
+
+    A table of a whole vocabulary is made a part at a time and never held, but where its rows are fitted.
+    """
 
     space: DonorSpace | None = None
-    _anchors: dict[str, Tensor] = field(default_factory=dict)
+    _schemes: dict[str, frozenset[type]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def part(self, item: VocabularyTensor, start: int, stop: int) -> Tensor:
+        """The rows from ``start`` to ``stop`` of those that are made, as they are stored. *Shape:* ``(stop - start, d)``."""
+        self._begin(item)
+        if Distill in self._schemes[item.name]:
+            return self.values(item)[start:stop]
+        return self._rows(item, self.rows[start:stop]).to(torch_dtype(self.table(item).dtype))
+
+    def prepare(self, progress: Callable[[float], None]) -> None:
+        """Find what the parts of each table are made of, which takes long where rows are fitted or a donor's are combined."""
+        items = self.vocabulary.tensors
+        for place, item in enumerate(items):
+            self._progress = lambda share, place=place: progress((place + share) / len(items))  # type: ignore[misc]
+            self._begin(item)
+            progress((place + 1) / len(items))
+
+    def _begin(self, item: VocabularyTensor) -> None:
+        with self._lock:
+            if item.name in self._schemes:
+                return
+            begin_thread()
+            kinds = frozenset(type(self._choice(row, item).scheme) for row in self.rows)
+            self.statistics(item)
+            if Omp in kinds:
+                self.combined(item)
+            if Distill in kinds:
+                self.values(item)
+            self._schemes[item.name] = kinds
 
     def _scheme_rows(self, scheme: SchemeSpec, item: VocabularyTensor, rows: list[NewRow]) -> Tensor:
         if not isinstance(scheme, Omp) or self.space is None:
@@ -41,8 +75,8 @@ class TransplantedRows(RowMaker):
         made = schemes.mean(self.statistics(item), len(rows)).clone()
         combined = self.combined(item)
         known = [place for place, row in enumerate(rows) if row.index in combined.places]
-        anchors = read_ids(self.table(item), combined.anchors, item.axis)
-        made[known] = combined.rows([rows[place].index for place in known], anchors)
+        read = functools.partial(read_ids, self.table(item), axis=item.axis)
+        made[known] = combined.rows([rows[place].index for place in known], read)
         return made
 
     def combined(self, item: VocabularyTensor) -> Combined:
@@ -79,11 +113,11 @@ class Transplant:
         """Checks of how the rows were made: one where they are fitted."""
         return () if self.distillation is None else (self.distillation.check(),)
 
-    def _bytes(self, item: VocabularyTensor) -> Callable[[], memoryview]:
-        return lambda: as_bytes(self.maker.values(item))
+    def _bytes(self, item: VocabularyTensor) -> Rows:
+        return lambda start, stop: as_bytes(self.maker.part(item, start, stop))
 
     def prepare(self, progress: Callable[[float], None]) -> None:
-        """Make all rows, which takes long where they are fitted or the donor's are combined."""
+        """Find what rows are made of, which takes long where they are fitted or the donor's are combined."""
         self.maker.prepare(progress)
 
     def figures(self) -> Mapping[str, Any]:
