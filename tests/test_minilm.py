@@ -52,6 +52,7 @@ def test_new_terms_leave_every_old_embedding_as_it_was(tmp_path):
     assert (output / pooling).read_bytes() == (SOURCE / pooling).read_bytes()
 
 
+@pytest.mark.slow
 def test_pieces_learned_behind_a_real_word_piece_leave_every_old_embedding_as_it_was(tmp_path):
     examples = Path(__file__).parents[1] / "recipes/examples/docstrings.jsonl"
     operation = {"op": "learn_tokens", "texts": str(examples), "size": 30}

@@ -67,6 +67,7 @@ def test_every_command_prints_what_its_schema_says(folder):
     printed("completion", "bash")
 
 
+@pytest.mark.slow
 def test_a_self_test_prints_what_its_schema_says(folder):
     assert printed("selftest", folder / "base", "--no-outputs")["failures"] == []
 

@@ -61,7 +61,7 @@ def test_killed_anywhere_the_output_is_whole_and_the_next_run_succeeds(tmp_path,
 
 
 @needs_strace
-@pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("fault", ["ENOSPC", pytest.param("EIO", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("overwrite", [False, True], ids=["fresh", "overwrite"])
 def test_a_failing_call_leaves_nothing_torn(tmp_path, overwrite, fault):
     for call, place in every_place(tmp_path, overwrite=overwrite):

@@ -315,6 +315,7 @@ def test_positions_that_are_counted_from_the_pad_id_are_refused(sources, donors,
         graftkit.plan(recipe(sources("roberta"), tmp_path / "out", transplant(donors("sentencepiece"))))
 
 
+@pytest.mark.slow
 def test_it_comes_behind_new_tokens_and_before_an_adapter(demo, donors, tmp_path):
     """A token that extend_vocab added is one of the base's that the donor shares, by its name."""
     extend = {"op": "extend_vocab", "special_tokens": ["<|tool|>"], "init": "mean"}

@@ -73,17 +73,22 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("data", [*GOOD, *BAD])
-def test_the_schema_judges_as_the_reader_does(data):
+@pytest.fixture(scope="module")
+def validator():
+    """Judges by the schema, which is one itself."""
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(json_schema())
-    assert jsonschema.Draft202012Validator(json_schema()).is_valid(data) == (data in GOOD)
+    return jsonschema.Draft202012Validator(json_schema())
+
+
+@pytest.mark.parametrize("data", [*GOOD, *BAD])
+def test_the_schema_judges_as_the_reader_does(validator, data):
+    assert validator.is_valid(data) == (data in GOOD)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_the_recipes_of_the_project_keep_to_the_schema(path):
-    jsonschema = pytest.importorskip("jsonschema")
-    assert jsonschema.Draft202012Validator(json_schema()).is_valid(yaml.safe_load(path.read_text(encoding="utf-8")))
+def test_the_recipes_of_the_project_keep_to_the_schema(validator, path):
+    assert validator.is_valid(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

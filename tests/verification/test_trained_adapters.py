@@ -34,16 +34,15 @@ KINDS = {
 every_kind = pytest.mark.parametrize("training", KINDS.values(), ids=KINDS)
 
 #: What the sweep of trained adapters, behind --all, has as well.
-SLOW = ("one step", "patterns", "table", "bf16 factors", "fp16 factors")
-most_kinds = pytest.mark.parametrize(
-    "training",
-    [pytest.param(training, marks=[pytest.mark.slow] * (name in SLOW)) for name, training in KINDS.items()],
-    ids=KINDS,
-)
+SLOW = ("one step", "patterns", "table", "classifier, biases", "conv1d", "bf16 factors", "fp16 factors")
 
 
 def some_kinds(*names):
-    return pytest.mark.parametrize("training", [KINDS[name] for name in names], ids=names)
+    params = [pytest.param(KINDS[name], marks=[pytest.mark.slow] * (name in SLOW), id=name) for name in names]
+    return pytest.mark.parametrize("training", params)
+
+
+most_kinds = some_kinds(*KINDS)
 
 
 def merge(adapter):

@@ -27,8 +27,10 @@ class Combined:
 
     def rows(self, ids: Sequence[int], read: Callable[[list[int]], Tensor]) -> Tensor:
         """The rows of these tokens of the donor; ``read`` gives rows of the base by id. *Shape:* float64 ``(len(ids), d)``."""
+        import torch
+
         found = self.combinations.some([self.places[index] for index in ids])
-        used, atoms = found.atoms.unique(return_inverse=True)
+        used, atoms = torch.unique(found.atoms, return_inverse=True)
         return replace(found, atoms=atoms).of(read([self.anchors[atom] for atom in used.tolist()]))
 
 
