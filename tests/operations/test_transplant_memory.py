@@ -57,6 +57,7 @@ def most_memory(work):
     return int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1]) << 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REFERENCES.exists(), reason="the kernel does not tell the most memory that was held")
 @pytest.mark.parametrize("init", ["fvt", {"scheme": "omp", "k": 4}], ids=["fvt", "omp"])
 def test_memory_does_not_grow_with_the_width_of_the_table(init, checkpoints, tmp_path):
