@@ -90,6 +90,14 @@ def test_a_call_that_fails_is_the_system_s_fault(failing, call, path, error):
 
 
 @needs_strace
+def test_where_the_base_cannot_be_seen_no_card_calls_it_by_its_private_path(failing):
+    folder = str(failing.place / "model")
+    asked = [number for call, file, number in failing.points if (call, file) == ("newfstatat", folder)]
+    for number in asked[-3:]:  # the card is written after all that is verified
+        failing.fail(("newfstatat", folder, number), "ENOMEM")
+
+
+@needs_strace
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["opening", "reading", "asking", "writing"])
 def test_a_call_fails_anywhere(failing, what):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from graftkit.checkpoint.files import is_there
 from graftkit.errors import printable
 from graftkit.recipe.paths import is_url
 
@@ -60,7 +62,7 @@ def base_named(plan: Plan, folder: str) -> str:
 
     Where either lies is nobody's business.
     """
-    if not os.path.isdir(os.path.expanduser(plan.source.name)):
+    if not is_there(Path(os.path.expanduser(plan.source.name))):
         return plan.source.name
     if is_url(plan.recipe.output):
         return plan.source.directory.name
