@@ -139,11 +139,29 @@ def test_a_template_nested_without_end(demo, tmp_path):
     )
 
 
-def test_a_template_that_does_not_end(demo, tmp_path):
-    loops = "{% for a in range(99999) %}" * 4 + "{{ messages[0].content }}" + "{% endfor %}" * 4
-    path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": loops}, source=demo)
-    assert_one_line(here("plan", path), 2, "takes more than 3 seconds")
+MESSAGES = "{% for message in messages %}{{ message.content }}{% endfor %}"
+UNBOUNDED = {
+    "time": MESSAGES + "{% for a in range(99999) %}" * 4 + "{{ messages[0].content }}" + "{% endfor %}" * 4,
+    "memory": MESSAGES + "{{ messages[0].role * 10**10 }}",
+    "memory of a token": MESSAGES + "{{ eos_token * 10**10 }}",
+    "memory when it is compiled": MESSAGES + "{% if no %}{{ 'x' * 10**10 }}{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", UNBOUNDED.values(), ids=UNBOUNDED)
+def test_a_template_without_a_bound(demo, tmp_path, template):
+    path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": template}, source=demo)
+    assert_one_line(here("plan", path), 2, "chat_template: takes more than 5 seconds or 2 GiB of memory")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_template_without_a_bound_that_another_wrote(demo, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(demo, other)
+    (other / "chat_template.jinja").write_text(UNBOUNDED["memory"])
+    done = here("verify", demo, other, "--no-outputs")
+    assert done.returncode == 4
+    assert "the chat template takes more than 5 seconds or 2 GiB of memory for a short conversation" in done.stdout
 
 
 def head(path):

@@ -85,14 +85,17 @@ def mapped_tensors(path: Path, shown: str, inside: str | None = None) -> dict[st
 
 
 def _tensors_in(held: Any) -> Iterator[Tensor]:
-    """Yield every tensor of what a file holds, however deep."""
+    """Yield every tensor of what a file holds, however deep; what it holds at several places, or in itself, is gone into once."""
     import torch
 
-    if isinstance(held, torch.Tensor):
-        yield held
-    elif isinstance(held, Mapping | list | tuple | set):
-        for value in held.values() if isinstance(held, Mapping) else held:
-            yield from _tensors_in(value)
+    waiting, seen = [held], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, Mapping | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, Mapping) else value
 
 
 def _base(path: Path, tensors: Iterator[Tensor]) -> int | None:

@@ -39,30 +39,3 @@ def held_signals() -> Iterator[None]:
             signal.signal(number, before[number])
     if came:
         signal.raise_signal(came[0])
-
-
-class TooLong(Exception):
-    """The time for a computation is over."""
-
-
-@contextlib.contextmanager
-def processor_time(seconds: float) -> Iterator[None]:
-    """Stop what runs in the block, if it is Python and runs in the main thread, after so many seconds of the processor.
-
-    Raises:
-        TooLong: it was stopped.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_: int, __: FrameType | None) -> None:
-        raise TooLong(f"takes more than {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

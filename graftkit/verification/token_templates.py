@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.tokenizer.conversation import SYSTEM, TURNS, Render, in_parts, lost_messages, rendered, short
+from graftkit.checkpoint.tokenizer.template_bounds import why_unbounded
 from graftkit.errors import printable
 from graftkit.recipe.chat_template import holds_jinja
 
@@ -43,6 +44,9 @@ def check_same_ids(before: LoadedTokenizer, after: LoadedTokenizer) -> Iterator[
     for name, text in _named(before.chat_template).items():
         if now.get(name) != text:
             continue
+        if why := why_unbounded(text):
+            yield f"{_which(name)} {why}"
+            continue
         for turns in (TURNS, (SYSTEM, *TURNS), in_parts(TURNS)):
             (old, _), (new, _) = rendered(_renders(before, was[name]), turns), rendered(_renders(after, text), turns)
             if before.encode([old]) != after.encode([new]):
@@ -75,7 +79,8 @@ def _lost_messages(after: LoadedTokenizer, name: str, text: str) -> Iterator[str
             " name, write chat_template: {file: ...}"
         )
         return
-    yield from (f"{_which(name)} {how}" for how in lost_messages(_renders(after, text)))
+    why = why_unbounded(text)
+    yield from (f"{_which(name)} {how}" for how in ([why] if why else lost_messages(_renders(after, text))))
 
 
 def _renders(loaded: LoadedTokenizer, text: str) -> Render:

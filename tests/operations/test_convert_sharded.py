@@ -327,6 +327,28 @@ def test_an_average_beside_the_module_in_its_file_is_not_taken_for_it(base, tmp_
     assert equal(tmp_path / "out", held)
 
 
+def doubled():
+    value = []
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+def within_itself():
+    value = {}
+    value["again"] = value
+    return value
+
+
+@pytest.mark.parametrize("make", [doubled, within_itself])
+def test_what_else_the_file_holds_is_gone_through_once(base, tmp_path, make):
+    source, held = emptied(base, tmp_path / "source")
+    (source / "global_step5").mkdir()
+    torch.save({"rest": make(), "module": held}, source / "global_step5/mp_rank_00_model_states.pt")
+    convert(source, tmp_path / "out", verify={"outputs": False})
+    assert equal(tmp_path / "out", held)
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

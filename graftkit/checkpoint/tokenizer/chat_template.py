@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from graftkit.checkpoint.tokenizer.template_bounds import why_unbounded
 from graftkit.errors import RecipeError, printable
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ def set_chat_template(documents: Mapping[str, Any], text: str) -> dict[str, Any]
 
 
 def check_chat_template(text: str) -> None:
-    """Raise RecipeError unless ``text`` compiles in the environment in which transformers renders chat templates.
+    """Raise RecipeError unless ``text`` is bounded and compiles in the environment in which transformers renders chat templates.
 
     Source: ``transformers.utils.chat_template_utils``: immutable sandbox, trimmed blocks, loop controls and the
     ``generation`` block, which marks what the assistant says.
     """
     import jinja2
 
+    if why := why_unbounded(text):
+        raise RecipeError(why, field="chat_template")
     environment = template_environment()
     try:
         environment.from_string(text)

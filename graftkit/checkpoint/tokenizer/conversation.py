@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from graftkit.checkpoint.signals import processor_time
 from graftkit.errors import printable
 
 Turns = tuple[Mapping[str, Any], ...]
@@ -14,15 +13,12 @@ Turns = tuple[Mapping[str, Any], ...]
 #: Renders messages, and with ``tools`` those too; raises whatever the template raises.
 Render = Callable[..., str]
 
-#: Seconds of the processor that a template may take with one conversation; loops in loops need not end.
-RENDERING = 3
-
 SYSTEM = {"role": "system", "content": "Zwölf Boxkämpfer jagen Viktor."}
 TURNS: Turns = (
     {"role": "user", "content": "Where is the quokka?"},
     {"role": "assistant", "content": "Behind the 7 jars."},
 )
-_TOOL: dict[str, Any] = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "count_quokkas",
@@ -51,8 +47,8 @@ def lost_tools(render: Render, text: str) -> Iterator[str]:
     """Yield how a template whose ``text`` names tools does not show one that it is given."""
     if not re.search(r"\btools\b", text):
         return
-    found = [rendered(render, turns, tools=[_TOOL]) for turns in (TURNS[:1], TURNS, in_parts(TURNS))]
-    if not any(_TOOL["function"]["name"] in shown for shown, _ in found):
+    found = [rendered(render, turns, tools=[TOOL]) for turns in (TURNS[:1], TURNS, in_parts(TURNS))]
+    if not any(TOOL["function"]["name"] in shown for shown, _ in found):
         why = next((why for _, why in found if why), "")
         yield f"names tools and shows none: with one, it {f'fails: {why}' if why else f'gives {short(found[0][0])}'}"
 
@@ -60,8 +56,7 @@ def lost_tools(render: Render, text: str) -> Iterator[str]:
 def rendered(render: Render, turns: Turns, **more: Any) -> tuple[str, str]:
     """The conversation as text, and why it could not be rendered, one of them empty."""
     try:
-        with processor_time(RENDERING):
-            shown = render([dict(turn) for turn in turns], **more)
+        shown = render([dict(turn) for turn in turns], **more)
     except Exception as error:  # noqa: BLE001 - whatever a template raises says that it does not take these messages
         return "", f"{type(error).__name__}: {printable(str(error).partition(chr(10))[0])}"
     return str(shown), ""
