@@ -12,7 +12,6 @@ for. Exits 1 when a result is wrong.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import os
 import re
@@ -29,6 +28,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from sweep_pool import sweep
+from sweep_retarget_check import NoPair, Wrong, check_places, check_same, inner_model, train
+from sweep_vocab_check import one_line
 
 VERDICTS = ("works", "refused", "wrong", "not built")
 
@@ -39,8 +40,6 @@ BACKBONE = "backbone"
 
 #: Seconds that one wrapper may take.
 LIMIT = 300.0
-
-PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +52,6 @@ class Verdict:
     verdict: str
     reason: str = ""
     outputs: str = ""
-
-
-class Wrong(Exception):
-    """A check failed; the message says which."""
-
-
-class NoPair(Exception):
-    """There is nothing to retarget; the message says why."""
 
 
 def wrappers(match: str) -> list[str]:
@@ -83,7 +74,7 @@ def judge(name: str, place: Path) -> list[dict[str, str]]:
         _shorten(place / "base/config.json")
         model = getattr(transformers, name).from_pretrained(place / "base").eval()
     except Exception as error:  # noqa: BLE001 - a class that cannot be built may fail in any way
-        return [asdict(Verdict(name, "", "", "not built", _line(error)))]
+        return [asdict(Verdict(name, "", "", "not built", one_line(error)))]
     found = list(_inside(model))
     if not found:
         return [asdict(Verdict(name, "", "", "not built", "transformers names no text model of it"))]
@@ -122,15 +113,15 @@ def _judge(wrapper: str, relation: str, inner: str, place: Path, own: Path) -> V
     try:
         outputs = _both_ways(wrapper, inner, place / "base", own)
     except NoPair as error:
-        return Verdict(*job, "not built", _line(error))
+        return Verdict(*job, "not built", one_line(error))
     except (InputRejected, RecipeError) as error:
         if "already: it loads as it is" in str(error):
             return Verdict(*job, "works", outputs="nothing to rename")
-        return Verdict(*job, "refused", _line(error).replace(f"{own}/", "").replace(f"{place}/", ""))
+        return Verdict(*job, "refused", one_line(error).replace(f"{own}/", "").replace(f"{place}/", ""))
     except VerificationFailed as error:
-        return Verdict(*job, "wrong", _line(error))
+        return Verdict(*job, "wrong", one_line(error))
     except Exception as error:  # noqa: BLE001 - anything else is what the sweep looks for
-        return Verdict(*job, "wrong", f"{type(error).__name__}: {_line(error)}")
+        return Verdict(*job, "wrong", f"{type(error).__name__}: {one_line(error)}")
     return Verdict(*job, "works", outputs=outputs)
 
 
@@ -142,8 +133,8 @@ def _both_ways(wrapper: str, inner: str, base: Path, own: Path) -> str:
     kind = getattr(transformers, inner, None)
     if kind is None:
         raise NoPair("is in a mapping, and transformers does not offer it")
-    small = _inner_model(model, kind)
-    _train(small, own / "adapter")
+    small = inner_model(model, kind)
+    train(small, own / "adapter")
     there = _retarget(base, own / "adapter", own / "there", None)
     check_places(own / "adapter", small, own / "there/adapter", model)
     back = _retarget(base, own / "there/adapter", own / "back", inner)
@@ -151,128 +142,11 @@ def _both_ways(wrapper: str, inner: str, base: Path, own: Path) -> str:
     return " / ".join(_outputs(report) for report in (there, back))
 
 
-def _inner_model(model: Any, kind: Any) -> Any:
-    """A model of the class with the wrapper's own values, found by the class or the shapes of its base model.
-
-    Raises:
-        NoPair: it cannot be built from the wrapper's config, or nothing inside the wrapper is such a model.
-    """
-    text = model.config.get_text_config()
-    config = next((one for one in (model.config, text) if isinstance(one, kind.config_class)), None)
-    if config is None:
-        raise NoPair(f"takes a {kind.config_class.__name__}, and the wrapper's text has a {type(text).__name__}")
-    try:
-        small = kind(copy.deepcopy(config)).eval()
-    except Exception as error:
-        raise NoPair(f"cannot be built from the wrapper's config: {_line(error)}") from error
-    if whole := [module for module in model.modules() if _shapes(module) == _shapes(small)]:
-        small.load_state_dict(whole[0].state_dict())
-        return small
-    shapes = _shapes(small.base_model)
-    inside = [module for _, module in model.named_modules() if _shapes(module) == shapes]
-    inside = [module for module in inside if type(module) is type(small.base_model)] or inside
-    if not inside:
-        raise NoPair("no module of the wrapper has the shapes of its base model")
-    small.base_model.load_state_dict(inside[0].state_dict())
-    theirs, ours = model.get_output_embeddings(), small.get_output_embeddings()
-    if ours is not None and theirs is not None and ours.weight.shape == theirs.weight.shape:
-        ours.load_state_dict(theirs.state_dict(), strict=False)
-    return small
-
-
-def _shapes(module: Any) -> dict[str, Any]:
-    return {name: tuple(value.shape) for name, value in module.state_dict().items()}
-
-
-def _train(small: Any, folder: Path) -> None:
-    """Save a LoRA on every linear, each of whose values is random."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from support.tiny import forward
-
-    from graftkit.architecture.peft.task import task_type
-
-    try:
-        torch.manual_seed(0)
-        config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear", task_type=task_type(type(small).__name__))
-        adapted = get_peft_model(copy.deepcopy(small), config)
-    except Exception as error:
-        raise NoPair(f"peft makes no LoRA of all its linears: {_line(error)}") from error
-    try:
-        forward(adapted.get_base_model(), torch.arange(4, 12)[None])
-    except Exception as error:
-        if _runs(small):
-            raise NoPair(f"does not run with a LoRA on all its linears: {_line(error)}") from error
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.05)
-    adapted.save_pretrained(folder)
-
-
-def _runs(model: Any) -> bool:
-    """Whether a model runs on token ids."""
-    import torch
-    from support.tiny import forward
-
-    try:
-        forward(model, torch.arange(4, 12)[None])
-    except Exception:  # noqa: BLE001 - a forward that lacks an input raises anything
-        return False
-    return True
-
-
 def _retarget(base: Path, adapter: Path, output: Path, to: str | None) -> Any:
     import graftkit
 
     operation = {"op": "retarget_adapter", "adapter": str(adapter), **({"to": to} if to else {})}
     return graftkit.apply({"version": 1, "base_model": str(base), "operations": [operation], "output": str(output)})
-
-
-def check_places(old: Path, small: Any, new: Path, model: Any) -> None:
-    """Each factor lies on the weight that it was made for, and peft loads all of them and no more.
-
-    Raises:
-        Wrong: one lies elsewhere, or peft lacks one or knows none of its name.
-    """
-    from peft import PeftModel
-    from safetensors.torch import load_file
-
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (old, new))
-    weights = [dict(one.named_parameters(remove_duplicate=False)) for one in (small, model)]
-    held = {value.numpy().tobytes(): name for name, value in after.items()}
-    if len(held) != len(before) or len(after) != len(before):
-        raise Wrong(f"{len(before)} tensors became {len(after)}")
-    for name, value in before.items():
-        other = held.get(value.numpy().tobytes())
-        if other is None:
-            raise Wrong(f"{name} has changed its values")
-        pair = [_weight(key, found) for key, found in zip((name, other), weights, strict=True)]
-        if name.rpartition(".lora_")[2] != other.rpartition(".lora_")[2] or not pair[0].equal(pair[1]):
-            raise Wrong(f"{name} has become {other}, which is on another weight")
-    loaded = PeftModel.from_pretrained(copy.deepcopy(model), str(new))
-    result = loaded.load_adapter(str(new), "default")
-    if result.missing_keys or result.unexpected_keys:
-        raise Wrong(f"peft: missing {result.missing_keys[:2]}, unexpected {result.unexpected_keys[:2]}")
-
-
-def _weight(key: str, weights: dict[str, Any]) -> Any:
-    return weights[f"{key.removeprefix(PREFIX).partition('.lora_')[0]}.weight"]
-
-
-def check_same(one: Path, other: Path) -> None:
-    """Both adapters have the same tensors by the same names.
-
-    Raises:
-        Wrong: a name or a value differs.
-    """
-    from safetensors.torch import load_file
-
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
-    if before.keys() != after.keys():
-        raise Wrong(f"there and back, {sorted(before.keys() ^ after.keys())[:2]} differ")
-    if changed := [name for name, value in before.items() if not value.equal(after[name])]:
-        raise Wrong(f"there and back, {changed[0]} has other values")
 
 
 def _outputs(report: Any) -> str:
@@ -286,10 +160,6 @@ def _outputs(report: Any) -> str:
     word = "bitwise" if not outputs.changed else "within noise"
     left = f"not compared: {outputs.not_compared}" if outputs.not_compared else ""
     return ", ".join(part for part in (word if outputs.source else "", left) if part)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:240] or type(error).__name__
 
 
 def markdown(verdicts: list[Verdict]) -> str:

@@ -38,8 +38,8 @@ def made(tmp_path_factory, sweep):
 
     place = tmp_path_factory.mktemp("sweep")
     model = transformers.LlavaForConditionalGeneration.from_pretrained(build("llava", place / "base")).eval()
-    small = sweep._inner_model(model, transformers.LlamaModel)
-    sweep._train(small, place / "adapter")
+    small = sweep.inner_model(model, transformers.LlamaModel)
+    sweep.train(small, place / "adapter")
     (place / "new").mkdir()
     tensors = load_file(place / "adapter/adapter_model.safetensors")
     renamed = {name.replace(".layers.", ".model.language_model.layers."): value for name, value in tensors.items()}

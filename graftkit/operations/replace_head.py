@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from graftkit.architecture.accounting import Structure, account
 from graftkit.architecture.embeddings import OUTPUT
@@ -16,17 +16,15 @@ from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, Outcome
 from graftkit.operations.combinations import check_zero_factors
 from graftkit.operations.heads.documents import check_padding_side, head_config, with_pad_token
-from graftkit.operations.heads.examples import is_fitted, with_labels_of_file
-from graftkit.operations.heads.fit import ExampleFit, feature_norm
-from graftkit.operations.heads.lsuv import UnitVariance
+from graftkit.operations.heads.examples import with_labels_of_file
+from graftkit.operations.heads.prepared import HeadPreparation, runs_the_model
 from graftkit.operations.heads.quantized import check_values, with_plain_head
 from graftkit.operations.heads.trained_rows import find_trained_rows
 from graftkit.operations.heads.value_head import add_value_head
 from graftkit.operations.heads.values import HeadMaker
-from graftkit.operations.heads.words import WordRows
 from graftkit.operations.weights.learning_rates import head_multipliers, with_multipliers
 from graftkit.recipe import ReplaceHead
-from graftkit.recipe.head_schemes import HeadNormal, HeadZeros, Verbalizer
+from graftkit.recipe.head_schemes import HeadZeros
 from graftkit.recipe.replace_head import LABELLED, LANGUAGE
 from graftkit.verification.heads.check import HeadCheck, HeadPromise
 from graftkit.verification.heads.media import takes_text
@@ -52,55 +50,39 @@ def replace_head(spec: ReplaceHead, checkpoint: Checkpoint, context: Context) ->
     config = head_config(spec, checkpoint.config, task_architecture(checkpoint.config, spec.task))
     head = find_head(checkpoint, structure, config, language=spec.task in LANGUAGE)
     _check_head(spec, head, checkpoint)
-    check_values(checkpoint, runs_model=_runs_the_model(spec))
+    check_values(checkpoint, runs_model=runs_the_model(spec))
     kept = _lm_head(structure, head) if spec.keep_lm_head else ()
-    result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
-    config = head_config(spec, result.config, head.skeleton.architecture)
-    config = with_plain_head(config, head, frozenset(structure.packed.tensors.values()))
-    result = result.with_documents({"config.json": config})
-    result = with_multipliers(result, head_multipliers(spec, head))
-    beside = find_trained_rows(spec, head, checkpoint, structure)
-    maker = HeadMaker(
-        spec, head, source_dtype(checkpoint, structure), (context.seed, context.place), trained_rows=beside
-    )
     dropped = tuple(name for name in head.dropped if name not in kept)
+    rows = find_trained_rows(spec, head, checkpoint, structure)
+    maker = HeadMaker(spec, head, source_dtype(checkpoint, structure), (context.seed, context.place), trained_rows=rows)
+    result = _with_head(spec, checkpoint, structure, maker, dropped)
+    preparation = HeadPreparation(spec, head, maker, checkpoint, structure)
     lost_values = () if spec.task in LANGUAGE else tuple(checkpoint.value_head)
-    integers = head.skeleton.model.state_dict()
-    new = {
-        t.name: maker.tensor(t, maker.dtype if integers[t.name].is_floating_point() else "I64") for t in head.tensors
-    }
-    result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
-    result = result if spec.task in LANGUAGE else result.with_value_head({})
-    fit = ExampleFit(spec, head, maker.seed) if is_fitted(spec) else None
-    unit = UnitVariance(spec, head, maker.seed) if UnitVariance.wanted(spec) else None
-    words = WordRows(spec, head, checkpoint, structure) if isinstance(spec.init, Verbalizer) else None
-    figures: dict[str, Any] = {}
-
-    def prepare(step: Callable[[float], None]) -> None:
-        if unit is not None:
-            maker.fitted |= unit.run(result, maker.dtype, step)
-            figures["lsuv"] = unit.figures
-        if fit is not None:
-            maker.fitted |= fit.run(result, maker.dtype, step)
-            figures.update(fit.figures)
-        elif words is not None:
-            maker.fitted |= words.copies(maker.dtype)
-            maker.fitted |= words.run(result, maker.dtype, step)
-            figures.update(words.figures)
-        elif isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None:
-            figures.update(feature_norm(result, head, step))
-            maker.feature_norm = figures["feature_norm"]
-
     return Outcome(
         result,
         _promise(),
         tuple(_notes(head, (*dropped, *lost_values), kept, finds_last_token=_finds_last_token(spec, head))),
         new_modules=head.modules,
         scope=Scope.BACKBONE if takes_text(head.skeleton.model) else Scope.NOTHING,
-        checks=(HeadCheck(_head_promise(spec, head)), *((fit.check(),) if fit is not None else ())),
-        prepare=prepare,
-        figures=figures.copy,
+        checks=(HeadCheck(_head_promise(spec, head)), *preparation.checks()),
+        prepare=functools.partial(preparation.run, result),
+        figures=preparation.figures,
     )
+
+
+def _with_head(
+    spec: ReplaceHead, checkpoint: Checkpoint, structure: Structure, maker: HeadMaker, dropped: Sequence[str]
+) -> Checkpoint:
+    """The checkpoint of the head's class, with the tensors that ``maker`` makes in place of those that are ``dropped``."""
+    head = maker.head
+    result = with_pad_token(spec, checkpoint, needed=_finds_last_token(spec, head))
+    config = head_config(spec, result.config, head.skeleton.architecture)
+    config = with_plain_head(config, head, frozenset(structure.packed.tensors.values()))
+    result = with_multipliers(result.with_documents({"config.json": config}), head_multipliers(spec, head))
+    own = head.skeleton.model.state_dict()
+    new = {t.name: maker.tensor(t, maker.dtype if own[t.name].is_floating_point() else "I64") for t in head.tensors}
+    result = result.with_tensors({**dict.fromkeys(dropped), **new}).with_names(head.renamed)
+    return result if spec.task in LANGUAGE else result.with_value_head({})
 
 
 def _head_promise(spec: ReplaceHead, head: Head) -> HeadPromise:
@@ -133,12 +115,6 @@ def _prior(spec: ReplaceHead) -> tuple[float, ...]:
             spec.init.class_prior * (count // len(spec.init.class_prior)) if spec.init.class_prior else (0.5,) * count
         )
     return spec.init.class_prior or (1 / count,) * count
-
-
-def _runs_the_model(spec: ReplaceHead) -> bool:
-    """Whether values of the head come from a run of the model."""
-    sized = isinstance(spec.init, HeadNormal) and spec.init.target_logit_std is not None
-    return sized or is_fitted(spec) or UnitVariance.wanted(spec) or isinstance(spec.init, Verbalizer)
 
 
 def source_dtype(checkpoint: Checkpoint, structure: Structure) -> str:

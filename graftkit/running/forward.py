@@ -94,37 +94,19 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
         VerificationFailed: the loader refuses the directory; tensors whose shapes do not fit are named.
     """
     import torch
-    import transformers
 
     if isinstance(place, LiveModel):
         second = aligned_weights(place.model) if lent and dtype is None else fresh_weights(place.model)
         second = second if dtype is None else second.to(getattr(torch, dtype))
         return Loaded(second.eval(), frozenset(), frozenset(), frozenset())
-    opened = place if isinstance(place, Checkpoint) else None
-    if opened is not None:
-        download_weights(opened)
+    if isinstance(place, Checkpoint):
+        download_weights(place)
     directory = folder_of(place)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    name = architecture_of(config)
-    model_class: Any = getattr(transformers, name, None)
-    if not hasattr(model_class, "from_pretrained"):
-        raise InputRejected(
-            f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
-        )
-    pager = None
+    model_class = _class_of(config, directory)
     options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
-        if paged:
-            from graftkit.running.paging.skeleton import load_paged
-
-            model, info, pager = load_paged(model_class, directory, **options)
-        elif opened is not None and not opened.loads_from_files:
-            from graftkit.running.assembled import assemble
-
-            model, info = assemble(opened, **options)
-        else:
-            options |= {"config": read_config(model_class.config_class, directory), **loading_options(config)}
-            model, info = model_class.from_pretrained(directory, output_loading_info=True, **options)
+        model, info, pager = _from_pretrained(place, directory, model_class, config, options, paged=paged)
     except StorageFault:
         raise
     except Exception as error:  # whatever loading runs into is the finding
@@ -137,6 +119,45 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
             tensor.data = tensor.data.clone()
     missing, unexpected, mismatched = (_names(info[f"{key}_keys"]) for key in ("missing", "unexpected", "mismatched"))
     return Loaded(model, missing, unexpected, mismatched, pager)
+
+
+def _class_of(config: Mapping[str, Any], directory: Path) -> Any:
+    """The class that a config names.
+
+    Raises:
+        InputRejected: it is none of transformers.
+    """
+    import transformers
+
+    name = architecture_of(config)
+    found: Any = getattr(transformers, name, None)
+    if not hasattr(found, "from_pretrained"):
+        raise InputRejected(
+            f"{directory.name}/config.json: architectures: {printable(name)!r} is not a class of transformers"
+        )
+    return found
+
+
+def _from_pretrained(
+    place: Place,
+    directory: Path,
+    model_class: Any,
+    config: Mapping[str, Any],
+    options: Mapping[str, Any],
+    *,
+    paged: bool,
+) -> tuple[Any, Mapping[str, Any], Any]:
+    """The model, what transformers says of its names, and what pages its parameters in, if they are ``paged``."""
+    if paged:
+        from graftkit.running.paging.skeleton import load_paged
+
+        return load_paged(model_class, directory, **options)
+    if isinstance(place, Checkpoint) and not place.loads_from_files:
+        from graftkit.running.assembled import assemble
+
+        return (*assemble(place, **options), None)
+    options = {**options, "config": read_config(model_class.config_class, directory), **loading_options(config)}
+    return (*model_class.from_pretrained(directory, output_loading_info=True, **options), None)
 
 
 def keep_freed_memory(loaded: Loaded) -> None:

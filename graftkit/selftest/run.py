@@ -69,10 +69,9 @@ def selftest(
     start, model = time.perf_counter(), model or _shipped()
     subject = Subject.open(model)
     copies = list(clean_copies(clean))
-    silent = () if outputs else FUNCTIONAL
     with tempfile.TemporaryDirectory(prefix="graftkit-selftest-") as folder:
         room = Path(folder)
-        bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), silent)
+        bench = Bench(subject, _look_at(subject, room, leave_out, outputs=outputs), () if outputs else FUNCTIONAL)
         with remembered_source():
             planted = [bench.fault(fault) for fault in with_progress(progress, "plant faults", faults)]
             runs = [bench.clean(copy.name, copy.make) for copy in with_progress(progress, "clean copies", copies)]
@@ -84,22 +83,8 @@ def selftest(
                 more = _on_an_output(name, make, subject, room, own_faults, leave_out, outputs=outputs)
                 planted, runs = [*planted, *more[0]], [*runs, *more[1]]
         if adapter_faults:
-            try:
-                adapter = AdapterSubject.make(subject, room)
-            except NotApplicable as why:
-                planted += [PlantedFault(fault.name, not_applicable=str(why)) for fault in adapter_faults]
-            else:
-                look = adapters.look_at(adapter, room, leave_out, outputs=outputs)
-                other = Bench(adapter, look, silent)
-                planted += [
-                    other.fault(fault) for fault in with_progress(progress, "faults in adapters", adapter_faults)
-                ]
-                runs += [
-                    other.clean(f"adapter; {copy.name}", adapters.spell_again(adapter, copy))
-                    for copy in with_progress(progress, "clean adapters", copies)
-                ]
-                if copies and outputs and not leave_out:
-                    runs += trained.clean_runs(adapter, room)
+            more = _on_an_adapter(subject, room, adapter_faults, copies, leave_out, outputs=outputs, progress=progress)
+            planted, runs = [*planted, *more[0]], [*runs, *more[1]]
     return Selftest(model, tuple(leave_out), tuple(planted), tuple(runs), round(time.perf_counter() - start, 3))
 
 
@@ -128,6 +113,32 @@ def _on_an_output(
     clean = Bench(made, grown.look_at(made, room, leave_out, outputs=outputs))
     runs = [clean.clean(f"{name}; {copy.name}", copy.make) for copy in grown.clean_copies()]
     return [bench.fault(fault) for fault in faults], runs
+
+
+def _on_an_adapter(
+    subject: Subject,
+    room: Path,
+    faults: Sequence[Fault[AdapterSubject]],
+    copies: Sequence[CleanCopy],
+    leave_out: Collection[str],
+    *,
+    outputs: bool,
+    progress: Progress | None,
+) -> tuple[list[PlantedFault], list[CleanRun]]:
+    """Plant faults into an adapter made for the model, and look at clean copies of it and at trained ones."""
+    try:
+        adapter = AdapterSubject.make(subject, room)
+    except NotApplicable as why:
+        return [PlantedFault(fault.name, not_applicable=str(why)) for fault in faults], []
+    bench = Bench(adapter, adapters.look_at(adapter, room, leave_out, outputs=outputs), () if outputs else FUNCTIONAL)
+    planted = [bench.fault(fault) for fault in with_progress(progress, "faults in adapters", faults)]
+    runs = [
+        bench.clean(f"adapter; {copy.name}", adapters.spell_again(adapter, copy))
+        for copy in with_progress(progress, "clean adapters", copies)
+    ]
+    if copies and outputs and not leave_out:
+        runs += trained.clean_runs(adapter, room)
+    return planted, runs
 
 
 def _look_at(subject: Subject, room: Path, leave_out: Collection[str], *, outputs: bool) -> Look:
