@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fuzz_mutations import as_json, damage_bytes, damage_json, damage_safetensors
+from fuzz_mutations import MESSAGES, as_json, damage_bytes, damage_json, damage_safetensors, odd_template
 from reliability_page import note_fuzz, write_page
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,7 @@ RECIPES: tuple[list[dict[str, Any]], ...] = (
     [{"op": "combine_adapters", "adapters": [{"path": "adapter", "weight": 0.5}]}],
     [{"op": "edit_tensors", "steps": [{"scale": {"tensors": [".*norm.*"], "factor": 0.5}}, {"assert": {"finite": [".*"]}},
                                       {"rename": {r"model\.(.*)": r"\1"}}]}],
+    [{"op": "rename_tokens", "names": {"</s>": "<end>"}}],
 )  # fmt: skip
 
 #: A case: the file that it damages, how, and the commands that are run on it; RECIPE is written from operations.
@@ -57,6 +58,12 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 def _json(raw: bytes, dice: random.Random) -> bytes:
     return damage_bytes(raw, dice) if dice.random() < 0.1 else as_json(damage_json(json.loads(raw), dice))
+
+
+def _new_template(raw: bytes, dice: random.Random) -> bytes:
+    recipe = json.loads(raw)
+    recipe["operations"][0]["chat_template"] = odd_template(dice)
+    return as_json(recipe)
 
 
 PLANS = [["plan", "recipe.yaml"], ["apply", "recipe.yaml", "-q"]]
@@ -68,6 +75,8 @@ ADAPTER = [
 ]
 KINDS: dict[str, tuple[str, Damage, list[list[str]], tuple[int, ...]]] = {
     "recipe": ("recipe.yaml", _json, [["validate", "recipe.yaml"], *PLANS], tuple(range(len(RECIPES)))),
+    "chat template": ("recipe.yaml", _new_template, PLANS, (0, 3)),
+    "chat template of another": ("model/chat_template.jinja", lambda _, dice: odd_template(dice).encode(), LOOKS, (0, 1, 12)),
     "header": ("model/model-00001-of-00002.safetensors", damage_safetensors, LOOKS, (0, 1, 5, 11)),
     "index": ("model/model.safetensors.index.json", _json, LOOKS, (0, 1, 5)),
     "config": ("model/config.json", _json, LOOKS, (0, 1, 2, 4, 5)),
@@ -96,6 +105,7 @@ def prepare(home: Path) -> None:
     model.save_pretrained(base, max_shard_size=size * 2 // 3)
     (base / "model.safetensors").unlink(missing_ok=True)
     shutil.move(base, home / "clean")
+    (home / "clean" / "chat_template.jinja").write_text(MESSAGES)
     shutil.move(adapter, home / "adapter")
     edited = json.loads((home / "adapter" / "adapter_config.json").read_text())
     edited["base_model_name_or_path"] = "model"

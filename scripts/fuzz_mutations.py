@@ -133,3 +133,23 @@ def damage_safetensors(raw: bytes, dice: random.Random) -> bytes:
     length = int.from_bytes(raw[:8], "little")
     header = as_json(damage_json(json.loads(raw[8 : 8 + length]), dice))
     return struct.pack("<Q", len(header)) + header + raw[8 + length :]
+
+
+#: A chat template that works.
+MESSAGES = "{% for message in messages %}{{ message.content }}{% endfor %}"
+
+#: What a chat template is put together from; a number takes the place of N.
+_TEMPLATE = (
+    MESSAGES, "{{ messages }}", "{{ 'x' * N }}", "{{ [0] * N }}", "{{ 7 ** N }}",
+    "{{ messages[0].role * N }}", "{{ eos_token * N }}", "{{ 'x' | center(N) }}", "{{ '%Ns' | format('x') }}", "{% for a in range(N) %}",
+    "{% endfor %}", "{% if no %}", "{% endif %}", "{% set many = namespace(value='x' * N) %}", "{{ raise_exception('no') }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "{{ messages | tojson }}", "{{ tools[0].function.name * N }}", "{{", "%}",
+)  # fmt: skip
+
+
+def odd_template(dice: random.Random) -> str:
+    """A text that is a chat template or nearly one, and may have no bound."""
+    pieces = (
+        piece.replace("N", str(10 ** dice.randrange(11))) for piece in dice.choices(_TEMPLATE, k=dice.randint(1, 6))
+    )
+    return "".join((MESSAGES if dice.random() < 0.7 else "", *pieces))

@@ -145,14 +145,28 @@ UNBOUNDED = {
     "memory": MESSAGES + "{{ messages[0].role * 10**10 }}",
     "memory of a token": MESSAGES + "{{ eos_token * 10**10 }}",
     "memory when it is compiled": MESSAGES + "{% if no %}{{ 'x' * 10**10 }}{% endif %}",
+    "time when it is compiled": MESSAGES + "{% if no %}{{ 7 ** 10000000000 }}{% endif %}",
 }
 
 
 @pytest.mark.parametrize("template", UNBOUNDED.values(), ids=UNBOUNDED)
 def test_a_template_without_a_bound(demo, tmp_path, template):
     path = write(tmp_path / "r.yaml", {"op": "extend_vocab", "chat_template": template}, source=demo)
-    assert_one_line(here("plan", path), 2, "chat_template: takes more than 5 seconds or 2 GiB of memory")
+    assert_one_line(here("plan", path), 2, "chat_template: takes more than 5 seconds or 1 GiB of memory")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ eos_token * 10**7 }}", "chat_template: makes a value of"),
+        ("{% if no %}{{ 'x' * 10**9 }}{% endif %}", "chat_template: makes a value of 1,000,000,000 characters"),
+        ("{{ 7 ** 10000 }}", "chat_template: Jinja and Python cannot compile it: Exceeds the limit"),
+    ],
+)
+def test_a_template_of_large_values(demo, tmp_path, template, words):
+    operation = {"op": "extend_vocab", "chat_template": MESSAGES + template}
+    assert_one_line(here("plan", write(tmp_path / "r.yaml", operation, source=demo)), 2, words)
 
 
 def test_a_template_without_a_bound_that_another_wrote(demo, tmp_path):
@@ -161,7 +175,7 @@ def test_a_template_without_a_bound_that_another_wrote(demo, tmp_path):
     (other / "chat_template.jinja").write_text(UNBOUNDED["memory"])
     done = here("verify", demo, other, "--no-outputs")
     assert done.returncode == 4
-    assert "the chat template takes more than 5 seconds or 2 GiB of memory for a short conversation" in done.stdout
+    assert "the chat template takes more than 5 seconds or 1 GiB of memory for a short conversation" in done.stdout
 
 
 def head(path):

@@ -60,6 +60,9 @@ def check_chat_template(text: str) -> None:
         raise RecipeError(f"line {error.lineno}: {printable(error.message)}", field="chat_template") from error
     except (RecursionError, MemoryError, SyntaxError) as error:  # the last two are what Python's own parser says
         raise RecipeError("is nested too deeply for Jinja and Python to compile", field="chat_template") from error
+    except Exception as error:  # what constants come to when they are computed may be anything
+        why = f"Jinja and Python cannot compile it: {printable(str(error).partition(chr(10))[0])}"
+        raise RecipeError(why, field="chat_template") from error
 
 
 def template_environment() -> Environment:
