@@ -128,6 +128,7 @@ def test_a_hub_id_that_is_there_is_looked_for_nowhere_else(demo, tmp_path, monke
     (repository / "refs/main").write_text(commit)
     (repository / "snapshots" / commit / "config.json").write_text("{}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(
         "version: 1\nbase_model: org/broken\noperations: [{op: cast, dtype: float32}]\noutput: out\n"
     )
