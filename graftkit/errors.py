@@ -156,7 +156,10 @@ def printable(text: object) -> str:
 
     Tensor names, tokens and paths come from files that nobody has checked; an escape sequence in one must not act.
     """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    shown = str(text)
+    if shown.isprintable():
+        return shown
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown)
 
 
 def plural(value: int, noun: str) -> str:

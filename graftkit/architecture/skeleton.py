@@ -143,13 +143,16 @@ def quiet() -> Iterator[None]:
 
     level, dtype = transformers_logging.get_verbosity(), torch.get_default_dtype()
     bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
+    changes = level != logging.CRITICAL  # setting it goes over every logger of the process
+    if changes:
+        transformers_logging.set_verbosity(logging.CRITICAL)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         torch.set_default_dtype(dtype)
-        transformers_logging.set_verbosity(level)
+        if changes:
+            transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
 

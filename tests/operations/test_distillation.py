@@ -185,14 +185,20 @@ def test_new_tokens_of_other_operations_are_fitted_too(operation, demo, texts, w
 
 
 def test_rows_of_an_encoder_are_fitted(sources, tmp_path):
-    """A small BERT with random weights and few positions reads snippets between its [CLS] and [SEP]."""
+    """A small BERT with random weights and few positions reads snippets between its [CLS] and [SEP]; its head's bias is behind them."""
     path = tmp_path / "texts.txt"
     path.write_text("\n".join(f"the tool {'and a tool ' * (place % 4)}calls the tool box" for place in range(40)))
     operation = {"op": "extend_vocab", "tokens": ["tool"], "init": distill(path, snippet_len=200, epochs=4)}
-    _, report = applied(sources("bert"), tmp_path, operation)
+    output, report = applied(sources("bert"), tmp_path, operation)
     check = report["checks"]["distilled"]
     assert check["snippets"] >= 4
     assert check["distance"] < check["start"]
+    before, after = (
+        load_file(place / "model.safetensors")["cls.predictions.bias"] for place in (sources("bert"), output)
+    )
+    old, new = (AutoTokenizer.from_pretrained(place) for place in (sources("bert"), output))
+    pieces = old.encode("tool", add_special_tokens=False)
+    assert after[new.convert_tokens_to_ids("tool")] == before.double()[pieces].mean().float()
 
 
 def test_what_cannot_be_run_or_fitted_is_refused(demo, texts, words, sources, tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 from safetensors.torch import load_file, save_file
 from support.adapters import edit_adapter, load_adapted, make_adapter
 from support.command import here
@@ -264,6 +265,8 @@ def test_where_two_places_fit_the_class_decides_or_both_are_named(bases, adapter
 
 def test_names_that_peft_changes_when_it_loads_them_are_said_to_be_so(tmp_path):
     """It renames what has the names of now once more, so that no adapter of the shared experts loads on this class."""
+    if not hasattr(transformers, "MistralLarge4ForConditionalGeneration"):
+        pytest.skip("this release of transformers has no such class")
     tiny("MistralLarge4ForConditionalGeneration", tmp_path / "base")
     _, adapter = make_adapter(
         tmp_path, "MistralLarge4TextModel", base=tmp_path / "base", target_modules=r".*shared_experts\.down_proj"

@@ -29,8 +29,11 @@ PATIENCE = 120
 #: Bytes at which a command is stopped: no scene needs a tenth of them.
 MEMORY = 8 << 30
 
-#: One thread, since a process with more does not fork well.
-SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+#: One thread, since a process with more does not fork well; pyarrow's allocator has one of its own unless it is told.
+SINGLE = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+}
 
 
 class Warm:

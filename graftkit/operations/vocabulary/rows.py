@@ -130,7 +130,9 @@ class RowMaker:
         return row.input if item.role in ("input", "further_input") or tied else row.output
 
     def _is_fitted(self, row: NewRow, item: VocabularyTensor) -> bool:
-        return self.distillation is not None and isinstance(self._choice(row, item).scheme, Distill)
+        """Whether hidden states are fitted by it; a bias of the head comes behind them."""
+        fits = self.distillation is not None and not self.is_bias(item)
+        return fits and isinstance(self._choice(row, item).scheme, Distill)
 
     def _make(self, item: VocabularyTensor) -> Tensor:
         """All rows as they are stored. *Shape:* ``(len(rows), d)``."""
