@@ -21,7 +21,14 @@ from graftkit.checkpoint.examples import first_texts
 from graftkit.checkpoint.quantization import quantization_method
 from graftkit.checkpoint.reading import read_rows, row_chunks
 from graftkit.checkpoint.tensors import Stored
-from graftkit.checkpoint.tokenizer import NO_TOKENIZER, TokenizerFiles, class_note, read_tokenizer, template_notes
+from graftkit.checkpoint.tokenizer import (
+    NO_TOKENIZER,
+    TokenizerFiles,
+    class_note,
+    conversation_notes,
+    read_tokenizer,
+    template_notes,
+)
 from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.checkpoint.weights_on_hub import bytes_on_hub, is_on_hub
 from graftkit.errors import InputRejected, few, plural, printable
@@ -198,6 +205,7 @@ def _findings(checkpoint: Checkpoint, tokenizer: TokenizerFiles, rows: int) -> I
         yield past
     yield from special_token_findings(checkpoint.documents, tokenizer)
     yield from template_notes(checkpoint.documents, tokenizer)
+    yield from conversation_notes(checkpoint.documents, tokenizer)
     yield from class_note(checkpoint.documents)
 
 

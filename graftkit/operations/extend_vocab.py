@@ -19,7 +19,7 @@ from graftkit.checkpoint.tokenizer import (
     template_notes,
     tokenizer_notes,
 )
-from graftkit.checkpoint.tokenizer.conversation import lost_messages, lost_tools
+from graftkit.checkpoint.tokenizer.conversation import lost_messages, lost_tools, renders
 from graftkit.errors import RecipeError, printable
 from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.vocabulary.figures import row_figures
@@ -100,13 +100,8 @@ def _template_notes(template: str | ChatTemplateFile, documents: Mapping[str, An
     Raises:
         RecipeError: it loses the messages of a conversation.
     """
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     text, tokenizer = _template_text(template), read_tokenizer(documents)
-
-    def render(turns: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
-        return str(render_jinja_template([turns], tools=tools, chat_template=text, **tokenizer.special)[0][0])
-
+    render = renders(text, tokenizer.special)
     for how in lost_messages(render):
         raise RecipeError(how, field="chat_template")
     yield from (f"the chat template {how}" for how in lost_tools(render, text))

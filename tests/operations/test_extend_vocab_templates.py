@@ -69,9 +69,19 @@ def test_markers_that_are_no_tokens_are_named(demo, tmp_path):
 def test_inspect_looks_at_the_template_of_a_checkpoint(demo, tmp_path):
     done, output = apply_by_command(demo, tmp_path, {"op": "extend_vocab", "chat_template": CHATML})
     assert done.returncode == 0, done.stderr
-    assert "markers that are no tokens" in here("inspect", output).stdout
-    (output / "chat_template.jinja").write_text("chatml.jinja")
-    assert "the chat template holds no Jinja" in here("inspect", output).stdout
+    shown = here("inspect", output).stdout
+    assert "markers that are no tokens" in shown
+    assert "the chat template loses" not in shown
+    for template, words in {
+        "chatml.jinja": "the chat template holds no Jinja",
+        "{{ bos_token }}{{ messages[0].role }}": "the chat template loses the messages: a question and its answer",
+        "{{ messages[0].contents.upper() }}": "rendered, fails: UndefinedError",
+        "{% if tools %}You have tools.{% endif %}" + CHATML: "the chat template names tools and shows none",
+        "{{ messages[0].content * 10_000_000 }}": "the chat template makes a value of",
+    }.items():
+        (output / "chat_template.jinja").write_text(template)
+        found = here("inspect", output)
+        assert (found.returncode, words in found.stdout) == (0, True), found.stdout
 
 
 @pytest.mark.parametrize("roles", [{"pad_token": "</s>"}, {"pad_token": "<|end|>", "eos_token": "<|end|>"}])

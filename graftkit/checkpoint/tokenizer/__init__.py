@@ -11,7 +11,7 @@ from graftkit.checkpoint.tokenizer.class_note import class_note
 from graftkit.checkpoint.tokenizer.files import NO_TOKENIZER, TokenizerFiles, find_tokenizer, read_tokenizer
 from graftkit.checkpoint.tokenizer.notes import tokenizer_notes
 from graftkit.checkpoint.tokenizer.renaming import Renamed, Renaming, rename_tokens
-from graftkit.checkpoint.tokenizer.template_notes import template_notes
+from graftkit.checkpoint.tokenizer.template_notes import conversation_notes, template_notes
 
 __all__ = [
     "NO_TOKENIZER",
@@ -21,6 +21,7 @@ __all__ = [
     "TokenizerFiles",
     "add_tokens",
     "class_note",
+    "conversation_notes",
     "find_tokenizer",
     "read_tokenizer",
     "rename_tokens",

@@ -28,6 +28,19 @@ TOOL: dict[str, Any] = {
 }
 
 
+def renders(text: str, special: Mapping[str, str]) -> Render:
+    """How transformers renders the template ``text`` with the ``special`` tokens that it may name.
+
+    Only for a template that :func:`~graftkit.checkpoint.tokenizer.template_bounds.why_unbounded` has nothing against.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def render(turns: list[dict[str, Any]], tools: list[Any] | None = None) -> str:
+        return str(render_jinja_template([turns], tools=tools, chat_template=text, **special)[0][0])
+
+    return render
+
+
 def lost_messages(render: Render) -> Iterator[str]:
     """Yield ``loses the messages: ...`` where no spelling of a conversation is rendered with what its messages say."""
     found = [rendered(render, turns) for turns in (TURNS, in_parts(TURNS))]
