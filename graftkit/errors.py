@@ -5,6 +5,7 @@
     GraftkitError
     ├── RecipeError            2   the recipe or the command line is wrong
     ├── InputRejected          3   the checkpoint cannot be operated on
+    │   └── NotThere           3   what a path or a hub id names is not there
     ├── VerificationFailed     4   the result does not keep its promise; nothing was committed
     ├── StorageFault           5   reading or writing failed; nothing was committed
     ├── Locked                 6   another run holds the output
@@ -55,6 +56,10 @@ class InputRejected(GraftkitError):
     exit_code = 3
 
 
+class NotThere(InputRejected):
+    """What a path or a hub id names is not there."""
+
+
 class VerificationFailed(GraftkitError):
     """The written checkpoint does not keep its promise. Nothing was committed."""
 
@@ -100,7 +105,7 @@ def system_fault(error: BaseException) -> str | None:
 
     Libraries wrap such failures in exceptions that blame the file that they were reading.
     """
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, MemoryError):
             return "not enough memory"
         if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_THREADS):
@@ -130,7 +135,12 @@ def _spelled_number(text: str) -> int | None:
     return next((number for words, number in _SPELLED.items() if words in text), None)
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
+def leads_nowhere(error: BaseException) -> bool:
+    """Whether ``error`` says, or comes from one that says, that nothing is where a path leads."""
+    return any(isinstance(cause, NotThere | FileNotFoundError) for cause in causes(error))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and everything that it was raised from or while handling."""
     waiting, seen = [error], set()
     while waiting:

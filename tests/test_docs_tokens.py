@@ -1,5 +1,7 @@
 """The script behind docs/tokens.md writes what it measures between its marks, and leaves the rest of the page alone."""
 
+import re
+
 import pytest
 from support.command import ROOT
 from support.sweeps import load_script
@@ -26,5 +28,7 @@ def test_the_table_is_measured_and_stands_between_the_marks(page):
     first, second = (line for line in lines if line.startswith(("| 20 ", "| 1,000,000 ")))
     before, after = (float(cell) for cell in first.split("|")[2:4])
     assert 0 < after < before < 1
-    assert first.endswith("| 0 of 35 |")
+    assert re.search(
+        r"\| 0 of [1-9]\d* \|$", first
+    )  # the paragraphs are those of the running Python's standard library
     assert "pieces with min_frequency: 2, not 1,000,000" in second

@@ -15,7 +15,7 @@ from graftkit.checkpoint.files import is_there, read_bounded, resolve_member
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
-from graftkit.errors import InputRejected, few, plural, printable
+from graftkit.errors import InputRejected, NotThere, few, plural, printable
 from graftkit.recipe.paths import expand_path
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
@@ -72,7 +72,7 @@ def open_adapter(path: str | os.PathLike[str]) -> Adapter:
     except ValueError as error:
         raise InputRejected(f"{printable(path)}: {printable(error)}") from error
     if not directory.is_dir():
-        raise InputRejected(f"{printable(path)}: is not the folder of an adapter, which holds {CONFIG} and {WEIGHTS}")
+        raise NotThere(f"{printable(path)}: is not the folder of an adapter, which holds {CONFIG} and {WEIGHTS}")
     try:
         return _open(directory)
     except InputRejected as error:

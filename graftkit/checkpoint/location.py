@@ -11,7 +11,7 @@ from pathlib import Path
 from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.hub import snapshot
 from graftkit.checkpoint.hub.file import HubFile
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, NotThere, RecipeError, printable
 from graftkit.recipe.paths import expand_path, is_url
 
 
@@ -70,7 +70,7 @@ def _local(base_model: str) -> Path:
     try:
         return Path(expand_path(base_model))
     except ValueError as error:
-        raise InputRejected(f"{printable(base_model)}: is neither a folder nor a hub id: {printable(error)}") from error
+        raise NotThere(f"{printable(base_model)}: is neither a folder nor a hub id: {printable(error)}") from error
 
 
 def _nearest(base_model: str) -> str:

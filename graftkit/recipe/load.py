@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from graftkit.errors import InputRejected, RecipeError, printable
+from graftkit.errors import InputRejected, NotThere, RecipeError, leads_nowhere, printable
 from graftkit.recipe.messages import note_errors
 from graftkit.recipe.overrides import apply_overrides
 from graftkit.recipe.paths import RecipeFolder
@@ -76,14 +76,16 @@ def places_added(document: Document) -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        raise RecipeError([_located(problem, document) for problem in error.problems]) from error
+        problems = [document.looked(problem) for problem in error.problems] if leads_nowhere(error) else error.problems
+        raise RecipeError([_located(problem, document) for problem in problems]) from error
     except InputRejected as error:
-        raise InputRejected(document.looked(str(error))) from error
+        if not leads_nowhere(error):
+            raise
+        raise NotThere(document.looked(str(error))) from error
 
 
 def _located(problem: str, document: Document) -> str:
-    found = document.looked(problem)
-    return document.located(found) if problem.startswith("operations.") else found
+    return document.located(problem) if problem.startswith("operations.") else problem
 
 
 def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:

@@ -1,6 +1,5 @@
 """What every path that a recipe or the command line gives goes through."""
 
-import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -29,10 +28,6 @@ def is_url(path: str) -> bool:
     return _URL.match(path) is not None
 
 
-#: How messages say that a path leads nowhere, of a file, an adapter and a checkpoint.
-_NOWHERE = f"(?:{os.strerror(errno.ENOENT)}|is not the folder|is not a local folder|is neither a folder)"
-
-
 @dataclass(frozen=True, slots=True)
 class RecipeFolder:
     """The folder of a recipe, from which relative paths start that lead nowhere from the working folder.
@@ -54,8 +49,8 @@ class RecipeFolder:
         return path
 
     def looked(self, message: str) -> str:
-        """What is said behind a message that one of these paths leads nowhere: where it was looked for."""
-        if not any(re.search(rf"(^|: ){re.escape(path)}: .*{_NOWHERE}", message) for path in self.missing):
+        """Where it was looked for one of these paths, for the end of a ``message`` that it leads nowhere; empty for other paths."""
+        if not any(f": {path}: " in f": {message}" for path in self.missing):
             return ""
         here = os.path.abspath(self.folder) == os.getcwd()
         return "; looked in the working folder" + ("" if here else f" and in {self.folder}")

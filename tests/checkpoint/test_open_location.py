@@ -171,7 +171,8 @@ def test_downloads_what_is_needed_once_and_explains_refusals(tmp_path):
         again = run_online(tmp_path, endpoint, ("org/tiny", "main"))
         assert len(served.asked) == asked, "a cached commit needs no request"
     assert opened == again[0] == ["opened", COMMIT, wanted]
-    assert gated[0] == absent[0] == revision[0] == "InputRejected"
+    assert gated[0] == revision[0] == "InputRejected"
+    assert absent[0] == "NotThere"
     assert gated[1].startswith("org/gated: is gated; accept its terms on the hub")
     assert absent[1].startswith("org/absent: is neither a folder nor a hub repository, or it is private")
     assert revision[1] == "org/tiny: has no revision 'v2' on the hub"

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from graftkit.errors import GraftkitError, InputRejected, StorageFault, printable
+from graftkit.errors import GraftkitError, InputRejected, NotThere, StorageFault, printable
 
 
 @contextlib.contextmanager
@@ -67,7 +67,7 @@ def _fault(error: Exception, repo_id: str, revision: str | None, near: str, doin
     }
     for kind, refusal in refusals.items():
         if isinstance(error, kind):
-            return InputRejected(f"{repo_id}: {refusal}")
+            return (NotThere if kind is RepositoryNotFoundError else InputRejected)(f"{repo_id}: {refusal}")
     for answer in (error, error.__cause__):  # what the library itself raises comes from that
         if isinstance(answer, HfHubHTTPError):
             return _refused(answer, repo_id, doing)
@@ -93,7 +93,7 @@ def _not_cached(error: Exception, repo_id: str, revision: str | None, near: str)
 
     if constants.HF_HUB_OFFLINE:
         at = f" at revision '{printable(revision)}'" if revision else ""
-        return InputRejected(
+        return NotThere(
             f"{repo_id}: is not a local folder and{at} not cached; unset HF_HUB_OFFLINE to download it{near}"
         )
     return StorageFault(f"{repo_id}: is not wholly cached, and the hub cannot be reached: {first_line(error)}")

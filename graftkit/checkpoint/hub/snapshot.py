@@ -13,7 +13,7 @@ from graftkit.checkpoint.hub.progress import Bytes, bars_to
 from graftkit.checkpoint.hub.requests import first_line, hub_faults, limited_waits
 from graftkit.checkpoint.inventory import OTHER_FOLDERS
 from graftkit.checkpoint.weights import INDEX, SINGLE
-from graftkit.errors import InputRejected, printable
+from graftkit.errors import InputRejected, NotThere, printable
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 #: What holds weights, of which headers are read where nothing else is needed.
@@ -58,9 +58,7 @@ def find_snapshot(repo_id: str, revision: str | None, *, near: str = "") -> Path
     try:
         cached = _cached(repo_id, revision)
     except HFValidationError as error:
-        raise InputRejected(
-            f"{printable(repo_id) or 'an empty name'}: is neither a folder nor a hub id{near}"
-        ) from error
+        raise NotThere(f"{printable(repo_id) or 'an empty name'}: is neither a folder nor a hub id{near}") from error
     if cached is None or not (constants.HF_HUB_OFFLINE or not _missing(cached, *_TOKENIZERS)):
         return None
     if missing := _missing(cached):
