@@ -269,3 +269,21 @@ def test_lists_follow_the_block_that_is_copied_instead():
     changed, _, order = arranged(config, 0, 0, 1, 1, copies=(1, 3))
     assert order == (0, 1, 1, 1)
     assert changed["layer_types"] == [config["layer_types"][index] for index in order]
+
+
+def test_the_number_of_blocks_that_share_keys_follows_them():
+    """The last two of Gemma 4's blocks take keys and values of the last ones before them."""
+    kinds = ["sliding_attention", "full_attention"] * 3
+    config = config_of(
+        "Gemma4ForCausalLM", num_hidden_layers=6, layer_types=kinds, num_kv_shared_layers=2, hidden_size_per_layer_input=0,
+
+    )  # fmt: skip
+    config["per_layer_config"] = {str(place): {"head_dim": 32} for place in (1, 3, 5)}
+    assert arranged(config, 0, 0, 1, 2, 3, 4, 5)[0]["num_kv_shared_layers"] == 2
+    changed, skeleton, _ = arranged(config, 0, 1, 2, 3, 5)
+    assert changed["num_kv_shared_layers"] == 1
+    assert [layer.self_attn.is_kv_shared_layer for layer in skeleton.model.model.layers] == [False] * 4 + [True]
+    with pytest.raises(
+        InputRejected, match="num_kv_shared_layers places kinds of blocks by number: block 1 as block 1"
+    ):
+        arranged(config, 0, 1, 4, 2, 3, 5)

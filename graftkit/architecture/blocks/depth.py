@@ -55,13 +55,14 @@ def rearranged(
             continue
         if found := depth.fit(order, plain):
             return found
-        if plain.skeleton is None:
-            refusals.append(depth.why_not(order, plain))
+        built = depth.built(order, plain)
+        if built.skeleton is None:
+            refusals.append(plain.why)
             continue
-        placing = depth.placing(plain)
-        if found := depth.fit_otherwise(order, copies, plain, placing):
+        placing = depth.placing(built)
+        if found := depth.fit_otherwise(order, copies, built, placing):
             return found
-        raise InputRejected(f"{_what_places([name for name, _ in placing])}{plain.why}")
+        raise InputRejected(f"{_what_places([name for name, _ in placing])}{built.why}")
     raise InputRejected(
         next(iter(refusals), f"{old.architecture}: no value of config.json counts the blocks of {layers.path}")
     )
@@ -120,22 +121,24 @@ class _Depth:
         found = _first_fitted((self.attempt(order, chosen) for chosen in subsets(moves)), order)
         return found or (_first_fitted(self._with_other_counts(order), order) if plain.skeleton else None)
 
-    def why_not(self, order: Sequence[int], plain: _Attempt) -> str:
-        """Why the blocks ``order`` do not fit: of what holds numbers of blocks moved, where the class cannot be built before."""
+    def built(self, order: Sequence[int], plain: _Attempt) -> _Attempt:
+        """``plain`` where the class can be built so, else with the fewest fields moved that hold numbers of blocks, if that helps."""
+        if plain.skeleton is not None:
+            return plain
         moved = (self.attempt(order, chosen) for chosen in subsets(renumbered(self.config, self.path[:-1], order)))
-        return next((attempt.why for attempt in moved if attempt.skeleton and attempt.why), plain.why)
+        return next((found for found in moved if found.skeleton is not None and not found.counts_others), plain)
 
     def _names_blocks(self, name: str, value: Any) -> bool:
         return isinstance(value, list) and names_blocks(self.config, self.path[:-1], name, self.old, self.layers)
 
     def fit_otherwise(
-        self, order: Sequence[int], copies: Collection[int], plain: _Attempt, placing: Sequence[tuple[str, int]]
+        self, order: Sequence[int], copies: Collection[int], built: _Attempt, placing: Sequence[tuple[str, int]]
     ) -> Fitted | None:
         """The blocks ``order`` with other values of the integers that place kinds, with a list in their place, or with other copies."""
         return (
-            _first_fitted(self._with_moved_integers(order, plain, placing), order)
-            or _first_fitted(self._stated_by_lists(order, plain, placing), order)
-            or self._with_other_copies(order, copies, plain)
+            _first_fitted(self._with_moved_integers(order, built, placing), order)
+            or _first_fitted(self._stated_by_lists(order, built, placing), order)
+            or self._with_other_copies(order, copies, built)
         )
 
     def _with_other_counts(self, order: Sequence[int]) -> Iterator[_Attempt]:
@@ -145,27 +148,27 @@ class _Depth:
                 yield self.attempt(order, {path[-1]: len(order)})
 
     def _with_moved_integers(
-        self, order: Sequence[int], plain: _Attempt, placing: Sequence[tuple[str, int]]
+        self, order: Sequence[int], built: _Attempt, placing: Sequence[tuple[str, int]]
     ) -> Iterator[_Attempt]:
         """One value that places kinds of blocks is moved by as much as the number of blocks at most."""
         most = abs(len(order) - self.layers.count)
         for name, value in placing:
             for tried in (value + step for size in range(1, most + 1) for step in (-size, size) if value + step >= 0):
-                yield self._judged(with_values(plain.config, [(*self.path[:-1], name)], tried), order)
+                yield self._judged(with_values(built.config, [(*self.path[:-1], name)], tried), order)
 
     def _stated_by_lists(
-        self, order: Sequence[int], plain: _Attempt, placing: Sequence[tuple[str, int]]
+        self, order: Sequence[int], built: _Attempt, placing: Sequence[tuple[str, int]]
     ) -> Iterator[_Attempt]:
         """A list of numbers says what a period said."""
         names = [name for name, _ in placing]
-        for changed in stated_by_list(plain.config, self.path[:-1], self.old, self.layers, order, names):
+        for changed in stated_by_list(built.config, self.path[:-1], self.old, self.layers, order, names):
             yield self._judged(changed, order)
 
-    def _with_other_copies(self, order: Sequence[int], copies: Collection[int], plain: _Attempt) -> Fitted | None:
+    def _with_other_copies(self, order: Sequence[int], copies: Collection[int], built: _Attempt) -> Fitted | None:
         """For each copy whose place is of another kind the nearest block of the next kind is tried, all lists in step with it."""
         kinds = kinds_of(self.old, self.layers)
         found, tried = list(order), {place: [order[place]] for place in copies}
-        attempt = plain
+        attempt = built
         while attempt.skeleton is not None and not attempt.counts_others:
             places = differing(kinds, kinds_of(attempt.skeleton, self.layers), found)
             if not places or not set(places) <= set(copies):
@@ -177,7 +180,7 @@ class _Depth:
                     return None
                 found[place] = source
                 tried[place].append(source)
-            attempt = self.attempt(found)
+            attempt = self.built(found, self.attempt(found))
             if attempt.fits:
                 return _fitted(attempt, found)
         return None
