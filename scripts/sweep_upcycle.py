@@ -70,11 +70,10 @@ def judge(name: str, place: Path) -> Pairs:
 
 def has_rest(config: Any, dense: Any, sparse: str) -> bool:
     """Whether a sparse class has all of a dense one but its feed-forward layer."""
-    from graftkit.architecture.skeleton import build_skeleton
-    from graftkit.operations.experts.sparse_config import check_rest, sparse_document
+    from graftkit.operations.experts.sparse_config import check_that_rest_is_there
 
     try:
-        check_rest(dense, build_skeleton(sparse_document(config, sparse, {})))
+        check_that_rest_is_there(config, dense, sparse)
     except Exception:  # noqa: BLE001 - a config class may refuse what another one's says in any way
         return False
     return True

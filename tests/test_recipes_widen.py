@@ -30,6 +30,24 @@ def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
     assert report["promise"]["measured"] in ("exact", "bitwise")
 
 
+def test_the_recipe_gives_a_wider_stream_that_learns(tmp_path):
+    done = real("apply", "recipes/widen_hidden_size.yaml", "--output", tmp_path / "out", "verify.first_step=true")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    for words in (
+        "verified (exact): hidden states and logits, for every input",
+        "note: hidden_size was 160, is 640",
+        "outputs in float64",
+    ):
+        assert words in text, words
+    model, info = recipes.load(tmp_path / "out")
+    assert model.config.hidden_size == model.model.embed_tokens.weight.shape[1] == 640
+    assert model.config.rms_norm_eps == 1e-6 / 4
+    assert not info["missing_keys"]
+    assert not model.model.embed_tokens.weight[:, 160:].any()
+    assert json.loads((tmp_path / "out/graft_report.json").read_text())["promise"]["measured"] in ("exact", "bitwise")
+
+
 def test_what_is_no_width_is_refused_with_its_line(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -9,6 +9,7 @@ from support.shrink import tiny_config
 from graftkit.architecture.blocks.depth import rearranged
 from graftkit.architecture.blocks.kinds import first_difference
 from graftkit.architecture.blocks.per_layer import per_layer_lists
+from graftkit.architecture.blocks.trace import why_it_does_not_run
 from graftkit.architecture.layers import layer_list
 from graftkit.architecture.skeleton import build_skeleton
 from graftkit.errors import InputRejected
@@ -186,3 +187,103 @@ def test_without_a_number_in_the_config_there_is_no_way():
     skeleton.model.model.layers.append(skeleton.model.model.layers[0])
     with pytest.raises(InputRejected, match=r"no value of config.json counts the blocks of model\.layers"):
         rearranged(config, skeleton, type(layer_list(build_skeleton(config)))("model.layers", 97), (0,))
+
+
+def shape_of(skeleton, attribute):
+    """What each block holds under a name, as the class name of the module."""
+    return [type(layer.get_submodule(attribute)).__name__ for layer in skeleton.model.model.layers]
+
+
+def test_a_list_of_numbers_says_the_new_ones():
+    """Llama 4's moe_layers, and numbers in it of blocks that are gone, which a later insertion would bring back."""
+    config = config_of(
+        "Llama4ForCausalLM", num_hidden_layers=4, layer_types=None, no_rope_layers=[1, 1, 0, 1], moe_layers=[1, 3]
+    )
+    changed, skeleton, _ = arranged(config, 3, 0, 2, 2, 1)
+    assert changed["moe_layers"] == [0, 4]
+    assert changed["no_rope_layers"] == [1, 1, 0, 0, 1]
+    assert shape_of(skeleton, "feed_forward") == ["Llama4TextMoe", *["Llama4TextMLP"] * 3, "Llama4TextMoe"]
+    assert arranged(config, 0, 1, 2)[0]["moe_layers"] == [1]
+
+
+def test_a_list_of_numbers_says_what_a_period_said():
+    """Each second block of this Qwen2-MoE is sparse, and the list of dense ones is empty."""
+    config = config_of("Qwen2MoeForCausalLM", num_hidden_layers=4, layer_types=None, decoder_sparse_step=2)
+    changed, skeleton, _ = arranged(config, 1, 0, 0, 3)
+    assert (changed["decoder_sparse_step"], changed["mlp_only_layers"]) == (1, [1, 2])
+    assert shape_of(skeleton, "mlp") == [
+        "Qwen2MoeSparseMoeBlock",
+        "Qwen2MoeMLP",
+        "Qwen2MoeMLP",
+        "Qwen2MoeSparseMoeBlock",
+    ]
+
+
+def test_numbers_that_are_not_those_of_blocks_stay():
+    """A list that is no block's, though blocks of these numbers move."""
+    config = config_of("Qwen2MoeForCausalLM", num_hidden_layers=4, layer_types=None, mlp_only_layers=[0])
+    config |= {"keys_to_ignore_at_inference": [0, 1], "eos_token_id": [0, 1], "made_up": [0, 1]}
+    changed, _, _ = arranged(config, 2, 1, 0, 3)
+    assert changed == {**config, "mlp_only_layers": [2]}
+
+
+def test_what_is_said_of_a_block_under_its_number_goes_with_it():
+    """Gemma 4's blocks with full attention have wider heads, and ids of labels are no numbers of blocks."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    config = config_of("Gemma4ForCausalLM", num_hidden_layers=4, hidden_size_per_layer_input=0, layer_types=kinds)
+    config |= {"per_layer_config": {"1": {"head_dim": 32}, "3": {"head_dim": 32}}, "id2label": {"0": "no", "1": "yes"}}
+    changed, skeleton, _ = arranged(config, 0, 0, 1, 1, 2, 3)
+    assert changed["per_layer_config"] == {str(place): {"head_dim": 32} for place in (2, 3, 5)}
+    assert [layer.self_attn.head_dim for layer in skeleton.model.model.layers] == [16, 16, 32, 32, 16, 32]
+    assert changed["id2label"] == config["id2label"]
+    changed, _, _ = arranged(config, 0, 2, 3)
+    assert changed["per_layer_config"] == {"2": {"head_dim": 32}}
+
+
+def test_a_flag_that_depends_on_the_last_block_of_a_kind_is_the_reason():
+    config = config_of("Gemma4ForCausalLM", hidden_size_per_layer_input=0)
+    with pytest.raises(
+        InputRejected, match="block 1 as block 1: self_attn.store_full_length_kv would be False, and is True"
+    ):
+        arranged(config, 0, 1, 1)
+
+
+def test_a_list_that_only_the_forward_reads_is_seen_when_it_runs():
+    """Granite's angles of rotation, one for each block."""
+    config = config_of("GraniteSWAForCausalLM") | {"layer_rope_theta": [100.0, 900.0]}
+    assert arranged(config, 1, 0, 0)[0]["layer_rope_theta"] == [900.0, 100.0, 100.0]
+
+
+def test_a_cache_that_another_number_counts_grows_along():
+    """BART's decoder alone makes its cache by the number of the encoder's blocks, of which it has none."""
+    changed, skeleton, _ = arranged(config_of("BartForCausalLM"), 0, 0, 1)
+    assert (changed["encoder_layers"], changed["decoder_layers"]) == (3, 3)
+    assert why_it_does_not_run(skeleton) == ""
+    changed, _, _ = arranged(config_of("BartForConditionalGeneration"), 0, 0, 1)
+    assert (changed["encoder_layers"], changed["decoder_layers"]) == (2, 3)
+
+
+def test_lists_follow_the_block_that_is_copied_instead():
+    """ModernBERT's first block has no norm, and its second sees a window: the copy of the second sees one too."""
+    config = config_of("ModernBertForMaskedLM")
+    changed, _, order = arranged(config, 0, 0, 1, 1, copies=(1, 3))
+    assert order == (0, 1, 1, 1)
+    assert changed["layer_types"] == [config["layer_types"][index] for index in order]
+
+
+def test_the_number_of_blocks_that_share_keys_follows_them():
+    """The last two of Gemma 4's blocks take keys and values of the last ones before them."""
+    kinds = ["sliding_attention", "full_attention"] * 3
+    config = config_of(
+        "Gemma4ForCausalLM", num_hidden_layers=6, layer_types=kinds, num_kv_shared_layers=2, hidden_size_per_layer_input=0,
+
+    )  # fmt: skip
+    config["per_layer_config"] = {str(place): {"head_dim": 32} for place in (1, 3, 5)}
+    assert arranged(config, 0, 0, 1, 2, 3, 4, 5)[0]["num_kv_shared_layers"] == 2
+    changed, skeleton, _ = arranged(config, 0, 1, 2, 3, 5)
+    assert changed["num_kv_shared_layers"] == 1
+    assert [layer.self_attn.is_kv_shared_layer for layer in skeleton.model.model.layers] == [False] * 4 + [True]
+    with pytest.raises(
+        InputRejected, match="num_kv_shared_layers places kinds of blocks by number: block 1 as block 1"
+    ):
+        arranged(config, 0, 1, 4, 2, 3, 5)

@@ -19,6 +19,7 @@ from graftkit.operations.experts.sparse_config import (
     Fields,
     Unfit,
     check_rest,
+    check_that_rest_is_there,
     dropped_fields,
     find_fields,
     sparse_document,
@@ -75,6 +76,7 @@ def find_upcycling(
         Unfit: it does not, with nothing that was tried; the message says what stands in the way.
         InputRejected: the class cannot be built.
     """
+    check_that_rest_is_there(config, dense, architecture)
     fields = find_fields(config, dense, architecture)
     small_fields = find_fields(small.config, small.skeleton, architecture)
     document = sparse_document(config, architecture, fields.values(*counts))

@@ -18,6 +18,9 @@ OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transf
 
 PER_TOKEN = "num_experts_per_tok"
 
+#: What transformers' configs call alike, or give by these names too: the sizes of the rest.
+SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
+
 
 class Unfit(ValueError):
     """A sparse class that cannot do what the dense one does; the message says why."""
@@ -63,12 +66,30 @@ def sparse_document(config: Mapping[str, Any], architecture: str, values: Mappin
         Unfit: its config does not count experts for each token.
         InputRejected: it refuses the values.
     """
+    _config_class(architecture)
+    gone = set(dropped_fields(config, architecture))
+    return _completed({key: value for key, value in config.items() if key not in gone}, config, architecture, values)
+
+
+def _config_class(architecture: str) -> Any:
+    """The config class of a sparse class.
+
+    Raises:
+        Unfit: it does not count experts for each token.
+    """
     wanted: Any = model_class(architecture).config_class
     if wanted is None or not counts_experts(wanted):
         raise Unfit(f"its config has no {PER_TOKEN}")
+    return wanted
+
+
+def _completed(
+    document: Mapping[str, Any], config: Mapping[str, Any], architecture: str, values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``document``, of the dense ``config``, with ``values`` and what else the sparse class has to be told."""
+    wanted = _config_class(architecture)
     dense, known = build_config(config), _defaults(wanted)
-    gone = set(dropped_fields(config, architecture))
-    document = {key: value for key, value in config.items() if key not in gone}
+    document = dict(document)
     document |= {"architectures": [architecture], "model_type": wanted.model_type}
     own = dense.to_dict()
     new = {key: value for key, value in known.items() if key not in own and key not in OF_THE_FILE}
@@ -85,10 +106,15 @@ def dropped_fields(config: Mapping[str, Any], architecture: str) -> tuple[str, .
     mine, theirs = _defaults(dense), _defaults(wanted)
     known = {*theirs, *wanted.attribute_map, *OF_THE_FILE}
     unknown = [key for key in config if key in mine and key not in known]
+    if not unknown:
+        return ()
     document = {**config, "architectures": [architecture], "model_type": wanted.model_type}
-    whole = build_skeleton(document).shapes if unknown else {}
-    without = {key: {name: value for name, value in document.items() if name != key} for key in unknown}
-    return tuple(sorted(key for key, held in without.items() if build_skeleton(held).shapes == whole))
+    whole = build_skeleton(document).shapes
+
+    def changes_nothing(*keys: str) -> bool:
+        return build_skeleton({key: value for key, value in document.items() if key not in keys}).shapes == whole
+
+    return tuple(sorted(unknown if changes_nothing(*unknown) else filter(changes_nothing, unknown)))
 
 
 def candidates(config: Mapping[str, Any], architecture: str) -> list[str]:
@@ -175,6 +201,22 @@ def dense_width(dense: Skeleton, sparse: Skeleton) -> int:
     if table is None or not shapes:
         raise Unfit("it has every layer that the dense class has")
     return min(math.prod(shape) // table.weight.shape[1] for shape in shapes)
+
+
+def check_that_rest_is_there(config: Mapping[str, Any], dense: Skeleton, architecture: str) -> None:
+    """Refuse a sparse class without the rest of the dense one; it is built once, so that most are refused soon.
+
+    Raises:
+        Unfit: its config counts no experts for each token, or it has not all but the feed-forward layer.
+        InputRejected: it cannot be built from what the dense class's config says.
+    """
+    document = _completed(config, config, architecture, {})
+    mine, theirs = (build_config(held).get_text_config() for held in (config, document))
+    for name in SIZES:
+        sizes = getattr(mine, name, None), getattr(theirs, name, None)
+        if sizes[0] != sizes[1] and None not in sizes:
+            raise Unfit(f"its {name} would be {sizes[1]}, and is {sizes[0]}: it calls it by another name")
+    check_rest(dense, build_skeleton(document))
 
 
 def check_rest(dense: Skeleton, sparse: Skeleton) -> None:
