@@ -55,7 +55,7 @@ def texts() -> tuple[Text, ...]:
     found: dict[str, dict[str, Text]] = {}
     for label, modules in DOMAINS.items():
         for module in modules.split():
-            for name, docstring in _docstrings(module):
+            for name, docstring in docstrings_of(module):
                 text = " ".join(re.split(r"\n\s*\n", docstring.strip())[0].split())
                 parts = names | {part.strip("_") for part in name.split(".")}
                 text = re.sub(rf"(?i)\b_*({'|'.join(sorted(parts - {''}))})\b", MASK, text)
@@ -95,7 +95,7 @@ def split(everything: tuple[Text, ...], seed: int, *, train: int, test: int, by_
     return Split(tuple(sides[0]), tuple(sides[1]))
 
 
-def _docstrings(module: str) -> Iterator[tuple[str, str]]:
+def docstrings_of(module: str) -> Iterator[tuple[str, str]]:
     """``(module, docstring)`` of every function and class of a module and its submodules, but not of their tests."""
     if module in COMPILED:
         loaded = importlib.import_module(module)

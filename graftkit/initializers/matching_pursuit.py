@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: Bytes in float64 that the found directions of a batch of vectors, and a block of atoms, may take.
-BATCH_BYTES, BLOCK_BYTES = 16 << 20, 8 << 20
+#: Bytes in float64 that the found directions of a batch of vectors, and a block of atoms, may take. Each batch reads all atoms k times.
+BATCH_BYTES, BLOCK_BYTES = 128 << 20, 8 << 20
 
-#: The unit roundoff of float64.
-UNIT = 2.0**-53
+#: The unit roundoffs of float64 and of float32.
+UNIT, SINGLE_UNIT = 2.0**-53, 2.0**-24
+
+#: Lengths of atoms whose squares float32 can hold.
+SINGLE_RANGE = 1e-15, 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +102,52 @@ def _pursue(vectors: Tensor, atoms: Tensor, norms: Tensor, k: int) -> tuple[Tens
 
 
 def _nearest(rest: Tensor, atoms: Tensor, norms: Tensor, taken: Tensor) -> Tensor:
-    """The atom that makes the smallest angle with each row of ``rest`` and is not among those ``taken``. *Shape:* ``(n,)``."""
+    """The atom that makes the smallest angle with each row of ``rest`` and is not among those ``taken``. *Shape:* ``(n,)``.
+
+    Cosines are computed in float32 first. Only where the two largest are nearer to one another than what rounding can have done to
+    them, they are computed once more in float64, so that the atom is always that of float64.
+    """
     import torch
 
-    best = torch.full((len(rest),), -1.0, dtype=torch.float64)
+    single = SINGLE_RANGE[0] < float(norms.min()) <= float(norms.max()) < SINGLE_RANGE[1]
+    if not single or torch.get_float32_matmul_precision() != "highest":
+        return _two_largest(rest, atoms, norms, taken)[1]
+    unit = (rest / rest.norm(dim=1, keepdim=True).clamp(min=1e-300)).float()
+    largest, found = _two_largest(unit, atoms, norms.float(), taken)
+    error = (
+        atoms.shape[1] + 6
+    ) * SINGLE_UNIT  # of a cosine: a sum of d products, and four roundings of what goes into it
+    doubtful = (largest[:, 0] - largest[:, 1] <= 2 * error).nonzero().flatten()
+    if len(doubtful):
+        found[doubtful] = _two_largest(rest[doubtful], atoms, norms, taken[doubtful])[1]
+    return found
+
+
+def _two_largest(rest: Tensor, atoms: Tensor, norms: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
+    """The two largest sizes of the products of each row with atoms of length one, in the dtype of ``rest``, and the atom of the first.
+
+    *Shapes:* ``(n, 2)``, -1 where there is no other atom, and ``(n,)``.
+    """
+    import torch
+
+    largest = rest.new_full((len(rest), 2), -1.0)
     found = torch.zeros(len(rest), dtype=torch.int64)
     step = _rows(BLOCK_BYTES, max(atoms.shape[1], len(rest)))
     for start in range(0, len(atoms), step):
         block = slice(start, start + step)
-        cosines = (rest @ atoms[block].double().T).abs() / norms[block]
-        inside = (taken >= start) & (taken < start + cosines.shape[1])
+        sizes = (rest @ atoms[block].to(rest.dtype).T).abs_().div_(norms[block])
+        inside = (taken >= start) & (taken < start + sizes.shape[1])
         row, place = inside.nonzero(as_tuple=True)
-        cosines[row, taken[row, place] - start] = -1.0
-        largest, index = cosines.max(dim=1)
-        better = largest > best
-        best, found = torch.where(better, largest, best), torch.where(better, index + start, found)
-    return found
+        sizes[row, taken[row, place] - start] = -1.0
+        first, index = sizes.max(dim=1)
+        second = sizes.scatter_(1, index[:, None], -1.0).amax(1)
+        better = first > largest[:, 0]
+        found = torch.where(better, index + start, found)
+        lower = torch.minimum(first, largest[:, 0])
+        largest = torch.stack(
+            (torch.maximum(first, largest[:, 0]), torch.maximum(lower, second.maximum(largest[:, 1]))), 1
+        )
+    return largest, found
 
 
 def _orthogonal(rows: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,7 @@ def reinit_rows(spec: ReinitRows, checkpoint: Checkpoint, context: Context) -> O
         (rows, *notes, *table_notes(vocabulary)),
         remade.correspondence,
         outcome,
+        checks=maker.checks,
         figures=lambda: row_figures(maker, tokenizer.token_of),
     )
 

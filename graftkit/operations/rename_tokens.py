@@ -67,6 +67,7 @@ def rename_tokens(spec: RenameTokens, checkpoint: Checkpoint, context: Context) 
         promise=remade.promise,
         notes=(*kept.notes, *table_notes(maker.vocabulary)),
         correspondence=remade.correspondence,
+        checks=maker.checks,
         figures=lambda: row_figures(maker, names.get),
     )
 

@@ -167,7 +167,7 @@ def _transplant(
             checkpoint, found.vocabulary, live, rows, seed, left_out, distillation=distillation, space=space
         )
 
-    return Transplant(found.origins, make, distillation)
+    return Transplant(checkpoint, found.origins, make, distillation)
 
 
 def _donor_space(spec: TransplantTokenizer, found: _Found, wanted: Sequence[int], k: int) -> DonorSpace:

@@ -72,3 +72,47 @@ def test_rows_of_16_bits_are_widened_once():
     narrow, wide = matching_pursuit(vectors, atoms, 5), matching_pursuit(vectors.double(), atoms.double(), 5)
     assert narrow.atoms.equal(wide.atoms)
     assert narrow.coefficients.equal(wide.coefficients)
+
+
+def near_twins(count=60, width=32):
+    """Vectors, and atoms in pairs that differ by less than float32 can tell, in either order."""
+    one = drawn(count, width, seed=6)
+    other = one + 1e-9 * drawn(count, width, seed=7)
+    return drawn(12, width, seed=8), torch.stack((one, other), 1).reshape(-1, width)[
+        torch.randperm(2 * count, generator=torch.Generator().manual_seed(9))
+    ]
+
+
+def test_of_two_atoms_that_float32_cannot_tell_apart_it_is_that_of_float64():
+    vectors, atoms = near_twins()
+    found = matching_pursuit(vectors, atoms, 1)
+    cosines = (vectors @ atoms.T).abs() / atoms.norm(dim=1)
+    assert found.atoms[:, 0].equal(cosines.argmax(1))
+
+
+def test_it_is_the_second_look_that_tells_them_apart(monkeypatch):
+    vectors, atoms = near_twins()
+    monkeypatch.setattr(pursuit, "SINGLE_UNIT", -1.0)  # no two are near
+    cosines = (vectors @ atoms.T).abs() / atoms.norm(dim=1)
+    found = matching_pursuit(vectors, atoms, 1)
+    assert not found.atoms[:, 0].equal(cosines.argmax(1))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_the_length_of_atoms_does_not_matter(scale):
+    vectors, atoms = drawn(9, 24, seed=1), drawn(80, 24)
+    plain, scaled = matching_pursuit(vectors, atoms, 6), matching_pursuit(vectors * scale, atoms * scale, 6)
+    assert scaled.atoms.equal(plain.atoms)
+    torch.testing.assert_close(scaled.coefficients, plain.coefficients, rtol=1e-10, atol=1e-12)
+    assert matching_pursuit(vectors * scale, atoms, 6).atoms.equal(plain.atoms)
+
+
+def test_a_lower_precision_of_float32_products_changes_nothing():
+    vectors, atoms = drawn(9, 24, seed=1), drawn(80, 24)
+    plain = matching_pursuit(vectors, atoms, 6)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert matching_pursuit(vectors, atoms, 6).atoms.equal(plain.atoms)
+    finally:
+        torch.set_float32_matmul_precision(before)

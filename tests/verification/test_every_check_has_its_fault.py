@@ -42,6 +42,7 @@ PLANTED = {
     "verification/differences.py Differences": "verification/test_outputs.py test_changed_weights_are_named_where_they_first_show",
     "verification/combined.py CombinedReport": "operations/test_combine_adapters.py test_planted_faults_are_caught",
     "verification/transplanted.py TransplantReport": "operations/test_transplant_tokenizer.py test_a_planted_fault_is_caught",
+    "verification/averaged_rows.py AveragedReport": "verification/test_averaged_rows.py test_new_rows_one_place_further_on_are_caught",
     "verification/distilled.py DistilledReport": "operations/test_distillation.py test_rows_that_were_not_fitted_are_caught",
     "verification/text_quality.py LanguageReport": "verification/test_text_quality.py test_a_table_of_infinities_is_caught",
     "verification/text_quality.py EmbeddingReport": "verification/test_text_quality.py test_vectors_that_are_no_numbers_are_caught",

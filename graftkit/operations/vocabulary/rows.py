@@ -18,6 +18,7 @@ from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.operations.vocabulary.new_row import Choice, NewRow
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, SubwordMean, Zeros
 from graftkit.recipe.schemes import Distill, SchemeSpec
+from graftkit.verification.averaged_rows import Average, AveragedRowsCheck
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise
 
@@ -71,8 +72,22 @@ class RowMaker:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """Checks of how rows were made: one where they are fitted."""
-        return () if self.distillation is None else (self.distillation.check(),)
+        """Checks of how rows were made: of averages, and one where rows are fitted."""
+        fitted = () if self.distillation is None else (self.distillation.check(),)
+        return (AveragedRowsCheck(self.checkpoint, self.averages), *fitted)
+
+    def averages(self) -> dict[VocabularyTensor, list[Average]]:
+        """The rows of each table that are means of old tokens' rows; fitted ones began as such and are none any more."""
+        return {
+            item: [
+                Average(row.content, row.index, parts)
+                for row in self.rows
+                if row.content is not None
+                and (parts := self._choice(row, item).pieces)
+                and not self._is_fitted(row, item)
+            ]
+            for item in self.vocabulary.tensors
+        }
 
     def statistics(self, item: VocabularyTensor) -> TableStatistics:
         """Statistics of a table's tokenized rows; a bias has those of the rows that its output table calls live."""

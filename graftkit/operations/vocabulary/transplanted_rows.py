@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from graftkit.architecture.vocabulary import VocabularyTensor
+from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.computed import as_bytes
 from graftkit.checkpoint.gathered import gather_rows
 from graftkit.checkpoint.reading import read_ids, torch_dtype
@@ -24,6 +25,7 @@ from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.recipe import Mean, SubwordMean
 from graftkit.recipe.schemes import Distill, SchemeSpec
 from graftkit.recipe.transplant_tokenizer import Fvt, Omp
+from graftkit.verification.averaged_rows import Average, AveragedRowsCheck
 from graftkit.verification.checks import Check
 
 if TYPE_CHECKING:
@@ -89,11 +91,12 @@ class TransplantedRows(RowMaker):
 
 @dataclass
 class Transplant:
-    """Which row of the base each id of the result has (``origins``), and ``make``, which gives the maker of the others.
+    """Which row of the base ``before`` each id of the result has (``origins``), and ``make``, which gives the maker of the others.
 
     ``distillation`` is what the maker fits them with, where that is asked for.
     """
 
+    before: Checkpoint
     origins: tuple[int | None, ...]
     make: Callable[[], TransplantedRows]
     distillation: Distillation | None = None
@@ -110,8 +113,12 @@ class Transplant:
 
     @property
     def checks(self) -> tuple[Check, ...]:
-        """Checks of how the rows were made: one where they are fitted."""
-        return () if self.distillation is None else (self.distillation.check(),)
+        """Checks of how the rows were made: of averages, and one where rows are fitted."""
+        fitted = () if self.distillation is None else (self.distillation.check(),)
+        return (AveragedRowsCheck(self.before, self._averages), *fitted)
+
+    def _averages(self) -> dict[VocabularyTensor, list[Average]]:
+        return self.maker.averages()
 
     def _bytes(self, item: VocabularyTensor) -> Rows:
         return lambda start, stop: as_bytes(self.maker.part(item, start, stop))

