@@ -120,11 +120,14 @@ def _execute(
         prepare(planned, progress)
         with blaming_inputs(planned, stamps):
             ledger = _write(planned, staging, files, share, link=link, progress=progress)
-            findings = tuple(run_checks(planned, subject_of(planned, staging.path, device, progress)))
+            crew = share.crew(planned) if planned.writes_base else None
+            subject = replace(subject_of(planned, staging.path, device, progress), crew=crew)
+            findings = tuple(run_checks(planned, subject))
+            by_ranks = None if crew is None else share.dismiss()
             if planned.recipe.output_format == "dcp":
                 findings = (*findings, made_of_plain(staging.path))
                 _raise_first(findings[-1].failures)
-        report = Report(planned, ledger, findings, figures_of(planned))
+        report = Report(planned, ledger, findings, figures_of(planned), by_ranks)
         write_report(report, planned, staging.path)
         require_unchanged(source, stamps)
         staging.commit(committed)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 from graftkit.checkpoint.staging import Staging
 from graftkit.planned import Plan
 from graftkit.verification.structural import LedgerEntry, StructureCheck
+
+if TYPE_CHECKING:
+    from graftkit.running.split.crew import Crew
 
 #: Is called with the bytes that were just moved.
 Count = Callable[[int], None]
@@ -25,6 +28,12 @@ class Share(Protocol):
     def finish(self, planned: Plan, check: StructureCheck) -> tuple[LedgerEntry, ...]:
         """Wait for what the others write, and return the ledger of everything; ``check`` reads back what was written here."""
 
+    def crew(self, planned: Plan) -> Crew | None:
+        """The processes that run models together with this one, once :meth:`finish` has returned; None where it is alone."""
+
+    def dismiss(self) -> Mapping[str, Any] | None:
+        """Let them go; return what each of them did, for the report. None where this process is alone."""
+
 
 class Whole:
     """One process writes everything."""
@@ -37,6 +46,12 @@ class Whole:
 
     def finish(self, planned: Plan, check: StructureCheck) -> tuple[LedgerEntry, ...]:  # noqa: ARG002 - as above
         return check.finish()
+
+    def crew(self, planned: Plan) -> None:  # noqa: ARG002 - as above
+        return None
+
+    def dismiss(self) -> None:
+        return None
 
 
 WHOLE = Whole()

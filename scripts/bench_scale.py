@@ -3,6 +3,7 @@
 A Llama-shaped bf16 checkpoint is made of a config in a temporary directory and deleted. Ranks on one machine share its processors and its
 disk, so that work per rank is what to look at, in seconds of the processor, not the time that passed. ``--gigabytes`` is the size of the
 checkpoint. Each round runs every number of ranks on the same source; the outputs must be equal, byte for byte but for the report.
+With ``--run`` the models are run and compared too, and a second table says what each rank read of weights for it and what moved.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 #: Gigabytes -> hidden size, feed-forward units and layers of a Llama that is about so large in bf16 with 32,768 ids, untied.
-SHAPES = {2: (2048, 5632, 18), 6: (2560, 8192, 34), 18: (4096, 14336, 39)}
+SHAPES = {1: (1536, 4096, 14), 2: (2048, 5632, 18), 6: (2560, 8192, 34), 18: (4096, 14336, 39)}
 ROWS, SHARD = 32_768, 250 << 20
 
 #: What the model of 405 B assumes of a machine: gigabytes a second that it reads and writes, and cores.
@@ -151,6 +152,15 @@ def rows_of(ranks: int, found: list[dict[str, float]]) -> list[str]:
     return rows
 
 
+def run_rows(ranks: int, output: Path) -> list[str]:
+    """One row for each rank of what it did to run the models, from the report; none of a single process, whose report has none."""
+    found = json.loads((output / "graft_report.json").read_text()).get("by_ranks", {"ranks": []})
+    return [
+        f"| {ranks} | {one['rank']} | {one['blocks']} | {one['weight_bytes_read'] / 1e9:.2f} | {one['bytes_moved'] / 1e6:.1f} |"
+        for one in found["ranks"]
+    ]
+
+
 def work_per_gigabyte(measured: dict[int, list[dict[str, float]]], gigabytes: float) -> tuple[float, float]:
     """Least squares of ``work of all = ranks · a + gigabytes · b`` over the runs: ``(a, b)`` in seconds of the processor."""
     points = [(ranks, sum(one["work"] for one in found)) for ranks, found in measured.items()]
@@ -167,7 +177,7 @@ def modelled(per_gigabyte: float) -> list[str]:
     for machines in (1, 8):
         share = whole * -(-files // machines) / files
         disk, work = share * (3 / READ + 1 / WRITE), share * per_gigabyte / CORES
-        run = 2 * whole / READ
+        run = 2 * whole / machines / READ
         rows.append(f"| {machines} | {share:.0f} | {disk:,.0f} | {work:,.0f} | {max(disk, work):,.0f} | {run:,.0f} |")
     return rows
 
@@ -177,39 +187,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=int, choices=SHAPES, default=2)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--run", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "model").mkdir()
         total = build(place / "model", options.gigabytes)
         shards = len(list((place / "model").glob("*.safetensors")))
-        rows, measured = [], {}
+        rows, run, measured = [], [], {}
         for ranks in options.ranks:
             output = place / f"out-{ranks}"
             recipe = {
-                "version": 1, "base_model": str(place / "model"), "output": str(output), "verify": {"outputs": False},
+                "version": 1, "base_model": str(place / "model"), "output": str(output), "verify": {"outputs": options.run},
                 "operations": [{"op": "extend_vocab", "special_tokens": [f"<|{number}|>" for number in range(16)]}],
             }  # fmt: skip
             (place / "recipe.yaml").write_text(json.dumps(recipe))
             measured[ranks] = measure(place / "recipe.yaml", ranks, place / "notes")
             rows += rows_of(ranks, measured[ranks])
+            run += run_rows(ranks, output)
             for path in sorted((place / "model").glob("*.safetensors")):
                 first = place / f"out-{options.ranks[0]}" / path.name
                 if not filecmp.cmp(first, output / path.name, shallow=False):
                     sys.exit(f"{path.name} of {ranks} ranks is not that of {options.ranks[0]}")
             if ranks != options.ranks[0]:
                 shutil.rmtree(output)
-    print(f"{total / 1e9:.1f} GB in {shards} shards, {os.cpu_count()} processors; without the run of the model\n")
+    what = "with" if options.run else "without"
+    print(f"{total / 1e9:.1f} GB in {shards} shards, {os.cpu_count()} processors; {what} the run of the model\n")
     print(
         "| ranks | rank | GB read | GB written | kB sent | MB of memory above imports | seconds of the processor | seconds |"
     )
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     print("\n".join(rows))
+    if run:
+        print("\n| ranks | rank | blocks | GB of weights read to run both models | MB moved between it and others |")
+        print("|---:|---:|---:|---:|---:|")
+        print("\n".join(run))
     each, per_gigabyte = work_per_gigabyte(measured, total / 1e9)
     print(f"\nwork of all ranks: {each:.1f} s for each rank and {per_gigabyte:.1f} s for each GB\n")
     print(f"405 B, modelled, at {READ:g} GB/s read, {WRITE:g} GB/s written and {CORES} cores for each machine\n")
     print(
-        "| machines | GB each | s of reading and writing | s of work | s in all, at best | s of rank 0 reading both models to run them |"
+        "| machines | GB each | s of reading and writing | s of work | s in all, at best | s of each reading its blocks of both models to run them |"
     )
     print("|---:|---:|---:|---:|---:|---:|")
     print("\n".join(modelled(per_gigabyte)))

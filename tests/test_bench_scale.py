@@ -1,6 +1,7 @@
 """What scripts/bench_scale.py makes of its measurements."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -28,4 +29,15 @@ def test_the_model_shares_files_out_whole(bench):
     assert (one[0], one[1], eight[0], eight[1]) == (1, 810, 8, 102)
     assert one[2] == pytest.approx(810 * (3 / bench.READ + 1 / bench.WRITE), abs=1)
     assert eight[4] == max(eight[2], eight[3])
-    assert one[5] == eight[5]
+    assert one[5] == pytest.approx(2 * 810 / bench.READ, abs=1)
+    assert eight[5] == pytest.approx(one[5] / 8, abs=1)
+
+
+def test_what_ranks_did_to_run_the_models_is_read_from_the_report(bench, tmp_path):
+    report = {
+        "by_ranks": {"ranks": [{"rank": 1, "blocks": 3, "weight_bytes_read": 2_000_000_000, "bytes_moved": 1_500_000}]}
+    }
+    (tmp_path / "graft_report.json").write_text(json.dumps(report))
+    assert bench.run_rows(2, tmp_path) == ["| 2 | 1 | 3 | 2.00 | 1.5 |"]
+    (tmp_path / "graft_report.json").write_text("{}")
+    assert bench.run_rows(1, tmp_path) == []

@@ -7,16 +7,19 @@ looks whether all others live, and these whether it does. The first rank that en
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import pickle
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
@@ -35,6 +38,9 @@ NO_ANSWER = "the other ranks do not answer any more; nothing was written"
 
 #: Seconds between two looks of a rank that waits, and between two signs of life.
 LOOK, BEAT = 0.05, 1.0
+
+#: The first of these looks where the answer is likely to come at once.
+SHORT_LOOK = 2e-4
 
 
 class End(NamedTuple):
@@ -58,6 +64,7 @@ class Group:
         self.rank, self.count = place.rank, place.count
         self.sent = 0
         self._place = place
+        self._numbers: defaultdict[tuple[int, int], Iterator[int]] = defaultdict(itertools.count)
         self._store: Any = None
         self._stopping = threading.Event()
         self._done = threading.Event()
@@ -124,6 +131,33 @@ class Group:
             dist.gather_object(found, found_by_all or None, dst=0)
         return found_by_all
 
+    def send(self, rank: int, message: bytes) -> None:
+        """Hand a message to another rank, as soon as it waits for one.
+
+        Raises:
+            StorageFault: the transfer failed.
+            EndedElsewhere: a rank ended first.
+        """
+        name = f"{self.rank}/{rank}/{next(self._numbers[self.rank, rank])}"
+        self.sent += len(message)
+        with _naming_transfers():
+            self._store.set(f"post/{name}", str(len(message)))
+        self._wait([f"take/{name}"], look=SHORT_LOOK)
+        with _naming_transfers():
+            self._store.delete_key(f"take/{name}")
+            dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), rank)
+
+    def receive(self, rank: int) -> bytes:
+        """Wait for the next message of another rank; raises as :meth:`send` does."""
+        name = f"{rank}/{self.rank}/{next(self._numbers[rank, self.rank])}"
+        self._wait([f"post/{name}"], look=SHORT_LOOK)
+        with _naming_transfers():
+            found = torch.empty(int(self._store.get(f"post/{name}")), dtype=torch.uint8)
+            self._store.delete_key(f"post/{name}")
+            self._store.set(f"take/{name}", "1")
+            dist.recv(found, rank)
+        return found.numpy().tobytes()
+
     def wait_for_end(self) -> None:
         """Wait until rank 0 has committed the result.
 
@@ -186,8 +220,8 @@ class Group:
             self._store.set(f"{what}/{self.rank}", "1")
         self._wait([f"{what}/{rank}" for rank in range(self.count)], patience)
 
-    def _wait(self, names: list[str], patience: float | None = None) -> None:
-        """Wait until all these messages are there."""
+    def _wait(self, names: list[str], patience: float | None = None, look: float = LOOK) -> None:
+        """Wait until all these messages are there; first look again after ``look`` seconds, later less and less often."""
         until = None if patience is None else time.monotonic() + patience
         while True:
             with _naming_transfers():
@@ -197,12 +231,13 @@ class Group:
                 raise EndedElsewhere
             if until is not None and time.monotonic() > until:
                 raise StorageFault(f"of {self.count} ranks not all came within {patience:.0f} s; nothing was written")
-            self._look()
+            self._look(look)
+            look = min(look * 1.5, LOOK)
 
-    def _look(self) -> None:
+    def _look(self, pause: float = LOOK) -> None:
         if self._dead is not None:
             raise StorageFault(self._dead)
-        time.sleep(LOOK)
+        time.sleep(pause)
 
     def _mind_signals(self) -> None:
         """Let a signal also stop the threads that work: the handler that was there unwinds the main thread alone."""

@@ -10,16 +10,16 @@ from graftkit import engine
 from graftkit.blame import blaming_inputs, stamps_before
 from graftkit.checkpoint.joined_staging import JoinedStaging
 from graftkit.checkpoint.stamps import require_unchanged
+from graftkit.checkpoint.visible import VISIBLE
 from graftkit.checkpoint.write import file_sizes
 from graftkit.planned import Plan
 from graftkit.ranks.assignment import assign
 from graftkit.ranks.group import Group
 from graftkit.ranks.sameness import plan_marks, require_same
 from graftkit.recipe import Recipe
+from graftkit.running.forward import undisturbed
+from graftkit.running.split.owner import own_blocks
 from graftkit.verification.structural import LedgerEntry, StructureCheck
-
-#: Seconds within which a network file system must show the directory that rank 0 has made.
-VISIBLE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ def help_to_apply(recipe: Recipe, group: Group, *, link: bool, allow_pickle: boo
         require_unchanged(planned.source.directory, stamps)
         staging.settle()
         group.gather(part)
+        with undisturbed():
+            own_blocks(group)
         group.wait_for_end()
     return 0
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-from graftkit.checkpoint.joined_staging import wait_until
 from graftkit.checkpoint.staging import Staging
+from graftkit.checkpoint.visible import wait_for_files
 from graftkit.checkpoint.write import file_sizes
 from graftkit.planned import Plan
 from graftkit.ranks.assignment import assign
 from graftkit.ranks.group import Group
 from graftkit.ranks.helper import Part, find_part
 from graftkit.ranks.sameness import plan_marks
+from graftkit.running.split.crew import Crew
 from graftkit.share import Count
 from graftkit.verification.structural import LedgerEntry, StructureCheck
-
-#: Seconds within which a network file system must show what another machine has written and closed.
-VISIBLE = 120.0
 
 
 class LeaderShare:
@@ -26,6 +25,7 @@ class LeaderShare:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._directory = Path()
+        self._crew: Crew | None = None
 
     def begin(self, planned: Plan, staging: Staging) -> Collection[str]:
         """Tell the others where to write and what was planned; return the files of rank 0."""
@@ -54,14 +54,21 @@ class LeaderShare:
         """Wait until every rank's files are on the disk; what they measured while they made them goes into the plan's notes."""
         parts: list[Part] = self._group.gather(find_part(planned, check, self._directory))
         sizes = {name: size for part in parts for name, size in part.sizes.items()}
-        wait_until(lambda: _are_visible(self._directory, sizes), VISIBLE, "what other ranks wrote is not there")
+        wait_for_files(self._directory, sizes)
         for part in parts:
             for outcome, noted in zip(planned.outcomes, part.noted, strict=True):
                 outcome.noted.update(noted)
         return check.finish({name: entry for part in parts for name, entry in part.ledger.items()})
 
+    def crew(self, planned: Plan) -> Crew | None:
+        """The other ranks, which run their blocks of models from here on."""
+        self._crew = Crew(self._group, wanted=planned.paged)
+        return self._crew
 
-def _are_visible(directory: Path, sizes: Mapping[str, int]) -> bool:
-    return all(
-        (directory / name).is_file() and (directory / name).stat().st_size == size for name, size in sizes.items()
-    )
+    def dismiss(self) -> dict[str, Any] | None:
+        """Let the others wait for the end; return what every rank read and sent."""
+        if self._crew is None:
+            return None
+        figures = self._crew.figures()
+        self._crew.end()
+        return figures

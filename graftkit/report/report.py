@@ -36,12 +36,16 @@ RECIPE = "graft_recipe.yaml"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """What an applied recipe did and what was measured on the directory that was written."""
+    """What an applied recipe did and what was measured on the directory that was written.
+
+    ``by_ranks`` is what each process did to run the models, where there were several.
+    """
 
     plan: Plan
     ledger: tuple[LedgerEntry, ...]
     findings: tuple[Finding, ...]
     figures: Mapping[str, Any]
+    by_ranks: Mapping[str, Any] | None = None
 
     @property
     def tokenization(self) -> tuple[TokenizationReport, ...]:
@@ -174,6 +178,7 @@ class Report:
             "not_covered": list(self.lost),
             "checked": [row._asdict() for row in self.rows()],
         }
+        found |= {} if self.by_ranks is None else {"by_ranks": dict(self.by_ranks)}
         return {**found, "not_checked": [{"what": what, "why": why} for what, why in unchecked(found)]}
 
     def __repr__(self) -> str:

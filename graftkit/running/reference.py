@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from graftkit.running.split.crew import Crew
+
 Step = Callable[[float], None]
 
 
@@ -84,6 +86,7 @@ def run_source(
     backbone: bool = False,
     part: str = "",
     paged: bool = False,
+    crew: Crew | None = None,
 ) -> Reference:
     """Load the source, run it (or its ``backbone``, the module ``part``) on its probes, and let it go: only its outputs remain.
 
@@ -94,7 +97,7 @@ def run_source(
 
     def make() -> Reference:
         with timed(seconds, "load source"):
-            old = load_source(source, backbone=backbone, part=part, paged=paged, lent=True)
+            old = load_source(source, backbone=backbone, part=part, paged=paged, lent=True, crew=crew)
             split_large_tables(old.model)
             keep_freed_memory(old)
         try:
@@ -107,16 +110,18 @@ def run_source(
     return replace(found, kept=dict(found.kept))  # whoever compares takes out what was compared
 
 
-def load_source(source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False) -> Loaded:
+def load_source(
+    source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False, crew: Crew | None = None
+) -> Loaded:
     """Load the source, whole or without its head (the module ``part`` of it alone), in memory, ``paged`` in, or ``lent``.
 
-    See :func:`~graftkit.running.forward.load`.
+    See :func:`~graftkit.running.forward.load`. A ``crew`` loads it together.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
     """
     try:
-        old = load(source, paged=paged, lent=lent)
+        old = load(source, paged=paged, lent=lent) if crew is None else crew.load(source)
     except VerificationFailed as error:
         raise InputRejected(str(error)) from error
     old = old.backbone(part) if backbone else old

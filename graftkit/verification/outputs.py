@@ -18,6 +18,7 @@ from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids, in_result
 from graftkit.running.reference import Reference, Step, run_source, timed
+from graftkit.running.split.together import together
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
@@ -27,6 +28,7 @@ from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
+    from graftkit.running.split.crew import Crew
     from graftkit.verification.subject import Progress
 
 
@@ -130,18 +132,31 @@ def _figure(items: list[OutputComparison]) -> str:
 def compare_outputs(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
     scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    added: frozenset[str] = frozenset(), recast: bool = False, progress: Progress | None = None,
+    added: frozenset[str] = frozenset(), recast: bool = False, progress: Progress | None = None, crew: Crew | None = None,
 ) -> OutputsReport:  # fmt: skip
     """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
 
     ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
     from the files as the forwards ask for them; None lets the memory that is free decide. The result's class may leave out the
-    tensors that were ``added``. One that is ``recast``, stored in another dtype on purpose, is loaded in the source's.
+    tensors that were ``added``. One that is ``recast``, stored in another dtype on purpose, is loaded in the source's. A ``crew``
+    runs both, each of its ranks a run of blocks, to the same bits; where it cannot, this process does so alone.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
+    return together(
+        crew,
+        lambda crew: _compare(
+            source, result, correspondence, kl, seed, scope, token_budget, paged, added, progress, crew, recast=recast
+        ),
+    )
+
+
+def _compare(
+    source: Place, result: Place, correspondence: Correspondence, kl: KLPromise | None, seed: int, scope: Scope,
+    token_budget: int | None, paged: bool | None, added: frozenset[str], progress: Progress | None, crew: Crew | None, *, recast: bool,
+) -> OutputsReport:  # fmt: skip
     seconds: dict[str, float] = {}
     backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
     theirs, ours = correspondence.part
@@ -151,10 +166,15 @@ def compare_outputs(
     with undisturbed():
         before = run_source(
             source, correspondence.drawn_ids, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
-            part=theirs, paged=from_files,
+            part=theirs, paged=from_files, crew=crew,
         )  # fmt: skip
         with timed(seconds, "load result"):
-            new = load(result, paged=from_files, lent=True, dtype=before.dtype if recast else None)
+            dtype = before.dtype if recast else None
+            new = (
+                load(result, paged=from_files, lent=True, dtype=dtype)
+                if crew is None
+                else crew.load(result, dtype=dtype)
+            )
             split_large_tables(new.model)
         failures = _loading_failures(before, new, added, backbone=backbone, other_class=backbone or other_class)
         new = new.backbone(ours) if backbone else new
@@ -186,7 +206,7 @@ def compare_outputs(
         failures=tuple(failures),
         measured=measured,
         in_float64=scope.in_float64,
-        paged=from_files,
+        paged=from_files if crew is None else crew.paged,
         unit=before.parts[0].unit,
         new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),
     )

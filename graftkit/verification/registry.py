@@ -72,7 +72,7 @@ class OutputsCheck:
         found = compare_outputs(
             subject.source, subject.result, correspondence=subject.correspondence,
             kl=subject.kl() if subject.scope.same_outputs else None, seed=subject.seed, scope=subject.scope, paged=subject.paged,
-            added=subject.added, recast=subject.recast, progress=subject.progress,
+            added=subject.added, recast=subject.recast, progress=subject.progress, crew=subject.crew,
         )  # fmt: skip
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()

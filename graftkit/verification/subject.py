@@ -16,6 +16,7 @@ from graftkit.verification.promises import Promise, Scope
 if TYPE_CHECKING:
     from graftkit.architecture.index_map import IndexMap
     from graftkit.checkpoint.tokenizer import Renamed
+    from graftkit.running.split.crew import Crew
     from graftkit.verification.digests import BaseDigests
     from graftkit.verification.kl_promise import KLPromise
     from graftkit.verification.pair import Pair
@@ -108,6 +109,7 @@ class Subject:
         device: where lens and signal run.
         paged: whether parameters are read from the files as forwards ask for them; None lets the free memory decide.
         progress: called with what is being done and the share of it that is.
+        crew: the processes that run the models of a comparison together; None where this one is alone.
     """
 
     source: Place
@@ -133,6 +135,7 @@ class Subject:
     device: str | None = None
     paged: bool | None = None
     progress: Progress | None = None
+    crew: Crew | None = None
 
     @property
     def runs(self) -> bool:

@@ -41,6 +41,7 @@ def files_of(output):
 
     found = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
     report = plain(json.loads(found["graft_report.json"]))
+    report.pop("by_ranks", None)
     report["files"] = [entry for entry in report["files"] if entry["name"] != "graft_report.html"]
     return {**found, **leaves("report", report), "graft_report.json": None, "graft_report.html": None}
 

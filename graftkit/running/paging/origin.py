@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 PAGES = 1 << 20
 
 
+class Tally:
+    """How many bytes of weight files this process has read tensor by tensor."""
+
+    nbytes = 0
+
+
+READ = Tally()
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """``read()`` returns tensors in fresh aligned memory by name in memory: the one asked for, and what is made together with it.
@@ -125,6 +134,7 @@ def _read(stored: Stored, offset: int, shape: tuple[int, ...]) -> Tensor:
             if count == 0:
                 raise InputRejected(f"{printable(stored.path)}: the file became shorter while it was read")
             done += count
+            READ.nbytes += count
     finally:
         os.close(fd)
     return found

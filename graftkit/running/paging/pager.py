@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ class Pager:
     ``nbytes`` is what one forward reads at least once, and ``read`` is called with the bytes of each reading.
     """
 
-    def __init__(self, origins: Mapping[str, Origin], room: int) -> None:
+    def __init__(self, origins: Mapping[str, Origin], room: float) -> None:
         self.read: Callable[[int], None] | None = None
         self.nbytes = 0
+        self.is_reading = False
         self._origins, self._room = origins, room
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._held = 0
@@ -36,9 +38,20 @@ class Pager:
             return self._kept[name]
         self._make_room(nbytes)
         with outside_modes():
-            for other, tensor in self._origins[name].read().items():
+            for other, tensor in self._made(name).items():
                 self._keep(other, tensor)
         return self._kept[name]
+
+    def _made(self, name: str) -> Mapping[str, Tensor]:
+        self.is_reading = True
+        try:
+            return self._origins[name].read()
+        finally:
+            self.is_reading = False
+
+    def keep_all(self) -> None:
+        """From here on, keep whatever is read."""
+        self._room = math.inf
 
     def _keep(self, name: str, tensor: Tensor) -> None:
         if name in self._kept:
@@ -67,7 +80,7 @@ class Paged(dict[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         held = super().__getitem__(key)
-        if key not in self._names:
+        if key not in self._names or self._pager.is_reading:  # a conversion on the way asks for shapes alone
             return held
         found = self._pager(self._names[key], held.nbytes)
         if found.dtype != held.dtype:  # a forward that casts its own module, such as a router to float32

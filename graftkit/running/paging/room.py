@@ -31,7 +31,7 @@ def paged(places: tuple[Place, ...], extra_nbytes: int, *, wanted: bool | None) 
         if wanted:
             raise RecipeError("verify.paged: the model is in memory already; leave the option out")
         return False
-    quantized = next((d for d in directories if quantization_config(_config(d))), None)
+    quantized = next((d for d in directories if is_quantized(d)), None)
     if quantized is not None:
         if wanted:
             raise RecipeError(
@@ -41,6 +41,11 @@ def paged(places: tuple[Place, ...], extra_nbytes: int, *, wanted: bool | None) 
     if wanted is not None:
         return wanted
     return sum(map(loaded_nbytes, directories)) + extra_nbytes > memory.available()
+
+
+def is_quantized(directory: Path) -> bool:
+    """Whether the weights of a checkpoint are codes that the loader unpacks."""
+    return bool(quantization_config(_config(directory)))
 
 
 def loaded_nbytes(directory: Path) -> int:

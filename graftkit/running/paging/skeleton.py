@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.checkpoint.weights import read_weights
 from graftkit.running.paging.origin import Origin, origins
 from graftkit.running.paging.pager import Pager, page
-from graftkit.running.paging.table import is_large, table_of
+from graftkit.running.paging.table import Table, is_large, table_of
 from graftkit.running.seen_config import read_config
 
 if TYPE_CHECKING:
@@ -56,6 +57,22 @@ def split_large_tables(model: PreTrainedModel) -> None:
         for key, value in held.items():
             if value is not None and id(value) in wanted and is_large(value):
                 held[key] = tables.setdefault(id(value), table_of(value.detach()))
+
+
+def hold(modules: Iterable[torch.nn.Module], pager: Pager | None) -> None:
+    """Read the parameters of these modules of a paged model at once, and keep them in memory."""
+    tables: dict[int, tuple[Tensor, Tensor]] = {}
+    if pager is not None:
+        pager.keep_all()
+    for module in modules:
+        held = module._parameters  # noqa: SLF001
+        for key, value in list(held.items()):
+            if isinstance(value, Table) and value.read is not None:
+                if id(value) not in tables:
+                    tables[id(value)] = value, table_of(value.read(0, len(value)))
+                held[key] = tables[id(value)][1]
+            else:
+                held[key]  # asking for it reads it
 
 
 def vocabulary_tables(model: PreTrainedModel) -> frozenset[int]:

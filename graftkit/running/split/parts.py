@@ -1,0 +1,122 @@
+"""Which rank owns which block of a model, and the model with the parameters of one rank alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from graftkit.running import memory
+from graftkit.running.forward import Loaded, load
+from graftkit.running.paging.skeleton import hold
+from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
+from graftkit.running.split.interrupts import CannotSplit
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A model of which one rank may read its own parameters alone; ``owners`` gives the rank of each block by its name."""
+
+    loaded: Loaded
+    owners: Mapping[str, int]
+    paged: bool
+
+
+def load_part(
+    directory: Path, rank: int, count: int, *, sharers: int, paged: bool | None = None, dtype: str | None = None
+) -> Part:
+    """Load the part of ``rank`` among ``count``: its run of blocks, and for rank 0 also all that stands outside of blocks.
+
+    It is read at once and held in memory, or ``paged`` in; None lets the memory decide that is free for each of the ``sharers``,
+    the ranks on this machine.
+
+    Raises:
+        CannotSplit: the model has no blocks.
+        GraftkitError: see :func:`~graftkit.running.forward.load`.
+    """
+    loaded = load(directory, paged=True, dtype=dtype)
+    blocks = blocks_of(loaded.model)
+    owners = assign_blocks(blocks, _nbytes(loaded.model) - sum(blocks.values()), count)
+    mine = list(_modules_of(loaded.model, owners, rank))
+    if paged is None:
+        nbytes = sum(value.nbytes for value in {id(p): p for m in mine for p in _placeholders(m)}.values())
+        paged = nbytes + KEPT_BYTES + LOGIT_BYTES > memory.available() / sharers
+    _refuse_all_but(loaded.model, mine)
+    if not paged:
+        hold(mine, loaded.pager)
+        loaded = replace(loaded, pager=None)
+    return Part(loaded, owners, paged)
+
+
+def blocks_of(model: PreTrainedModel) -> dict[str, int]:
+    """The bytes of each block by its name, in the order of the model: the entries of the outermost lists of modules.
+
+    Raises:
+        CannotSplit: there is none.
+    """
+    found: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.ModuleList) or any(name.startswith(f"{block}.") for block in found):
+            continue
+        blocks = {f"{name}.{key}": block for key, block in module.named_children()}
+        if all(_is_called(block) for block in blocks.values()):
+            found |= {path: _nbytes(block) for path, block in blocks.items()}
+    if not any(found.values()):
+        raise CannotSplit(f"{type(model).__name__} has no list of blocks")
+    return found
+
+
+def _is_called(block: nn.Module) -> bool:
+    return type(block).forward is not torch.nn.Module.forward
+
+
+def assign_blocks(blocks: Mapping[str, int], others: int, count: int) -> dict[str, int]:
+    """Block -> rank: runs of about equal bytes, rank 0 having ``others`` bytes already.
+
+    Each block belongs to the rank in whose equal share of all bytes its middle lies.
+    """
+    whole, before = max(others + sum(blocks.values()), 1), others
+    found = {}
+    for name, nbytes in blocks.items():
+        found[name] = min((2 * before + nbytes) * count // (2 * whole), count - 1)
+        before += nbytes
+    return found
+
+
+def _nbytes(module: nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _placeholders(module: nn.Module) -> Iterator[Any]:
+    yield from (value for value in module._parameters.values() if value is not None)  # noqa: SLF001 - without reading them
+
+
+def _modules_of(model: PreTrainedModel, owners: Mapping[str, int], rank: int) -> Iterator[nn.Module]:
+    """Every module that this rank may read, also those inside of others."""
+    inside = {id(inner): owner for name, owner in owners.items() for inner in model.get_submodule(name).modules()}
+    yield from (module for module in model.modules() if inside.get(id(module), 0) == rank)
+
+
+class Refused(dict[str, Any]):
+    """The parameters of a module that another rank runs: they tell shape and dtype where they are iterated over, and are not read."""
+
+    def __getitem__(self, key: str) -> Any:
+        held = super().__getitem__(key)
+        return held if held is None else self._refuse(key)
+
+    def _refuse(self, key: str) -> NoReturn:
+        raise CannotSplit(f"{key} of a block is read from outside of the block")
+
+
+def _refuse_all_but(model: PreTrainedModel, mine: list[nn.Module]) -> None:
+    allowed = {id(module) for module in mine}
+    for module in model.modules():
+        if id(module) not in allowed:
+            module._parameters = Refused(module._parameters)  # noqa: SLF001 - as for paging
