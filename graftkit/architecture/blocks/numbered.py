@@ -32,9 +32,9 @@ def renumbered(config: Mapping[str, Any], section: Path, order: Sequence[int]) -
             found[name] = moved
     for name, held in plain_section(config, section).items():
         if is_by_number(held):
-            moved = {str(place): held[str(source)] for place, source in enumerate(order) if str(source) in held}
-            if moved != held:
-                found[name] = moved
+            by_place = {str(place): held[str(source)] for place, source in enumerate(order) if str(source) in held}
+            if by_place != held:
+                found[name] = by_place
     return found
 
 
