@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweep_done import add_done, note_done, read_done
 from sweep_pool import Judge, sweep
 
 
@@ -38,19 +39,38 @@ def run_sweep(
 
     chosen = [arguments.kind] if arguments.kind else list(kinds)
     names = list(dict.fromkeys(n for kind in chosen for n in classes(kind) if re.search(arguments.match, n)))
-    started, verdicts = time.monotonic(), []
-    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    for name, found, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
-        verdict = found or Verdict(name, dict.fromkeys(columns, "wrong"), dict.fromkeys(columns, why))
-        verdicts.append(verdict)
-        print(f"{name:46} {verdict.found or verdict.not_built} ({seconds:.1f} s)", flush=True)
+    started, command = time.monotonic(), _command(arguments)
+    of_class = {verdict.class_name: verdict for verdict in read_done(arguments.done, Verdict)}
+
+    def write() -> list[Verdict]:
+        """The verdicts so far in the order of the classes, and the page of them."""
+        verdicts = [of_class[name] for name in names if name in of_class]
         if arguments.out:  # as it goes, so that what was found is there if it is stopped
             arguments.out.write_text(markdown(verdicts, command), encoding="utf-8")
+        return verdicts
+
+    left = [name for name in names if name not in of_class]
+    for name, found, why, seconds in sweep(left, arguments.jobs, arguments.limit, judge):
+        verdict = found or Verdict(name, dict.fromkeys(columns, "wrong"), dict.fromkeys(columns, why))
+        of_class[name] = verdict
+        note_done(arguments.done, verdict)
+        print(f"{name:46} {verdict.found or verdict.not_built} ({seconds:.1f} s)", flush=True)
+        write()
+    verdicts = write()
     counts = {column: Counter(v.found[column] for v in verdicts if v.found) for column in columns}
     print(
         f"{len(names)} classes in {time.monotonic() - started:.0f} s:", {c: dict(found) for c, found in counts.items()}
     )
     return 1 if any(found["wrong"] for found in counts.values()) else 0
+
+
+def _command(arguments: argparse.Namespace) -> str:
+    """What repeats the sweep: its choice of classes and its limit."""
+    chosen = [
+        word for name in ("kind", "match") if (value := getattr(arguments, name)) for word in (f"--{name}", value)
+    ]
+    limit = f"--limit {arguments.limit:g}"
+    return f"{shlex.join(['python', f'scripts/{Path(sys.argv[0]).name}', *chosen])} {limit}"
 
 
 def _arguments(kinds: Sequence[str], about: str) -> argparse.Namespace:
@@ -60,6 +80,7 @@ def _arguments(kinds: Sequence[str], about: str) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=180, help="seconds that one class may take (default 180)")
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    add_done(parser)
     return parser.parse_args()
 
 

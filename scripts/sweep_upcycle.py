@@ -1,6 +1,6 @@
 """Make a mixture of experts of every dense class, with every sparse class that has all the rest of its tensors, and check each result.
 
-    python scripts/sweep_upcycle.py --jobs 2 --out docs/sweep_upcycle.md
+    python scripts/sweep_upcycle.py --jobs 2 --done upcycle.jsonl --out docs/sweep_upcycle.md   # goes on where it was stopped
     python scripts/sweep_upcycle.py --match '^Llama'
 
 Each dense class is built small with random weights. A sparse class makes a pair with it where both are for the same task and the sparse
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sweep_done import add_done, note_done, read_done
 from sweep_pool import sweep
 from sweep_vocab_check import LIVE, ROWS, one_line
 from sweep_widen_check import Wrong, compare_outputs
@@ -103,8 +104,8 @@ def try_pair(source: Path, output: Path, sparse: str) -> tuple[str, str]:
         return "wrong", kind + one_line(error)
 
 
-def markdown(found: list[Pairs], command: str) -> str:
-    """The pairs as a page."""
+def markdown(found: list[Pairs], names: int, command: str) -> str:
+    """The pairs of the classes so far, of so many, as a page."""
     import torch
     import transformers
 
@@ -113,6 +114,7 @@ def markdown(found: list[Pairs], command: str) -> str:
     lines = [
         "# Upcycling, pair by pair", "",
         f"Measured with transformers {transformers.__version__} and torch {torch.__version__}; to repeat it: `{command}`.", "",
+        *([f"Run so far over {len(found)} of {names} classes."] if len(found) < names else []), "",
         "A pair is a dense class and a sparse one for the same task that, of the dense one's config, has each of its tensors in its shape",
         "but for matrices of the feed-forward layer: so the attention is the same as far as its tensors tell. The dense class is built small",
         f"with random weights and made a mixture of {EXPERTS} experts, {CHOSEN} of them for each token; the result is reloaded with plain",
@@ -138,20 +140,30 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2, help="worker processes (default 2)")
     parser.add_argument("--limit", type=float, default=600, help="seconds that one class may take (default 600)")
     parser.add_argument("--out", type=Path, help="write the page to this Markdown file")
+    add_done(parser)
     arguments = parser.parse_args()
     from support.tiny import classes
 
     names = list(dict.fromkeys(n for kind in KINDS for n in classes(kind) if re.search(arguments.match, n)))
-    command, found, started = (
-        shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        list[Pairs](),
-        time.monotonic(),
-    )
-    for name, pairs, why, seconds in sweep(names, arguments.jobs, arguments.limit, judge):
-        found.append(pairs or Pairs(name, {"every sparse class": ("wrong", why)}))
-        print(f"{name:46} {found[-1].found or found[-1].why_none} ({seconds:.1f} s)", flush=True)
+    chosen = ["--match", arguments.match] if arguments.match else []
+    command, started = shlex.join(["python", "scripts/sweep_upcycle.py", *chosen]), time.monotonic()
+    of_class = {pairs.dense: pairs for pairs in read_done(arguments.done, Pairs)}
+
+    def write() -> list[Pairs]:
+        """What was found so far in the order of the classes, and the page of it."""
+        found = [of_class[name] for name in names if name in of_class]
         if arguments.out:
-            arguments.out.write_text(markdown(found, command), encoding="utf-8")
+            arguments.out.write_text(markdown(found, len(names), command), encoding="utf-8")
+        return found
+
+    left = [name for name in names if name not in of_class]
+    for name, tried, why, seconds in sweep(left, arguments.jobs, arguments.limit, judge):
+        pairs = tried or Pairs(name, {"every sparse class": ("wrong", why)})
+        of_class[name] = pairs
+        note_done(arguments.done, pairs)
+        print(f"{name:46} {pairs.found or pairs.why_none} ({seconds:.1f} s)", flush=True)
+        write()
+    found = write()
     counts = Counter(word for pairs in found for word, _ in pairs.found.values())
     print(f"{len(names)} classes in {time.monotonic() - started:.0f} s:", dict(counts))
     return 1 if counts["wrong"] else 0

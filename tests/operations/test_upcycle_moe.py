@@ -145,6 +145,8 @@ def test_without_a_class_llama_becomes_mixtral(sources, tmp_path):
         ("mixtral", {}, "MixtralForCausalLM has experts already"),
         ("llama", {"architecture": "MixtrlForCausalLM"}, "architecture: MixtrlForCausalLM is no model class of transformers"),
         ("llama", {"architecture": "GPT2LMHeadModel"}, "architecture: GPT2LMHeadModel cannot do what LlamaForCausalLM does: its config has no num_experts_per_tok"),
+        ("llama", {"architecture": "JetMoeForCausalLM"}, "a small one gives other outputs than the dense class with every copy"),
+        ("gpt2", {}, "its num_hidden_layers would be 32, and is 2: it calls it by another name"),
         ("llama", {"architecture": "OlmoeForCausalLM"}, "a small one gives other outputs than the dense class with every copy"),
     ],
 )  # fmt: skip

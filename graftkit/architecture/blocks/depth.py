@@ -143,7 +143,8 @@ class _Depth:
 
     def _with_other_counts(self, order: Sequence[int]) -> Iterator[_Attempt]:
         """One more value that counts as many goes along, as that of a cache that is made for each block."""
-        for path in _depth_paths(self.config, self.layers.count):
+        others = _depth_paths(self.config, self.layers.count) if len(order) != self.layers.count else []
+        for path in others:
             if path[:-1] == self.path[:-1] and path != self.path:
                 yield self.attempt(order, {path[-1]: len(order)})
 

@@ -30,11 +30,11 @@ def renumbered(config: Mapping[str, Any], section: Path, order: Sequence[int]) -
     for name, held in number_lists(config, section).items():
         if (moved := [place for place, source in enumerate(order) if source in held]) != held:
             found[name] = moved
-    for name, held in plain_section(config, section).items():
-        if is_by_number(held):
-            by_place = {str(place): held[str(source)] for place, source in enumerate(order) if str(source) in held}
-            if by_place != held:
-                found[name] = by_place
+    for name, said in plain_section(config, section).items():
+        if is_by_number(said):
+            renamed = {str(place): said[str(source)] for place, source in enumerate(order) if str(source) in said}
+            if renamed != said:
+                found[name] = renamed
     return found
 
 

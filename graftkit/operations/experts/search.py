@@ -82,7 +82,8 @@ def find_upcycling(
     document = sparse_document(config, architecture, fields.values(*counts))
     sparse = build_skeleton(document)
     check_rest(dense, sparse)
-    if why := why_it_does_not_run(sparse):
+    why = why_it_does_not_run(sparse)
+    if why and why.partition(":")[0] != _why_its_own_counts_do_not_run(config, architecture).partition(":")[0]:
         raise Unfit(f"it does not run with {counts[0]} experts and {counts[1]} for each token: {why}")
     own = own_tensors(dense, sparse)
     shapes = of_kinds(own)
@@ -94,6 +95,11 @@ def find_upcycling(
     found = replace(fields, flags=flags)
     document = sparse_document(config, architecture, found.values(*counts))
     return Upcycling(document, build_skeleton(document), found, own, ways, dropped_fields(config, architecture))
+
+
+def _why_its_own_counts_do_not_run(config: Mapping[str, Any], architecture: str) -> str:
+    """What the class says with as many experts as it has by default: the same where it does not run without values at all."""
+    return why_it_does_not_run(build_skeleton(sparse_document(config, architecture, {})))
 
 
 def own_tensors(dense: Skeleton, sparse: Skeleton) -> dict[str, Shape]:
