@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--mergekit", help="the interpreter of an environment with mergekit")
     parser.add_argument("--donor", type=Path, help="a donor, made where it is not there (default: a temporary folder)")
     parser.add_argument("--tokens", type=int, default=6000)
-    parser.add_argument("--donor-steps", type=int, default=2000)
+    parser.add_argument("--donor-steps", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--only", default="", help="only methods whose name this regular expression finds")
     parser.add_argument("--page", action="store_true", help="write the table into docs/tokens.md")

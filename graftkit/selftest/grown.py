@@ -126,6 +126,24 @@ def _overwrite(directory: Path, subject: GrownSubject, name: str) -> None:
     edit_tensor(directory, name, lambda values: values.select(axis, row).fill_(WILD))
 
 
+def input_table(subject: GrownSubject) -> str:
+    """The table of input rows."""
+    return subject.model.vocabulary.of_role("input")[0].name
+
+
+def _output_table(subject: GrownSubject) -> str:
+    tables = subject.model.vocabulary.of_role("output")
+    if not tables:
+        raise NotApplicable("no output table of its own")
+    return tables[0].name
+
+
+def shift_rows(directory: Path, subject: GrownSubject, name: str) -> None:
+    """Every row where the next one belongs."""
+    axis = next(item.axis for item in subject.model.vocabulary.tensors if item.name == name)
+    edit_tensor(directory, name, lambda values: values.copy_(values.roll(1, axis)))
+
+
 def _others_report(directory: Path, subject: GrownSubject, name: str) -> None:
     """The report of this output beside the weights of another model, all of whose tensors are others."""
     del name
@@ -135,6 +153,8 @@ def _others_report(directory: Path, subject: GrownSubject, name: str) -> None:
 
 GROWN_FAULTS: tuple[Fault[GrownSubject], ...] = (
     Fault("grown: new row overwritten", _table, _overwrite, (REPORT, BYTES)),
+    Fault("grown: input rows shifted by one", input_table, shift_rows, (REPORT, BYTES)),
+    Fault("grown: output rows shifted by one", _output_table, shift_rows, (REPORT, BYTES)),
     Fault("grown: one bit of the card", _at(CARD), _flip_a_bit, (REPORT,)),
     Fault("grown: one bit of the recipe", _at(RECIPE), _flip_a_bit, (REPORT,)),
     Fault("grown: one bit of the page", _at(PAGE), _flip_a_bit, (REPORT,)),

@@ -9,9 +9,9 @@ from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.engine import apply
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.selftest.copies import edit_json, edit_tensor
+from graftkit.selftest.copies import edit_json
 from graftkit.selftest.fault import BYTES, CONFIG, REPORT, TOKENIZER, Fault
-from graftkit.selftest.grown import GrownSubject
+from graftkit.selftest.grown import GrownSubject, input_table, shift_rows
 from graftkit.selftest.subject import NotApplicable, Subject, first
 
 FILE, GENERATION = "tokenizer.json", "generation_config.json"
@@ -89,21 +89,11 @@ def _keep_in_frame(directory: Path, subject: GrownSubject, name: str) -> None:
     edit_json(directory, FILE, change)
 
 
-def _table(subject: GrownSubject) -> str:
-    return subject.model.vocabulary.of_role("input")[0].name
-
-
-def _shift_rows(directory: Path, subject: GrownSubject, name: str) -> None:
-    """Every row where the next one belongs."""
-    axis = next(item.axis for item in subject.model.vocabulary.tensors if item.name == name)
-    edit_tensor(directory, name, lambda values: values.copy_(values.roll(1, axis)))
-
-
 TRIMMED_FAULTS: tuple[Fault[GrownSubject], ...] = (
     Fault("trimmed: merge left out", _merge, _drop_merge, (REPORT, TOKENIZER)),
     Fault(
         "trimmed: id of generation_config not renumbered", _generation, _keep_in_generation, (REPORT, CONFIG, TOKENIZER)
     ),
     Fault("trimmed: id of the post-processor not renumbered", _frame, _keep_in_frame, (REPORT, TOKENIZER)),
-    Fault("trimmed: rows shifted by one", _table, _shift_rows, (REPORT, BYTES)),
+    Fault("trimmed: rows shifted by one", input_table, shift_rows, (REPORT, BYTES)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from graftkit.verification.subject import Subject
 
 #: Bytes in float64 that the rows of old tokens may take, which are averaged at a time.
-BATCH_BYTES = 32 << 20
+BATCH_BYTES = 4 << 20
 
 #: The unit roundoff of float64.
 UNIT = 2.0**-53
@@ -100,7 +101,7 @@ def _wrong_places(
     """
     import torch
 
-    width = max(old.nbytes // max(old.shape[axis], 1), 1)
+    width = 8 * math.prod(old.shape[axis + 1 :])
     for batch in _batches(averages, width):
         found = [averages[place] for place in batch]
         used = sorted({part for one in found for part in one.parts})
