@@ -32,7 +32,7 @@ class Share(Protocol):
         """The processes that run models together with this one, once :meth:`finish` has returned; None where it is alone."""
 
     def dismiss(self) -> Mapping[str, Any] | None:
-        """Let them go; return what each of them did, for the report. None where this process is alone."""
+        """Let them go; return what each did to run models, for the report. None where none was run, or this process is alone."""
 
 
 class Whole:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROWS, WIDTH, TOKENS = 128_256, 2_048, 16
 
@@ -48,23 +49,24 @@ import json, resource, sys, time
 import torch, transformers, graftkit.engine as engine
 import transformers.conversion_mapping
 from transformers import LlamaForCausalLM
-start = time.perf_counter()
-engine.apply(json.loads(sys.argv[1]))
-print(json.dumps({'seconds': time.perf_counter() - start}))
+start, before = time.perf_counter(), time.process_time()
+report = engine.apply(json.loads(sys.argv[1]))
+print(json.dumps({'seconds': time.perf_counter() - start, 'work': time.process_time() - before,
+                  'parts': dict(report.outputs.seconds)}))
 """
 
 USUAL = """
 import json, resource, sys, time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-start = time.perf_counter()
+before = time.process_time()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 tokenizer.add_special_tokens({'extra_special_tokens': json.loads(sys.argv[3])})
 model.resize_token_embeddings(len(tokenizer))
 model.save_pretrained(sys.argv[2])
 tokenizer.save_pretrained(sys.argv[2])
-print(json.dumps({'seconds': time.perf_counter() - start,
+print(json.dumps({'seconds': time.perf_counter() - start, 'work': time.process_time() - before,
                   'peak_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """
 
@@ -112,7 +114,7 @@ def build(directory: Path, layers: int) -> None:
     wrapped.save_pretrained(directory)
 
 
-def child(program: str, *arguments: str, python: str = sys.executable) -> dict[str, float]:
+def child(program: str, *arguments: str, python: str = sys.executable) -> dict[str, Any]:
     """Run a program in a fresh process and return what it measured."""
     done = subprocess.run([python, "-c", program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -180,13 +182,18 @@ class Bench:
 
     def apply(self) -> None:
         """All of apply."""
-        self.note("graftkit: apply with full verification, s", child(APPLY, self.recipe())["seconds"])
+        done = child(APPLY, self.recipe())
+        self.note("graftkit: apply with full verification, s", done["seconds"])
+        self.note("graftkit: apply, seconds of the processor", done["work"])
+        for part, seconds in done["parts"].items():
+            self.note(f"graftkit: of apply, {part}, s", seconds)
         self.clear()
 
     def usual(self) -> None:
         """Load, resize, save."""
         done = child(USUAL, str(self.source), str(self.target), json.dumps(self.tokens))
         self.note("transformers script, no verification, s", done["seconds"])
+        self.note("transformers script, seconds of the processor", done["work"])
         self.note("transformers script: peak, MB", done["peak_mb"])
         self.clear()
 

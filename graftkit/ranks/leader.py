@@ -15,6 +15,7 @@ from graftkit.ranks.group import Group
 from graftkit.ranks.helper import Part, find_part
 from graftkit.ranks.sameness import plan_marks
 from graftkit.running.split.crew import Crew
+from graftkit.running.split.interrupts import LineBroken
 from graftkit.share import Count
 from graftkit.verification.structural import LedgerEntry, StructureCheck
 
@@ -66,9 +67,12 @@ class LeaderShare:
         return self._crew
 
     def dismiss(self) -> dict[str, Any] | None:
-        """Let the others wait for the end; return what every rank read and sent."""
+        """Let the others wait for the end; return what each rank did to run models, None where none was run."""
         if self._crew is None:
             return None
-        figures = self._crew.figures()
-        self._crew.end()
+        try:
+            figures = self._crew.figures() if self._crew.is_used else None
+            self._crew.end()
+        except LineBroken as broken:
+            raise broken.error from broken
         return figures

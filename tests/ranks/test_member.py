@@ -1,5 +1,9 @@
 """What each rank does and prints of commands that are not shared, and of a command line that is wrong."""
 
+import ast
+import subprocess
+import sys
+
 import pytest
 
 from graftkit import cli
@@ -31,6 +35,16 @@ def test_rank_0_does_what_is_not_shared_and_speaks(arguments, code, stream, caps
     assert (stream == "err") == said.err.startswith("graftkit: rank 0: ")
     assert run_in(1, arguments) in (0, code)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_process_alone_imports_nothing_of_several():
+    program = (
+        "import sys; import graftkit.engine, graftkit.verification.registry, graftkit.verification.outputs\n"
+        "print([name for name in sys.modules if name.startswith(('graftkit.ranks', 'graftkit.running.split'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    light = ["graftkit.running.split", "graftkit.running.split.together", "graftkit.running.split.interrupts"]
+    assert sorted(ast.literal_eval(done.stdout)) == sorted(light)
 
 
 @pytest.mark.parametrize("changed", ["output_format=dcp", "output=memory://bucket/model"])

@@ -63,6 +63,7 @@ def test_a_weight_that_changed_in_a_block_of_rank_1_is_found_in_the_words_of_one
     assert is_clean(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_rank_killed_in_the_middle_of_a_forward_ends_all(source, tmp_path):
     path = write_recipe(source, tmp_path)
     done = torchrun(2, "apply", path, "-q", fault="1 die 7")
@@ -75,6 +76,7 @@ def test_a_rank_killed_in_the_middle_of_a_forward_ends_all(source, tmp_path):
     assert here("apply", path, "-q", "verify={outputs: false}").returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paged", ["false", "true"])
 def test_a_weight_that_one_rank_cannot_read_ends_all_with_its_exit_code(source, tmp_path, paged):
     """Paged in, it is read in the middle of a forward, where whatever a model raises is taken for its answer."""

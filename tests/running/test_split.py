@@ -10,7 +10,7 @@ from support.families import FAMILIES, build
 from support.tiny import build as build_tiny
 
 from graftkit.errors import StorageFault, VerificationFailed
-from graftkit.running.forward import run, undisturbed
+from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.probes import Probe
 from graftkit.running.reference import run_source
 from graftkit.running.split.adopting import adopt, with_adopted
@@ -105,8 +105,6 @@ def test_more_than_outputs_is_asked_of_one_process(llama):
 
 
 def test_hooks_inside_of_blocks_see_the_calls_that_others_make(llama):
-    from graftkit.running.forward import load
-
     def seen_by(model):
         seen = []
         for name, module in model.named_modules():
@@ -216,7 +214,9 @@ def test_a_reason_not_to_split_begins_again_without_the_crew():
             raise CannotSplit("it is round")
         return "found"
 
+    assert not crew.is_used
     assert together(crew, find) == "found"
+    assert crew.is_used
     assert tried == [crew, None]
     assert crew.figures()["run_by_rank_0_alone"] == "it is round"
 
@@ -318,3 +318,20 @@ def test_state_that_came_back_is_in_the_objects_that_are_here():
 
 def test_the_bytes_of_a_tensor_are_its_own():
     assert raw_of(torch.arange(10, dtype=torch.int16)[2:4]).tolist() == [2, 0, 3, 0]
+
+
+def test_what_one_rank_cannot_load_is_heard_and_the_line_stays_in_step(llama, tmp_path):
+    """A model that no rank can load is refused in the words of one process, and the next one is run."""
+    import shutil
+
+    shutil.copytree(llama, tmp_path / "broken")
+    config = tmp_path / "broken" / "config.json"
+    config.write_text(config.read_text().replace('"num_key_value_heads": ', '"num_key_value_heads": 1'))
+    crew, said = Crew(DirectLine(3)), []
+    for with_crew in (None, crew):
+        with pytest.raises(VerificationFailed) as error, undisturbed():
+            crew.load(tmp_path / "broken") if with_crew else load(tmp_path / "broken")
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    with undisturbed():
+        assert run(crew.load(llama).model, batch())["logits"].equal(run(load(llama).model, batch())["logits"])

@@ -33,6 +33,9 @@ def print_report(report: Report, console: Lines | None = None) -> None:
             )
         for note in found.notes:
             console.print(f"[dim]note:[/dim] {text(note)}")
+    alone = (report.by_ranks or {}).get("run_by_rank_0_alone")
+    if alone:
+        console.print(f"[yellow]note:[/yellow] the models were run by rank 0 alone: {text(alone)}")
     in_memory = report.plan.in_memory
     missing = "; ".join(item["what"] for item in report.to_json()["not_checked"])
     why = "" if in_memory else " [dim](why: graft_report.html)[/dim]"

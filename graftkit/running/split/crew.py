@@ -41,11 +41,11 @@ class Crew:
     """The ranks that run models together, as rank 0 sees them, which makes one.
 
     ``wanted`` says whether parameters are read from the files as forwards ask for them; None lets the free memory of each rank decide.
-    ``paged`` says whether a rank did so.
+    ``paged`` says whether a rank did so, and ``is_used`` whether a model was to be run.
     """
 
     def __init__(self, line: Line, *, wanted: bool | None = None) -> None:
-        self.paged = False
+        self.paged = self.is_used = False
         self._blocks: list[int] = [0] * line.count
         self._refused = ""
         self._wanted = wanted
@@ -69,10 +69,13 @@ class Crew:
         files = sizes_of_files(directory)
         for rank in self._others:
             self._send(rank, (LOAD, str(directory), files, self._options(rank, dtype)))
+        self.is_used = True
         try:
             part = load_part(directory, 0, self._line.count, **self._options(0, dtype))
-        finally:
-            answers = [self._receive(rank)[0] for rank in self._others]
+        except (GraftkitError, CannotSplit):
+            self._answers()
+            raise
+        answers = self._answers()
         for what, about in answers:
             if what == "failed":
                 raise about
@@ -88,6 +91,7 @@ class Crew:
 
     def refuse(self, reason: str) -> None:
         """Note why a model is run by rank 0 alone."""
+        self.is_used = True
         self._refused, self._blocks = reason, [0] * self._line.count
 
     def figures(self) -> dict[str, Any]:
@@ -111,6 +115,9 @@ class Crew:
         """Let the others go on."""
         for rank in self._others:
             self._send(rank, (END,))
+
+    def _answers(self) -> list[tuple[str, Any]]:
+        return [self._receive(rank)[0] for rank in self._others]
 
     def _folder(self, place: Place) -> Path:
         if isinstance(place, LiveModel) or (isinstance(place, Checkpoint) and not place.loads_from_files):
