@@ -46,10 +46,8 @@ class AveragedReport(Report):
 
     def rows(self) -> Iterator[Row]:
         """The lines that a table shows of it."""
-        figure = (
-            f"{plural(self.averages, 'row')} of {plural(self.tables, 'table')} averaged once more, from the source's"
-        )
-        yield Row("rows of averaged tokens", "failed" if self.failures else "equal", figure)
+        figure = f"{plural(self.averages, 'row')} of {plural(self.tables, 'table')}, from the source's rows once more"
+        yield Row("averaged rows", "failed" if self.failures else "equal", figure)
 
 
 @dataclass(frozen=True, slots=True)

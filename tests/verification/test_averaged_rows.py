@@ -61,7 +61,7 @@ def test_each_row_is_compared_and_the_report_shows_it(made):
     found = written["checks"]["averaged rows"]
     assert (found["tables"], found["averages"], found["failures"]) == (2, 2 * len(ids), [])
     assert len(ids) > 1
-    (line,) = (row for row in written["checked"] if row["check"] == "rows of averaged tokens")
+    (line,) = (row for row in written["checked"] if row["check"] == "averaged rows")
     assert line["result"] == "equal"
 
 
