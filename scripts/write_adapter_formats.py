@@ -73,7 +73,8 @@ def write_adapter(name: str, base: Path, folder: Path) -> None:
         if parameter.requires_grad:
             digest = hashlib.sha256(parameter_name.replace(".default", "").encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-            values = torch.randint(-1024, 1025, parameter.shape, generator=generator) / 4096  # the same on every processor
+            # whole numbers over a power of two, which every processor makes alike
+            values = torch.randint(-1024, 1025, parameter.shape, generator=generator) / 4096
             parameter.data = values + 1 if "magnitude" in parameter_name or "norm" in parameter_name else values
     adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink()
