@@ -69,6 +69,8 @@ def test_the_held_out_loss_is_what_the_card_says(loaded, held_out, card):
 def test_it_learned_far_more_than_the_frequencies_of_tokens(loaded, held_out, card):
     import train_demo_model as training
 
+    if f"{sum(map(len, training.topics.values())):,} characters" not in card:
+        pytest.skip("this release of Python ships another text than the one that the model learned from")
     unigram = training.unigram_loss(held_out, training.encode(loaded[1], training.texts()[0]))
     assert unigram == pytest.approx(stated(card, "on the same tokens:"), abs=1e-3)
     assert training.held_out_loss(loaded[0], held_out)[0] < unigram - 1
