@@ -105,7 +105,7 @@ def system_fault(error: BaseException) -> str | None:
 
     Libraries wrap such failures in exceptions that blame the file that they were reading.
     """
-    for cause in causes(error):
+    for cause in _causes(error):
         if isinstance(cause, MemoryError):
             return "not enough memory"
         if isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_THREADS):
@@ -136,11 +136,17 @@ def _spelled_number(text: str) -> int | None:
 
 
 def leads_nowhere(error: BaseException) -> bool:
-    """Whether ``error`` says, or comes from one that says, that nothing is where a path leads."""
-    return any(isinstance(cause, NotThere | FileNotFoundError) for cause in causes(error))
+    """Whether ``error`` says, or was raised from one that says, that nothing is where a path leads.
+
+    What was only being handled meanwhile, such as a search that goes on elsewhere, does not count.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, NotThere | FileNotFoundError):
+        cause = cause.__cause__
+    return cause is not None
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and everything that it was raised from or while handling."""
     waiting, seen = [error], set()
     while waiting:

@@ -9,10 +9,15 @@ from support.command import real
 pytestmark = pytest.mark.numerical
 
 
-def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
-    done = real("apply", "recipes/widen.yaml", "--output", tmp_path / "out", "verify.first_step=true")
+def printed_by(shipped, output):
+    """What the command prints of a recipe that ships, first step included, its white space made single."""
+    done = real("apply", shipped, "--output", output, "verify.first_step=true")
     assert done.returncode == 0, done.stderr
-    text = " ".join(done.stdout.split())
+    return " ".join(done.stdout.split())
+
+
+def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
+    printed = printed_by("recipes/widen.yaml", tmp_path / "out")
     for words in (
         "verified (exact): hidden states and logits, for every input",
         "note: intermediate_size was 448, is 640",
@@ -20,7 +25,7 @@ def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
         "new parameters alive 9 of 9 have a gradient",
         "outputs in float64",
     ):
-        assert words in text, words
+        assert words in printed, words
     model, info = recipes.load(tmp_path / "out")
     assert model.config.intermediate_size == 640
     assert not info["missing_keys"]
@@ -31,15 +36,13 @@ def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
 
 
 def test_the_recipe_gives_a_wider_stream_that_learns(tmp_path):
-    done = real("apply", "recipes/widen_hidden_size.yaml", "--output", tmp_path / "out", "verify.first_step=true")
-    assert done.returncode == 0, done.stderr
-    text = " ".join(done.stdout.split())
+    printed = printed_by("recipes/widen_hidden_size.yaml", tmp_path / "out")
     for words in (
         "verified (exact): hidden states and logits, for every input",
         "note: hidden_size was 160, is 640",
         "outputs in float64",
     ):
-        assert words in text, words
+        assert words in printed, words
     model, info = recipes.load(tmp_path / "out")
     assert model.config.hidden_size == model.model.embed_tokens.weight.shape[1] == 640
     assert model.config.rms_norm_eps == 1e-6 / 4
