@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from graftkit.checkpoint.adapter import CONFIG, open_adapter
 from graftkit.checkpoint.changes import ValueChange, document_changes, value_changes
 from graftkit.checkpoint.checkpoint import Checkpoint
-from graftkit.recipe.paths import expand_path
+from graftkit.recipe_file.paths import expand_path
 from graftkit.report.comparison import comparison_json
 from graftkit.report.manifest import account_for
 from graftkit.report.page import render_top

@@ -24,7 +24,7 @@ from graftkit.operations.base import Outcome, correspondence_of
 from graftkit.planned import Plan
 from graftkit.planning import plan
 from graftkit.recipe import Recipe
-from graftkit.recipe.paths import is_url
+from graftkit.recipe_file.paths import is_url
 from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
 from graftkit.share import WHOLE, Share
@@ -139,7 +139,7 @@ def with_weights(planned: Plan, progress: Progress | None) -> Plan:
     if not bytes_on_hub(planned.source) or not planned.reads_weights:
         return planned
     download_weights(planned.source, functools.partial(progress, "download") if progress else None)
-    return replace(planned, inputs=input_files(planned.recipe))
+    return replace(planned, inputs=input_files(planned.recipe.plain_fields()))
 
 
 def prepare(planned: Plan, progress: Progress | None) -> None:

@@ -23,6 +23,7 @@ from graftkit.errors import few, plural
 from graftkit.operations import Outcome
 from graftkit.operations.base import VocabularyOutcome, correspondence_of, vocabulary_of
 from graftkit.recipe import Recipe
+from graftkit.recipe_file.request import Request
 from graftkit.running import memory
 from graftkit.running.paging import room
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
@@ -39,8 +40,8 @@ class Plan:
 
     ``table_note`` says which ids of the result's tokenizer have no row; empty where none lack one. ``unknown`` are tensors of
     the result that no class loads; ``added`` is what the loader calls those new ones that its class leaves out. ``inputs`` are the
-    files that the recipe reads, as they were when it was planned. ``cannot_run`` says why a quantized source cannot be run on this
-    machine, empty where it can.
+    files that the recipe reads, as they were when it was planned, and ``request`` is what its own file asked for. ``cannot_run`` says
+    why a quantized source cannot be run on this machine, empty where it can.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Plan:
     inputs: Mapping[str, Files] = field(default_factory=dict)
     added: frozenset[str] = frozenset()
     cannot_run: str = ""
+    request: Request | None = None
 
     @property
     def tensors(self) -> tuple[TensorChange, ...]:

@@ -60,7 +60,7 @@ def plan(
     """
     recipe = _as_recipe(recipe)
     source = _open(recipe, allow_pickle=allow_pickle)
-    inputs = input_files(recipe)
+    inputs = input_files(recipe.plain_fields())
     return replace(plan_on(source, recipe, progress), inputs=inputs)
 
 

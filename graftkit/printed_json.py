@@ -144,6 +144,12 @@ class ApplyJson(TypedDict):
     promise: PromiseJson
     source: SourceJson
     inputs: Annotated[Mapping[str, Any], Field(description="the files that were read, with inode, size and time")]
+    request: Annotated[
+        Mapping[str, Any] | None,
+        Field(
+            description="the recipe's file: its values by digest, its paths and where they led; null for values from no file"
+        ),
+    ]
     versions: Annotated[Mapping[str, str], Field(description="of Python, of the libraries, and the kernels")]
     recipe: Annotated[str, Field(description="the resolved recipe as YAML")]
     new_tokens: Annotated[Mapping[str, int], Field(description="content of each new token -> its id")]

@@ -80,8 +80,8 @@ def check_command(arguments: Sequence[str], commands: Collection[str]) -> None:
     if name is None or name in commands:
         return
     from graftkit.recipe.operations import OPERATIONS
-    from graftkit.recipe.other_names import elsewhere, known_as
-    from graftkit.recipe.wording import shown, unknown
+    from graftkit.recipe_file.other_names import elsewhere, known_as
+    from graftkit.recipe_file.wording import shown, unknown
 
     what = f"{shown(name)} is no command of graftkit"
     if name.endswith((".yaml", ".yml", ".json")):
@@ -99,7 +99,7 @@ def check_command(arguments: Sequence[str], commands: Collection[str]) -> None:
 
 def unrecognized(arguments: Sequence[str]) -> str:
     """What is said of arguments that a command does not have, with the tool that has the first that is known."""
-    from graftkit.recipe.other_names import elsewhere
+    from graftkit.recipe_file.other_names import elsewhere
 
     known = next((found for text in arguments if (found := elsewhere(text.partition("=")[0]))), None)
     return f"unrecognized arguments: {' '.join(arguments)}" + (f"; {known}" if known else "")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from support.command import ROOT, assert_one_line, here
@@ -12,7 +13,10 @@ from support.recipes import recipe
 
 import graftkit
 from graftkit.report.manifest import write_manifest
-from graftkit.report.up_to_date import why_stale
+from graftkit.recipe.load import validated
+from graftkit.recipe_file.reading import read_document
+from graftkit.recipe_file.request import request_of
+from graftkit.report.up_to_date import unchanged_output, why_stale
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +72,9 @@ def edit_report(output, edit):
     write_manifest(report, output)
 
 
-def test_a_second_run_does_nothing_and_loads_no_torch(applied):
+def test_a_second_run_does_nothing_and_loads_neither_torch_nor_pydantic(applied):
     before = {path: path.stat().st_mtime_ns for path in (applied / "out").rglob("*")}
-    heavy = ("torch", "transformers", "numpy", "rich", "huggingface_hub")
+    heavy = ("torch", "transformers", "numpy", "rich", "huggingface_hub", "pydantic", "graftkit.recipe")
     program = (
         "import sys; from graftkit.cli import run\n"
         f"code = run(['apply', '--if-changed', {str(applied / 'recipe.yaml')!r}])\n"
@@ -127,6 +131,59 @@ def test_another_recipe_and_a_base_that_is_gone_are_seen(applied):
     assert stale(applied) == "base_model is not on this machine"
     (applied / "moved").rename(applied / "base")
     assert stale(applied) == ""
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A recipe whose paths are a variable and a file beside it, its output, and a working folder elsewhere; returns what a request says."""
+    build("llama", tmp_path / "models" / "base")
+    words = tmp_path / "recipes" / "words.txt"
+    words.parent.mkdir()
+    words.write_text("coroutine\n")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("MODELS", str(tmp_path / "models"))
+    operation = {"op": "extend_vocab", "tokens": {"file": "words.txt"}}
+    data = recipe("${MODELS}/base", tmp_path / "out", operation, verify={"outputs": False})
+    file = words.with_name("recipe.yaml")
+    file.write_text(json.dumps(data))
+    document = read_document(file)
+    graftkit.engine.execute(replace(graftkit.plan(validated(document)), request=request_of(document)))
+
+    def told(*overrides):
+        return unchanged_output(read_document(file, overrides)), why_stale(graftkit.load_recipe(file, overrides))
+
+    assert told() == (str(tmp_path / "out"), "")
+    return tmp_path, file, told
+
+
+def test_a_recipe_is_known_by_what_it_says_whatever_else_stands_in_its_file(written):
+    folder, file, told = written
+    file.write_text(f"# for the second run\n{file.read_text()}")
+    assert told() == (str(folder / "out"), "")
+    assert told("seed=0") == (None, "")  # written in another way: what it means has to be looked at
+    assert told("seed=1") == (None, "the recipe is another one")
+
+
+def test_a_path_that_leads_elsewhere_today_is_seen_before_anything_is_called_unchanged(written, monkeypatch):
+    folder, _, told = written
+    (folder / "work" / "words.txt").write_text("other\n")  # hides the one beside the recipe
+    assert told() == (None, "the recipe is another one")
+    (folder / "work" / "words.txt").unlink()
+    assert told() == (str(folder / "out"), "")
+    build("llama", folder / "others" / "base")
+    monkeypatch.setenv("MODELS", str(folder / "others"))
+    assert told() == (None, "the recipe is another one")
+    monkeypatch.delenv("MODELS")
+    assert unchanged_output(read_document(folder / "recipes" / "recipe.yaml")) is None
+
+
+def test_a_report_without_a_request_is_judged_by_what_the_recipe_means(written):
+    folder, _, told = written
+    edit_report(folder / "out", lambda report: report.update(request=None))
+    assert told() == (None, "")
+    edit_report(folder / "out", lambda report: report.pop("request"))
+    assert told() == (None, "")
 
 
 def test_a_hub_id_is_found_in_the_cache(tmp_path, monkeypatch):

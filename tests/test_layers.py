@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "graftkit"
 #: From the bottom up. A room may import from its own row's package and from the rows before it.
 LAYERS = [
     {"errors"},
+    {"recipe_file"},
     {"recipe"},
     {"checkpoint", "initializers"},
     {"architecture"},

@@ -8,7 +8,7 @@ from typing import Any
 
 from graftkit.architecture.skeleton import Path, build_config, with_values
 from graftkit.errors import InputRejected, RecipeError, printable
-from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.recipe_file.wording import did_you_mean, shown
 
 #: What stays of rotary parameters whatever the scaling is.
 BASIC = ("rope_theta", "partial_rotary_factor")

@@ -16,7 +16,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.checkpoint.write import write_tensors
 from graftkit.errors import InputRejected, NotThere, few, plural, printable
-from graftkit.recipe.paths import expand_path
+from graftkit.recipe_file.paths import expand_path
 
 #: The folder of the adapter below the output, and the names that peft loads from it.
 FOLDER, CONFIG, WEIGHTS = "adapter", "adapter_config.json", "adapter_model.safetensors"

@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from graftkit.recipe import Recipe
-from graftkit.recipe.paths import expand_path
+from graftkit.recipe_file.paths import expand_path
 
 #: Relative path of a file -> its inode, size in bytes, and nanoseconds of its last change; a file itself is ".".
 Files = Mapping[str, list[int]]
@@ -20,21 +19,20 @@ Files = Mapping[str, list[int]]
 CONFIGS = ("config.json", "adapter_config.json")
 
 
-def input_files(recipe: Recipe) -> dict[str, Files]:
-    """The files of the base and of whatever else the recipe names, by the dotted place of the name in the recipe.
+def input_files(recipe: Mapping[str, Any]) -> dict[str, Files]:
+    """The files of the base and of whatever else a recipe names, by the dotted place of the name in its plain fields.
 
     Any text of an operation that is the path of a file counts, or a checkpoint's or an adapter's folder or hub id: a token may
     be "/". A base that is not on this machine is not in it.
     """
     found = {}
-    base = local_folder(recipe.base_model, recipe.revision)
+    base = local_folder(recipe["base_model"], recipe.get("revision"))
     if base is not None:
         found["base_model"] = _files(base)
-    for place, spec in enumerate(recipe.operations):
-        for where, text in _texts(spec.plain(), f"operations.{place}"):
-            path = local_folder(text)
-            if path is not None and (path.is_file() or any((path / name).is_file() for name in CONFIGS)):
-                found[where] = _files(path)
+    for where, text in _texts(recipe["operations"], "operations"):
+        path = local_folder(text)
+        if path is not None and (path.is_file() or any((path / name).is_file() for name in CONFIGS)):
+            found[where] = _files(path)
     return found
 
 

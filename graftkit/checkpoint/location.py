@@ -12,7 +12,7 @@ from graftkit.checkpoint.files import is_plain_relative
 from graftkit.checkpoint.hub import snapshot
 from graftkit.checkpoint.hub.file import HubFile
 from graftkit.errors import InputRejected, NotThere, RecipeError, printable
-from graftkit.recipe.paths import expand_path, is_url
+from graftkit.recipe_file.paths import expand_path, is_url
 
 
 @dataclass(frozen=True, slots=True)

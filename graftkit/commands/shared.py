@@ -12,26 +12,32 @@ from typing import TYPE_CHECKING
 
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
+from graftkit.recipe_file.paths import expand_path
+from graftkit.recipe_file.reading import read_document
 
 if TYPE_CHECKING:
     from graftkit.recipe import Recipe
-    from graftkit.recipe.problems import Document
+    from graftkit.recipe_file.problems import Document
 
 
 def read_recipe(options: Namespace) -> tuple[Recipe, Document]:
     """The recipe, and the document that knows where its values stand."""
-    from graftkit.recipe.load import load_with_places
+    from graftkit.recipe.load import validated
 
+    document = written_recipe(options)
+    return validated(document), document
+
+
+def written_recipe(options: Namespace) -> Document:
+    """The recipe as it is written, with the overrides of the command line; nothing says yet what its values mean."""
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")
-    return load_with_places(expand(options.recipe), overrides)
+    return read_document(expand(options.recipe), overrides)
 
 
 def expand(given: str) -> str:
     """A path of the command line, with ``~`` and ``${NAME}`` expanded as in a recipe, whatever the shell did."""
-    from graftkit.recipe.paths import expand_path
-
     try:
         return expand_path(given)
     except ValueError as error:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
-from graftkit.commands.shared import print_json, quiet_libraries, read_recipe
+from graftkit.commands.shared import print_json, quiet_libraries, read_recipe, written_recipe
 from graftkit.errors import RecipeError, printable
-from graftkit.recipe.paths import is_url
+from graftkit.recipe_file.paths import is_url
+from graftkit.recipe_file.request import request_of
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan
     from graftkit.recipe import Recipe
-    from graftkit.recipe.problems import Document
+    from graftkit.recipe_file.problems import Document
 
 
 def plan(options: Namespace) -> int:
@@ -39,14 +41,19 @@ def apply(options: Namespace) -> int:
     _check_push(options)
     if options.dry_run:
         return plan(options)
-    recipe, document = read_recipe(options)
+    from graftkit.report.up_to_date import unchanged_output
+
+    document = written_recipe(options)
+    if options.if_changed and (output := unchanged_output(document)) is not None:
+        return _leave(options, output)
+    from graftkit.recipe.load import places_added, validated
+
+    recipe = validated(document)
     _refuse_stores(options, recipe)
     if options.if_changed and _is_up_to_date(options, recipe):
-        _push(options, recipe.output)
-        return print_json({"up_to_date": True, "output": recipe.output}) if options.json else 0
+        return _leave(options, recipe.output)
     quiet_libraries()
     from graftkit import engine
-    from graftkit.recipe.load import places_added
     from graftkit.report import terminal
 
     planned = _plan(recipe, document, options)
@@ -86,7 +93,15 @@ def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
         )
     if not is_url(recipe.output):
         refuse_output(Path(recipe.output), source=planned.source.directory, overwrite=options.overwrite)
-    return planned
+    return replace(planned, request=request_of(document))
+
+
+def _leave(options: Namespace, output: str) -> int:
+    """Say that an output is up to date, and upload it where that is asked for."""
+    if not (options.quiet or options.json):
+        sys.stdout.write(f"up to date: {printable(output)}\n")
+    _push(options, output)
+    return print_json({"up_to_date": True, "output": output}) if options.json else 0
 
 
 def _check_push(options: Namespace) -> None:
@@ -118,11 +133,10 @@ def _push(options: Namespace, output: str) -> None:
 
 
 def _is_up_to_date(options: Namespace, recipe: Recipe) -> bool:
-    """Whether the output is what the recipe gives; says so, or what has changed."""
+    """Whether the output is what the recipe gives; says what has changed where something is there that is not."""
     from graftkit.report.up_to_date import why_stale
 
     why = why_stale(recipe)
-    if not (options.quiet or options.json) and os.path.lexists(recipe.output):
-        said = f"not up to date: {why}" if why else f"up to date: {printable(recipe.output)}"
-        sys.stdout.write(f"{said}\n")
+    if why and not (options.quiet or options.json) and os.path.lexists(recipe.output):
+        sys.stdout.write(f"not up to date: {why}\n")
     return not why

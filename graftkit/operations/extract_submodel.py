@@ -21,7 +21,7 @@ from graftkit.operations.base import Context, Outcome, VocabularyOutcome
 from graftkit.operations.parts.converted import converted_tensors
 from graftkit.operations.parts.documents import TEMPLATE, part_documents
 from graftkit.recipe.extract_submodel import ExtractSubmodel
-from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.recipe_file.wording import did_you_mean, shown
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 WHOLE_NOTE = (

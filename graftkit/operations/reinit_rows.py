@@ -17,7 +17,7 @@ from graftkit.operations.vocabulary.remade import Wanted, ranges, remake, table_
 from graftkit.operations.vocabulary.tables import check_output_init, one_vocabulary
 from graftkit.recipe import ReinitRows
 from graftkit.recipe.reinit_rows import NEVER_TRAINED, IdRange
-from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.recipe_file.wording import did_you_mean, shown
 
 
 def reinit_rows(spec: ReinitRows, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -11,7 +11,7 @@ from graftkit import commands
 from graftkit.errors import RecipeError, StorageFault
 from graftkit.ranks.alone import Command, Complain
 from graftkit.ranks.place import RankPlace
-from graftkit.recipe.paths import is_url
+from graftkit.recipe_file.paths import is_url
 
 if TYPE_CHECKING:
     from graftkit.ranks.group import Group

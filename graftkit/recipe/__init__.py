@@ -1,4 +1,4 @@
-"""YAML text -> frozen values. Needs pydantic and yaml only.
+"""Plain values -> frozen values. Needs pydantic and yaml only.
 
 :func:`load_recipe` reads a file, :func:`parse_recipe` a mapping; :func:`dump_recipe` and :func:`json_schema` write.
 """

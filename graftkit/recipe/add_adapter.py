@@ -7,8 +7,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from graftkit.recipe.adapter_fields import FILLED, Saved, Targets, Values, none_if_empty
 from graftkit.recipe.fields import FrozenMapping, Text
-from graftkit.recipe.spec import Path, Spec, problem
-from graftkit.recipe.wording import found, shown, unknown
+from graftkit.recipe.spec import Spec, problem
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import found, shown, unknown
 
 #: What base and adapter give together as peft initialises it by default, beside the base alone: the same bits in every
 #: dtype, the same up to rounding, or something else. A test measures each.

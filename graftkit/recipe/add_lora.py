@@ -8,8 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from graftkit.recipe.adapter_fields import FILLED, Pattern, Saved, Targets, Values, as_tuple, none_if_empty
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
-from graftkit.recipe.spec import Path, Spec, problem
-from graftkit.recipe.wording import did_you_mean, found, shown
+from graftkit.recipe.spec import Spec, problem
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import did_you_mean, found, shown
 
 #: Starts with B = 0 (or A = 0): the weights of the base are neither read nor changed.
 ZERO_INITS = ("gaussian", "mica", "eva")

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.spec import problem
-from graftkit.recipe.wording import found
+from graftkit.recipe_file.wording import found
 
 _RANGE = re.compile(r"([0-9]{1,6})-([0-9]{1,6})\Z")
 _COUNTED = re.compile(r"(first|last) ([1-9][0-9]{0,5})\Z")

@@ -9,7 +9,7 @@ from pydantic_core import core_schema
 
 from graftkit.recipe.fields import Text
 from graftkit.recipe.spec import Spec, problem, problems
-from graftkit.recipe.wording import found, shown, unknown
+from graftkit.recipe_file.wording import found, shown, unknown
 
 #: Begins the steps that pydantic adds to an error's location for the branch of a union; no key of a recipe begins so.
 BRANCH = "\0"

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from graftkit.recipe.choice import OrText
 from graftkit.recipe.fields import ListOf, PathText, Text
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 Kind = Literal[
     "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",

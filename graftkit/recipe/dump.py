@@ -5,7 +5,7 @@ import re
 import yaml
 
 from graftkit.recipe.recipe import Recipe
-from graftkit.recipe.yaml_scalars import FLOAT, add_resolvers
+from graftkit.recipe_file.yaml_scalars import FLOAT, add_resolvers
 
 
 class _Writer(yaml.SafeDumper):

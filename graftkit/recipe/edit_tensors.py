@@ -7,7 +7,7 @@ from pydantic import Field
 
 from graftkit.recipe.expressions import Expressions, Templates, wrong_template
 from graftkit.recipe.fields import ListOf
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
 from graftkit.recipe.tensor_assertions import Assertion
 from graftkit.recipe.tensor_steps import (
     AddDifference,
@@ -20,6 +20,7 @@ from graftkit.recipe.tensor_steps import (
     Scale,
     Split,
 )
+from graftkit.recipe_file.problems import Path
 
 
 class Step(Spec):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, PlainSerializer
 
 from graftkit.recipe.fields import FrozenMapping, ListOf, Text
 from graftkit.recipe.spec import problem
-from graftkit.recipe.wording import shown
+from graftkit.recipe_file.wording import shown
 
 #: Longer expressions are refused: compiling one takes time too.
 MAX_EXPRESSION = 1000

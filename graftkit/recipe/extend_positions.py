@@ -9,7 +9,8 @@ from graftkit.recipe.adapter_fields import Values
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.fields import FrozenMapping
 from graftkit.recipe.schemes import Mean, MeanCov, Normal, SchemeSpec, Zeros
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 #: More positions than any model has been trained for.
 MOST_POSITIONS = 2**26

@@ -9,8 +9,9 @@ from graftkit.recipe.chat_template import NO_JINJA, ChatTemplate, holds_jinja
 from graftkit.recipe.choice import BRANCH, OrText
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.schemes import InputScheme, Mean, Scheme
-from graftkit.recipe.spec import Path, Spec
-from graftkit.recipe.wording import shown
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import shown
 
 #: The fields that add tokens, and the others that change anything.
 ADDING_TOKENS = ("tokens", "special_tokens", "roles")

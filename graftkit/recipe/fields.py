@@ -6,8 +6,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
-from graftkit.recipe.paths import RecipeFolder, expand_path
 from graftkit.recipe.spec import problem
+from graftkit.recipe_file.paths import RecipeFolder, expand_path
 
 Key = TypeVar("Key", bound=str)
 Value = TypeVar("Value")
@@ -50,9 +50,9 @@ def _path_text(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _expanded(path: str) -> str:
+def _expanded(path: str, info: ValidationInfo) -> str:
     try:
-        return expand_path(path)
+        return info.context.expand(path) if isinstance(info.context, RecipeFolder) else expand_path(path)
     except ValueError as error:
         raise problem(str(error)) from error
 

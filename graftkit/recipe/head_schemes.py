@@ -8,8 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.fields import FrozenMapping, ListOf, PathText, Text
 from graftkit.recipe.schemes import SchemeSpec
-from graftkit.recipe.spec import Path
 from graftkit.recipe.weight_schemes import Lsuv, SharedScheme, Std
+from graftkit.recipe_file.problems import Path
 
 
 def _as_list(value: object) -> object:

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from graftkit.recipe.block_numbers import BlockNumbers
 from graftkit.recipe.fields import PathText
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 
 class InsertBlocks(Spec):

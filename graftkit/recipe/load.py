@@ -1,25 +1,18 @@
 """From a file, or from values of a library user, to a recipe."""
 
 import contextlib
-import os
-import stat
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from graftkit.errors import InputRejected, NotThere, RecipeError, leads_nowhere, printable
+from graftkit.errors import InputRejected, NotThere, RecipeError, leads_nowhere
 from graftkit.recipe.messages import note_errors
-from graftkit.recipe.overrides import apply_overrides
-from graftkit.recipe.paths import RecipeFolder
-from graftkit.recipe.problems import Document, Place
 from graftkit.recipe.recipe import Recipe
-from graftkit.recipe.wording import encodable
-from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, parse_yaml
-
-#: What errors call the recipe that the command line names ``-``.
-STANDARD_INPUT = "standard input"
+from graftkit.recipe_file.problems import Document
+from graftkit.recipe_file.reading import read_document
+from graftkit.recipe_file.wording import encodable
+from graftkit.recipe_file.yaml_source import MAX_DEPTH
 
 #: What stands for the output where a model in memory is grafted, and nothing is written.
 IN_MEMORY = "in memory"
@@ -33,23 +26,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: all problems at once, in line order, those of overrides last; each names file and line.
     """
-    return load_with_places(path, overrides)[0]
-
-
-def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Document]:
-    """The same with the document, which knows where each value stands; see :func:`places_added`."""
-    document = _document(path)
-    apply_overrides(list(overrides), document)
-    return _validated(document), document
-
-
-def _document(path: str | Path) -> Document:
-    name = STANDARD_INPUT if path == "-" else str(path)
-    document = parse_yaml(_read(path, name), lambda line: Place(f"{name}:{line}", (0, line)))
-    document.folder = None if path == "-" else RecipeFolder(os.path.dirname(path))
-    if document.data is None:
-        raise RecipeError(document.lines() or f"{printable(name)}: is empty; a recipe begins with version: 1")
-    return document
+    return validated(read_document(path, overrides))
 
 
 def recipe_for_model(recipe: Mapping[str, object] | Recipe | str | Path, name: str) -> tuple[Recipe, Document]:
@@ -63,11 +40,13 @@ def recipe_for_model(recipe: Mapping[str, object] | Recipe | str | Path, name: s
     own = {"base_model": name, "revision": None, "output": IN_MEMORY}
     if isinstance(recipe, Recipe):
         return recipe.model_copy(update=own), Document(None)
-    document = _document(recipe) if isinstance(recipe, str | Path) else Document(_plain_containers(recipe, MAX_DEPTH))
+    document = (
+        read_document(recipe) if isinstance(recipe, str | Path) else Document(_plain_containers(recipe, MAX_DEPTH))
+    )
     if isinstance(document.data, dict):
         others = {key: value for key, value in document.data.items() if key not in own}
         document.data = {**others, "base_model": IN_MEMORY, "output": IN_MEMORY}
-    return _validated(document).model_copy(update=own), document
+    return validated(document).model_copy(update=own), document
 
 
 @contextlib.contextmanager
@@ -96,10 +75,15 @@ def parse_recipe(data: Mapping[str, object] | Recipe) -> Recipe:
     """
     if isinstance(data, Recipe):
         return data
-    return _validated(Document(_plain_containers(data, MAX_DEPTH)))
+    return validated(Document(_plain_containers(data, MAX_DEPTH)))
 
 
-def _validated(document: Document) -> Recipe:
+def validated(document: Document) -> Recipe:
+    """The recipe that a document describes.
+
+    Raises:
+        RecipeError: all problems at once, in line order, those of overrides last; each names file and line.
+    """
     recipe = None
     try:
         recipe = Recipe.model_validate(document.data, context=document.folder)
@@ -122,33 +106,3 @@ def _plain_containers(value: object, depth: int) -> object:
     if isinstance(value, list | tuple):
         return [_plain_containers(item, depth - 1) for item in value]
     return value
-
-
-def _read(path: str | Path, shown: str) -> str:
-    """The text of the regular file at ``path`` or of standard input, at most a little more than a recipe may hold."""
-    name = printable(shown)
-    try:
-        content = _read_standard_input() if path == "-" else _read_file(Path(path), name)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a path cannot hold a null character"
-        raise RecipeError(f"{name}: cannot be read: {reason}") from error
-    if len(content) > MAX_BYTES:
-        raise RecipeError(f"{name}: larger than {MAX_BYTES} bytes")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{name}:{line}: is not UTF-8 text (byte 0x{content[error.start]:02X})") from error
-
-
-def _read_file(path: Path, name: str) -> bytes:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise RecipeError(f"{name}: is not a regular file")
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
-def _read_standard_input() -> bytes:
-    if sys.stdin is None:  # closed by whoever started the command
-        raise RecipeError(f"{STANDARD_INPUT}: is closed")
-    return sys.stdin.buffer.read(MAX_BYTES + 1)

@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from graftkit.recipe.choice import BRANCH
-from graftkit.recipe.problems import Document
-from graftkit.recipe.spec import OWN, Path
-from graftkit.recipe.wording import found, shown, unknown
+from graftkit.recipe.spec import OWN
+from graftkit.recipe_file.problems import Document, Path
+from graftkit.recipe_file.wording import found, shown, unknown
 
 #: Turns an error and the plain scalar that was written (None for all else) into a sentence.
 Sentence = Callable[[ErrorDetails, str | None], str]

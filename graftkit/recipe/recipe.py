@@ -7,8 +7,9 @@ from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.fields import ListOf, OutputText, PathText, Text
 from graftkit.recipe.operations import MAKE_ADAPTERS, Operation
-from graftkit.recipe.spec import Path, Spec, problem
-from graftkit.recipe.wording import found
+from graftkit.recipe.spec import Spec, problem
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import found
 
 
 def _exactly_1(value: object) -> object:

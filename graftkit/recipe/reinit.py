@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from graftkit.recipe.fields import ListOf, Text
-from graftkit.recipe.spec import Path, Spec, problem
+from graftkit.recipe.spec import Spec, problem
 from graftkit.recipe.weight_schemes import WeightScheme
-from graftkit.recipe.wording import found, shown
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import found, shown
 
 _COUNTED = re.compile(r"(first|last) ([1-9][0-9]{0,5})\Z")
 

@@ -8,7 +8,8 @@ from pydantic import Discriminator, Field, Tag
 from graftkit.recipe.choice import BRANCH
 from graftkit.recipe.fields import ListOf, Text
 from graftkit.recipe.schemes import Mean, Scheme
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 #: Stands for every id whose input row was never trained, by its norm or because it equals an earlier row.
 NEVER_TRAINED = "never_trained"

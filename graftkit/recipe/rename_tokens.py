@@ -18,8 +18,9 @@ from graftkit.recipe.schemes import (
     SubwordMean,
     Zeros,
 )
-from graftkit.recipe.spec import Path, Spec
-from graftkit.recipe.wording import shown
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import shown
 
 
 class Keep(SchemeSpec):

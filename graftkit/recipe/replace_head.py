@@ -8,9 +8,10 @@ from pydantic import Field
 
 from graftkit.recipe.fields import ListOf, Text
 from graftkit.recipe.head_schemes import HeadScheme, HeadZeros
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import NewModuleScheme, WeightNormal
-from graftkit.recipe.wording import shown
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import shown
 
 Task = Literal[
     "sequence_classification", "token_classification", "question_answering", "multiple_choice", "image_classification",

@@ -6,9 +6,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from graftkit.recipe.wording import unknown
-
-Path = tuple[str | int, ...]
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import unknown
 
 #: The type of pydantic errors whose message is already a sentence of ours.
 OWN = "recipe"

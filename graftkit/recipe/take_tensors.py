@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.fields import ListOf, PathText, Text
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 
 class TakeTensors(Spec):

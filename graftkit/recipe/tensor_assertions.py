@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, PlainSerializer
 
 from graftkit.recipe.expressions import Expression
 from graftkit.recipe.fields import FrozenMapping, ListOf, Text
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
 
 Dtype = Literal[
     "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32", "int16", "int8", "uint8",

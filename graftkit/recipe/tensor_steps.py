@@ -9,7 +9,7 @@ from graftkit.recipe.choice import OneOf
 from graftkit.recipe.expressions import Expression, Expressions, wrong_template
 from graftkit.recipe.fields import ListOf, PathText, Text
 from graftkit.recipe.schemes import Zeros
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import (
     Constant,
     KaimingNormal,
@@ -23,6 +23,7 @@ from graftkit.recipe.weight_schemes import (
     XavierNormal,
     XavierUniform,
 )
+from graftkit.recipe_file.problems import Path
 
 Floating = Literal["float64", "float32", "float16", "bfloat16"]
 

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.fields import ListOf, PathText, Text
-from graftkit.recipe.spec import Path, Spec
-from graftkit.recipe.wording import shown
+from graftkit.recipe.spec import Spec
+from graftkit.recipe_file.problems import Path
+from graftkit.recipe_file.wording import shown
 
 
 class KeptTokens(Spec):

@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from graftkit.recipe.fields import Text
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import WeightNormal, WeightScheme
+from graftkit.recipe_file.problems import Path
 
 #: Schemes that cannot begin a router, each with the reason.
 UNFIT = {

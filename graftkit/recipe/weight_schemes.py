@@ -10,7 +10,7 @@ from pydantic import Field
 
 from graftkit.recipe.choice import OneOf
 from graftkit.recipe.schemes import SchemeSpec, Zeros
-from graftkit.recipe.spec import Path
+from graftkit.recipe_file.problems import Path
 
 Std = Annotated[
     float | None,

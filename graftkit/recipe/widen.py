@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, PlainSerializer
 
 from graftkit.recipe.fields import FrozenMapping, PathText, Text
-from graftkit.recipe.spec import Path, Spec
+from graftkit.recipe.spec import Spec
 from graftkit.recipe.weight_schemes import WeightScheme
+from graftkit.recipe_file.problems import Path
 
 #: Schemes that cannot begin new units, each with the reason.
 UNFIT = {

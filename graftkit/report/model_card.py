@@ -12,7 +12,7 @@ import yaml
 
 from graftkit.checkpoint.files import is_there
 from graftkit.errors import printable
-from graftkit.recipe.paths import is_url
+from graftkit.recipe_file.paths import is_url
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan

@@ -158,6 +158,7 @@ class Report:
             "promise": promise_json(plan, measured_class(self.outputs, plan.promise), _kl_json(plan)),
             "source": source_json(plan),
             "inputs": dict(plan.inputs),
+            "request": plan.request.to_json() if plan.request is not None else None,
             "versions": versions(),
             "recipe": dump_recipe(plan.recipe),
             "new_tokens": dict(plan.new_tokens),

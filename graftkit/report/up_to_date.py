@@ -5,18 +5,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.files import raise_error
 from graftkit.checkpoint.inputs import input_files
 from graftkit.errors import printable
-from graftkit.recipe import Recipe, dump_recipe
+from graftkit.recipe_file.paths import expand_path
+from graftkit.recipe_file.problems import Document, Place
+from graftkit.recipe_file.request import is_same
+from graftkit.recipe_file.yaml_source import parse_yaml
 from graftkit.report.seal import is_sealed
 from graftkit.report.versions import installed
 
+if TYPE_CHECKING:
+    from graftkit.recipe import Recipe
+
 REPORT = "graft_report.json"
+
+#: From a report to the plain fields of its recipe, where that is the recipe asked for; else None.
+Known = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+
+
+def unchanged_output(document: Document) -> str | None:
+    """The output of a recipe, where its report says that it was made for the same request and nothing has changed since.
+
+    None says nothing: the same recipe can be written in other ways, so :func:`why_stale` of what it means is to be asked then. Needs
+    neither pydantic nor the specs of the operations.
+    """
+    try:
+        values: Any = document.data
+        output = expand_path(values["output"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if _why_stale(Path(output), lambda report: _asked_for(report, document)) else output
 
 
 def why_stale(recipe: Recipe) -> str:
@@ -25,23 +48,38 @@ def why_stale(recipe: Recipe) -> str:
     Recipe, versions, names, sizes and times of the files that it reads, and the output's own files are compared; of weights
     the headers, the sizes, and that none was changed behind the report.
     """
-    output = Path(recipe.output)
+    from graftkit.recipe import dump_recipe
+
+    fields = recipe.plain_fields()
+    return _why_stale(Path(recipe.output), lambda report: fields if report["recipe"] == dump_recipe(recipe) else None)
+
+
+def _asked_for(report: Mapping[str, Any], document: Document) -> Mapping[str, Any] | None:
+    """The plain fields of the recipe in a report, where the document asks for the same."""
+    if not is_same(report["request"], document):
+        return None
+    fields = parse_yaml(report["recipe"], lambda line: Place(f"{REPORT}:{line}", (0, line))).data
+    return fields if isinstance(fields, dict) else None
+
+
+def _why_stale(output: Path, known: Known) -> str:
     path = output / REPORT
     try:
         raw = path.read_bytes()
         if not is_sealed(raw):
             return f"{REPORT} is not the one that was written"
         report, written = json.loads(raw), path.stat().st_mtime_ns
-        return next(_differences(recipe, output, report, written), "")
+        fields = known(report)
+        if fields is None:
+            return "the recipe is another one"
+        return next(_differences(fields, output, report, written), "")
     except FileNotFoundError as error:
         return f"{printable(error.filename)} is not there"
     except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError):
         return f"{REPORT} cannot be read as a report of this version"
 
 
-def _differences(recipe: Recipe, output: Path, report: Mapping[str, Any], written: int) -> Iterator[str]:
-    if report["recipe"] != dump_recipe(recipe):
-        yield "the recipe is another one"
+def _differences(recipe: Mapping[str, Any], output: Path, report: Mapping[str, Any], written: int) -> Iterator[str]:
     for name, now in installed().items():
         if (then := report["versions"].get(name)) != now:
             yield f"{name} was {printable(then)}, now it is {now}"

@@ -9,8 +9,8 @@ from graftkit.drafting.kinds import KINDS
 from graftkit.errors import RecipeError
 from graftkit.recipe import Recipe, parse_recipe
 from graftkit.recipe.operations import OPERATIONS
-from graftkit.recipe.other_names import _SYNONYMS, ELSEWHERE, elsewhere
-from graftkit.recipe.wording import did_you_mean
+from graftkit.recipe_file.other_names import _SYNONYMS, ELSEWHERE, elsewhere
+from graftkit.recipe_file.wording import did_you_mean
 from graftkit.usage import EXAMPLES, commands_of
 
 LORA = {"op": "add_lora"}

@@ -21,8 +21,8 @@ from graftkit.recipe import (
     dump_recipe,
     load_recipe,
 )
-from graftkit.recipe.problems import Place
-from graftkit.recipe.yaml_source import parse_yaml
+from graftkit.recipe_file.problems import Place
+from graftkit.recipe_file.yaml_source import parse_yaml
 
 TRICKY = ["no", "12", "1.5", "1e5", "1.0e5", "0x1F", "010", "0o7", "12:30", "2024-01-01", "~", "null", "<<", "=", "- a", "a: b",
           "a #b", "&a", "*a", "!a", "%a", "@a", "`a", "|", ">", "'", '"', " a ", "a\n", "\na", "a\n b", "\ta\n", "a\r\nb", "\x85x",

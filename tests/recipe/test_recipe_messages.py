@@ -15,9 +15,9 @@ from graftkit.recipe.choice import OneOf
 from graftkit.recipe.extend_vocab import PAD_IS_EOS
 from graftkit.recipe.messages import SENTENCES, note_errors
 from graftkit.recipe.operations import Operation
-from graftkit.recipe.problems import Document
 from graftkit.recipe.spec import Spec
-from graftkit.recipe.wording import did_you_mean
+from graftkit.recipe_file.problems import Document
+from graftkit.recipe_file.wording import did_you_mean
 
 HEAD = "version: 1\nbase_model: a\noutput: o\noperations:\n"
 OPERATIONS = ", ".join(spec.model_fields["op"].default for spec in get_args(get_args(Operation)[0]))

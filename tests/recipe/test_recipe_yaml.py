@@ -8,8 +8,8 @@ import yaml
 
 from graftkit.errors import RecipeError
 from graftkit.recipe import load_recipe, parse_recipe
-from graftkit.recipe.problems import Place
-from graftkit.recipe.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml
+from graftkit.recipe_file.problems import Place
+from graftkit.recipe_file.yaml_source import MAX_BYTES, MAX_DEPTH, MAX_NODES, parse_yaml
 
 VALID = "version: 1\nbase_model: a\noutput: o\noperations:\n  - op: extend_vocab\n    tokens: [x]\n"
 
@@ -108,7 +108,7 @@ def test_bombs_are_refused_quickly(tmp_path, monkeypatch, content, expected):
 
 
 def test_values_are_counted(monkeypatch):
-    monkeypatch.setattr("graftkit.recipe.yaml_source.MAX_NODES", 1000)
+    monkeypatch.setattr("graftkit.recipe_file.yaml_source.MAX_NODES", 1000)
     text = f"[{'a,' * 1001}]"
     (problem,) = parse_yaml(text, lambda line: Place(f"f:{line}", (0, line))).problems
     assert problem.line() == "f:1: more than 1000 values"

@@ -8,7 +8,7 @@ from typing import Any
 
 from graftkit.architecture.skeleton import Path, build_config
 from graftkit.errors import printable
-from graftkit.recipe.wording import did_you_mean
+from graftkit.recipe_file.wording import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)

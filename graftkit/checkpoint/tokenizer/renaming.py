@@ -22,7 +22,7 @@ from graftkit.checkpoint.tokenizer.special import further_tokens, with_further_t
 from graftkit.checkpoint.tokenizer.trial import Trial
 from graftkit.checkpoint.tokenizer.vocabulary import AddedEntry, object_of
 from graftkit.errors import RecipeError, printable
-from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.recipe_file.wording import did_you_mean, shown
 
 
 @dataclass(frozen=True, slots=True)

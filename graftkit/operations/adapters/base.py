@@ -19,8 +19,8 @@ from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.base import Context, vocabulary_of
 from graftkit.recipe.adapter_fields import FILLED
-from graftkit.recipe.paths import expand_path, is_url, path_from_here
-from graftkit.recipe.wording import unknown
+from graftkit.recipe_file.paths import expand_path, is_url, path_from_here
+from graftkit.recipe_file.wording import unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from graftkit.checkpoint.child import SECONDS
 from graftkit.checkpoint.expressions import OutOfBounds, matches
 from graftkit.checkpoint.tensors import FLOATING, LazyTensor
 from graftkit.errors import RecipeError, few, printable
-from graftkit.recipe.wording import shown
+from graftkit.recipe_file.wording import shown
 
 if TYPE_CHECKING:
     from re import Match

@@ -20,7 +20,7 @@ from graftkit.checkpoint.tokenizer.id_places import IdPlace
 from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.errors import RecipeError, plural, printable
 from graftkit.recipe.trim_vocab import KeptTokens
-from graftkit.recipe.wording import did_you_mean, shown
+from graftkit.recipe_file.wording import did_you_mean, shown
 from graftkit.running.texts import load_tokenizer, write_tokenizer
 
 #: Texts that are encoded at a time.

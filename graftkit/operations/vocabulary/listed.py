@@ -16,8 +16,8 @@ from graftkit.checkpoint.tokenizer.refusals import one_piece
 from graftkit.errors import RecipeError, few, plural, printable
 from graftkit.recipe.extend_vocab import FLAGS, ExtendVocab, TokenFile, TokenSpec
 from graftkit.recipe.messages import note_errors
-from graftkit.recipe.problems import Document, Place
-from graftkit.recipe.wording import shown
+from graftkit.recipe_file.problems import Document, Place
+from graftkit.recipe_file.wording import shown
 
 #: More problems of one recipe than these are counted, not named.
 NAMED = 100

@@ -15,7 +15,7 @@ from graftkit.checkpoint.tokenizer.template_literals import literals_of
 from graftkit.checkpoint.tokenizer.template_notes import templates
 from graftkit.errors import InputRejected, RecipeError, printable
 from graftkit.operations.vocabulary.kept import Encode
-from graftkit.recipe.wording import shown
+from graftkit.recipe_file.wording import shown
 
 #: Documents of a processor, which puts tokens into a text by their names.
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")

@@ -32,14 +32,26 @@ def is_url(path: str) -> bool:
 class RecipeFolder:
     """The folder of a recipe, from which relative paths start that lead nowhere from the working folder.
 
-    ``missing`` are those that lead nowhere from either: a hub id, or a mistake.
+    ``missing`` are those that lead nowhere from either: a hub id, or a mistake. ``expanded`` and ``found`` say what
+    became of each path.
     """
 
     folder: str
     missing: list[str] = field(default_factory=list)
+    expanded: dict[str, str] = field(default_factory=dict)
+    found: dict[str, str] = field(default_factory=dict)
+
+    def expand(self, path: str) -> str:
+        """:func:`expand_path`, remembered."""
+        self.expanded[path] = expand_path(path)
+        return self.expanded[path]
 
     def find(self, path: str) -> str:
         """``path`` where something is there, or it is no relative path; else the one from this folder, where something is there."""
+        self.found[path] = self._find(path)
+        return self.found[path]
+
+    def _find(self, path: str) -> str:
         if is_url(path) or os.path.isabs(path) or os.path.exists(path):
             return path
         beside = os.path.join(self.folder, path)

@@ -3,10 +3,9 @@
 import itertools
 from dataclasses import replace
 
-from graftkit.recipe.problems import Document, Place
-from graftkit.recipe.spec import Path
-from graftkit.recipe.wording import found, shown
-from graftkit.recipe.yaml_source import parse_yaml
+from graftkit.recipe_file.problems import Document, Path, Place
+from graftkit.recipe_file.wording import found, shown
+from graftkit.recipe_file.yaml_source import parse_yaml
 
 
 def apply_overrides(overrides: list[str], document: Document) -> None:

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-from graftkit.recipe.other_names import elsewhere, known_as
+from graftkit.recipe_file.other_names import elsewhere, known_as
 
 #: Longer texts are cut when a message quotes them.
 SHOWN_CHARACTERS = 60

@@ -1,7 +1,7 @@
 """YAML text -> plain values and the place of each, for a small and boring part of YAML.
 
 A single bounded document of mappings with text keys, lists and scalars. Anchors, aliases, tags and merge keys are
-refused; :mod:`graftkit.recipe.yaml_scalars` says what a plain scalar means.
+refused; :mod:`graftkit.recipe_file.yaml_scalars` says what a plain scalar means.
 """
 
 from collections.abc import Callable
@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import yaml
 
-from graftkit.recipe.problems import Document, Place
-from graftkit.recipe.spec import Path
-from graftkit.recipe.wording import encodable, found, shown
-from graftkit.recipe.yaml_scalars import MEANINGS, add_resolvers
+from graftkit.recipe_file.problems import Document, Path, Place
+from graftkit.recipe_file.wording import encodable, found, shown
+from graftkit.recipe_file.yaml_scalars import MEANINGS, add_resolvers
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 
 from graftkit.errors import printable
-from graftkit.recipe.paths import RecipeFolder
-from graftkit.recipe.spec import Path
+from graftkit.recipe_file.paths import RecipeFolder
+
+#: The keys and indices that lead to a value of a recipe.
+Path = tuple[str | int, ...]
 
 
 @dataclass(frozen=True, slots=True)
