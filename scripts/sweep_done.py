@@ -18,10 +18,17 @@ def add_done(parser: argparse.ArgumentParser) -> None:
 
 
 def read_done(place: Path | None, make: Callable[..., Any]) -> list[Any]:
-    """What was found before, each made by ``make`` of its fields; of a class that is there twice, the later one."""
+    """What was found before, each made by ``make`` of its fields; of a class that is there twice, the later one.
+
+    A last line without an end, of a sweep that was killed while it wrote, is dropped from the file.
+    """
     if place is None or not place.exists():
         return []
-    found = [json.loads(line) for line in place.read_text(encoding="utf-8").splitlines()]
+    text = place.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        place.write_text(whole, encoding="utf-8")
+    found = [json.loads(line) for line in whole.splitlines()]
     return [make(**fields) for fields in {next(iter(fields.values())): fields for fields in found}.values()]
 
 

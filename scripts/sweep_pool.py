@@ -27,8 +27,8 @@ def sweep(names: list[str], jobs: int, limit: float, judge: Judge) -> Iterator[t
     while waiting or busy:
         while waiting and len(busy) < jobs:
             pipe, process = idle.pop() if idle else _start(context, judge)
-            pipe.send(waiting[-1])
-            busy[pipe] = (process, waiting.pop(), time.monotonic())
+            if _sent(pipe, waiting[-1]):
+                busy[pipe] = (process, waiting.pop(), time.monotonic())
         ready = wait(list(busy), timeout=1)
         for pipe in list(busy):
             process, name, since = busy[pipe]
@@ -47,8 +47,17 @@ def sweep(names: list[str], jobs: int, limit: float, judge: Judge) -> Iterator[t
                 why = f"took more than {limit:.0f} s" if late else f"the process died with {process.exitcode}"
                 yield name, None, why, time.monotonic() - since
     for pipe, process in idle:
-        pipe.send(None)
+        _sent(pipe, None)
         process.join()
+
+
+def _sent(pipe: Connection, name: str | None) -> bool:
+    """Whether a name reached its worker, which may have died while it waited."""
+    try:
+        pipe.send(name)
+    except OSError:
+        return False
+    return True
 
 
 def _start(context: Any, judge: Judge) -> tuple[Connection, Any]:

@@ -12,10 +12,10 @@ from support.families import build
 from support.recipes import recipe
 
 import graftkit
-from graftkit.report.manifest import write_manifest
 from graftkit.recipe.load import validated
 from graftkit.recipe_file.reading import read_document
 from graftkit.recipe_file.request import request_of
+from graftkit.report.manifest import write_manifest
 from graftkit.report.up_to_date import unchanged_output, why_stale
 
 
