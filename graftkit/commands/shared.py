@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from graftkit.errors import RecipeError, printable
 from graftkit.process import require_threads
 from graftkit.recipe_file.paths import expand_path
-from graftkit.recipe_file.reading import read_document
 
 if TYPE_CHECKING:
     from graftkit.recipe import Recipe
@@ -30,6 +29,8 @@ def read_recipe(options: Namespace) -> tuple[Recipe, Document]:
 
 def written_recipe(options: Namespace) -> Document:
     """The recipe as it is written, with the overrides of the command line; nothing says yet what its values mean."""
+    from graftkit.recipe_file.reading import read_document
+
     overrides = list(options.overrides)
     if getattr(options, "output", None) is not None:
         overrides.append(f"output={json.dumps(options.output)}")

@@ -13,7 +13,6 @@ from graftkit.checkpoint.hub.upload import check_base, check_upload, upload
 from graftkit.commands.shared import print_json, quiet_libraries, read_recipe, written_recipe
 from graftkit.errors import RecipeError, printable
 from graftkit.recipe_file.paths import is_url
-from graftkit.recipe_file.request import request_of
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan
@@ -79,6 +78,7 @@ def _plan(recipe: Recipe, document: Document, options: Namespace) -> Plan:
     from graftkit.checkpoint.output_place import refuse_output
     from graftkit.checkpoint.stores.upload import refuse_store_output
     from graftkit.recipe.load import places_added
+    from graftkit.recipe_file.request import request_of
     from graftkit.report import terminal
 
     if is_url(recipe.output):
