@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from bench_transplant import CODE
 from docstrings import DOMAINS, docstrings_of
+from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from train_demo_model import texts
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
 from transplant_methods import failed, transplant, write_between
 
 MARKS = "<!-- transplant_tokenizer: sentences -->", "<!-- transplant_tokenizer: end of sentences -->"
@@ -98,6 +99,17 @@ def fit(model: BertForMaskedLM, ids: torch.Tensor, mask: int, steps: int) -> Non
     model.eval()
 
 
+def with_head(base: Path, folder: Path) -> Path:
+    """The same model as a masked LM with tied output rows and no bias: mergekit takes no BertModel, which has no output rows."""
+    config, tensors = AutoConfig.from_pretrained(base), load_file(base / "model.safetensors")
+    config.architectures = ["BertForMaskedLM"]
+    config.save_pretrained(folder)
+    named = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    save_file({**named, "cls.predictions.bias": torch.zeros(config.vocab_size)}, folder / "model.safetensors")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
 def pairs(count: int) -> tuple[list[str], list[str]]:
     """First sentences of docstrings and the paragraphs behind them, by lot; no sentence and no paragraph twice."""
     seen = {name.partition(".")[0] for name in CODE}
@@ -161,7 +173,9 @@ def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) ->
     print(about, flush=True)
     fitted_to = [" ".join(part.split()) for text in texts()[0] for part in text.split("\n\n")]
     found, measured = [], {}
-    for one in transplant(base, donor, [part for part in fitted_to if part], place, options.mergekit, options.only):
+    fitted_to = [part for part in fitted_to if part]
+    headed = with_head(base, place / "with a head")
+    for one in transplant(base, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed):
         found.append(one)
         if not one.error:
             now = Similarities.of(one.folder, sentences, paragraphs)
@@ -169,7 +183,7 @@ def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) ->
         print(
             one.name, one.error or "pairs found {:.1%}, rank correlation {:.4f}".format(*measured[one.name]), flush=True
         )
-    lines = [about, "", "| | pairs found | rank correlation | seconds | MB |", "|---|---|---|---|---|"]
+    lines = [about, "", "| | pairs found | rank correlation | CPU s | MB |", "|---|---|---|---|---|"]
     for one in sorted((one for one in found if not one.error), key=lambda one: -measured[one.name][1]):
         share, correlation = measured[one.name]
         lines.append(f"| {one.name} | {share:.1%} | {correlation:.4f} | {one.seconds:.1f} | {one.peak} |")
