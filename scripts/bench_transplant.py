@@ -134,7 +134,7 @@ def report(donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
     for one in ordered:
         later = f"{after[one.name]:.3f}" if one.name in after else ""
         lines.append(f"| {one.name} | {first[one.name]:.3f} | {later} | {one.seconds:.1f} | {one.peak} |")
-    return [*lines, "", *failed(found)]
+    return [*lines, "", *failed({one.name: one.error for one in found})]
 
 
 def _load(folder: Path) -> Any:

@@ -25,6 +25,7 @@ import torch
 from bench_transplant import CODE
 from docstrings import DOMAINS, docstrings_of
 from safetensors.torch import load_file, save_file
+from sweep_done import add_done, note_done, read_done
 from tokenizers import BertWordPieceTokenizer
 from train_demo_model import texts
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("--donor-steps", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--only", default="", help="only methods whose name this regular expression finds")
+    add_done(parser)
     parser.add_argument("--page", action="store_true", help="write the table into docs/tokens.md")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_transplant_") as name:
@@ -153,6 +155,23 @@ class Similarities:
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found of one method."""
+
+    name: str
+    error: str
+    found: float = 0.0
+    rank_correlation: float = 0.0
+    seconds: float = 0.0
+    peak: int = 0
+
+    @property
+    def cells(self) -> str:
+        """Its cells of the table."""
+        return f"{self.found:.1%} | {self.rank_correlation:.4f} | {self.seconds:.1f} | {self.peak}"
+
+
 def _embed(model: Any, tokenizer: Any, part: list[str]) -> torch.Tensor:
     found = []
     for start in range(0, len(part), 32):
@@ -176,22 +195,24 @@ def report(model: Path, donor: Path, place: Path, options: argparse.Namespace) -
     )
     print(about, flush=True)
     fitted_to = [" ".join(part.split()) for text in texts()[0] for part in text.split("\n\n")]
-    found, measured = [], {}
     fitted_to = [part for part in fitted_to if part]
+    found = {one.name: one for one in read_done(options.done, Measured)}
     headed = with_head(model, place / "with a head")
-    for one in transplant(model, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed):
-        found.append(one)
-        if not one.error:
+    for one in transplant(
+        model, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed, done={*found}
+    ):
+        if one.error:
+            measured = Measured(one.name, one.error)
+        else:
             now = Similarities.of(one.folder, sentences, paragraphs)
-            measured[one.name] = (now.found, now.rank_correlation(untouched))
-        print(
-            one.name, one.error or "pairs found {:.1%}, rank correlation {:.4f}".format(*measured[one.name]), flush=True
-        )
+            measured = Measured(one.name, "", now.found, now.rank_correlation(untouched), one.seconds, one.peak)
+        found[one.name] = measured
+        note_done(options.done, measured)
+        print(measured.name, measured.error or measured.cells, flush=True)
     lines = [about, "", "| | pairs found | rank correlation | CPU s | MB |", "|---|---|---|---|---|"]
-    for one in sorted((one for one in found if not one.error), key=lambda one: -measured[one.name][1]):
-        share, correlation = measured[one.name]
-        lines.append(f"| {one.name} | {share:.1%} | {correlation:.4f} | {one.seconds:.1f} | {one.peak} |")
-    return [*lines, "", *failed(found)]
+    worked = sorted((one for one in found.values() if not one.error), key=lambda one: -one.rank_correlation)
+    lines += [f"| {one.name} | {one.cells} |" for one in worked]
+    return [*lines, "", *failed({one.name: one.error for one in found.values()})]
 
 
 if __name__ == "__main__":

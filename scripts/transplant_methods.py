@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,13 @@ class Transplanted:
     @property
     def name(self) -> str:
         """As it stands in a table."""
-        method, comma, how = self.method.partition(",")
-        return f"{self.program} `{method}`{comma}{how}"
+        return named(self.program, self.method)
+
+
+def named(program: str, method: str) -> str:
+    """A method as it stands in a table."""
+    method, comma, how = method.partition(",")
+    return f"{program} `{method}`{comma}{how}"
 
 
 def transplant(
@@ -73,8 +78,9 @@ def transplant(
     only: str = "",
     *,
     base_of_mergekit: Path | None = None,
+    done: Collection[str] = (),
 ) -> Iterator[Transplanted]:
-    """Give the base the donor's tokenizer by each method whose name ``only`` finds, in folders of ``place``.
+    """Give the base the donor's tokenizer by each method whose name ``only`` finds and that is not ``done``, in folders of ``place``.
 
     ``texts`` are what `distill` is fitted to, ``mergekit`` is the interpreter of an environment that has it. Where mergekit cannot read the
     base, ``base_of_mergekit`` is the same model in a form that it can; the base itself is then given to it once, for its error.
@@ -86,7 +92,7 @@ def transplant(
         operation = {"op": "transplant_tokenizer", "donor": str(donor), "init": init}
         recipe = {"version": 1, "base_model": str(base), "operations": [operation], "output": str(output)}
         (place / "recipe.yaml").write_text(json.dumps({**recipe, "verify": {"outputs": False}}), encoding="utf-8")
-        if re.search(only, f"graftkit {name}"):
+        if re.search(only, f"graftkit {name}") and named("graftkit", name) not in done:
             command = (sys.executable, "-m", "graftkit", "apply", str(place / "recipe.yaml"))
             yield _measure("graftkit", name, output, command)
     given = {name: (base_of_mergekit or base, arguments) for name, arguments in THEIRS.items()}
@@ -95,7 +101,7 @@ def transplant(
     for name, (model, arguments) in given.items() if mergekit else ():
         output = place / f"theirs {name}"
         command = (str(mergekit), "-m", "mergekit.scripts.tokensurgeon", str(model), str(donor), str(output))
-        if re.search(only, f"mergekit {name}"):
+        if re.search(only, f"mergekit {name}") and named("mergekit", name) not in done:
             yield _measure("mergekit", name, output, (*command, *arguments, "--quiet"))
 
 
@@ -109,13 +115,16 @@ def _measure(program: str, method: str, output: Path, command: Sequence[str]) ->
     )
 
 
-def failed(found: Sequence[Transplanted]) -> list[str]:
-    """One line for each kind of error of each program, with the methods that ended with it."""
-    by_error: dict[tuple[str, str], list[str]] = {}
-    for one in found:
-        if one.error:
-            by_error.setdefault((one.program, one.error), []).append(one.name.removeprefix(f"{one.program} "))
-    return [f"{program} wrote nothing with {', '.join(names)}: {error}" for (program, error), names in by_error.items()]
+def failed(errors: Mapping[str, str]) -> list[str]:
+    """One line for each kind of error of each program, with the methods that ended with it. ``errors`` has one for each name, or ""."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, error in errors.items():
+        program, _, method = name.partition(" ")
+        if error:
+            alike.setdefault((program, error), []).append(method)
+    return [
+        f"{program} wrote nothing with {', '.join(methods)}: {error}" for (program, error), methods in alike.items()
+    ]
 
 
 def write_between(marks: tuple[str, str], lines: Sequence[str]) -> None:

@@ -49,7 +49,9 @@ def test_bits_per_byte_of_what_was_written(tmp_path):
 def test_a_method_that_ends_with_an_error_is_named_with_it(methods, tmp_path):
     (tmp_path / "donor").mkdir()
     (one,) = methods.transplant(ROOT / "recipes/models/demo-lm", tmp_path / "donor", ["a text"], tmp_path, None, "fvt$")
-    (line,) = methods.failed([one, replace(one, method="omp, k = 8")])
+    (line,) = methods.failed(
+        {one.name: one.error, replace(one, method="omp, k = 8").name: one.error, "mergekit `mean`": ""}
+    )
     assert line == (
         "graftkit wrote nothing with `fvt`, `omp`, k = 8: graftkit: donor: tokenizer.json: not found; tokens cannot be added to a "
         "checkpoint without a tokenizer"
