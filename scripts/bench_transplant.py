@@ -4,7 +4,7 @@
 
 The base is the demo model. The donor is a model of its size with a SentencePiece-like tokenizer that was trained on code and on half of the
 demo model's text, and with tables trained on the demo model's training text. Measured are bits per byte on the held-out text, at step 0
-and after training on the training text, seconds and peak memory of the whole command. ``--mergekit PYTHON`` names the
+and after training on the training text, the processor's seconds and peak memory of the whole command. ``--mergekit PYTHON`` names the
 interpreter of an environment that has mergekit. ``--page`` writes the table into docs/tokens.md, between its two marks. The donor is trained
 once, and lies in a temporary folder for the next run, or at ``--donor FOLDER``. ``distill`` is fitted to paragraphs of the training text.
 """
@@ -130,11 +130,11 @@ def report(donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
         ]:
             after[one.name] = bits(trained(_load(one.folder), ids, options.steps), other, pieces)
             print(f"{one.name} after {options.steps} steps: {after[one.name]:.3f}", flush=True)
-    lines = [about, "", f"| | step 0 | after {options.steps} steps | seconds | MB |", "|---|---|---|---|---|"]
+    lines = [about, "", f"| | step 0 | after {options.steps} steps | CPU s | MB |", "|---|---|---|---|---|"]
     for one in ordered:
         later = f"{after[one.name]:.3f}" if one.name in after else ""
         lines.append(f"| {one.name} | {first[one.name]:.3f} | {later} | {one.seconds:.1f} | {one.peak} |")
-    return [*lines, "", *failed(found)]
+    return [*lines, "", *failed({one.name: one.error for one in found})]
 
 
 def _load(folder: Path) -> Any:

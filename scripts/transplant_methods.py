@@ -6,8 +6,7 @@ import json
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,20 @@ THEIRS = {name: ("-a", name) for name in METHODS} | {
     f"{name}, byte match": ("-a", name, "-bm", "yes") for name in ("omp", "subword", "zero", "landmark_pca")
 }
 
-#: Runs a command and prints its exit code, its peak memory in MB and the last line of its errors.
+#: Runs a command and prints its exit code, the seconds that the processor spent on it, its peak memory in MB and the last line of its
+#: errors. Seconds of the processor, not of the clock: what else the machine does meanwhile does not count.
 MEASURED = """
 import resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
 lines = [line for line in done.stderr.splitlines() if line.strip()] or [""]
-print(done.returncode, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024, lines[-1].strip())
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(done.returncode, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, lines[-1].strip())
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Transplanted:
-    """What one method wrote, with the seconds and the peak MB of its command; ``error`` is its last line where it wrote nothing."""
+    """What one method wrote, with the processor's seconds and the peak MB of its command; ``error`` is its last line where it wrote nothing."""
 
     program: str
     method: str
@@ -59,51 +60,71 @@ class Transplanted:
     @property
     def name(self) -> str:
         """As it stands in a table."""
-        method, comma, how = self.method.partition(",")
-        return f"{self.program} `{method}`{comma}{how}"
+        return named(self.program, self.method)
+
+
+def named(program: str, method: str) -> str:
+    """A method as it stands in a table."""
+    method, comma, how = method.partition(",")
+    return f"{program} `{method}`{comma}{how}"
 
 
 def transplant(
-    base: Path, donor: Path, texts: Sequence[str], place: Path, mergekit: str | None, only: str = ""
+    base: Path,
+    donor: Path,
+    texts: Sequence[str],
+    place: Path,
+    mergekit: str | None,
+    only: str = "",
+    *,
+    base_of_mergekit: Path | None = None,
+    done: Collection[str] = (),
 ) -> Iterator[Transplanted]:
-    """Give the base the donor's tokenizer by each method whose name ``only`` finds, in folders of ``place``.
+    """Give the base the donor's tokenizer by each method whose name ``only`` finds and that is not ``done``, in folders of ``place``.
 
-    ``texts`` are what `distill` is fitted to, ``mergekit`` is the interpreter of an environment that has it.
+    ``texts`` are what `distill` is fitted to, ``mergekit`` is the interpreter of an environment that has it. Where mergekit cannot read the
+    base, ``base_of_mergekit`` is the same model in a form that it can; the base itself is then given to it once, for its error.
     """
     (place / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    for name, given in OURS.items():
+    for name, scheme in OURS.items():
         output = place / f"ours {name}"
-        init = {**given, "texts": str(place / "texts.jsonl")} if name.startswith("distill") else given
+        init = {**scheme, "texts": str(place / "texts.jsonl")} if name.startswith("distill") else scheme
         operation = {"op": "transplant_tokenizer", "donor": str(donor), "init": init}
         recipe = {"version": 1, "base_model": str(base), "operations": [operation], "output": str(output)}
         (place / "recipe.yaml").write_text(json.dumps({**recipe, "verify": {"outputs": False}}), encoding="utf-8")
-        if re.search(only, f"graftkit {name}"):
+        if re.search(only, f"graftkit {name}") and named("graftkit", name) not in done:
             command = (sys.executable, "-m", "graftkit", "apply", str(place / "recipe.yaml"))
             yield _measure("graftkit", name, output, command)
-    for name, arguments in THEIRS.items() if mergekit else ():
+    given = {name: (base_of_mergekit or base, arguments) for name, arguments in THEIRS.items()}
+    if base_of_mergekit:
+        given = {"omp, the model as it is": (base, THEIRS["omp"]), **given}
+    for name, (model, arguments) in given.items() if mergekit else ():
         output = place / f"theirs {name}"
-        command = (str(mergekit), "-m", "mergekit.scripts.tokensurgeon", str(base), str(donor), str(output))
-        if re.search(only, f"mergekit {name}"):
+        command = (str(mergekit), "-m", "mergekit.scripts.tokensurgeon", str(model), str(donor), str(output))
+        if re.search(only, f"mergekit {name}") and named("mergekit", name) not in done:
             yield _measure("mergekit", name, output, (*command, *arguments, "--quiet"))
 
 
 def _measure(program: str, method: str, output: Path, command: Sequence[str]) -> Transplanted:
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", MEASURED, *command], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
-    code, peak, line = done.stdout.splitlines()[-1].split(" ", 2)
+    code, seconds, peak, line = done.stdout.splitlines()[-1].split(" ", 3)
     line = line.replace(f"{output.parent}/", "")
     wrote = int(code) == 0 and (output / "config.json").is_file()
-    return Transplanted(program, method, output, seconds, int(peak), "" if wrote else line or f"ended with {code}")
+    return Transplanted(
+        program, method, output, float(seconds), int(peak), "" if wrote else line or f"ended with {code}"
+    )
 
 
-def failed(found: Sequence[Transplanted]) -> list[str]:
-    """One line for each kind of error of each program, with the methods that ended with it."""
-    by_error: dict[tuple[str, str], list[str]] = {}
-    for one in found:
-        if one.error:
-            by_error.setdefault((one.program, one.error), []).append(one.name.removeprefix(f"{one.program} "))
-    return [f"{program} wrote nothing with {', '.join(names)}: {error}" for (program, error), names in by_error.items()]
+def failed(errors: Mapping[str, str]) -> list[str]:
+    """One line for each kind of error of each program, with the methods that ended with it. ``errors`` has one for each name, or ""."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, error in errors.items():
+        program, _, method = name.partition(" ")
+        if error:
+            alike.setdefault((program, error), []).append(method)
+    return [
+        f"{program} wrote nothing with {', '.join(methods)}: {error}" for (program, error), methods in alike.items()
+    ]
 
 
 def write_between(marks: tuple[str, str], lines: Sequence[str]) -> None:

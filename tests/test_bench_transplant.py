@@ -37,7 +37,7 @@ def test_bits_per_byte_of_what_was_written(tmp_path):
     (tmp_path / "place").mkdir()
     about, _, head, _, *rows = bench.report(tmp_path / "donor", tmp_path / "place", options())
     assert "5,147 bytes" in about
-    assert cells(head) == ["", "step 0", "after 1 steps", "seconds", "MB"]
+    assert cells(head) == ["", "step 0", "after 1 steps", "CPU s", "MB"]
     first, second = (cells(row) for row in rows[:2])
     assert first[0] == "graftkit `fvt`"
     assert second[0] == "graftkit `mean`"
@@ -49,11 +49,35 @@ def test_bits_per_byte_of_what_was_written(tmp_path):
 def test_a_method_that_ends_with_an_error_is_named_with_it(methods, tmp_path):
     (tmp_path / "donor").mkdir()
     (one,) = methods.transplant(ROOT / "recipes/models/demo-lm", tmp_path / "donor", ["a text"], tmp_path, None, "fvt$")
-    (line,) = methods.failed([one, replace(one, method="omp, k = 8")])
+    (line,) = methods.failed(
+        {one.name: one.error, replace(one, method="omp, k = 8").name: one.error, "mergekit `mean`": ""}
+    )
     assert line == (
         "graftkit wrote nothing with `fvt`, `omp`, k = 8: graftkit: donor: tokenizer.json: not found; tokens cannot be added to a "
         "checkpoint without a tokenizer"
     )
+
+
+def test_a_base_that_mergekit_cannot_read_is_given_to_it_once_and_then_in_another_form(methods, tmp_path):
+    program = tmp_path / "mergekit"
+    program.write_text('#!/bin/sh\necho "$3 $6 $7" >&2\nexit 1\n')
+    program.chmod(0o755)
+    place, base, other = tmp_path / "place", tmp_path / "base", tmp_path / "other"
+    place.mkdir()
+    found = methods.transplant(base, tmp_path, [], place, str(program), "mergekit", base_of_mergekit=other)
+    assert [(one.method, one.error) for one in found] == [
+        ("omp, the model as it is", f"{base} -a omp"),
+        *((name, f"{other} -a {given[1]}") for name, given in methods.THEIRS.items()),
+    ]
+
+
+@pytest.mark.slow
+def test_the_model_with_a_head_is_the_same_model(sentences, tmp_path):
+    base = sentences.base()
+    headed = sentences.with_head(base, tmp_path / "headed")
+    first, behind = sentences.pairs(20)
+    one, other = (sentences.Similarities.of(folder, first, behind) for folder in (base, headed))
+    assert one.cosines.equal(other.cosines)
 
 
 def test_lines_go_between_the_marks_and_nowhere_else(methods, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-#: Keys that hold a number of layers; as many as any checkpoint may have, however few its tensors, since some share them.
-LAYERS = re.compile(r"(num_hidden_layers|n_layers?|num_layers|\w+_layers)")
+#: Keys that hold a number of layers, not one of them (`max_window_layers`) nor a distance (`global_attn_every_n_layers`), which may
+#: lie behind the last; as many as any checkpoint may have, however few its tensors, since some share them.
+LAYERS = re.compile(r"(?!max_|\w*every_)(num_hidden_layers|n_layers?|num_layers|\w+_layers)")
 FEW_LAYERS = 64
 
 #: More labels than any model has.

@@ -347,3 +347,15 @@ def test_errors_survive_json_of_any_kind(sharded):
     for index in (json.loads("null"), 1, "x", {"metadata": {}, "weight_map": {"a": {"b": []}}}):
         write_json(sharded / INDEX, index)
         assert rejected(sharded).startswith(f"{INDEX}: ")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "encoder_layers"])
+def test_more_layers_than_tensors(single, key):
+    write_json(single / "config.json", {**CONFIG, "text_config": {key: 10**6}})
+    assert f"config.json: text_config.{key} is 1000000" in rejected(single)
+
+
+@pytest.mark.parametrize("key", ["max_window_layers", "global_attn_every_n_layers"])
+def test_a_layer_that_is_named_and_a_distance_of_layers_may_lie_behind_the_last(single, key):
+    write_json(single / "config.json", {**CONFIG, "text_config": {key: 10**6}})
+    assert Checkpoint.open(str(single)).config["text_config"][key] == 10**6
