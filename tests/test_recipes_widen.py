@@ -22,8 +22,6 @@ def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
         "verified (exact): hidden states and logits, for every input",
         "note: intermediate_size was 448, is 640",
         "note: zero in what is new, so that the model does what it did: model.layers.*.mlp.down_proj.weight",
-        "new parameters alive 9 of 9 have a gradient",
-        "outputs in float64",
     ):
         assert words in printed, words
     model, info = recipes.load(tmp_path / "out")
@@ -31,6 +29,10 @@ def test_the_recipe_gives_a_wider_model_that_learns(tmp_path):
     assert not info["missing_keys"]
     assert not model.model.layers[2].mlp.down_proj.weight[:, 448:].any()
     report = json.loads((tmp_path / "out/graft_report.json").read_text())
+    recipes.assert_equal_in_float64(report)
+    moves = report["checks"]["first_step"]["moves"]
+    assert len(moves) == 9
+    assert set(moves.values()) == {0, 1}  # every new parameter has a gradient at one of the first two steps
     assert report["figures"]["operations.0.widen"]["widths"][0]["zero"] == ["model.layers.*.mlp.down_proj.weight"]
     assert report["promise"]["measured"] in ("exact", "bitwise")
 
@@ -40,7 +42,6 @@ def test_the_recipe_gives_a_wider_stream_that_learns(tmp_path):
     for words in (
         "verified (exact): hidden states and logits, for every input",
         "note: hidden_size was 160, is 640",
-        "outputs in float64",
     ):
         assert words in printed, words
     model, info = recipes.load(tmp_path / "out")
@@ -48,7 +49,9 @@ def test_the_recipe_gives_a_wider_stream_that_learns(tmp_path):
     assert model.config.rms_norm_eps == 1e-6 / 4
     assert not info["missing_keys"]
     assert not model.model.embed_tokens.weight[:, 160:].any()
-    assert json.loads((tmp_path / "out/graft_report.json").read_text())["promise"]["measured"] in ("exact", "bitwise")
+    report = json.loads((tmp_path / "out/graft_report.json").read_text())
+    recipes.assert_equal_in_float64(report)
+    assert report["promise"]["measured"] in ("exact", "bitwise")
 
 
 def test_what_is_no_width_is_refused_with_its_line(tmp_path):

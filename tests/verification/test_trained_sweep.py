@@ -73,7 +73,9 @@ def test_merge_resize_extract_and_verify_are_right(tmp_path, training):
     assert (done.returncode, "trained: it moves the outputs" in done.stdout) == (0, True), done.stdout
     extract = {"op": "extract_lora", "fine_tuned": str(merged), "r": 4}
     done, output = apply_by_command(made.base, tmp_path / "extracted", extract)
-    if done.returncode:  # changes outside linear layers are for the recipe to settle; that nothing changed is the input's
+    if (
+        done.returncode
+    ):  # changes outside linear layers are for the recipe to settle; that nothing changed is the input's
         assert (done.returncode, len(done.stderr.splitlines())) == (2 if "allow_lost" in done.stderr else 3, 1)
         assert "linear" in done.stderr
     else:
