@@ -75,6 +75,14 @@ class Float64(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         torch.set_default_dtype(self._default)
 
+    def elsewhere(self, path: str) -> Callable[[Any], contextlib.AbstractContextManager[Callable[[], None]]]:
+        """What another rank enters around the block ``path`` that it runs."""
+        del path
+        return _block_in_float64
+
+    def told(self, found: None) -> None:
+        """It has found nothing there that is asked for here."""
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -146,6 +154,12 @@ def float64(model: PreTrainedModel) -> Iterator[None]:
     """
     with torch.no_grad(), plain_experts(model), _wider_parametrizations(), Float64():
         yield
+
+
+@contextlib.contextmanager
+def _block_in_float64(block: PreTrainedModel) -> Iterator[Callable[[], None]]:
+    with float64(block):
+        yield lambda: None
 
 
 @contextlib.contextmanager

@@ -111,17 +111,19 @@ def run_source(
 
 
 def load_source(
-    source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False, crew: Crew | None = None
-) -> Loaded:
+    source: Place, *, backbone: bool, part: str = "", paged: bool = False, lent: bool = False, crew: Crew | None = None,
+    whole_tables: bool = False,
+) -> Loaded:  # fmt: skip
     """Load the source, whole or without its head (the module ``part`` of it alone), in memory, ``paged`` in, or ``lent``.
 
-    See :func:`~graftkit.running.forward.load`. A ``crew`` loads it together.
+    See :func:`~graftkit.running.forward.load`. A ``crew`` loads it together, see
+    :meth:`~graftkit.running.split.crew.Crew.load` on ``whole_tables``.
 
     Raises:
         InputRejected: it does not load, or its load misses tensors, so that its outputs are random.
     """
     try:
-        old = load(source, paged=paged, lent=lent) if crew is None else crew.load(source)
+        old = load(source, paged=paged, lent=lent) if crew is None else crew.load(source, whole_tables=whole_tables)
     except VerificationFailed as error:
         raise InputRejected(str(error)) from error
     old = old.backbone(part) if backbone else old

@@ -147,6 +147,7 @@ def compare_outputs(
     """
     return together(
         crew,
+        "outputs",
         lambda crew: _compare(
             source, result, correspondence, kl, seed, scope, token_budget, paged, added, progress, crew, recast=recast
         ),

@@ -117,7 +117,7 @@ class LensCheck:
 
         return compare_lens(
             subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
-            scope=subject.scope, adapter=subject.adapter, paged=subject.paged, progress=subject.progress,
+            scope=subject.scope, adapter=subject.adapter, paged=subject.paged, progress=subject.progress, crew=subject.crew,
         )  # fmt: skip
 
 
@@ -137,7 +137,7 @@ class SignalCheck:
 
         return compare_signal(
             subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
-            scope=subject.scope, adapter=subject.adapter, progress=subject.progress,
+            scope=subject.scope, adapter=subject.adapter, progress=subject.progress, crew=subject.crew,
         )  # fmt: skip
 
 

@@ -63,10 +63,29 @@ def test_a_weight_that_changed_in_a_block_of_rank_1_is_found_in_the_words_of_one
     assert is_clean(tmp_path)
 
 
+def test_ranks_look_through_the_lens_and_measure_the_signal_as_one_process(source, tmp_path):
+    operations = [{"op": "extend_vocab", "special_tokens": ["<|new|>"]}, {"op": "insert_blocks", "every": 4}]
+    path = write_recipe(source, tmp_path, *operations, verify={"lens": True, "signal": True})
+    done = torchrun(2, "apply", path)
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "deep" / "out"
+    together, report = files_of(output), json.loads((output / "graft_report.json").read_text())
+    assert report["by_ranks"]["run_by_rank_0_alone"] == ""
+    assert sum(rank["blocks"] for rank in report["by_ranks"]["ranks"]) == 10
+    shutil.rmtree(tmp_path / "deep")
+    alone = here("apply", path)
+    assert alone.returncode == 0, alone.stderr
+    by_one = files_of(output)
+    assert {name: (held, by_one.get(name)) for name, held in together.items() if held != by_one.get(name)} == {}
+    assert together.keys() == by_one.keys()
+    assert all(any(f".{name}." in place for place in together) for name in ("lens", "signal"))
+
+
 @pytest.mark.slow
-def test_a_rank_killed_in_the_middle_of_a_forward_ends_all(source, tmp_path):
-    path = write_recipe(source, tmp_path)
-    done = torchrun(2, "apply", path, "-q", fault="1 die 7")
+@pytest.mark.parametrize(("fault", "verify"), [("1 die 7", {}), ("1 die_back 1", {"signal": True})])
+def test_a_rank_killed_in_the_middle_of_a_forward_or_backward_ends_all(source, tmp_path, fault, verify):
+    path = write_recipe(source, tmp_path, verify=verify)
+    done = torchrun(2, "apply", path, "-q", fault=fault)
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
     endings = ("interrupted; nothing was written", "the other ranks do not answer any more; nothing was written")

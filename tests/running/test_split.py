@@ -8,6 +8,7 @@ import torch
 from support.direct_line import DirectLine, bits, outputs_alone_and_split
 from support.families import FAMILIES, build
 from support.tiny import build as build_tiny
+from torch.overrides import TorchFunctionMode
 
 from graftkit.errors import StorageFault, VerificationFailed
 from graftkit.running.forward import load, run, undisturbed
@@ -85,23 +86,41 @@ def test_a_parameter_of_another_rank_is_not_read(llama):
         model = crew.load(llama).model
         with pytest.raises(CannotSplit, match="weight of a block is read from outside"):
             _ = model.model.layers[3].mlp.up_proj.weight
-        owned = crew._line.owners[1]._part.loaded.model
+        owned = crew._line.owners[1]._parts[0].loaded.model
         with pytest.raises(CannotSplit):
             _ = owned.lm_head.weight
 
 
-def test_more_than_outputs_is_asked_of_one_process(llama):
-    """A mode that rewrites what the forward calls would not reach the owners of blocks; nor would gradients."""
-    from graftkit.running.float64 import float64
-    from graftkit.running.forward import outputs_of
+def test_a_mode_that_does_not_go_along_is_for_one_process(llama):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return func(*args, **(kwargs or {}))
 
-    crew = Crew(DirectLine(2))
+    with undisturbed(), Mode(), pytest.raises(CannotSplit, match=r"more than its outputs \(Mode\)"):
+        run(Crew(DirectLine(2)).load(llama).model, batch())
+
+
+def test_the_other_attention_goes_along(llama):
     with undisturbed():
-        model = crew.load(llama).model
-        with float64(model), pytest.raises(CannotSplit):
-            outputs_of(model, batch())
-        with torch.enable_grad(), pytest.raises(CannotSplit):
-            outputs_of(model, batch())
+        whole, split = load(llama).model, Crew(DirectLine(3)).load(llama).model
+        found = []
+        for model in (whole, split):
+            found.append(run(model, batch())["logits"])
+            model.set_attn_implementation("eager")
+            found.append(run(model, batch())["logits"])
+            model.set_attn_implementation("sdpa")
+            found.append(run(model, batch())["logits"])
+    assert all(found[place].equal(found[place + 3]) for place in range(3))
+    assert not found[0].equal(found[1])
+
+
+def test_parameters_that_are_set_from_outside_are_for_one_process(llama):
+    with undisturbed():
+        model = Crew(DirectLine(2)).load(llama).model
+        held = model.model.layers[3].mlp.up_proj._parameters
+        held["weight"] = torch.nn.Parameter(torch.zeros(held.copy()["weight"].shape))
+        with pytest.raises(CannotSplit, match="changes model.layers.3 before it runs it"):
+            run(model, batch())
 
 
 def test_hooks_inside_of_blocks_see_the_calls_that_others_make(llama):
@@ -215,16 +234,16 @@ def test_a_reason_not_to_split_begins_again_without_the_crew():
         return "found"
 
     assert not crew.is_used
-    assert together(crew, find) == "found"
+    assert together(crew, "a figure", find) == "found"
     assert crew.is_used
     assert tried == [crew, None]
-    assert crew.figures()["run_by_rank_0_alone"] == "it is round"
+    assert crew.figures()["run_by_rank_0_alone"] == "a figure: it is round"
 
     def broken(_):
         raise LineBroken(StorageFault("gone"))
 
     with pytest.raises(StorageFault, match="gone"):
-        together(crew, broken)
+        together(crew, "a figure", broken)
 
 
 def test_blocks_are_shared_out_in_runs_of_equal_bytes():

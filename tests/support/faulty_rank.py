@@ -3,6 +3,7 @@
 ``kill``: SIGKILL at the ``number``-th time that it opens, makes, locks, renames or removes something in a staging directory.
 ``small``: no file that it writes may be larger than ``number`` bytes, by the kernel's own limit.
 ``die``: SIGKILL when it is to run a block for rank 0 for the ``number``-th time.
+``die_back``: the same when it is to give gradients.
 ``unreadable``: the ``number``-th piece of a weight that it reads to run a model gives EIO.
 ``spoil``: the first number of the tensor called ``number`` is another one in the staging directory once its bytes have been compared.
 """
@@ -32,17 +33,17 @@ def kill_at(number):
     sys.addaudithook(hook)
 
 
-def die_at(number):
+def die_at(number, what="_run"):
     from graftkit.running.split.owner import BlockOwner
 
-    run, count = BlockOwner._run, itertools.count(1)
+    run, count = getattr(BlockOwner, what), itertools.count(1)
 
     def run_or_die(self, *about, **others):
         if next(count) == number:
             os.kill(os.getpid(), signal.SIGKILL)
         return run(self, *about, **others)
 
-    BlockOwner._run = run_or_die
+    setattr(BlockOwner, what, run_or_die)
 
 
 def fail_reading_at(number):
@@ -82,6 +83,8 @@ def meet(rank, kind, number):
         kill_at(int(number))
     elif kind == "die":
         die_at(int(number))
+    elif kind == "die_back":
+        die_at(int(number), "_pull")
     elif kind == "unreadable":
         fail_reading_at(int(number))
     elif kind == "spoil":

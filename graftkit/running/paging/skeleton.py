@@ -59,6 +59,17 @@ def split_large_tables(model: PreTrainedModel) -> None:
                 held[key] = tables.setdefault(id(value), table_of(value.detach()))
 
 
+def join_tables(model: PreTrainedModel) -> None:
+    """Let the large vocabulary tables of a model that lie in memory be multiplied at once again."""
+    tables: dict[int, tuple[Tensor, Tensor]] = {}
+    for module in model.modules():
+        held = module._parameters  # noqa: SLF001
+        for key, value in held.items():
+            if isinstance(value, Table) and value.read is None:
+                whole = torch.nn.Parameter(value.as_subclass(torch.Tensor), requires_grad=False)
+                held[key] = tables.setdefault(id(value), (value, whole))[1]
+
+
 def hold(modules: Iterable[torch.nn.Module], pager: Pager | None) -> None:
     """Read the parameters of these modules of a paged model at once, and keep them in memory."""
     tables: dict[int, tuple[Tensor, Tensor]] = {}

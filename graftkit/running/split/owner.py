@@ -1,11 +1,10 @@
-"""A rank that owns blocks: it loads them and runs them, as rank 0 asks."""
+"""A rank that owns blocks: it loads them and runs them, as rank 0 asks, and computes what rank 0 asks of tensors that lie here."""
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,14 @@ from graftkit.checkpoint.visible import wait_for_files
 from graftkit.errors import GraftkitError, StorageFault
 from graftkit.running.forward import release
 from graftkit.running.paging.origin import READ
+from graftkit.running.split.distant import Known, Lie, LyingHere, replaced
+from graftkit.running.split.graph import Graph
 from graftkit.running.split.interrupts import CannotSplit
-from graftkit.running.split.parcels import Shelf, pack, raw_of, unpack
+from graftkit.running.split.parcels import Shelf, pack, raw_of, tensors_in, unpack
 from graftkit.running.split.parts import Part, load_part
+from graftkit.running.split.state import Setting, settle
+from graftkit.running.split.surroundings import Surroundings, surrounded
+from graftkit.running.split.watching import Call, Watched, calls_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 #: What rank 0 asks for.
 HOST, LOAD, RUN, FIGURES, END = "host", "load", "run", "figures", "end"
+PARAMETER, PULL, COMPUTE, FETCH, RELEASE = "parameter", "pull", "compute", "fetch", "release"
 
 
 def own_blocks(line: Line) -> None:
@@ -41,69 +46,141 @@ def own_blocks(line: Line) -> None:
 
 
 class BlockOwner:
-    """Holds the blocks that rank ``rank`` of ``count`` owns of the model that was loaded last."""
+    """Holds the blocks that rank ``rank`` of ``count`` owns of the models that were loaded, by their numbers."""
 
     def __init__(self, rank: int, count: int) -> None:
         self._rank, self._count = rank, count
         self._shelf = Shelf()
-        self._part: Part | None = None
+        self._parts: dict[int, Part] = {}
+        self._lying = LyingHere()
+        self._known: dict[int, Any] = {}
         self._before = READ.nbytes
 
     def answer(self, message: bytes) -> bytes | None:
         """What rank 0 is told; None when it has asked for the last time."""
-        (what, *about), tensors = unpack(message, self._shelf, owner=True)
+        (forgotten, what, *about), tensors = self._unpacked(message)
+        self._lying.forget(forgotten)
         if what == RUN:
-            return self._run(*about, given=tensors)
+            return self._run(message, *about, given=tensors)
         if what == END:
             return None
         answers: dict[str, Callable[..., Any]] = {
             HOST: socket.gethostname,
             LOAD: self._load,
             FIGURES: lambda: READ.nbytes - self._before,
+            PARAMETER: self._parameter,
+            COMPUTE: self._compute,
+            PULL: self._pull,
+            FETCH: self._lying.__getitem__,
+            RELEASE: self._release,
         }
         answer, _ = pack(answers[what](*about), self._shelf, owner=True)
         self._shelf.trim()
         return answer
 
-    def _load(self, directory: str, files: dict[str, int], options: dict[str, Any]) -> tuple[str, Any]:
-        """Load a part; ``("loaded", whether it is paged)``, or what was raised."""
-        if self._part is not None:
-            release(self._part.loaded.model)
-            self._part = None
+    def _load(
+        self, number: int, beside: Sequence[int], directory: str, files: dict[str, int], options: dict[str, Any]
+    ) -> tuple[str, Any]:
+        """Load a part as that of model ``number``; ``("loaded", whether it is paged)``, or what was raised."""
+        self._release(beside)
         wait_for_files(Path(directory), files)
         try:
-            self._part = load_part(Path(directory), self._rank, self._count, **options)
+            self._parts[number] = load_part(Path(directory), self._rank, self._count, **options)
         except StorageFault:
             raise
         except GraftkitError as error:
             return "failed", error
         except CannotSplit as error:
             return "cannot", str(error)
-        return "loaded", self._part.paged
+        return "loaded", self._parts[number].paged
+
+    def _release(self, beside: Sequence[int]) -> None:
+        """Let go all models but those ``beside`` which the next is loaded."""
+        for number in self._parts.keys() - set(beside):
+            release(self._parts.pop(number).loaded.model)
+        if not beside:
+            self._known.clear()
+
+    def _block(self, number: int, path: str) -> nn.Module:
+        if number not in self._parts:
+            raise ValueError(f"model {number} was not loaded, or is let go")
+        block: nn.Module = self._parts[number].loaded.model.get_submodule(path)
+        return block
+
+    def _parameter(self, number: int, path: str, key: str) -> Lie:
+        return self._lying.tell(self._block(number, path)._parameters[key])  # type: ignore[arg-type]  # noqa: SLF001 - it may be paged in
+
+    def _pull(self, number: int, gradients: Sequence[Tensor | None]) -> tuple[str, Any]:
+        """``("found", the gradients)`` of what a block was given, from those of what it gave; or what was raised."""
+        try:
+            return "found", self._lying[number].pull(gradients)
+        except (GraftkitError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - rank 0 says so
+            return "raised", _sendable(error)
+
+    def _unpacked(self, message: bytes) -> tuple[Any, list[Tensor]]:
+        """What rank 0 says, and the tensors in it; those that belong to a graph there are leaves of one here."""
+        return unpack(
+            message, self._shelf, owner=True, link=lambda tensors, _: [one.requires_grad_() for one in tensors]
+        )
+
+    def _compute(
+        self, function: Callable[..., Any] | str, args: Any, kwargs: Mapping[str, Any], known: Mapping[int, Any]
+    ) -> tuple[str, Any]:
+        """``("found", what a function gives, or an operator of torch by its name)``, whose tensors stay here, or what was raised."""
+        self._known.update(known)
+        args, kwargs = (
+            replaced(
+                replaced(given, Lie, lambda lie: self._lying[lie.number]), Known, lambda one: self._known[one.number]
+            )
+            for given in (args, kwargs)
+        )
+        try:
+            with torch.no_grad():
+                found = (operator_of(function) if isinstance(function, str) else function)(*args, **kwargs)
+        except (GraftkitError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it raises is raised again where it was asked for
+            return "raised", _sendable(error)
+        return "found", replaced(found, torch.Tensor, self._lying.tell)
 
     def _run(
         self,
+        message: bytes,
+        number: int,
         path: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        hooked: Sequence[str],
+        watched: Sequence[Watched],
+        settings: list[Setting],
+        surroundings: Surroundings,
         state: Tensor,
         *,
         given: list[Tensor],
     ) -> bytes:
-        """Run one block; ``hooked`` names the modules in it whose calls rank 0 wants to see too."""
-        if self._part is None:
-            raise ValueError("no model was loaded")
-        block = self._part.loaded.model.get_submodule(path)
-        before = [raw_of(tensor).clone() for tensor in given]
+        """Run one block; ``watched`` are the modules in it whose calls rank 0 wants to see too."""
+        block = self._block(number, path)
+        settle(block, settings)
+        before = [raw_of(tensor.detach()).clone() for tensor in given]
         try:
-            with torch.inference_mode(), torch.random.fork_rng(devices=[]), _calls_of(block, hooked) as calls:
-                torch.default_generator.set_state(state)
-                output = block.forward(*args, **kwargs)
-                after = torch.default_generator.get_state()
-            changed = {n: tensor.clone() for n, tensor in enumerate(given) if not raw_of(tensor).equal(before[n])}
-            found = ("ran", output, args, kwargs, calls, None if after.equal(state) else after, changed)
-            answer, _ = pack(found, self._shelf, given, owner=True)
+            for copies in (False, True):
+                with (
+                    torch.random.fork_rng(devices=[]),
+                    surrounded(block, surroundings) as told,
+                    calls_of(block, watched, copies=copies) as kept,
+                ):
+                    torch.default_generator.set_state(state)
+                    output = block.forward(*args, **kwargs)
+                    after = torch.default_generator.get_state()
+                if not kept.changed:
+                    break
+                (_, _, _, _, args, kwargs, *_), given = self._unpacked(message)  # as it was before
+            now = [tensor.detach() for tensor in given]
+            changed = {n: tensor.clone() for n, tensor in enumerate(now) if not raw_of(tensor).equal(before[n])}
+            calls = self._shown(kept.calls, watched, tensors_in((output, args, kwargs)))
+            found = ("ran", output, args, kwargs, calls, None if after.equal(state) else after, changed, told())
+            answer, _ = pack(found, self._shelf, given, owner=True, graph=self._graph(surroundings, found, given))
         except (GraftkitError, OSError):  # the disk's or the system's, and this rank says so
             raise
         except Exception as error:  # noqa: BLE001 - whatever a forward raises is raised again where the model is run
@@ -113,19 +190,35 @@ class BlockOwner:
         self._shelf.trim()
         return answer
 
+    def _graph(self, surroundings: Surroundings, found: Any, given: Sequence[Tensor]) -> tuple[Any, ...] | None:
+        """The number of the graph that was made, if one is, and how often each tensor that was given to it is used."""
+        if not surroundings.graph:
+            return None
+        before = {id(tensor) for tensor in given}
+        gave = [tensor for tensor in tensors_in(found) if tensor.requires_grad and id(tensor) not in before]
+        graph = Graph([tensor for tensor in given if tensor.requires_grad], gave)
+        return self._lying.keep(graph), graph.uses
 
-@contextlib.contextmanager
-def _calls_of(block: nn.Module, hooked: Sequence[str]) -> Iterator[list[tuple[str, Any, Any, Any]]]:
-    """The calls of these modules inside of a block while it runs: name, arguments and what they gave."""
-    calls: list[tuple[str, Any, Any, Any]] = []
-    with contextlib.ExitStack() as hooks:
-        for name in hooked:
+    def _shown(self, calls: Sequence[Call], watched: Sequence[Watched], sent: Sequence[Tensor]) -> list[Call]:
+        """The calls as rank 0 is told of them: what goes there anyhow goes, and what need not stays here."""
+        stay = {one.name for one in watched if not one.whole}
+        going = {id(tensor) for tensor in sent}
 
-            def note(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
-                calls.append((name, args, kwargs, output))
+        def shown(tensor: Tensor) -> Tensor | Lie:
+            return tensor if id(tensor) in going else self._lying.tell(tensor)
 
-            hooks.callback(block.get_submodule(name).register_forward_hook(note, with_kwargs=True).remove)
-        yield calls
+        return [
+            call._replace(output=replaced(call.output, torch.Tensor, shown)) if call.name in stay else call
+            for call in calls
+        ]
+
+
+def operator_of(name: str) -> Callable[..., Any]:
+    """The operator of torch that is called so, such as ``aten::add.Tensor``."""
+    space, _, rest = name.partition("::")
+    packet, _, overload = rest.partition(".")
+    found: Callable[..., Any] = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")
+    return found
 
 
 def _sendable(error: Exception) -> Exception:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,10 @@ ROOM = 256 << 20
 
 #: Addresses are kept modulo this many bytes: no vector of a processor is longer, and torch aligns its own memory so.
 ALIGNED = 64
+
+#: What is noted of a graph, and what links tensors with it where they arrive.
+Note = tuple[Any, ...]
+Link = Callable[[list[Tensor], Any], Sequence[Tensor]]
 
 #: Bytes of the length that begins a parcel.
 PREFIX = 8
@@ -101,21 +105,20 @@ class _Unpickler(pickle.Unpickler):
         return self._tensors[number[0]][number[1]]
 
 
-def pack(value: Any, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bool = False) -> tuple[bytes, list[Tensor]]:
+def pack(
+    value: Any, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bool = False, graph: Note | None = None
+) -> tuple[bytes, list[Tensor]]:
     """``value`` as bytes, and the tensors in it but for those that the other end has ``given``.
 
-    The ``owner`` of blocks keeps bytes on its shelf; rank 0 keeps digests alone, so that what comes back to it comes whole.
+    The ``owner`` of blocks keeps bytes on its shelf; rank 0 keeps digests alone, so that what comes back to it comes whole. Tensors
+    that belong to a graph are sent without it where there is something to note of the ``graph``, which :func:`unpack` then hands over.
 
     Raises:
         CannotSplit: it holds what cannot be sent.
     """
-    file = io.BytesIO()
-    pickler = _Pickler(file, given)
-    try:
-        pickler.dump(value)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise CannotSplit(f"a block is given or gives what cannot be sent: {error}") from error
-    raws = [raw_of(tensor) for tensor in pickler.tensors]
+    objects, pickler = _pickled(value, given)
+    tensors = pickler.tensors if graph is None else [tensor.detach() for tensor in pickler.tensors]
+    raws = [raw_of(tensor) for tensor in tensors]
     how = [_laid(tensor, raw) for tensor, raw in zip(pickler.tensors, raws, strict=True)]
     sent, bodies = [], []
     for laid, raw in zip(how, raws, strict=True):
@@ -124,14 +127,20 @@ def pack(value: Any, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bool 
         if sent[-1]:
             bodies.append(raw.numpy().tobytes())
         shelf.put(laid, raw.clone() if owner and is_new else None)
-    header = pickle.dumps((file.getvalue(), how, sent))
+    linked = [place for place, tensor in enumerate(pickler.tensors) if tensor.requires_grad]
+    header = pickle.dumps((objects, how, sent, None if graph is None else (linked, graph)))
     return b"".join((len(header).to_bytes(PREFIX, "little"), header, *bodies)), pickler.tensors
 
 
-def unpack(data: bytes, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bool = False) -> tuple[Any, list[Tensor]]:
-    """What :func:`pack` packed, with tensors of their own in fresh memory, and those tensors."""
+def unpack(
+    data: bytes, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bool = False, link: Link | None = None
+) -> tuple[Any, list[Tensor]]:
+    """What :func:`pack` packed, with tensors of their own in fresh memory, and those tensors.
+
+    ``link`` is given those that belong to a graph, and what was noted of it, and returns what stands for them.
+    """
     start = PREFIX + int.from_bytes(data[:PREFIX], "little")
-    graph, how, sent = pickle.loads(data[PREFIX:start])  # noqa: S301 - ranks trust one another, as torch.distributed does
+    objects, how, sent, graph = pickle.loads(data[PREFIX:start])  # noqa: S301 - ranks trust one another, as torch.distributed does
     tensors = []
     for laid, is_here in zip(how, sent, strict=True):
         if is_here:
@@ -143,7 +152,25 @@ def unpack(data: bytes, shelf: Shelf, given: Sequence[Tensor] = (), *, owner: bo
             raw = shelf.bytes_of(laid.digest)
         shelf.put(laid, raw if owner else None)
         tensors.append(_built(laid, raw))
-    return _Unpickler(io.BytesIO(graph), given, tensors).load(), tensors
+    if graph is not None and link is not None:
+        for place, tensor in zip(graph[0], link([tensors[place] for place in graph[0]], graph[1]), strict=True):
+            tensors[place] = tensor
+    return _Unpickler(io.BytesIO(objects), given, tensors).load(), tensors
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in what is to be packed, each once; raises as :func:`pack` does."""
+    return _pickled(value, ())[1].tensors
+
+
+def _pickled(value: Any, given: Sequence[Tensor]) -> tuple[bytes, _Pickler]:
+    file = io.BytesIO()
+    pickler = _Pickler(file, given)
+    try:
+        pickler.dump(value)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise CannotSplit(f"a block is given or gives what cannot be sent: {error}") from error
+    return file.getvalue(), pickler
 
 
 def raw_of(tensor: Tensor) -> Tensor:

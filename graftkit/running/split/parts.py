@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,12 +30,13 @@ class Part:
 
 
 def load_part(
-    directory: Path, rank: int, count: int, *, sharers: int, paged: bool | None = None, dtype: str | None = None
-) -> Part:
+    directory: Path, rank: int, count: int, *, sharers: int, paged: bool | None = None, dtype: str | None = None,
+    near: Mapping[str, int] | None = None,
+) -> Part:  # fmt: skip
     """Load the part of ``rank`` among ``count``: its run of blocks, and for rank 0 also all that stands outside of blocks.
 
     It is read at once and held in memory, or ``paged`` in; None lets the memory decide that is free for each of the ``sharers``,
-    the ranks on this machine.
+    the ranks on this machine. ``near`` are ranks of blocks by name, which a block that is not among them follows.
 
     Raises:
         CannotSplit: the model has no blocks.
@@ -43,7 +44,9 @@ def load_part(
     """
     loaded = load(directory, paged=True, dtype=dtype)
     blocks = blocks_of(loaded.model)
-    owners = assign_blocks(blocks, _nbytes(loaded.model) - sum(blocks.values()), count)
+    owners = assign_near(blocks, near or {}) or assign_blocks(
+        blocks, _nbytes(loaded.model) - sum(blocks.values()), count
+    )
     mine = list(_modules_of(loaded.model, owners, rank))
     if paged is None:
         nbytes = sum(value.nbytes for value in {id(p): p for m in mine for p in _placeholders(m)}.values())
@@ -90,6 +93,15 @@ def assign_blocks(blocks: Mapping[str, int], others: int, count: int) -> dict[st
     return found
 
 
+def assign_near(blocks: Iterable[str], near: Mapping[str, int]) -> dict[str, int]:
+    """Block -> rank, as ``near`` says; each other goes where the one before it is. Empty where no block is among them."""
+    found: dict[str, int] = {}
+    known = [near[name] for name in blocks if name in near]
+    for name in blocks if known else ():
+        found[name] = near.get(name, next(reversed(found.values()), known[0]))
+    return found
+
+
 def _nbytes(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
@@ -105,7 +117,12 @@ def _modules_of(model: PreTrainedModel, owners: Mapping[str, int], rank: int) ->
 
 
 class Refused(dict[str, Any]):
-    """The parameters of a module that another rank runs: they tell shape and dtype where they are iterated over, and are not read."""
+    """The parameters of a module that another rank runs: they tell shape and dtype where they are iterated over, and are not read.
+
+    Who knows that they lie elsewhere asks ``lying``, where there is one, for what stands for a parameter by its key.
+    """
+
+    lying: Callable[[str], Any] | None = None
 
     def __getitem__(self, key: str) -> Any:
         held = super().__getitem__(key)

@@ -1,11 +1,12 @@
-"""What a block is beside its parameters, to see whether code outside of it changes it, which its owner would not hear of."""
+"""What a block is beside its parameters, to see whether code outside of it changes it; its owner is told of plain attributes."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.parcels import raw_of
 
 if TYPE_CHECKING:
@@ -15,22 +16,79 @@ if TYPE_CHECKING:
 SCALARS = (bool, int, float, str, type(None))
 
 
-def state_of(block: nn.Module) -> tuple[Hashable, ...]:
-    """The modules of a block with their plain attributes, those of their configs, and digests of their buffers."""
+class Setting(NamedTuple):
+    """A plain attribute of a module inside of a block by its name there, or of that module's config."""
+
+    module: str
+    of_config: bool
+    name: str
+    value: object
+
+
+def structure_of(block: nn.Module) -> tuple[Hashable, ...]:
+    """The modules of a block, what they hold as parameters, and digests of their buffers."""
     return tuple(_parts(block))
 
 
 def _parts(block: nn.Module) -> Iterator[Hashable]:
-    configs: dict[int, object] = {}
     for name, module in block.named_modules():
-        yield name, type(module), _scalars(module)
+        held = module._parameters  # noqa: SLF001 - what it holds, without reading it
+        yield name, type(module), type(held), *((key, id(value)) for key, value in held.items())
         for key, value in module._buffers.items():  # noqa: SLF001 - also those that are None
             yield key, None if value is None else hashlib.sha256(raw_of(value).numpy().data).digest()
+
+
+class Settings:
+    """The plain attributes of the modules of a model, and of their configs, as the owners of its blocks know them."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[object, dict[str, object]]] = {}
+
+    def learn(self, block: nn.Module) -> None:
+        """Take up those of a block that its owner has just loaded."""
+        for _, _, holder in _holders(block):
+            self._known.setdefault(id(holder), (holder, _scalars(holder)))
+
+    def changes(self, block: nn.Module) -> list[Setting]:
+        """What its owner is to be told; from now on it knows.
+
+        Raises:
+            CannotSplit: an attribute is gone, or a module has another config.
+        """
+        found = []
+        for name, of_config, holder in _holders(block):
+            if id(holder) not in self._known:
+                raise CannotSplit(f"the model changes the config of {type(block).__name__} before it runs it")
+            known, now = self._known[id(holder)][1], _scalars(holder)
+            if not known.keys() <= now.keys():
+                gone = min(known.keys() - now.keys())
+                raise CannotSplit(f"the model takes {gone} of {type(block).__name__} away before it runs it")
+            found += [
+                Setting(name, of_config, key, value)
+                for key, value in now.items()
+                if key not in known or known[key] != value or type(known[key]) is not type(value)
+            ]
+            known.update(now)
+        return found
+
+
+def settle(block: nn.Module, settings: list[Setting]) -> None:
+    """Give a block here the plain attributes that it has at rank 0."""
+    for setting in settings:
+        module = block.get_submodule(setting.module)
+        vars(module.config if setting.of_config else module)[setting.name] = setting.value
+
+
+def _holders(block: nn.Module) -> Iterator[tuple[str, bool, object]]:
+    """What has plain attributes: each module by its name, and each config once, by the first module that has it."""
+    seen: set[int] = set()
+    for name, module in block.named_modules():
+        yield name, False, module
         config = getattr(module, "config", None)
-        if config is not None and id(config) not in configs:
-            configs[id(config)] = config
-            yield type(config), _scalars(config)
+        if config is not None and id(config) not in seen:
+            seen.add(id(config))
+            yield name, True, config
 
 
-def _scalars(value: object) -> tuple[tuple[str, object], ...]:
-    return tuple((key, held) for key, held in vars(value).items() if isinstance(held, SCALARS))
+def _scalars(value: object) -> dict[str, object]:
+    return {key: held for key, held in vars(value).items() if isinstance(held, SCALARS)}

@@ -1,29 +1,73 @@
-"""Run models by all ranks where that can be done, else by rank 0 alone."""
+"""Run models by all ranks where that can be done, else by rank 0 alone; and compute something of tensors where they lie."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from graftkit.running.split.interrupts import CannotSplit, LineBroken
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from graftkit.running.split.crew import Crew
 
 Found = TypeVar("Found")
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+Given = ParamSpec("Given")
 
 
-def together(crew: Crew | None, find: Callable[[Crew | None], Found]) -> Found:
+#: On hooks of a mode that goes along with a block, which registers them itself where the block is run.
+GOES_ALONG = "goes_along"
+
+#: On hooks for which floating tensors in tuples, lists and dicts may stay with the rank with which they lie.
+FROM_AFAR = "from_afar"
+
+
+def marked(hook: Hook, mark: str) -> Hook:
+    """``hook`` with one of these marks."""
+    setattr(hook, mark, True)
+    return hook
+
+
+def together(crew: Crew | None, what: str, find: Callable[[Crew | None], Found]) -> Found:
     """What ``find`` returns with the crew; where a model cannot be split, the crew notes why, and ``find`` begins again without it.
+
+    ``what`` is found in a word.
 
     Raises:
         GraftkitError: another rank ended.
     """
     if crew is not None:
         try:
-            return find(crew)
-        except CannotSplit as reason:
-            crew.refuse(str(reason))
+            try:
+                found = find(crew)
+            except CannotSplit as reason:
+                crew.refuse(what, str(reason))
+            else:
+                crew.ran()
+                return found
         except LineBroken as broken:
             raise broken.error from broken
     return find(None)
+
+
+def there(function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+    """What a function of tensors gives, computed by the rank with which they lie, in one message; it has no part in modes there.
+
+    The tensors that it gives stay there. Other values that it is given are not to change, and neither is it one of a function's own.
+    """
+    for value in args:
+        ranks: Any = getattr(value, "ranks", None)
+        if ranks is not None:
+            found: Found = ranks.compute(value.lies[0], function, args, kwargs)  # type: ignore[attr-defined]
+            return found
+    return function(*args, **kwargs)
+
+
+def parameter(module: nn.Module, key: str) -> Any:
+    """A parameter or buffer of a module, or what stands for it where it lies with another rank; None where there is none."""
+    lying = getattr(module._parameters, "lying", None)  # noqa: SLF001 - where a module looks its parameters up
+    if lying is not None and key in module._parameters:  # noqa: SLF001
+        return lying(key)
+    return getattr(module, key, None)

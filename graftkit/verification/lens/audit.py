@@ -6,14 +6,17 @@ that narrow inside themselves are beyond it; they show in the floor.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from graftkit.running.float64 import WIDER
+from graftkit.running.split.together import GOES_ALONG, marked
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,20 +31,21 @@ MOVES = frozenset((
 
 
 class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts narrow operators by ``(operator, module)`` while ``model`` runs. Use as a context manager around the run."""
+    """Counts narrow operators by ``(operator, module)`` while ``model``, or a block ``path``, runs. Use as a context manager."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, path: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.narrow: Counter[tuple[str, str]] = Counter()
-        self._model, self._where = model, [""]
+        self._model, self._path, self._where = model, path, [path]
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            enter = lambda *_, name=name: self._where.append(name)  # noqa: E731 - a hook that returns None
+            place = ".".join(filter(None, (self._path, name)))
+            enter = lambda *_, place=place: self._where.append(place)  # noqa: E731 - a hook that returns None
             self._hooks += [
-                module.register_forward_pre_hook(enter),
-                module.register_forward_hook(lambda *_: self._leave(), always_call=True),
+                module.register_forward_pre_hook(marked(enter, GOES_ALONG)),
+                module.register_forward_hook(marked(lambda *_: self._leave(), GOES_ALONG), always_call=True),
             ]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -50,6 +54,14 @@ class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
+
+    def elsewhere(self, path: str) -> Callable[[nn.Module], contextlib.AbstractContextManager[Callable[[], Any]]]:
+        """What another rank enters around the block ``path`` that it runs."""
+        return functools.partial(_audited, path)
+
+    def told(self, found: Mapping[tuple[str, str], int]) -> None:
+        """Take up what it has counted there."""
+        self.narrow.update(found)
 
     def _leave(self) -> None:
         self._where.pop()
@@ -63,6 +75,12 @@ class Audit(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(_narrow(leaf) for leaf in tree_leaves(found)) and (name not in MOVES or _rounds(args)):
             self.narrow[name, self._where[-1]] += 1
         return found
+
+
+@contextlib.contextmanager
+def _audited(path: str, block: nn.Module) -> Iterator[Callable[[], Counter[tuple[str, str]]]]:
+    with Audit(block, path) as audit:
+        yield lambda: audit.narrow
 
 
 def _narrow(value: object) -> bool:

@@ -10,7 +10,9 @@ into a staircase whose steps show.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,6 +78,22 @@ class _Nudge(TorchFunctionMode):
         super().__init__()
         self._delta, self._generator = delta, torch.Generator().manual_seed(1)
 
+    def elsewhere(self, path: str) -> Callable[[nn.Module], contextlib.AbstractContextManager[Callable[[], Tensor]]]:
+        """What another rank enters around the block ``path`` that it runs, with the numbers drawn so far."""
+        del path
+        return functools.partial(_nudged_block, self._delta, self._generator.get_state())
+
+    def told(self, found: Tensor) -> None:
+        """Go on behind the numbers that were drawn there."""
+        self._generator.set_state(found)
+
+    @contextlib.contextmanager
+    def from_state(self, state: Tensor) -> Iterator[Callable[[], Tensor]]:
+        """Nudge inside, from that state of the random numbers on; what is yielded gives the state behind it."""
+        self._generator.set_state(state)
+        with self:
+            yield self._generator.get_state
+
     def inputs(
         self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -96,6 +114,13 @@ class _Nudge(TorchFunctionMode):
         if getattr(func, "__name__", "") != "embedding":
             return found
         return self._nudged(found)
+
+
+def _nudged_block(
+    delta: float, state: Tensor, block: nn.Module
+) -> contextlib.AbstractContextManager[Callable[[], Tensor]]:
+    del block
+    return _Nudge(delta).from_state(state)
 
 
 def measure_floor(model: PreTrainedModel, probe: Probe, extra_inputs: frozenset[str], wrap: Wrap = _unwrapped) -> Floor:

@@ -20,6 +20,7 @@ from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
 from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import Step, timed
+from graftkit.running.split.together import together
 from graftkit.verification.comparison import paired
 from graftkit.verification.lens.floor import Floor
 from graftkit.verification.lens.noise import NoiseTally
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from graftkit.running.split.crew import Crew
     from graftkit.verification.subject import Progress
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
@@ -59,27 +61,43 @@ class _Found:
 def compare_lens(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, token_budget: int | None = None, paged: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress | None = None, crew: Crew | None = None,
 ) -> LensReport:  # fmt: skip
     """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
 
     Both models are in memory at once, in their own dtype; with ``paged`` their parameters are read from the files as the
     forwards ask for them, and None lets the memory that is free decide. The result runs with the PEFT ``adapter``
-    where one is given. ``token_budget`` overrides the number of tokens that is taken from the model's size.
+    where one is given. ``token_budget`` overrides the number of tokens that is taken from the model's size. A ``crew`` runs both, each
+    of its ranks a run of blocks, and what modules in a block give is compared where it lies; where it cannot, this process does
+    so alone.
 
     Raises:
         InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
         RecipeError: there is no such device, or only models in memory run on it.
         VerificationFailed: the result does not load, or a forward does not run in float64.
     """
+    return together(
+        crew,
+        "lens",
+        lambda crew: _compare_lens(
+            source, result, correspondence, seed, device, scope, adapter, token_budget, paged, progress, crew
+        ),
+    )
+
+
+def _compare_lens(
+    source: Place, result: Place, correspondence: Correspondence, seed: int, device: str | None, scope: Scope,
+    adapter: AdapterPlace | None, token_budget: int | None, paged: bool | None, progress: Progress | None, crew: Crew | None,
+) -> LensReport:  # fmt: skip
     place, seconds = device_of(device), dict[str, float]()
     from_files = _paged(source, result, place, wanted=paged)
     with undisturbed():
         with timed(seconds, "load"):
             backbone = Scope.BACKBONE in scope
             old, new = load_both(
-                source, result, place, backbone=backbone, adapter=adapter, paged=from_files, part=correspondence.part
-            )
+                source, result, place, backbone=backbone, adapter=adapter, paged=from_files, correspondence=correspondence,
+                crew=crew,
+            )  # fmt: skip
             correspondence = correspondence.of_backbones() if backbone else correspondence
             for loaded in (old, new):
                 split_large_tables(loaded.model)
@@ -97,7 +115,7 @@ def compare_lens(
         architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
         floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
         noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
-        paged=from_files, unit=setting.parts[0].unit,
+        paged=from_files if crew is None else crew.paged, unit=setting.parts[0].unit,
     )  # fmt: skip
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from graftkit.architecture.correspondence import WHOLE, Correspondence
+from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.skeleton import one_line
 from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, VerificationFailed, printable
@@ -19,8 +20,12 @@ from graftkit.running.peft_loading import put_inside
 from graftkit.running.place import Place
 from graftkit.running.probes import Probe, split
 from graftkit.running.reference import load_source, plan_probes
+from graftkit.running.split.interrupts import CannotSplit
 from graftkit.verification.lens.floor import Floor, measure_floor
 from graftkit.verification.lens.trace import KEPT_BYTES, Hooks, tokens_that_fit
+
+if TYPE_CHECKING:
+    from graftkit.running.split.crew import Crew
 
 #: Rows and tokens of the batch that the floor is measured on.
 FLOOR_ROWS, FLOOR_TOKENS = 2, 16
@@ -61,19 +66,29 @@ def device_of(name: str | None) -> torch.device:
 
 def load_both(
     source: Place, result: Place, device: torch.device, *, backbone: bool, adapter: AdapterPlace | None,
-    paged: bool = False, part: tuple[str, str] = WHOLE,
+    paged: bool = False, correspondence: Correspondence = IDENTITY, crew: Crew | None = None, whole_tables: bool = False,
 ) -> tuple[Loaded, Loaded]:  # fmt: skip
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
 
-    Of backbones, ``part`` names the module of each that is run alone.
+    Of backbones, the ``correspondence`` names the module of each that is run alone.
 
-    ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu.
+    ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu. A ``crew`` loads them together, so
+    that corresponding blocks lie with one rank; see :meth:`~graftkit.running.split.crew.Crew.load` on ``whole_tables``.
 
     Raises:
+        CannotSplit: the crew cannot run them.
         RecipeError: the adapter is of a kind that stands outside of the model's layers.
     """
-    old = load_source(source, backbone=backbone, part=part[0], paged=paged)
-    new = load(result, paged=paged)
+    if crew is not None and device.type != "cpu":
+        raise CannotSplit(f"it runs on {device}")
+    if crew is not None and adapter is not None:
+        raise CannotSplit("an adapter is put into the result")
+    part = correspondence.part
+    old = load_source(source, backbone=backbone, part=part[0], paged=paged, crew=crew, whole_tables=whole_tables)
+    if crew is None:
+        new = load(result, paged=paged)
+    else:
+        new = crew.load(result, beside=correspondence.module_in_result, whole_tables=whole_tables)
     if adapter is not None:
         try:
             put_inside(new.model, adapter)
@@ -83,7 +98,7 @@ def load_both(
             ) from error
         new.model.eval()
     new = new.backbone(part[1]) if backbone else new
-    for loaded in () if paged else (old, new):
+    for loaded in () if paged or crew is not None else (old, new):
         loaded.model.to(device)
     return old, new
 

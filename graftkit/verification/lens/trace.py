@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.running.split.together import FROM_AFAR, marked, parameter, there
 from graftkit.verification.comparison import paired
 from graftkit.verification.lens.gap import gap
 
@@ -87,7 +88,7 @@ Record = dict[tuple[str, int], Given]
 class Hooks:
     """Calls ``see(name, tensors)`` after each module of ``model`` has run, innermost first. Use as a context manager.
 
-    No mode rewrites what ``see`` calls.
+    No mode rewrites what ``see`` calls. What a module inside of a block gave that another rank ran stays there, and is compared there.
     """
 
     def __init__(self, model: nn.Module, see: Callable[[str, Given], None]) -> None:
@@ -96,7 +97,8 @@ class Hooks:
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            self._hooks.append(module.register_forward_hook(lambda _, __, output, name=name: self._look(name, output)))
+            look = marked(lambda _, __, output, name=name: self._look(name, output), FROM_AFAR)
+            self._hooks.append(module.register_forward_hook(look))
         return self
 
     def _look(self, name: str, output: Any) -> None:
@@ -207,12 +209,15 @@ class Gaps:
             first, second, known, value = self._found[key]
             if first() is old and second() is new and known == versions:
                 return value
-        pair = correspondence.entries(module, old, new)
-        if pair is None:
-            return None
-        value = gap(*pair)
-        self._found[key] = weakref.ref(old), weakref.ref(new), versions, value
-        return value
+        found = there(_gap_of_entries, module, old, new, correspondence)
+        if found is not None:
+            self._found[key] = weakref.ref(old), weakref.ref(new), versions, found
+        return found
+
+
+def _gap_of_entries(module: str, old: Tensor, new: Tensor, correspondence: Correspondence) -> float | None:
+    pair = correspondence.entries(module, old, new)
+    return None if pair is None else gap(*pair)
 
 
 def own_differences(
@@ -225,9 +230,9 @@ def own_differences(
         return ()
     found = []
     for key, _ in (*one.named_parameters(recurse=False), *one.named_buffers(recurse=False)):
-        other = getattr(two, key, None)  # by name, since a parameter that is paged in is read then
+        other = parameter(two, key)  # by name, since a parameter that is paged in is read then
         maps = correspondence.widened(f"{name}.{key}".lstrip("."))
-        old = getattr(one, key)
+        old = parameter(one, key)
         if maps is not None and isinstance(other, Tensor) and maps.fits(old.shape, other.shape):
             old, other = maps.pair(old, other)
         if not isinstance(other, Tensor) or not _equal(old, other, correspondence):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from graftkit.running.split.together import parameter, there
+
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from graftkit.architecture.index_map import IndexMap
 
@@ -49,8 +51,17 @@ def counterparts(
 def _mark(block: nn.Module) -> tuple[tuple[object, ...], ...]:
     """Name, shape and the sum of the first and the last row of each parameter, in float64."""
     return tuple(
-        (name, tuple(p.shape), float(p.detach()[0].double().sum()), float(p.detach()[-1].double().sum()))
-        if p.ndim and p.numel()
-        else (name, tuple(p.shape))
+        (name, tuple(p.shape), *(there(_ends, _parameter(block, name)) if p.ndim and p.numel() else ()))
         for name, p in block.named_parameters()
     )
+
+
+def _parameter(block: nn.Module, name: str) -> Tensor:
+    owner, _, key = name.rpartition(".")
+    found: Tensor = parameter(block.get_submodule(owner), key)
+    return found
+
+
+def _ends(values: Tensor) -> tuple[float, float]:
+    first, last = (float(values.detach()[place].double().sum()) for place in (0, -1))
+    return first, last

@@ -15,6 +15,7 @@ from graftkit.running.inputs import find_inputs
 from graftkit.running.place import Place
 from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import plan_probes, timed
+from graftkit.running.split.together import together
 from graftkit.verification.lens.setting import device_of, load_both
 from graftkit.verification.promises import Scope
 from graftkit.verification.signal.blocks import counterparts, stacks
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from graftkit.running.split.crew import Crew
     from graftkit.verification.subject import Progress
 
 Kind = TypeVar("Kind")
@@ -60,20 +62,35 @@ SHOWN = {
 def compare_signal(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> SignalReport:  # fmt: skip
     """Load both checkpoints, run forward and backward on a few texts of old ids, and set their figures side by side.
+
+    A ``crew`` runs both, each of its ranks a run of blocks forward and backward; where it cannot, this process does so alone.
 
     Raises:
         InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
         VerificationFailed: the result does not load, or a forward fails.
     """
+    return together(
+        crew,
+        "signal",
+        lambda crew: _compare(source, result, correspondence, seed, device, scope, adapter, progress, crew),
+    )
+
+
+def _compare(
+    source: Place, result: Place, correspondence: Correspondence, seed: int, device: str | None, scope: Scope,
+    adapter: AdapterPlace | None, progress: Progress | None, crew: Crew | None,
+) -> SignalReport:  # fmt: skip
     seconds: dict[str, float] = {}
     with undisturbed():
         with timed(seconds, "load"):
             backbone = Scope.BACKBONE in scope
             old, new = load_both(
-                source, result, device_of(device), backbone=backbone, adapter=adapter, part=correspondence.part
-            )
+                source, result, device_of(device), backbone=backbone, adapter=adapter, correspondence=correspondence,
+                crew=crew, whole_tables=True,
+            )  # fmt: skip
             correspondence = correspondence.of_backbones() if backbone else correspondence
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
         probes, *_ = plan_probes(old.model, source, correspondence.drawn_ids, seed, tokens)

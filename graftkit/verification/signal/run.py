@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
 from graftkit.architecture.skeleton import one_line
@@ -73,7 +73,7 @@ def _differentiable(model: PreTrainedModel) -> Iterator[None]:
     readers = [
         m
         for m in model.modules()
-        if table is not None and (m is table or (isinstance(m, torch.nn.Embedding) and m.weight is table.weight))
+        if table is not None and (m is table or (isinstance(m, torch.nn.Embedding) and _weight(m) is _weight(table)))
     ]
     # A copy, since some forwards add positions to it in place.
     hooks = [m.register_forward_hook(lambda _, __, out: out.detach().requires_grad_().clone()) for m in readers]
@@ -86,6 +86,11 @@ def _differentiable(model: PreTrainedModel) -> Iterator[None]:
             hook.remove()
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)
+
+
+def _weight(table: nn.Module) -> Any:
+    """What it has of its table without reading it, which may lie elsewhere."""
+    return table._parameters.get("weight")  # noqa: SLF001
 
 
 def _from_inputs(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,0 +1,158 @@
+"""What rank 0 has of the others: messages there and back, tensors that lie there, and gradients that come from there."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graftkit.architecture.skeleton import one_line
+from graftkit.errors import GraftkitError
+from graftkit.running.paging.origin import outside_modes
+from graftkit.running.split.distant import Distant, Gone, Known, Lie, replaced
+from graftkit.running.split.graph import linked
+from graftkit.running.split.interrupts import CannotSplit, LineBroken
+from graftkit.running.split.owner import COMPUTE, FETCH, PULL
+from graftkit.running.split.parcels import Shelf, pack, unpack
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from graftkit.running.split.line import Line
+
+#: What is sent as it is: all else that a function is given is sent once and known there from then on.
+PLAIN = (torch.Tensor, str, bytes, int, float, type(None), tuple, list, dict)
+
+
+class Afar:
+    """The other ranks, as rank 0 asks them, one at a time."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._others = range(1, line.count)
+        self._shelves = {rank: Shelf() for rank in self._others}
+        self._moved = [0] * line.count
+        self._distant: weakref.WeakValueDictionary[tuple[int, int], Distant] = weakref.WeakValueDictionary()
+        self._forgotten: dict[int, list[int]] = {rank: [] for rank in self._others}
+        self._known: dict[int, dict[int, tuple[int, Any]]] = {rank: {} for rank in self._others}
+
+    def compute(
+        self, rank: int, function: Callable[..., Any] | str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """What a function, or an operator of torch by its name, gives at that rank; tensors that it gives stay there."""
+        with outside_modes():
+            new: dict[int, Any] = {}
+
+            def sent(value: Any) -> Any:
+                if isinstance(value, Distant):
+                    return Lie(value.lies[1], (), (), value.dtype) if value.lies[0] == rank else self.fetch(value)
+                return (
+                    value if isinstance(value, PLAIN) or isinstance(function, str) else self._known_at(rank, value, new)
+                )
+
+            args, kwargs = (
+                [sent(v) for v in replaced(list(args), Distant, sent)],
+                {k: sent(v) for k, v in replaced(dict(kwargs), Distant, sent).items()},
+            )
+            what, found = self.ask(rank, COMPUTE, function, args, kwargs, new)
+            if what == "raised":
+                raise found
+            return self.standing_for(rank, found)
+
+    def fetch(self, tensor: Distant) -> Tensor:
+        """The tensor itself."""
+        rank, number = tensor.lies
+        with outside_modes():
+            found: Tensor = self.ask(rank, FETCH, number)
+            return found
+
+    def forget(self, rank: int, number: int) -> None:
+        """Note that a tensor is not asked for any more; that rank hears of it with the next message."""
+        self._forgotten[rank].append(number)
+
+    def standing_for(self, rank: int, value: Any) -> Any:
+        """``value`` with what stands for each tensor that the rank has told of."""
+        return replaced(value, Lie, lambda lie: self._stands_for(lie, rank))
+
+    def _stands_for(self, lie: Lie, rank: int) -> Distant:
+        found = self._distant.get((rank, lie.number))
+        if found is not None:
+            self.forget(rank, lie.number)  # told once more, held once
+            return found
+        made = Distant.of(lie, rank, self)
+        self._distant[rank, lie.number] = made
+        return made
+
+    def forget_values(self) -> None:
+        """Let go what was sent once beside tensors; the other ranks do so when they let models go."""
+        for known in self._known.values():
+            known.clear()
+
+    def _known_at(self, rank: int, value: Any, new: dict[int, Any]) -> Known:
+        known = self._known[rank]
+        if id(value) not in known:
+            known[id(value)] = len(known), value
+            new[known[id(value)][0]] = value
+        return Known(known[id(value)][0])
+
+    def ask(self, rank: int, *message: Any) -> Any:
+        """Send a message, and return the answer."""
+        self.send(rank, message)
+        return self.receive(rank)[0]
+
+    def send(self, rank: int, message: tuple[Any, ...], *, graph: bool = False) -> list[Tensor]:
+        """Send a message, of a ``graph`` with tensors that belong to one; return the tensors in it."""
+        forgotten = self._forgotten[rank].copy()
+        data, tensors = pack((forgotten, *message), self._shelves[rank], graph=() if graph else None)
+        del self._forgotten[rank][: len(forgotten)]
+        self._moved[rank] += len(data)
+        try:
+            self._line.send(rank, data)
+        except GraftkitError as error:
+            raise LineBroken(error) from error
+        return tensors
+
+    def receive(self, rank: int) -> tuple[Any, list[Tensor]]:
+        """What a rank says, and the tensors in it."""
+        return self.unpacked(rank, self.receive_bytes(rank))
+
+    def receive_bytes(self, rank: int) -> bytes:
+        """The same before it is read."""
+        try:
+            data = self._line.receive(rank)
+        except GraftkitError as error:
+            raise LineBroken(error) from error
+        self._moved[rank] += len(data)
+        return data
+
+    def unpacked(self, rank: int, data: bytes, given: Sequence[Tensor] = ()) -> tuple[Any, list[Tensor]]:
+        """What a rank says; tensors that belong to a graph there belong to one here that asks for gradients there."""
+
+        def link(gave: list[Tensor], graph: tuple[int, list[int]]) -> list[Tensor]:
+            number, uses = graph
+            gone = Gone(rank, number, self)
+            graded = [tensor for tensor in given if tensor.requires_grad]
+            used = [tensor for tensor, times in zip(graded, uses, strict=True) for _ in range(times)]
+            with torch.enable_grad():
+                return linked(gave, used, functools.partial(self._pull, rank, gone))
+
+        with outside_modes():
+            found = unpack(data, self._shelves[rank], given, link=link)
+            self._shelves[rank].trim()
+        return found
+
+    def _pull(self, rank: int, graph: Gone, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """The gradients of what a block of another rank was given, one for each use, from those of what it gave."""
+        with outside_modes():
+            what, found = self.ask(rank, PULL, graph.number, list(gradients))
+        if what == "raised":
+            raise CannotSplit(cannot_differentiate(found))
+        return found  # type: ignore[no-any-return]
+
+
+def cannot_differentiate(error: Exception) -> str:
+    """Why a block is not differentiated by another rank, which ran into this."""
+    return f"a block cannot be differentiated by another rank ({one_line(error)})"
