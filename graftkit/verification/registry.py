@@ -157,7 +157,7 @@ class FirstStepCheck:
 
         return compare_first_step(
             subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, scope=subject.scope,
-            adapter=subject.adapter, progress=subject.progress,
+            adapter=subject.adapter, progress=subject.progress, crew=subject.crew,
         )  # fmt: skip
 
 

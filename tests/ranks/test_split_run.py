@@ -63,9 +63,9 @@ def test_a_weight_that_changed_in_a_block_of_rank_1_is_found_in_the_words_of_one
     assert is_clean(tmp_path)
 
 
-def test_ranks_look_through_the_lens_and_measure_the_signal_as_one_process(source, tmp_path):
+def test_ranks_find_what_one_process_does_of_lens_signal_and_first_step(source, tmp_path):
     operations = [{"op": "extend_vocab", "special_tokens": ["<|new|>"]}, {"op": "insert_blocks", "every": 4}]
-    path = write_recipe(source, tmp_path, *operations, verify={"lens": True, "signal": True})
+    path = write_recipe(source, tmp_path, *operations, verify={"lens": True, "signal": True, "first_step": True})
     done = torchrun(2, "apply", path)
     assert done.returncode == 0, done.stderr
     output = tmp_path / "deep" / "out"
@@ -78,7 +78,7 @@ def test_ranks_look_through_the_lens_and_measure_the_signal_as_one_process(sourc
     by_one = files_of(output)
     assert {name: (held, by_one.get(name)) for name, held in together.items() if held != by_one.get(name)} == {}
     assert together.keys() == by_one.keys()
-    assert all(any(f".{name}." in place for place in together) for name in ("lens", "signal"))
+    assert all(any(f".{name}." in place for place in together) for name in ("lens", "signal", "first_step"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Lens and signal over models that several ranks run find what one process finds, and say why where they cannot."""
+"""Lens, signal and first step over models that several ranks run find what one process finds, and say why where they cannot."""
 
 import shutil
 
@@ -11,12 +11,16 @@ from support.tiny import build
 
 import graftkit
 from graftkit.engine import plan
+from graftkit.running import memory
 from graftkit.running.float64 import float64
 from graftkit.running.forward import load, outputs_of, undisturbed
 from graftkit.running.split.crew import Crew
+from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.lens.trace import record
 from graftkit.verification.signal import compare_signal
+
+LOOKS = [compare_lens, compare_signal, compare_first_step]
 
 #: A block of the other rank, and a weight in it, of each class.
 FAULTS = {
@@ -37,7 +41,7 @@ def found_by(look, *places, **options):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("look", [compare_lens, compare_signal])
+@pytest.mark.parametrize("look", LOOKS)
 def test_a_changed_weight_of_a_block_elsewhere_is_found_as_by_one_process(name, look, tmp_path):
     build(name, tmp_path / "model")
     shutil.copytree(tmp_path / "model", tmp_path / "changed")
@@ -46,16 +50,23 @@ def test_a_changed_weight_of_a_block_elsewhere_is_found_as_by_one_process(name, 
     save_file(tensors, tmp_path / "changed" / "model.safetensors", {"format": "pt"})
     alone, together, figures = found_by(look, tmp_path / "model", tmp_path / "changed")
     assert alone == together
+    if (name, look) == ("MixtralForCausalLM", compare_first_step):  # its experts' products have no forward derivative
+        assert figures["run_by_rank_0_alone"] == "first_step: what runs it asks for derivatives of gradients"
+        return
     assert figures["run_by_rank_0_alone"] == ""
     assert figures["ranks"][1]["blocks"]
     if look is compare_lens:
         assert together["first"]["tensors"] == [FAULTS[name]]
         assert together["failures"]
+    elif look is compare_first_step:
+        assert together["gradients"]["error"] > 1e-3
+        assert together["failures"]
+        assert len(together["steps"]) == 8
     else:
         assert any(figure["change"] for figure in together["figures"] if figure["key"] == "gradient")
 
 
-@pytest.mark.parametrize("look", [compare_lens, compare_signal])
+@pytest.mark.parametrize("look", LOOKS)
 def test_blocks_are_compared_with_those_that_they_were(look, tmp_path):
     build("LlamaForCausalLM", tmp_path / "model", config_overrides={"num_hidden_layers": 4})
     wanted = recipe(
@@ -66,6 +77,8 @@ def test_blocks_are_compared_with_those_that_they_were(look, tmp_path):
     alone, together, figures = found_by(look, tmp_path / "model", tmp_path / "out", correspondence=correspondence)
     assert alone == together
     assert figures["run_by_rank_0_alone"] == ""
+    if look is compare_first_step:
+        assert any("layers.5" in name and step is not None for name, step in together["moves"].items())
 
 
 def test_parameters_that_are_made_for_a_comparison_are_for_one_process(tmp_path):
@@ -85,6 +98,19 @@ def test_parameters_that_are_made_for_a_comparison_are_for_one_process(tmp_path)
     )
     assert alone == together
     assert figures["run_by_rank_0_alone"].startswith("lens: ")
+    alone, together, figures = found_by(
+        compare_first_step, tmp_path / "model", tmp_path / "out", correspondence=correspondence
+    )
+    assert alone == together
+    assert figures["run_by_rank_0_alone"] == ""
+
+
+def test_what_does_not_fit_into_the_memory_of_the_ranks_is_trained_by_one_process(tmp_path, monkeypatch):
+    build("LlamaForCausalLM", tmp_path / "model")
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    alone, together, figures = found_by(compare_first_step, tmp_path / "model", tmp_path / "model")
+    assert alone == together
+    assert figures["run_by_rank_0_alone"].startswith("first_step: its parameters do not fit")
 
 
 def test_what_a_module_gave_is_seen_as_it_was_then(tmp_path, monkeypatch):

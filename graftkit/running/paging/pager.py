@@ -107,7 +107,9 @@ def page(model: PreTrainedModel, origins: Mapping[str, Origin], tables: frozense
         for key, value in held.items():
             name = names.get(id(value))
             if id(value) not in placeholders:
-                placeholders[id(value)] = _placeholder(value, origins.get(name or ""), table=id(value) in tables)
+                made = _placeholder(value, origins.get(name or ""), table=id(value) in tables)
+                made.is_trained = value.requires_grad
+                placeholders[id(value)] = made
             module._parameters[key] = placeholders[id(value)]  # noqa: SLF001
             if name is not None and not hasattr(placeholders[id(value)], "read"):
                 paged[key] = name

@@ -150,7 +150,7 @@ class Afar:
             what, found = self.ask(rank, PULL, graph.number, list(gradients))
         if what == "raised":
             raise CannotSplit(cannot_differentiate(found))
-        return found  # type: ignore[no-any-return]
+        return self.standing_for(rank, found)  # type: ignore[no-any-return]
 
 
 def cannot_differentiate(error: Exception) -> str:

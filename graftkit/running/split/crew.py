@@ -6,16 +6,11 @@ numbers decide, a result compares as it does in one process, and every output is
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.visible import sizes_of_files
@@ -24,20 +19,17 @@ from graftkit.running.forward import Loaded
 from graftkit.running.live.model import LiveModel
 from graftkit.running.paging.origin import READ, outside_modes
 from graftkit.running.paging.room import is_quantized
-from graftkit.running.paging.skeleton import join_tables
 from graftkit.running.place import Place, folder_of
-from graftkit.running.split.adopting import adopt, with_adopted
-from graftkit.running.split.afar import Afar, cannot_differentiate
+from graftkit.running.split.afar import Afar
 from graftkit.running.split.distant import Distant
+from graftkit.running.split.elsewhere import Elsewhere
 from graftkit.running.split.interrupts import CannotSplit
-from graftkit.running.split.owner import END, FIGURES, HOST, LOAD, PARAMETER, RELEASE, RUN
+from graftkit.running.split.owner import END, FIGURES, HOST, LOAD, PARAMETER, PARAMETERS, RELEASE
 from graftkit.running.split.parts import Refused, load_part
-from graftkit.running.split.state import Settings, structure_of
-from graftkit.running.split.surroundings import surroundings_at
-from graftkit.running.split.watching import replay, watched_in
+from graftkit.running.split.state import Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from graftkit.running.split.line import Line
 
@@ -63,13 +55,14 @@ class Crew(Afar):
 
     def load(
         self, place: Place, *, dtype: str | None = None, beside: Callable[[str], str | None] | None = None,
-        whole_tables: bool = False,
+        stays: bool = True, whole_tables: bool = False, trained: bool = False,
     ) -> Loaded:  # fmt: skip
         """Let each rank load its blocks, all at the same time; the model that comes back runs as one that is whole.
 
-        All models that were loaded before are let go, but with ``beside`` the last. That gives for a block of the last one the block
-        here that lies best with the same rank, so that the two are compared there. With ``whole_tables`` large vocabulary tables in
-        memory are multiplied at once, and the free memory decides whether parameters are in memory.
+        All models that were loaded before are let go, but with ``beside`` the last, if it ``stays``. That gives for a block of the last
+        one the block here that lies best with the same rank, so that the two are compared there. With ``whole_tables`` large vocabulary
+        tables in memory are multiplied at once, and the free memory decides whether parameters are in memory. One that is to be
+        ``trained`` is so, in float32, and has parameters everywhere, of which those of other ranks lie there.
 
         Raises:
             CannotSplit: it can only be run by one process.
@@ -79,12 +72,13 @@ class Crew(Afar):
         directory = self._folder(place)
         self._hosts = self._hosts or [socket.gethostname(), *(self.ask(rank, HOST) for rank in self._others)]
         files, number = sizes_of_files(directory), next(self._models)
-        stays, near = self._beside(beside)
-        if not stays:
+        beside_it, near = self._beside(beside, stays=stays)
+        if not beside_it:
             self.forget_values()
         options = {"paged": None if whole_tables else self._wanted, "dtype": dtype, "near": near}
+        options |= {"whole_tables": whole_tables, "trained": trained}
         for rank in self._others:
-            self.send(rank, (LOAD, number, stays, str(directory), files, self._options(rank, options)))
+            self.send(rank, (LOAD, number, beside_it, str(directory), files, self._options(rank, options)))
         self.is_used = True
         try:
             part = load_part(directory, 0, self._line.count, **self._options(0, options))
@@ -102,15 +96,15 @@ class Crew(Afar):
             sum(owner == rank for owner in part.owners.values()) for rank in range(self._line.count)
         ]
         self._last = number, part.owners
-        if whole_tables:
-            join_tables(part.loaded.model)
+        if trained:
+            self._put_parameters(number, part.loaded.model)
         settings = {rank: Settings() for rank in self._others}
         for path, owner in part.owners.items():
             if owner:
                 block = part.loaded.model.get_submodule(path)
-                settings[owner].learn(block)
+                settings[owner].learn(path, block)
                 self._let_read(number, owner, path, block)
-                block.forward = self._elsewhere(number, owner, path, block, settings[owner])
+                block.forward = Elsewhere(self, owner, number, path, block, settings[owner])
         return part.loaded
 
     def ran(self) -> None:
@@ -130,13 +124,29 @@ class Crew(Afar):
         for rank in self._others:
             self.ask(rank, RELEASE, ())
 
-    def _beside(self, beside: Callable[[str], str | None] | None) -> tuple[tuple[int, ...], dict[str, int]]:
+    def _beside(
+        self, beside: Callable[[str], str | None] | None, *, stays: bool
+    ) -> tuple[tuple[int, ...], dict[str, int]]:
         """The numbers of the models that stay, and the ranks of the blocks of the next by name, where that is given."""
         if beside is None or self._last is None:
             return (), {}
         number, owners = self._last
         near = {there: owner for path, owner in owners.items() if (there := beside(path)) is not None}
-        return (number,), near
+        return (number,) if stays else (), near
+
+    def _put_parameters(self, number: int, model: nn.Module) -> None:
+        """Let what stands for them be the parameters of blocks of other ranks."""
+        for rank in self._others:
+            with outside_modes():
+                told = self.standing_for(rank, self.ask(rank, PARAMETERS, number))
+            for path, held in told.items():
+                for tensor, is_trained in held.values():
+                    tensor._is_param = True  # noqa: SLF001 - what isinstance(tensor, Parameter) asks for
+                    tensor.requires_grad_(is_trained)
+                model.get_submodule(path)._parameters = {  # noqa: SLF001 - as for paging
+                    key: held[key][0] if key in held else None
+                    for key in model.get_submodule(path)._parameters  # noqa: SLF001
+                }
 
     def _let_read(self, number: int, rank: int, path: str, block: nn.Module) -> None:
         """Let whoever asks for it have what stands for a parameter of a block of another rank."""
@@ -185,54 +195,3 @@ class Crew(Afar):
 
     def _options(self, rank: int, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "sharers": self._hosts.count(self._hosts[rank])}
-
-    def _elsewhere(self, number: int, rank: int, path: str, block: nn.Module, settings: Settings) -> Callable[..., Any]:
-        loaded = structure_of(block)
-
-        @functools.wraps(block.forward)
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            surroundings, modes = surroundings_at(path)
-            with outside_modes():
-                if structure_of(block) != loaded:
-                    raise CannotSplit(f"the model changes {path} before it runs it")
-                watched, state = watched_in(block), torch.default_generator.get_state()
-                message = (RUN, number, path, args, kwargs, watched, settings.changes(block), surroundings, state)
-                given = self.send(rank, message, graph=surroundings.graph)
-                data = self.receive_bytes(rank)
-            (what, *about), _ = self.unpacked(rank, data, given)
-            if what == "cannot" or (what == "raised" and surroundings.graph):
-                raise CannotSplit(about[0] if what == "cannot" else cannot_differentiate(about[0]))
-            if what == "raised":
-                raise about[0]
-            output, changed_args, changed_kwargs, calls, state, changed, found = about
-            if surroundings.graph and changed:
-                raise CannotSplit("a block that is differentiated writes into what it is given")
-            _take_up(given, changed, state, modes, found)
-            adopted: dict[int, Any] = {}
-            for old, new in zip((*args, *kwargs.values()), (*changed_args, *changed_kwargs.values()), strict=True):
-                adopt(old, new, adopted)
-            for call in calls:
-                replay(block, call._replace(output=self.standing_for(rank, call.output)))
-            return with_adopted(output, adopted)
-
-        return forward
-
-
-def _take_up(
-    given: list[Tensor], changed: dict[int, Tensor], state: Tensor | None, modes: list[Any], found: list[Any]
-) -> None:
-    """Change here what a block changed there: tensors that it was given, the state of the random numbers, and modes."""
-    with _seen_by_none():
-        for place, value in changed.items():
-            given[place].copy_(value)
-    if state is not None:
-        torch.default_generator.set_state(state)
-    for mode, told in zip(modes, found, strict=True):
-        mode.told(told)
-
-
-@contextlib.contextmanager
-def _seen_by_none() -> Iterator[None]:
-    """Inside, no mode sees what is done, in whichever grad mode the caller is."""
-    with _disable_current_modes(), torch._C.DisableTorchFunction():  # noqa: SLF001 - as in torch's own documentation
-        yield

@@ -66,6 +66,13 @@ class Distant(torch.Tensor):
         weakref.finalize(made, ranks.forget, rank, lie.number).atexit = False
         return made
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Distant:
+        with torch.no_grad():
+            made: Distant = self.clone()  # type: ignore[assignment]
+        made._is_param = getattr(self, "_is_param", False)
+        memo[id(self)] = made.requires_grad_(self.requires_grad)
+        return made
+
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         del tensor_contents
         return f"Distant({list(self.shape)}, {self.dtype}, at rank {self.lies[0]})"

@@ -60,8 +60,8 @@ class Graph:
         """How often each leaf is used."""
         return [len(uses) for uses in self._uses]
 
-    def pull(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """The gradients of the leaves, one for each use in the order of the engine, behind those for another leaf before it.
+    def pull(self, gradients: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
+        """The gradients of each leaf, one for each use in the order of the engine.
 
         A graph is pulled once.
         """
@@ -80,7 +80,7 @@ class Graph:
             for hook in hooks:
                 hook.remove()
         rest = [len(uses) - len(found) for uses, found in zip(self._uses, met, strict=True)]
-        return [one for found, more in zip(met, rest, strict=True) for one in (*found, *[None] * more)]
+        return [[*found, *[None] * more] for found, more in zip(met, rest, strict=True)]
 
 
 def _note(met: list[Tensor], gradient: Tensor | None) -> None:

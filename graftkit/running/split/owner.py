@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
 from graftkit.checkpoint.visible import wait_for_files
 from graftkit.errors import GraftkitError, StorageFault
 from graftkit.running.forward import release
 from graftkit.running.paging.origin import READ
 from graftkit.running.split.distant import Known, Lie, LyingHere, replaced
+from graftkit.running.split.dual import pushed
 from graftkit.running.split.graph import Graph
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.parcels import Shelf, pack, raw_of, tensors_in, unpack
-from graftkit.running.split.parts import Part, load_part
+from graftkit.running.split.parts import Part, Refused, load_part
 from graftkit.running.split.state import Setting, settle
 from graftkit.running.split.surroundings import Surroundings, surrounded
 from graftkit.running.split.watching import Call, Watched, calls_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from graftkit.running.split.line import Line
 
 #: What rank 0 asks for.
 HOST, LOAD, RUN, FIGURES, END = "host", "load", "run", "figures", "end"
-PARAMETER, PULL, COMPUTE, FETCH, RELEASE = "parameter", "pull", "compute", "fetch", "release"
+PARAMETER, PUSH, PULL, COMPUTE, FETCH, RELEASE = "parameter", "push", "pull", "compute", "fetch", "release"
+PARAMETERS = "parameters"
+
+
+class Given(NamedTuple):
+    """A parameter that a block is to be run with: the module in it, the key there, what lies under the ``number``, or a pair of them.
+
+    ``graded`` says whether a gradient is asked of it.
+    """
+
+    module: str
+    key: str
+    number: Any
+    graded: bool
 
 
 def own_blocks(line: Line) -> None:
@@ -70,8 +86,10 @@ class BlockOwner:
             FIGURES: lambda: READ.nbytes - self._before,
             PARAMETER: self._parameter,
             COMPUTE: self._compute,
+            PARAMETERS: self._parameters,
             PULL: self._pull,
-            FETCH: self._lying.__getitem__,
+            PUSH: self._push,
+            FETCH: lambda number: self._lying[number].detach(),
             RELEASE: self._release,
         }
         answer, _ = pack(answers[what](*about), self._shelf, owner=True)
@@ -110,14 +128,55 @@ class BlockOwner:
     def _parameter(self, number: int, path: str, key: str) -> Lie:
         return self._lying.tell(self._block(number, path)._parameters[key])  # type: ignore[arg-type]  # noqa: SLF001 - it may be paged in
 
+    def _parameters(self, number: int) -> dict[str, dict[str, tuple[Lie, bool]]]:
+        """What is to be trained of a model here, by module and key, and whether it is."""
+        part = self._parts[number]
+        return {
+            name: {
+                key: (self._lying.tell(value), value.requires_grad)
+                for key, value in module._parameters.items()  # noqa: SLF001 - without what several share left out
+                if value is not None
+            }
+            for name, module in part.loaded.model.named_modules()
+            if not isinstance(module._parameters, Refused)  # noqa: SLF001
+        }
+
     def _pull(self, number: int, gradients: Sequence[Tensor | None]) -> tuple[str, Any]:
         """``("found", the gradients)`` of what a block was given, from those of what it gave; or what was raised."""
         try:
-            return "found", self._lying[number].pull(gradients)
+            graph, given = self._lying[number]
+            found = graph.pull(gradients)
+            stay = [[one if one is None else self._lying.tell(one) for one in each] for each in found[given:]]
+            return "found", [one for each in (*found[:given], *stay) for one in each]
         except (GraftkitError, OSError):
             raise
         except Exception as error:  # noqa: BLE001 - rank 0 says so
             return "raised", _sendable(error)
+
+    def _push(
+        self, number: int, path: str, args: Any, kwargs: Any, settings: list[Setting], surroundings: Surroundings, state: Tensor,
+        parameters: Sequence[Given], watched: Sequence[Watched],
+    ) -> tuple[str, Any]:  # fmt: skip
+        """``("found", what a block gives with its tangents, and the calls of watched modules)``; or what was raised."""
+        block = self._block(number, path)
+        settle(block, settings)
+
+        def run(given: tuple[Any, Any, Any]) -> Any:
+            args, kwargs, held = given
+            with put_into(block, parameters, held), calls_of(block, watched, copies=False) as kept:
+                return block.forward(*args, **kwargs), [tuple(call) for call in kept.calls]
+
+        held = [replaced(one.number, int, self._lying.__getitem__) for one in parameters]
+        try:
+            with torch.random.fork_rng(devices=[]), surrounded(block, surroundings):
+                torch.default_generator.set_state(state)
+                return "found", pushed(run, (args, kwargs, held))
+        except (GraftkitError, OSError):
+            raise
+        except Exception as error:  # noqa: BLE001 - rank 0 says so
+            return "raised", _sendable(error)
+        except CannotSplit as error:
+            return "cannot", str(error)
 
     def _unpacked(self, message: bytes) -> tuple[Any, list[Tensor]]:
         """What rank 0 says, and the tensors in it; those that belong to a graph there are leaves of one here."""
@@ -152,21 +211,24 @@ class BlockOwner:
         path: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        watched: Sequence[Watched],
         settings: list[Setting],
         surroundings: Surroundings,
         state: Tensor,
+        parameters: Sequence[Given],
+        watched: Sequence[Watched],
         *,
         given: list[Tensor],
     ) -> bytes:
-        """Run one block; ``watched`` are the modules in it whose calls rank 0 wants to see too."""
+        """Run one block, with other ``parameters`` if there are any; calls of ``watched`` modules in it are told, too."""
         block = self._block(number, path)
         settle(block, settings)
+        leaves = {one.number: nn.Parameter(self._lying[one.number].detach(), one.graded) for one in parameters}
         before = [raw_of(tensor.detach()).clone() for tensor in given]
         try:
             for copies in (False, True):
                 with (
                     torch.random.fork_rng(devices=[]),
+                    put_into(block, parameters, [leaves[one.number] for one in parameters]),
                     surrounded(block, surroundings) as told,
                     calls_of(block, watched, copies=copies) as kept,
                 ):
@@ -180,7 +242,8 @@ class BlockOwner:
             changed = {n: tensor.clone() for n, tensor in enumerate(now) if not raw_of(tensor).equal(before[n])}
             calls = self._shown(kept.calls, watched, tensors_in((output, args, kwargs)))
             found = ("ran", output, args, kwargs, calls, None if after.equal(state) else after, changed, told())
-            answer, _ = pack(found, self._shelf, given, owner=True, graph=self._graph(surroundings, found, given))
+            graph = self._graph(surroundings, found, given, [one for one in leaves.values() if one.requires_grad])
+            answer, _ = pack(found, self._shelf, given, owner=True, graph=graph)
         except (GraftkitError, OSError):  # the disk's or the system's, and this rank says so
             raise
         except Exception as error:  # noqa: BLE001 - whatever a forward raises is raised again where the model is run
@@ -190,14 +253,17 @@ class BlockOwner:
         self._shelf.trim()
         return answer
 
-    def _graph(self, surroundings: Surroundings, found: Any, given: Sequence[Tensor]) -> tuple[Any, ...] | None:
-        """The number of the graph that was made, if one is, and how often each tensor that was given to it is used."""
+    def _graph(
+        self, surroundings: Surroundings, found: Any, given: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> tuple[Any, ...] | None:
+        """The number of the graph that was made, if one is, and how often it uses each tensor that it was given, and each parameter."""
         if not surroundings.graph:
             return None
         before = {id(tensor) for tensor in given}
         gave = [tensor for tensor in tensors_in(found) if tensor.requires_grad and id(tensor) not in before]
-        graph = Graph([tensor for tensor in given if tensor.requires_grad], gave)
-        return self._lying.keep(graph), graph.uses
+        leaves = [tensor for tensor in given if tensor.requires_grad]
+        graph = Graph([*leaves, *parameters], gave)
+        return self._lying.keep((graph, len(leaves))), graph.uses
 
     def _shown(self, calls: Sequence[Call], watched: Sequence[Watched], sent: Sequence[Tensor]) -> list[Call]:
         """The calls as rank 0 is told of them: what goes there anyhow goes, and what need not stays here."""
@@ -211,6 +277,23 @@ class BlockOwner:
             call._replace(output=replaced(call.output, torch.Tensor, shown)) if call.name in stay else call
             for call in calls
         ]
+
+
+@contextlib.contextmanager
+def put_into(block: nn.Module, parameters: Sequence[Given], tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let a block have these tensors as its parameters inside."""
+    places: list[tuple[dict[str, Any], str]] = [
+        (block.get_submodule(one.module)._parameters, one.key)  # noqa: SLF001 - where modules look
+        for one in parameters
+    ]
+    before = [held[key] for held, key in places]
+    for (held, key), tensor in zip(places, tensors, strict=True):
+        held[key] = tensor
+    try:
+        yield
+    finally:
+        for (held, key), tensor in zip(places, before, strict=True):
+            held[key] = tensor
 
 
 def operator_of(name: str) -> Callable[..., Any]:

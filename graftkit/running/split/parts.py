@@ -11,7 +11,7 @@ import torch
 
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, load
-from graftkit.running.paging.skeleton import hold
+from graftkit.running.paging.skeleton import hold, join_tables
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES
 from graftkit.running.split.interrupts import CannotSplit
 
@@ -31,15 +31,16 @@ class Part:
 
 def load_part(
     directory: Path, rank: int, count: int, *, sharers: int, paged: bool | None = None, dtype: str | None = None,
-    near: Mapping[str, int] | None = None,
+    near: Mapping[str, int] | None = None, whole_tables: bool = False, trained: bool = False,
 ) -> Part:  # fmt: skip
     """Load the part of ``rank`` among ``count``: its run of blocks, and for rank 0 also all that stands outside of blocks.
 
     It is read at once and held in memory, or ``paged`` in; None lets the memory decide that is free for each of the ``sharers``,
     the ranks on this machine. ``near`` are ranks of blocks by name, which a block that is not among them follows.
+    See :meth:`~graftkit.running.split.crew.Crew.load` on ``whole_tables``, and on one that is to be ``trained``.
 
     Raises:
-        CannotSplit: the model has no blocks.
+        CannotSplit: the model has no blocks, or is to be trained and does not fit into memory, or not block by block.
         GraftkitError: see :func:`~graftkit.running.forward.load`.
     """
     loaded = load(directory, paged=True, dtype=dtype)
@@ -49,12 +50,20 @@ def load_part(
     )
     mine = list(_modules_of(loaded.model, owners, rank))
     if paged is None:
-        nbytes = sum(value.nbytes for value in {id(p): p for m in mine for p in _placeholders(m)}.values())
+        held = {id(p): p for m in mine for p in _placeholders(m)}.values()
+        nbytes = sum(4 * value.numel() if trained else value.nbytes for value in held)
         paged = nbytes + KEPT_BYTES + LOGIT_BYTES > memory.available() / sharers
+    if trained:
+        refuse_to_train(loaded.model, owners, paged=paged)
+    flags = {(id(m), key): is_trained(value) for m in mine for key, value in m._parameters.items()}  # noqa: SLF001
     _refuse_all_but(loaded.model, mine)
     if not paged:
         hold(mine, loaded.pager)
         loaded = replace(loaded, pager=None)
+        if whole_tables or trained:
+            join_tables(loaded.model)
+    if trained:
+        _let_train(loaded.model, mine, flags)
     return Part(loaded, owners, paged)
 
 
@@ -114,6 +123,46 @@ def _modules_of(model: PreTrainedModel, owners: Mapping[str, int], rank: int) ->
     """Every module that this rank may read, also those inside of others."""
     inside = {id(inner): owner for name, owner in owners.items() for inner in model.get_submodule(name).modules()}
     yield from (module for module in model.modules() if inside.get(id(module), 0) == rank)
+
+
+def refuse_to_train(model: nn.Module, owners: Mapping[str, int], *, paged: bool) -> None:
+    """Refuse a model of which a rank cannot train its blocks by itself.
+
+    Raises:
+        CannotSplit: that is so.
+    """
+    if paged:
+        raise CannotSplit("its parameters do not fit into the memory of the ranks in float32")
+    inside = {id(inner): owner for name, owner in owners.items() for inner in model.get_submodule(name).modules()}
+    ranks: dict[int, set[int]] = {}
+    for module in model.modules():
+        for value in _placeholders(module):
+            ranks.setdefault(id(value), set()).add(inside.get(id(module), 0))
+    if any(len(found) > 1 for found in ranks.values()):
+        raise CannotSplit("a parameter belongs to modules of several ranks")
+
+
+def is_trained(placeholder: Any) -> bool:
+    """Whether the class trains a parameter that is not here yet."""
+    return bool(getattr(placeholder, "is_trained", getattr(placeholder, "requires_grad", False)))
+
+
+def _let_train(model: nn.Module, mine: Iterable[nn.Module], flags: Mapping[tuple[int, str], bool]) -> None:
+    """Let these modules have parameters in float32 that are trained where the class trains them, and buffers in float32 everywhere."""
+    made: dict[int, tuple[Any, torch.nn.Parameter]] = {}
+    for module in mine:
+        held = dict(module._parameters.items())  # noqa: SLF001 - as for paging
+        for key in held:
+            value = module._parameters[key]  # noqa: SLF001 - which reads it
+            if value is not None:
+                wide = value.detach().float() if value.is_floating_point() else value.detach()
+                parameter = torch.nn.Parameter(wide, requires_grad=flags[id(module), key])
+                held[key] = made.setdefault(id(value), (value, parameter))[1]
+        module._parameters = held  # noqa: SLF001
+    for module in model.modules():
+        for key, buffer in module._buffers.items():  # noqa: SLF001
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[key] = buffer.float()  # noqa: SLF001
 
 
 class Refused(dict[str, Any]):

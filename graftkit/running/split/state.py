@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.parcels import raw_of
+from graftkit.running.split.parts import Refused
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,43 +27,42 @@ class Setting(NamedTuple):
 
 
 def structure_of(block: nn.Module) -> tuple[Hashable, ...]:
-    """The modules of a block, what they hold as parameters, and digests of their buffers."""
+    """The modules of a block, what they hold for parameters that are not to be set here, and digests of their buffers."""
     return tuple(_parts(block))
 
 
 def _parts(block: nn.Module) -> Iterator[Hashable]:
     for name, module in block.named_modules():
         held = module._parameters  # noqa: SLF001 - what it holds, without reading it
-        yield name, type(module), type(held), *((key, id(value)) for key, value in held.items())
+        yield name, type(module), type(held)
+        yield from ((key, id(value) if isinstance(held, Refused) else None) for key, value in held.items())
         for key, value in module._buffers.items():  # noqa: SLF001 - also those that are None
             yield key, None if value is None else hashlib.sha256(raw_of(value).numpy().data).digest()
 
 
 class Settings:
-    """The plain attributes of the modules of a model, and of their configs, as the owners of its blocks know them."""
+    """The plain attributes of the modules of a model, and of their configs, as the owner of blocks of it knows them."""
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[object, dict[str, object]]] = {}
+        self._known: dict[tuple[str, str, bool], dict[str, object]] = {}
+        self._of_holder: dict[int, dict[str, object]] = {}
 
-    def learn(self, block: nn.Module) -> None:
-        """Take up those of a block that its owner has just loaded."""
-        for _, _, holder in _holders(block):
-            self._known.setdefault(id(holder), (holder, _scalars(holder)))
+    def learn(self, path: str, block: nn.Module) -> None:
+        """Take up those of the block ``path`` that its owner has just loaded; what several blocks share, their owner shares too."""
+        for name, of_config, holder in _holders(block):
+            self._known[path, name, of_config] = self._of_holder.setdefault(id(holder), _scalars(holder))
 
-    def changes(self, block: nn.Module) -> list[Setting]:
-        """What its owner is to be told; from now on it knows.
+    def changes(self, path: str, block: nn.Module) -> list[Setting]:
+        """What its owner is to be told of the block ``path``, or of a copy of it; from now on it knows.
 
         Raises:
-            CannotSplit: an attribute is gone, or a module has another config.
+            CannotSplit: an attribute is gone, or a module has a config that had none.
         """
         found = []
         for name, of_config, holder in _holders(block):
-            if id(holder) not in self._known:
-                raise CannotSplit(f"the model changes the config of {type(block).__name__} before it runs it")
-            known, now = self._known[id(holder)][1], _scalars(holder)
-            if not known.keys() <= now.keys():
-                gone = min(known.keys() - now.keys())
-                raise CannotSplit(f"the model takes {gone} of {type(block).__name__} away before it runs it")
+            known, now = self._known.get((path, name, of_config), {}), _scalars(holder)
+            if not known or not known.keys() <= now.keys():
+                raise CannotSplit(f"the model takes attributes of {path} away before it runs it, or another config")
             found += [
                 Setting(name, of_config, key, value)
                 for key, value in now.items()

@@ -12,6 +12,8 @@ from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.place import Place
 from graftkit.running.probes import in_result
 from graftkit.running.reference import timed
+from graftkit.running.split.interrupts import CannotSplit
+from graftkit.running.split.together import together
 from graftkit.verification.first_step.adapter import adapter_first_step
 from graftkit.verification.first_step.noise import GradientGap, OldGradients, null_gradients
 from graftkit.verification.first_step.reach import New
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from graftkit.running.split.crew import Crew
     from graftkit.verification.subject import Progress
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
@@ -36,22 +39,35 @@ OTHER_SOURCE = "the source alone is not what the result is compared with"
 def compare_first_step(
     source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
     scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> FirstStepReport:  # fmt: skip
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
 
     The old gradients are those of the loss over old inputs and, of a language model, the old ids alone, where everything is
-    promised. With an ``adapter`` the base is frozen, and the step is that of the adapter.
+    promised. With an ``adapter`` the base is frozen, and the step is that of the adapter. A ``crew`` runs and trains both, each of its
+    ranks a run of blocks, whose parameters and gradients stay there; where it cannot, this process does so alone.
 
     Raises:
         VerificationFailed: the result does not load, or its forward cannot be differentiated.
     """
     del device
+    return together(
+        crew, "first_step", lambda crew: _compare(source, result, correspondence, seed, scope, adapter, progress, crew)
+    )
+
+
+def _compare(
+    source: Place, result: Place, correspondence: Correspondence, seed: int, scope: Scope, adapter: AdapterPlace | None,
+    progress: Progress | None, crew: Crew | None,
+) -> FirstStepReport:  # fmt: skip
     seconds: dict[str, float] = {}
+    if adapter is not None and crew is not None:
+        raise CannotSplit("an adapter is trained")
     if adapter is not None:
         return adapter_first_step(result, adapter, correspondence, seed, scope, lambda share: _tell(progress, share))
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
-            old = load(source).model.float()
+            old = load(source).model.float() if crew is None else crew.load(source, trained=True).model
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
             ties = shared_names(old)
             drawn = correspondence.drawn_ids
@@ -61,7 +77,7 @@ def compare_first_step(
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            model = load(result).model.float()
+            model = load(result).model.float() if crew is None else _load_near(result, correspondence, crew)
             _scale(model, unscaled, correspondence)
             new = Training.of_result(model, in_result(texts, correspondence), correspondence)
             groups = united(ties, shared_names(new.model), correspondence)
@@ -76,6 +92,11 @@ def compare_first_step(
     broken = f"the source's own gradient of {few(before.broken())} is not finite" if before and before.broken() else ""
     gap = None if broken else gap
     return new.report(gap, broken or why, moves, steps, why, seconds, tuple(_failures(gap, moves, correspondence)))
+
+
+def _load_near(result: Place, correspondence: Correspondence, crew: Crew) -> PreTrainedModel:
+    """Corresponding blocks lie with one rank, so that their gradients are compared there."""
+    return crew.load(result, beside=correspondence.module_in_result, stays=False, trained=True).model
 
 
 def why_not(scope: Scope) -> str:

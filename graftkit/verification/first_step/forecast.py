@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.capabilities import takes
 from graftkit.running.inputs import feed
+from graftkit.running.split.together import there
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +56,11 @@ class StepFigure:
 
 def direction(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """AdamW's first step over the learning rate; only the decay where a parameter has a gradient of zero."""
-    return {
-        name: -gradient / (gradient.abs() + EPSILON) - WEIGHT_DECAY * parameters[name].detach()
-        for name, gradient in gradients.items()
-    }
+    return {name: there(_direction, gradient, parameters[name].detach()) for name, gradient in gradients.items()}
+
+
+def _direction(gradient: Tensor, values: Tensor) -> Tensor:
+    return -gradient / (gradient.abs() + EPSILON) - WEIGHT_DECAY * values
 
 
 def old_outputs(
@@ -117,7 +119,8 @@ def forecast(
         floor = measure(before, run(_neighbours(parameters)).double())
         for rate in LEARNING_RATES:
             stepped = {
-                name: value + rate * along[name] if name in along else value for name, value in parameters.items()
+                name: there(_stepped, value, along[name], rate) if name in along else value
+                for name, value in parameters.items()
             }
             measured = measure(before, run(stepped).double())
             yield StepFigure(rate, unit * rate ** (2 if distributions else 1), measured, floor)
@@ -153,9 +156,19 @@ def _neighbours(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in parameters.items():
         up = torch.randint(2, value.shape, generator=generator, dtype=torch.int8).bool().to(value.device)
-        ends = torch.full_like(value, math.inf)
-        found[name] = torch.nextafter(value, torch.where(up, ends, -ends)) if value.is_floating_point() else value
+        found[name] = there(_neighbour, value, up) if value.is_floating_point() else value
     return found
+
+
+def _neighbour(value: Tensor, up: Tensor) -> Tensor:
+    import torch
+
+    ends = torch.full_like(value, math.inf)
+    return torch.nextafter(value, torch.where(up, ends, -ends))
+
+
+def _stepped(value: Tensor, along: Tensor, rate: float) -> Tensor:
+    return value + rate * along
 
 
 def ceiling(figures: Sequence[StepFigure]) -> float | None:
