@@ -69,6 +69,13 @@ def make_donor(folder: Path, tokens: int, steps: int) -> None:
     model = train(encode(tokenizer, training), steps, 16)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    name_class(folder / "tokenizer_config.json")
+
+
+def name_class(path: Path) -> None:
+    """Let tokenizer_config.json name a class whose mark of a word's beginning mergekit knows; without it mergekit looks for ``Ġ``."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "tokenizer_class": "LlamaTokenizerFast"}, indent=2) + "\n", encoding="utf-8")
 
 
 def bits(model: Any, tokenizer: LoadedTokenizer, pieces: list[str]) -> float:

@@ -1,6 +1,7 @@
 """The benchmarks of transplant_tokenizer: what they measure moves with the model, and goes between the marks of docs/tokens.md."""
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 
@@ -36,6 +37,10 @@ def cells(line):
 def test_bits_per_byte_of_what_was_written(tmp_path):
     bench = load_script("bench_transplant")
     bench.make_donor(tmp_path / "donor", 600, 1)
+    config = json.loads((tmp_path / "donor/tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "LlamaTokenizerFast", (
+        "without it mergekit takes no word of the donor for one of the base"
+    )
     (tmp_path / "place").mkdir()
     about, _, head, _, *rows = bench.report(tmp_path / "donor", tmp_path / "place", options())
     assert "5,147 bytes" in about
