@@ -1,6 +1,7 @@
 """The benchmarks of transplant_tokenizer: what they measure moves with the model, and goes between the marks of docs/tokens.md."""
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 
@@ -23,7 +24,9 @@ def sentences():
 
 
 def options(**others):
-    return argparse.Namespace(mergekit=None, donor_steps=1, steps=1, trained=1, only="graftkit (fvt|mean)$", **others)
+    return argparse.Namespace(
+        mergekit=None, donor_steps=1, steps=1, trained=1, only="graftkit (fvt|mean)$", **{"done": None, **others}
+    )
 
 
 def cells(line):
@@ -34,6 +37,10 @@ def cells(line):
 def test_bits_per_byte_of_what_was_written(tmp_path):
     bench = load_script("bench_transplant")
     bench.make_donor(tmp_path / "donor", 600, 1)
+    config = json.loads((tmp_path / "donor/tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "LlamaTokenizerFast", (
+        "without it mergekit takes no word of the donor for one of the base"
+    )
     (tmp_path / "place").mkdir()
     about, _, head, _, *rows = bench.report(tmp_path / "donor", tmp_path / "place", options())
     assert "5,147 bytes" in about
@@ -44,6 +51,25 @@ def test_bits_per_byte_of_what_was_written(tmp_path):
     assert 2 < float(first[1]) < float(second[1]) < 8
     assert float(first[2]) != float(first[1])
     assert second[2] == ""
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    bench = load_script("bench_transplant")
+    bench.make_donor(tmp_path / "donor", 600, 1)
+    given = options(done=tmp_path / "done.jsonl")
+    places = [tmp_path / name for name in ("one", "two", "three")]
+    for place in places:
+        place.mkdir()
+    lines = bench.report(tmp_path / "donor", places[0], given)
+    noted = given.done.read_text().splitlines()
+    assert len(noted) == 3, "two methods, and the better one once more after its training"
+    assert bench.report(tmp_path / "donor", places[1], given) == lines
+    assert not any(path.is_dir() for path in places[1].iterdir())
+    given.done.write_text("".join(f"{line}\n" for line in noted[:-1]))
+    assert bench.report(tmp_path / "donor", places[2], given) == lines
+    assert sorted(path.name for path in places[2].iterdir() if path.is_dir()) == ["ours fvt"]
+    assert given.done.read_text().splitlines() == noted
 
 
 def test_a_method_that_ends_with_an_error_is_named_with_it(methods, tmp_path):

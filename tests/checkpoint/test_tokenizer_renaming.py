@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.renamed import NAMES
+from support.renamed import WITH_WORDS
 from support.tokenizer_sources import bpe, bpe_legacy, llama, wordlevel, wordpiece, write
 
 from graftkit.checkpoint.tokenizer import Renaming, read_tokenizer, rename_tokens
@@ -20,7 +20,7 @@ def renamed(documents, names, special=None):
 
 
 #: Made once: the trainers of Unigram and WordPiece make another vocabulary each time.
-DOCUMENTS = {make: make() for make in NAMES}
+DOCUMENTS = {make: make() for make in WITH_WORDS}
 
 
 def strings(value):
@@ -32,9 +32,9 @@ def strings(value):
     yield from value if isinstance(value, dict) else ()
 
 
-@pytest.mark.parametrize("make", NAMES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", WITH_WORDS, ids=lambda make: make.__name__)
 def test_no_file_names_the_old_token_and_every_id_stays(make):
-    documents, names = DOCUMENTS[make], NAMES[make]
+    documents, names = DOCUMENTS[make], WITH_WORDS[make]
     untouched = json.dumps(documents)
     before, result = read_tokenizer(documents), renamed(documents, names)
     after = read_tokenizer(result)
@@ -46,11 +46,11 @@ def test_no_file_names_the_old_token_and_every_id_stays(make):
     assert json.dumps(documents) == untouched
 
 
-@pytest.mark.parametrize("make", NAMES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", WITH_WORDS, ids=lambda make: make.__name__)
 def test_transformers_loads_the_old_ids_under_the_new_names(make, tmp_path):
     from transformers import AutoTokenizer
 
-    documents, names = DOCUMENTS[make], NAMES[make]
+    documents, names = DOCUMENTS[make], WITH_WORDS[make]
     before, after = (
         AutoTokenizer.from_pretrained(write(each, tmp_path / place))
         for place, each in (("before", documents), ("after", renamed(documents, names)))
@@ -65,12 +65,12 @@ def test_transformers_loads_the_old_ids_under_the_new_names(make, tmp_path):
         assert was == now
 
 
-@pytest.mark.parametrize("make", NAMES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", WITH_WORDS, ids=lambda make: make.__name__)
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(parts=st.lists(st.text(max_size=12), min_size=1, max_size=4))
 def test_any_text_reads_as_before(make, parts):
     """Without a renamed token to the same ids; and with one under its new name to those that it had under the old."""
-    (before, after), names = TOKENIZERS[make], NAMES[make]
+    (before, after), names = TOKENIZERS[make], WITH_WORDS[make]
     if any(name in part for part in parts for name in (*names, *names.values())):
         return
     assert before.encode(" ".join(parts)) == after.encode(" ".join(parts))
@@ -80,7 +80,7 @@ def test_any_text_reads_as_before(make, parts):
 
 TOKENIZERS = {
     make: tuple(map(read_tokenizer, (DOCUMENTS[make], renamed(DOCUMENTS[make], names))))
-    for make, names in NAMES.items()
+    for make, names in WITH_WORDS.items()
 }
 
 

@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from support.donors import write_donor
 from support.recipes import applied
-from support.renamed import NAMES, checkpoint
-from support.tokenizer_sources import TEXT, bpe, llama, unigram, wordpiece
+from support.renamed import WITH_WORDS, checkpoint
+from support.tokenizer_sources import TEXT, bpe, llama, unigram, wordlevel, wordpiece
 from transformers import AutoTokenizer
 
 from graftkit.architecture.index_map import IndexMap
 
 #: Each kind as the base, with a donor that has a token for each role which the base names.
-DONORS = {bpe: "byte_level", llama: "wordpiece", wordpiece: "unigram", unigram: "sentencepiece"}
+DONORS = {
+    bpe: "byte_level", llama: "wordpiece", wordpiece: "unigram", unigram: "sentencepiece", wordlevel: "wordpiece",
+}  # fmt: skip
 KINDS = pytest.mark.parametrize("make", DONORS, ids=lambda make: make.__name__)
 
 WORDS = ("quokka", "zebrafish", "Łódź", "雪")
@@ -50,7 +52,7 @@ def fields_of(operation, make, place):
         (place / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
         return {"tokens": {"file": str(place / "words.txt")}}
     if operation == "reinit_rows":
-        return {"tokens": [next(iter(NAMES[make]))], "init": "mean"}
+        return {"tokens": [next(iter(WITH_WORDS[make]))], "init": "mean"}
     return {"donor": str(write_donor(DONORS[make], place / "donor", tokens=600, topics=20)), "init": "fvt"}
 
 
@@ -83,7 +85,7 @@ def test_words_of_a_file_are_single_tokens_behind_the_old_ones(make, written):
 def test_one_row_of_each_table_is_new(make, written):
     base, output, report = written("reinit_rows", make)
     assert passed(report)
-    chosen = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(next(iter(NAMES[make])))
+    chosen = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(next(iter(WITH_WORDS[make])))
     before, after = (load_file(folder / "model.safetensors")[INPUT] for folder in (base, output))
     assert (before != after).any(1).nonzero().flatten().tolist() == [chosen]
 
@@ -100,7 +102,7 @@ def test_tokens_that_a_donor_shares_keep_their_rows(make, written):
     assert after[[*found.places]].equal(before[[*found.kept]])
     special = {*old.all_special_ids}
     shared = [pair for pair in zip(found.kept, found.places, strict=True) if pair[0] not in special]
-    assert len(shared) > 30
+    assert len(shared) > (15 if make is wordlevel else 30)  # it has 53 words, and 19 of them are tokens of the donor
     for mine, theirs in shared:
         assert continuing(old, mine) == continuing(new, theirs)
 

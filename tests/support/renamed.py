@@ -3,7 +3,7 @@
 import json
 
 from support.families import build
-from support.tokenizer_sources import bpe, bpe_legacy, llama, unigram, wordpiece, write
+from support.tokenizer_sources import bpe, bpe_legacy, llama, unigram, wordlevel, wordpiece, write
 
 #: Of byte-level BPE in both layouts, WordPiece, Unigram and SentencePiece-BPE: a further token and one that ends a text.
 NAMES = {
@@ -13,6 +13,9 @@ NAMES = {
     unigram: {"<extra_id_0>": "<|tool_call|>", "</s>": "<|im_end|>"},
     llama: {"<s>": "<|begin|>", "</s>": "<|im_end|>"},
 }
+
+#: And of whole words, whose only files are tokenizer.json and its config.
+WITH_WORDS = {**NAMES, wordlevel: {"<unk>": "<|unknown|>", "<eos>": "<|im_end|>"}}
 
 
 def checkpoint(make, folder):
