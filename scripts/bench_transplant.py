@@ -27,7 +27,7 @@ from sweep_done import add_done, note_done, read_done
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from train_demo_model import CONTEXT, encode, texts, train
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transplant_methods import Transplanted, failed, transplant, write_between
+from transplant_methods import Transplanted, failed, not_measured, transplant, write_between
 
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.scored_texts import score_texts, split_texts
@@ -168,7 +168,7 @@ def report(donor: Path, place: Path, options: argparse.Namespace) -> list[str]:
     for one in (found[one.name] for one in ordered):
         later = "" if one.after is None else f"{one.after:.3f}"
         lines.append(f"| {one.name} | {one.first:.3f} | {later} | {one.seconds:.1f} | {one.peak} |")
-    return [*lines, "", *failed({one.name: one.error for one in found.values()})]
+    return [*lines, "", *failed({one.name: one.error for one in found.values()}), *not_measured(found)]
 
 
 def _load(folder: Path) -> Any:

@@ -17,6 +17,7 @@ import random
 import re
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sweep_done import add_done, note_done, read_done
 from tokenizers import BertWordPieceTokenizer
 from train_demo_model import texts
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizerFast
-from transplant_methods import failed, transplant, write_between
+from transplant_methods import failed, not_measured, transplant, write_between
 
 MARKS = "<!-- transplant_tokenizer: sentences -->", "<!-- transplant_tokenizer: end of sentences -->"
 
@@ -209,10 +210,16 @@ def report(model: Path, donor: Path, place: Path, options: argparse.Namespace) -
         found[one.name] = measured
         note_done(options.done, measured)
         print(measured.name, measured.error or measured.cells, flush=True)
-    lines = [about, "", "| | pairs found | rank correlation | CPU s | MB |", "|---|---|---|---|---|"]
-    worked = sorted((one for one in found.values() if not one.error), key=lambda one: -one.rank_correlation)
+    return [about, "", *table(list(found.values()))]
+
+
+def table(found: Collection[Measured]) -> list[str]:
+    """The methods in the order of their rank correlations, then what ended with an error, then what is left."""
+    lines = ["| | pairs found | rank correlation | CPU s | MB |", "|---|---|---|---|---|"]
+    worked = sorted((one for one in found if not one.error), key=lambda one: -one.rank_correlation)
     lines += [f"| {one.name} | {one.cells} |" for one in worked]
-    return [*lines, "", *failed({one.name: one.error for one in found.values()})]
+    errors = {one.name: one.error for one in found}
+    return [*lines, "", *failed(errors), *not_measured(errors)]
 
 
 if __name__ == "__main__":

@@ -127,6 +127,13 @@ def failed(errors: Mapping[str, str]) -> list[str]:
     ]
 
 
+def not_measured(found: Collection[str]) -> list[str]:
+    """A line that names the methods which are not in ``found``, where there are any."""
+    every = [named("graftkit", name) for name in OURS] + [named("mergekit", name) for name in THEIRS]
+    left = [name for name in every if name not in found]
+    return ["", f"Not measured yet: {', '.join(left)}."] if left else []
+
+
 def write_between(marks: tuple[str, str], lines: Sequence[str]) -> None:
     """Put the lines between the two marks of docs/tokens.md."""
     page = PAGE.read_text(encoding="utf-8")
