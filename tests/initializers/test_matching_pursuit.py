@@ -9,11 +9,11 @@ from graftkit.initializers.matching_pursuit import matching_pursuit
 
 def plainly(vector, atoms, k):
     """As the algorithm is written down: one vector, least squares from scratch at each step."""
-    norms, rest, chosen = atoms.norm(dim=1), vector, []
+    rest, chosen = vector, []
     for _ in range(k):
-        angles = (atoms @ rest).abs() / norms
-        angles[chosen] = -1
-        chosen.append(int(angles.argmax()))
+        products = (atoms @ rest).abs()
+        products[chosen] = -1
+        chosen.append(int(products.argmax()))
         coefficients = torch.linalg.lstsq(atoms[chosen].T, vector[:, None]).solution[:, 0]
         rest = vector - atoms[chosen].T @ coefficients
     return chosen, coefficients, rest
@@ -86,20 +86,26 @@ def near_twins(count=60, width=32):
 def test_of_two_atoms_that_float32_cannot_tell_apart_it_is_that_of_float64():
     vectors, atoms = near_twins()
     found = matching_pursuit(vectors, atoms, 1)
-    cosines = (vectors @ atoms.T).abs() / atoms.norm(dim=1)
-    assert found.atoms[:, 0].equal(cosines.argmax(1))
+    assert found.atoms[:, 0].equal((vectors @ atoms.T).abs().argmax(1))
+
+
+def test_of_two_atoms_in_one_direction_the_longer_is_taken():
+    atoms = drawn(30, 16)
+    both = torch.stack((atoms, 3 * atoms), 1).reshape(-1, 16)
+    found = matching_pursuit(drawn(9, 16, seed=1), both, 4)
+    assert (found.atoms[:, 0] % 2 == 1).all()
+    assert found.atoms.equal(2 * matching_pursuit(drawn(9, 16, seed=1), atoms, 4).atoms + 1)
 
 
 def test_it_is_the_second_look_that_tells_them_apart(monkeypatch):
     vectors, atoms = near_twins()
     monkeypatch.setattr(pursuit, "SINGLE_UNIT", -1.0)  # no two are near
-    cosines = (vectors @ atoms.T).abs() / atoms.norm(dim=1)
     found = matching_pursuit(vectors, atoms, 1)
-    assert not found.atoms[:, 0].equal(cosines.argmax(1))
+    assert not found.atoms[:, 0].equal((vectors @ atoms.T).abs().argmax(1))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_the_length_of_atoms_does_not_matter(scale):
+def test_the_unit_of_length_does_not_matter(scale):
     vectors, atoms = drawn(9, 24, seed=1), drawn(80, 24)
     plain, scaled = matching_pursuit(vectors, atoms, 6), matching_pursuit(vectors * scale, atoms * scale, 6)
     assert scaled.atoms.equal(plain.atoms)
