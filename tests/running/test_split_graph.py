@@ -83,7 +83,7 @@ def test_gradients_of_one_process_and_no_graph_is_kept(llama):
     assert whole.any()
     gc.collect()
     crew.figures()
-    assert all(not owner._lying._held for owner in crew._line.owners.values())
+    assert all(not owner._held._held for owner in crew._line.owners.values())
 
 
 def to_be_trained(place, crew=None):
@@ -94,7 +94,7 @@ def to_be_trained(place, crew=None):
 
 def held(crew, tensor):
     """The tensor itself, wherever it lies."""
-    return crew.fetch(tensor) if hasattr(tensor, "lies") else tensor
+    return crew.fetch(tensor) if hasattr(tensor, "location") else tensor
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "T5ForConditionalGeneration"])
@@ -105,7 +105,7 @@ def test_gradients_of_parameters_stay_and_are_those_of_one_process(name, tmp_pat
         models = to_be_trained(tmp_path), to_be_trained(tmp_path, crew)
         whole, split = (gradients(model, loss_of(model, batch(), frozenset())) for model in models)
     assert list(whole) == list(split)
-    assert sum(hasattr(gradient, "lies") for gradient in split.values()) > 5
+    assert sum(hasattr(gradient, "location") for gradient in split.values()) > 5
     assert all(gradient.equal(held(crew, split[name])) for name, gradient in whole.items())
 
 

@@ -140,4 +140,4 @@ def test_what_a_module_gave_is_seen_as_it_was_then(tmp_path, monkeypatch):
     for key, given in whole.items():
         for name, tensor in given.items():
             other = split[key][name]
-            assert tensor.equal(crew.fetch(other) if hasattr(other, "lies") else other), key
+            assert tensor.equal(crew.fetch(other) if hasattr(other, "location") else other), key

@@ -20,12 +20,12 @@ from graftkit.running.live.model import LiveModel
 from graftkit.running.paging.origin import READ, outside_modes
 from graftkit.running.paging.room import is_quantized
 from graftkit.running.place import Place, folder_of
-from graftkit.running.split.afar import Afar
-from graftkit.running.split.distant import Distant
 from graftkit.running.split.elsewhere import Elsewhere
 from graftkit.running.split.interrupts import CannotSplit
+from graftkit.running.split.other_ranks import OtherRanks
 from graftkit.running.split.owner import END, FIGURES, HOST, LOAD, PARAMETER, PARAMETERS, RELEASE
 from graftkit.running.split.parts import Refused, load_part
+from graftkit.running.split.remote_tensor import RemoteTensor
 from graftkit.running.split.state import Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from graftkit.running.split.line import Line
 
 
-class Crew(Afar):
+class Crew(OtherRanks):
     """The ranks that run models together, as rank 0 sees them, which makes one.
 
     ``wanted`` says whether parameters are read from the files as forwards ask for them; None lets the free memory of each rank decide.
@@ -62,7 +62,7 @@ class Crew(Afar):
         All models that were loaded before are let go, but with ``beside`` the last, if it ``stays``. That gives for a block of the last
         one the block here that lies best with the same rank, so that the two are compared there. With ``whole_tables`` large vocabulary
         tables in memory are multiplied at once, and the free memory decides whether parameters are in memory. One that is to be
-        ``trained`` is so, in float32, and has parameters everywhere, of which those of other ranks lie there.
+        ``trained`` is so, in float32, and has parameters everywhere, of which those of other ranks stay there.
 
         Raises:
             CannotSplit: it can only be run by one process.
@@ -154,12 +154,12 @@ class Crew(Afar):
             held, inner = module._parameters, f"{path}.{name}".rstrip(".")  # noqa: SLF001 - as for paging
             if isinstance(held, Refused):
 
-                def lying(key: str, inner: str = inner) -> Distant:
+                def stand_in(key: str, inner: str = inner) -> RemoteTensor:
                     with outside_modes():
-                        found: Distant = self.standing_for(rank, self.ask(rank, PARAMETER, number, inner, key))
+                        found: RemoteTensor = self.standing_for(rank, self.ask(rank, PARAMETER, number, inner, key))
                         return found
 
-                held.lying = lying
+                held.stand_in = stand_in
 
     def figures(self) -> dict[str, Any]:
         """What each rank read of weights, and what went to it and from it, in bytes."""

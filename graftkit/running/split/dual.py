@@ -12,8 +12,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from graftkit.running.split.distant import replaced
 from graftkit.running.split.interrupts import CannotSplit
+from graftkit.running.split.remote_tensor import replaced
 
 if TYPE_CHECKING:
     from torch import Tensor

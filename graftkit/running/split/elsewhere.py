@@ -12,12 +12,12 @@ import torch
 
 from graftkit.running.paging.origin import outside_modes
 from graftkit.running.split.adopting import adopt, with_adopted
-from graftkit.running.split.afar import cannot_differentiate
-from graftkit.running.split.distant import Distant, replaced
 from graftkit.running.split.dual import is_dual_level, outside, outside_transform, received, sent
 from graftkit.running.split.interrupts import CannotSplit
+from graftkit.running.split.other_ranks import cannot_differentiate
 from graftkit.running.split.owner import PUSH, RUN, Given
 from graftkit.running.split.parts import Refused
+from graftkit.running.split.remote_tensor import RemoteTensor, replaced
 from graftkit.running.split.state import structure_of
 from graftkit.running.split.surroundings import surroundings_at
 from graftkit.running.split.watching import Call, replay, watched_in
@@ -25,7 +25,7 @@ from graftkit.running.split.watching import Call, replay, watched_in
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from graftkit.running.split.afar import Afar
+    from graftkit.running.split.other_ranks import OtherRanks
     from graftkit.running.split.state import Settings
     from graftkit.running.split.surroundings import Surroundings
 
@@ -33,11 +33,13 @@ if TYPE_CHECKING:
 class Elsewhere:
     """Stands for the forward of ``block``, which is ``path`` in model ``number``, and which ``rank`` runs.
 
-    A deep copy of the block has a copy of this. Where parameters stand in it for those that lie there, these are the ones that it is
+    A deep copy of the block has a copy of this. Where parameters stand in it for those that are there, these are the ones that it is
     run with, whoever put them there.
     """
 
-    def __init__(self, ranks: Afar, rank: int, number: int, path: str, block: nn.Module, settings: Settings) -> None:
+    def __init__(
+        self, ranks: OtherRanks, rank: int, number: int, path: str, block: nn.Module, settings: Settings
+    ) -> None:
         functools.update_wrapper(self, block.forward)
         self._ranks, self._rank, self._number, self._path = ranks, rank, number, path
         self._block, self._settings = block, settings
@@ -101,27 +103,27 @@ class Elsewhere:
         settings, state = self._settings.changes(self._path, self._block), torch.default_generator.get_state()
         return self._number, self._path, args, kwargs, settings, surroundings, state, parameters
 
-    def _parameters(self) -> tuple[list[Given], list[Distant], list[Any]]:
+    def _parameters(self) -> tuple[list[Given], list[RemoteTensor], list[Any]]:
         """What the block is to be run with there, the tensors here of those that a gradient is asked of, each once, and all of them.
 
         Those are to be held until there is an answer, since some are of the transform.
         """
-        found, graded, all_of_them = list[Given](), dict[int, Distant](), list[Any]()
+        found, graded, all_of_them = list[Given](), dict[int, RemoteTensor](), list[Any]()
         for name, module in self._block.named_modules():
             held = module._parameters  # noqa: SLF001 - what stands there, whoever put it there
             for key, value in () if isinstance(held, Refused) else held.items():
                 if value is not None:
                     stands = outside(value)
                     all_of_them.append(stands)
-                    found.append(Given(name, key, replaced(stands, Distant, self._number_of), value.requires_grad))
-                    if value.requires_grad and isinstance(stands, Distant):
-                        graded.setdefault(stands.lies[1], stands)
+                    found.append(Given(name, key, replaced(stands, RemoteTensor, self._number_of), value.requires_grad))
+                    if value.requires_grad and isinstance(stands, RemoteTensor):
+                        graded.setdefault(stands.location[1], stands)
         return found, list(graded.values()), all_of_them
 
-    def _number_of(self, tensor: Distant) -> int:
-        if tensor.lies[0] != self._rank:
+    def _number_of(self, tensor: RemoteTensor) -> int:
+        if tensor.location[0] != self._rank:
             raise CannotSplit(f"{self._path} is run with a parameter of another block")
-        return tensor.lies[1]
+        return tensor.location[1]
 
 
 def _take_up(

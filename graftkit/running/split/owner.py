@@ -1,4 +1,4 @@
-"""A rank that owns blocks: it loads them and runs them, as rank 0 asks, and computes what rank 0 asks of tensors that lie here."""
+"""A rank that owns blocks: it loads them and runs them, as rank 0 asks, and computes what rank 0 asks of tensors that are here."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from graftkit.checkpoint.visible import wait_for_files
 from graftkit.errors import GraftkitError, StorageFault
 from graftkit.running.forward import release
 from graftkit.running.paging.origin import READ
-from graftkit.running.split.distant import Known, Lie, LyingHere, replaced
 from graftkit.running.split.dual import pushed
 from graftkit.running.split.graph import Graph
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.parcels import Shelf, pack, raw_of, tensors_in, unpack
 from graftkit.running.split.parts import Part, Refused, load_part
+from graftkit.running.split.remote_tensor import Handle, Held, SentBefore, replaced
 from graftkit.running.split.state import Setting, settle
 from graftkit.running.split.surroundings import Surroundings, surrounded
 from graftkit.running.split.watching import Call, Watched, calls_of
@@ -68,14 +68,14 @@ class BlockOwner:
         self._rank, self._count = rank, count
         self._shelf = Shelf()
         self._parts: dict[int, Part] = {}
-        self._lying = LyingHere()
+        self._held = Held()
         self._known: dict[int, Any] = {}
         self._before = READ.nbytes
 
     def answer(self, message: bytes) -> bytes | None:
         """What rank 0 is told; None when it has asked for the last time."""
         (forgotten, what, *about), tensors = self._unpacked(message)
-        self._lying.forget(forgotten)
+        self._held.forget(forgotten)
         if what == RUN:
             return self._run(message, *about, given=tensors)
         if what == END:
@@ -89,7 +89,7 @@ class BlockOwner:
             PARAMETERS: self._parameters,
             PULL: self._pull,
             PUSH: self._push,
-            FETCH: lambda number: self._lying[number].detach(),
+            FETCH: lambda number: self._held[number].detach(),
             RELEASE: self._release,
         }
         answer, _ = pack(answers[what](*about), self._shelf, owner=True)
@@ -125,15 +125,15 @@ class BlockOwner:
         block: nn.Module = self._parts[number].loaded.model.get_submodule(path)
         return block
 
-    def _parameter(self, number: int, path: str, key: str) -> Lie:
-        return self._lying.tell(self._block(number, path)._parameters[key])  # type: ignore[arg-type]  # noqa: SLF001 - it may be paged in
+    def _parameter(self, number: int, path: str, key: str) -> Handle:
+        return self._held.tell(self._block(number, path)._parameters[key])  # type: ignore[arg-type]  # noqa: SLF001 - it may be paged in
 
-    def _parameters(self, number: int) -> dict[str, dict[str, tuple[Lie, bool]]]:
+    def _parameters(self, number: int) -> dict[str, dict[str, tuple[Handle, bool]]]:
         """What is to be trained of a model here, by module and key, and whether it is."""
         part = self._parts[number]
         return {
             name: {
-                key: (self._lying.tell(value), value.requires_grad)
+                key: (self._held.tell(value), value.requires_grad)
                 for key, value in module._parameters.items()  # noqa: SLF001 - without what several share left out
                 if value is not None
             }
@@ -144,9 +144,9 @@ class BlockOwner:
     def _pull(self, number: int, gradients: Sequence[Tensor | None]) -> tuple[str, Any]:
         """``("found", the gradients)`` of what a block was given, from those of what it gave; or what was raised."""
         try:
-            graph, given = self._lying[number]
+            graph, given = self._held[number]
             found = graph.pull(gradients)
-            stay = [[one if one is None else self._lying.tell(one) for one in each] for each in found[given:]]
+            stay = [[one if one is None else self._held.tell(one) for one in each] for each in found[given:]]
             return "found", [one for each in (*found[:given], *stay) for one in each]
         except (GraftkitError, OSError):
             raise
@@ -166,7 +166,7 @@ class BlockOwner:
             with put_into(block, parameters, held), calls_of(block, watched, copies=False) as kept:
                 return block.forward(*args, **kwargs), [tuple(call) for call in kept.calls]
 
-        held = [replaced(one.number, int, self._lying.__getitem__) for one in parameters]
+        held = [replaced(one.number, int, self._held.__getitem__) for one in parameters]
         try:
             with torch.random.fork_rng(devices=[]), surrounded(block, surroundings):
                 torch.default_generator.set_state(state)
@@ -191,7 +191,9 @@ class BlockOwner:
         self._known.update(known)
         args, kwargs = (
             replaced(
-                replaced(given, Lie, lambda lie: self._lying[lie.number]), Known, lambda one: self._known[one.number]
+                replaced(given, Handle, lambda handle: self._held[handle.number]),
+                SentBefore,
+                lambda one: self._known[one.number],
             )
             for given in (args, kwargs)
         )
@@ -202,7 +204,7 @@ class BlockOwner:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it raises is raised again where it was asked for
             return "raised", _sendable(error)
-        return "found", replaced(found, torch.Tensor, self._lying.tell)
+        return "found", replaced(found, torch.Tensor, self._held.tell)
 
     def _run(
         self,
@@ -222,7 +224,7 @@ class BlockOwner:
         """Run one block, with other ``parameters`` if there are any; calls of ``watched`` modules in it are told, too."""
         block = self._block(number, path)
         settle(block, settings)
-        leaves = {one.number: nn.Parameter(self._lying[one.number].detach(), one.graded) for one in parameters}
+        leaves = {one.number: nn.Parameter(self._held[one.number].detach(), one.graded) for one in parameters}
         before = [raw_of(tensor.detach()).clone() for tensor in given]
         try:
             for copies in (False, True):
@@ -263,15 +265,15 @@ class BlockOwner:
         gave = [tensor for tensor in tensors_in(found) if tensor.requires_grad and id(tensor) not in before]
         leaves = [tensor for tensor in given if tensor.requires_grad]
         graph = Graph([*leaves, *parameters], gave)
-        return self._lying.keep((graph, len(leaves))), graph.uses
+        return self._held.keep((graph, len(leaves))), graph.uses
 
     def _shown(self, calls: Sequence[Call], watched: Sequence[Watched], sent: Sequence[Tensor]) -> list[Call]:
         """The calls as rank 0 is told of them: what goes there anyhow goes, and what need not stays here."""
         stay = {one.name for one in watched if not one.whole}
         going = {id(tensor) for tensor in sent}
 
-        def shown(tensor: Tensor) -> Tensor | Lie:
-            return tensor if id(tensor) in going else self._lying.tell(tensor)
+        def shown(tensor: Tensor) -> Tensor | Handle:
+            return tensor if id(tensor) in going else self._held.tell(tensor)
 
         return [
             call._replace(output=replaced(call.output, torch.Tensor, shown)) if call.name in stay else call

@@ -168,10 +168,10 @@ def _let_train(model: nn.Module, mine: Iterable[nn.Module], flags: Mapping[tuple
 class Refused(dict[str, Any]):
     """The parameters of a module that another rank runs: they tell shape and dtype where they are iterated over, and are not read.
 
-    Who knows that they lie elsewhere asks ``lying``, where there is one, for what stands for a parameter by its key.
+    Who knows that they are elsewhere asks ``stand_in``, where there is one, for what stands for a parameter by its key.
     """
 
-    lying: Callable[[str], Any] | None = None
+    stand_in: Callable[[str], Any] | None = None
 
     def __getitem__(self, key: str) -> Any:
         held = super().__getitem__(key)

@@ -1,4 +1,4 @@
-"""Run models by all ranks where that can be done, else by rank 0 alone; and compute something of tensors where they lie."""
+"""Run models by all ranks where that can be done, else by rank 0 alone; and compute something of tensors where they are."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Given = ParamSpec("Given")
 #: On hooks of a mode that goes along with a block, which registers them itself where the block is run.
 GOES_ALONG = "goes_along"
 
-#: On hooks for which floating tensors in tuples, lists and dicts may stay with the rank with which they lie.
-FROM_AFAR = "from_afar"
+#: On hooks for which floating tensors in tuples, lists and dicts may stay with the rank that holds them.
+TAKES_REMOTE = "takes_remote"
 
 
 def marked(hook: Hook, mark: str) -> Hook:
@@ -52,22 +52,22 @@ def together(crew: Crew | None, what: str, find: Callable[[Crew | None], Found])
     return find(None)
 
 
-def there(function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
-    """What a function of tensors gives, computed by the rank with which they lie, in one message; it has no part in modes there.
+def at_owner(function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
+    """What a function of tensors gives, computed by the rank that holds them, in one message; it has no part in modes there.
 
     The tensors that it gives stay there. Other values that it is given are not to change, and neither is it one of a function's own.
     """
     for value in args:
         ranks: Any = getattr(value, "ranks", None)
         if ranks is not None:
-            found: Found = ranks.compute(value.lies[0], function, args, kwargs)  # type: ignore[attr-defined]
+            found: Found = ranks.compute(value.location[0], function, args, kwargs)  # type: ignore[attr-defined]
             return found
     return function(*args, **kwargs)
 
 
 def parameter(module: nn.Module, key: str) -> Any:
     """A parameter or buffer of a module, or what stands for it where it lies with another rank; None where there is none."""
-    lying = getattr(module._parameters, "lying", None)  # noqa: SLF001 - where a module looks its parameters up
-    if lying is not None and key in module._parameters:  # noqa: SLF001
-        return lying(key)
+    stand_in = getattr(module._parameters, "stand_in", None)  # noqa: SLF001 - where a module looks its parameters up
+    if stand_in is not None and key in module._parameters:  # noqa: SLF001
+        return stand_in(key)
     return getattr(module, key, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graftkit.running.split.interrupts import CannotSplit
-from graftkit.running.split.together import FROM_AFAR, GOES_ALONG
+from graftkit.running.split.together import GOES_ALONG, TAKES_REMOTE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,7 +47,7 @@ def watched_in(block: nn.Module) -> list[Watched]:
             raise CannotSplit("what a module inside of a block is given is changed")
         hooks = list(_hooks_here(module).values())
         if hooks:
-            found.append(Watched(name, whole=not all(hasattr(hook, FROM_AFAR) for hook in hooks)))
+            found.append(Watched(name, whole=not all(hasattr(hook, TAKES_REMOTE) for hook in hooks)))
     return found
 
 

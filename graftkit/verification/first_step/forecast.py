@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graftkit.architecture.capabilities import takes
 from graftkit.running.inputs import feed
-from graftkit.running.split.together import there
+from graftkit.running.split.together import at_owner
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ class StepFigure:
 
 def direction(parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """AdamW's first step over the learning rate; only the decay where a parameter has a gradient of zero."""
-    return {name: there(_direction, gradient, parameters[name].detach()) for name, gradient in gradients.items()}
+    return {name: at_owner(_direction, gradient, parameters[name].detach()) for name, gradient in gradients.items()}
 
 
 def _direction(gradient: Tensor, values: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def forecast(
         floor = measure(before, run(_neighbours(parameters)).double())
         for rate in LEARNING_RATES:
             stepped = {
-                name: there(_stepped, value, along[name], rate) if name in along else value
+                name: at_owner(_stepped, value, along[name], rate) if name in along else value
                 for name, value in parameters.items()
             }
             measured = measure(before, run(stepped).double())
@@ -156,7 +156,7 @@ def _neighbours(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in parameters.items():
         up = torch.randint(2, value.shape, generator=generator, dtype=torch.int8).bool().to(value.device)
-        found[name] = there(_neighbour, value, up) if value.is_floating_point() else value
+        found[name] = at_owner(_neighbour, value, up) if value.is_floating_point() else value
     return found
 
 

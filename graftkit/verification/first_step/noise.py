@@ -20,7 +20,7 @@ from graftkit.architecture.embeddings import OUTPUT, embedding_of
 from graftkit.running.inputs import feed
 from graftkit.running.loss import loss_of, loss_on
 from graftkit.running.probes import Probe
-from graftkit.running.split.together import there
+from graftkit.running.split.together import at_owner
 from graftkit.verification.first_step.shared import Group, grouped
 from graftkit.verification.first_step.task import gradients
 
@@ -123,13 +123,13 @@ class OldGradients:
         self.noise: dict[str, float] = {}
         for what, again in nulls:
             for name, old in found.items():
-                apart = there(_apart, again[name], old)
+                apart = at_owner(_apart, again[name], old)
                 self._floors[name] = max(self._floors[name], apart)
                 self.noise[what] = max(self.noise.get(what, 0.0), apart / (self._scales[name] or 1.0))
 
     def broken(self) -> list[str]:
         """Names of parameters whose gradient is not finite in the source itself."""
-        return [name for name, value in self._found.items() if not there(_is_finite, value)]
+        return [name for name, value in self._found.items() if not at_owner(_is_finite, value)]
 
     def compare(
         self, after: Gradients, correspondence: Correspondence = IDENTITY, groups: Sequence[Group] = ()
@@ -171,7 +171,7 @@ def _sum(values: Iterable[Tensor]) -> Tensor | None:
 
 def _scales(found: Gradients) -> dict[str, float]:
     """For each parameter the largest norm of a gradient in its module."""
-    norms = {name: there(_norm, value) for name, value in found.items()}
+    norms = {name: at_owner(_norm, value) for name, value in found.items()}
     modules: dict[str, float] = {}
     for name, norm in norms.items():
         module = name.rpartition(".")[0]
@@ -180,7 +180,7 @@ def _scales(found: Gradients) -> dict[str, float]:
 
 
 def _distance(old: Tensor, new: Tensor) -> float:
-    return there(_apart, new, old) if new.shape == old.shape else float("inf")
+    return at_owner(_apart, new, old) if new.shape == old.shape else float("inf")
 
 
 def _apart(new: Tensor, old: Tensor) -> float:

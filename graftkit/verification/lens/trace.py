@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
-from graftkit.running.split.together import FROM_AFAR, marked, parameter, there
+from graftkit.running.split.together import TAKES_REMOTE, at_owner, marked, parameter
 from graftkit.verification.comparison import paired
 from graftkit.verification.lens.gap import gap
 
@@ -97,7 +97,7 @@ class Hooks:
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            look = marked(lambda _, __, output, name=name: self._look(name, output), FROM_AFAR)
+            look = marked(lambda _, __, output, name=name: self._look(name, output), TAKES_REMOTE)
             self._hooks.append(module.register_forward_hook(look))
         return self
 
@@ -209,7 +209,7 @@ class Gaps:
             first, second, known, value = self._found[key]
             if first() is old and second() is new and known == versions:
                 return value
-        found = there(_gap_of_entries, module, old, new, correspondence)
+        found = at_owner(_gap_of_entries, module, old, new, correspondence)
         if found is not None:
             self._found[key] = weakref.ref(old), weakref.ref(new), versions, found
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from graftkit.running.split.together import parameter, there
+from graftkit.running.split.together import at_owner, parameter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,7 +51,7 @@ def counterparts(
 def _mark(block: nn.Module) -> tuple[tuple[object, ...], ...]:
     """Name, shape and the sum of the first and the last row of each parameter, in float64."""
     return tuple(
-        (name, tuple(p.shape), *(there(_ends, _parameter(block, name)) if p.ndim and p.numel() else ()))
+        (name, tuple(p.shape), *(at_owner(_ends, _parameter(block, name)) if p.ndim and p.numel() else ()))
         for name, p in block.named_parameters()
     )
 

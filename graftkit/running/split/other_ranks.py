@@ -1,4 +1,4 @@
-"""What rank 0 has of the others: messages there and back, tensors that lie there, and gradients that come from there."""
+"""What rank 0 has of the others: messages there and back, tensors that stay there, and gradients that come from there."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from graftkit.architecture.skeleton import one_line
 from graftkit.errors import GraftkitError
 from graftkit.running.paging.origin import outside_modes
-from graftkit.running.split.distant import Distant, Gone, Known, Lie, replaced
 from graftkit.running.split.graph import linked
 from graftkit.running.split.interrupts import CannotSplit, LineBroken
 from graftkit.running.split.owner import COMPUTE, FETCH, PULL
 from graftkit.running.split.parcels import Shelf, pack, unpack
+from graftkit.running.split.remote_tensor import Gone, Handle, RemoteTensor, SentBefore, replaced
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLAIN = (torch.Tensor, str, bytes, int, float, type(None), tuple, list, dict)
 
 
-class Afar:
+class OtherRanks:
     """The other ranks, as rank 0 asks them, one at a time."""
 
     def __init__(self, line: Line) -> None:
@@ -35,7 +35,7 @@ class Afar:
         self._others = range(1, line.count)
         self._shelves = {rank: Shelf() for rank in self._others}
         self._moved = [0] * line.count
-        self._distant: weakref.WeakValueDictionary[tuple[int, int], Distant] = weakref.WeakValueDictionary()
+        self._remote: weakref.WeakValueDictionary[tuple[int, int], RemoteTensor] = weakref.WeakValueDictionary()
         self._forgotten: dict[int, list[int]] = {rank: [] for rank in self._others}
         self._known: dict[int, dict[int, tuple[int, Any]]] = {rank: {} for rank in self._others}
 
@@ -47,24 +47,30 @@ class Afar:
             new: dict[int, Any] = {}
 
             def sent(value: Any) -> Any:
-                if isinstance(value, Distant):
-                    return Lie(value.lies[1], (), (), value.dtype) if value.lies[0] == rank else self.fetch(value)
+                if isinstance(value, RemoteTensor):
+                    return (
+                        Handle(value.location[1], (), (), value.dtype)
+                        if value.location[0] == rank
+                        else self.fetch(value)
+                    )
                 return (
-                    value if isinstance(value, PLAIN) or isinstance(function, str) else self._known_at(rank, value, new)
+                    value
+                    if isinstance(value, PLAIN) or isinstance(function, str)
+                    else self._sent_before(rank, value, new)
                 )
 
             args, kwargs = (
-                [sent(v) for v in replaced(list(args), Distant, sent)],
-                {k: sent(v) for k, v in replaced(dict(kwargs), Distant, sent).items()},
+                [sent(v) for v in replaced(list(args), RemoteTensor, sent)],
+                {k: sent(v) for k, v in replaced(dict(kwargs), RemoteTensor, sent).items()},
             )
             what, found = self.ask(rank, COMPUTE, function, args, kwargs, new)
             if what == "raised":
                 raise found
             return self.standing_for(rank, found)
 
-    def fetch(self, tensor: Distant) -> Tensor:
+    def fetch(self, tensor: RemoteTensor) -> Tensor:
         """The tensor itself."""
-        rank, number = tensor.lies
+        rank, number = tensor.location
         with outside_modes():
             found: Tensor = self.ask(rank, FETCH, number)
             return found
@@ -75,15 +81,15 @@ class Afar:
 
     def standing_for(self, rank: int, value: Any) -> Any:
         """``value`` with what stands for each tensor that the rank has told of."""
-        return replaced(value, Lie, lambda lie: self._stands_for(lie, rank))
+        return replaced(value, Handle, lambda handle: self._stands_for(handle, rank))
 
-    def _stands_for(self, lie: Lie, rank: int) -> Distant:
-        found = self._distant.get((rank, lie.number))
+    def _stands_for(self, handle: Handle, rank: int) -> RemoteTensor:
+        found = self._remote.get((rank, handle.number))
         if found is not None:
-            self.forget(rank, lie.number)  # told once more, held once
+            self.forget(rank, handle.number)  # told once more, held once
             return found
-        made = Distant.of(lie, rank, self)
-        self._distant[rank, lie.number] = made
+        made = RemoteTensor.of(handle, rank, self)
+        self._remote[rank, handle.number] = made
         return made
 
     def forget_values(self) -> None:
@@ -91,12 +97,12 @@ class Afar:
         for known in self._known.values():
             known.clear()
 
-    def _known_at(self, rank: int, value: Any, new: dict[int, Any]) -> Known:
+    def _sent_before(self, rank: int, value: Any, new: dict[int, Any]) -> SentBefore:
         known = self._known[rank]
         if id(value) not in known:
             known[id(value)] = len(known), value
             new[known[id(value)][0]] = value
-        return Known(known[id(value)][0])
+        return SentBefore(known[id(value)][0])
 
     def ask(self, rank: int, *message: Any) -> Any:
         """Send a message, and return the answer."""

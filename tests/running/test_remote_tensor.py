@@ -9,8 +9,8 @@ from support.tiny import build
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.split.crew import Crew
-from graftkit.running.split.distant import Distant, LyingHere
-from graftkit.running.split.together import parameter, there
+from graftkit.running.split.remote_tensor import Held, RemoteTensor
+from graftkit.running.split.together import at_owner, parameter
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def norm_of(values, factor):
 
 def test_it_tells_what_it_looks_like_and_is_not_here(pair):
     crew, near, far, one, other = pair
-    assert (near.lies[0], far.lies[0]) == (1, 2)
+    assert (near.location[0], far.location[0]) == (1, 2)
     assert (near.shape, near.dtype, near.stride()) == (one.shape, one.dtype, one.stride())
     assert crew.fetch(far).equal(other)
     assert "rank 1" in repr(near)
@@ -44,7 +44,7 @@ def test_operators_are_computed_there(pair):
     assert torch.equal(near[2:5], near[2:5])
     assert not torch.equal(near, far)
     assert (near[:3] + far[:3]).double().norm().item() == (one[:3] + other[:3]).double().norm().item()
-    assert isinstance(near.T @ near, Distant)
+    assert isinstance(near.T @ near, RemoteTensor)
     copy = near.clone()
     copy.mul_(2)
     assert torch.equal(copy, near * 2)
@@ -57,9 +57,9 @@ def test_a_function_is_run_there_in_one_message(pair):
     ask = crew.ask
     crew.ask = lambda *message: asked.append(message[1]) or ask(*message)
     try:
-        assert there(norm_of, near, factor) == there(norm_of, one, factor)
+        assert at_owner(norm_of, near, factor) == at_owner(norm_of, one, factor)
         with pytest.raises(KeyError):
-            there(norm_of, near, {})
+            at_owner(norm_of, near, {})
     finally:
         del crew.ask
     assert asked == ["compute", "compute"]
@@ -67,7 +67,7 @@ def test_a_function_is_run_there_in_one_message(pair):
 
 def test_what_is_not_asked_for_any_more_is_let_go(pair):
     crew, near, *_ = pair
-    held = crew._line.owners[1]._lying._held
+    held = crew._line.owners[1]._held._held
     before = len(held)
     made = near * 3
     assert len(held) == before + 1
@@ -78,7 +78,7 @@ def test_what_is_not_asked_for_any_more_is_let_go(pair):
 
 
 def test_each_time_that_a_tensor_is_told_of_is_forgotten_by_itself():
-    held, tensor = LyingHere(), torch.ones(2)
+    held, tensor = Held(), torch.ones(2)
     first, second = held.tell(tensor), held.tell(tensor)
     assert first.number == second.number
     held.forget([first.number])

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Lie(NamedTuple):
-    """How a tensor is told of that stays where it lies: the ``number`` that its rank has given it, and what it looks like."""
+class Handle(NamedTuple):
+    """What rank 0 is told of a tensor that stays with its rank: the ``number`` that it has there, and what it looks like."""
 
     number: int
     shape: tuple[int, ...]
@@ -24,7 +24,7 @@ class Lie(NamedTuple):
     dtype: torch.dtype
 
 
-class Known(NamedTuple):
+class SentBefore(NamedTuple):
     """Stands for a value that goes along with many functions and was sent once."""
 
     number: int
@@ -38,44 +38,46 @@ class Ranks(Protocol):
     ) -> Any:
         """What a function, or an operator of torch by its name, gives at that rank; tensors that it gives stay there."""
 
-    def fetch(self, tensor: Distant) -> Tensor:
+    def fetch(self, tensor: RemoteTensor) -> Tensor:
         """The tensor itself."""
 
     def forget(self, rank: int, number: int) -> None:
         """Note that a tensor is not asked for any more."""
 
 
-class Distant(torch.Tensor):
+class RemoteTensor(torch.Tensor):
     """Stands for a tensor that ``rank`` holds; no copy of its values is here.
 
     What torch computes of it is computed by that rank, operator by operator, where other tensors that have a part in it go. Each
-    operator is one message, so that a function of many is better run at once, see :func:`~graftkit.running.split.together.there`.
+    operator is one message, so that a function of many is better run at once, see :func:`~graftkit.running.split.together.at_owner`.
     """
 
-    lies: tuple[int, int]
+    location: tuple[int, int]  # the rank, and the number that it has there
     ranks: Ranks
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001 - as torch documents it
 
     @classmethod
-    def of(cls, lie: Lie, rank: int, ranks: Ranks) -> Distant:
+    def of(cls, handle: Handle, rank: int, ranks: Ranks) -> RemoteTensor:
         """What stands here for a tensor that ``rank`` told of."""
         here = torch.device("cpu")
-        made: Distant = torch.Tensor._make_wrapper_subclass(cls, lie.shape, lie.strides, dtype=lie.dtype, device=here)  # noqa: SLF001
-        made.lies, made.ranks = (rank, lie.number), ranks
-        weakref.finalize(made, ranks.forget, rank, lie.number).atexit = False
+        made: RemoteTensor = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 - as torch documents it
+            cls, handle.shape, handle.strides, dtype=handle.dtype, device=here
+        )
+        made.location, made.ranks = (rank, handle.number), ranks
+        weakref.finalize(made, ranks.forget, rank, handle.number).atexit = False
         return made
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Distant:
+    def __deepcopy__(self, memo: dict[int, Any]) -> RemoteTensor:
         with torch.no_grad():
-            made: Distant = self.clone()  # type: ignore[assignment]
+            made: RemoteTensor = self.clone()  # type: ignore[assignment]
         made._is_param = getattr(self, "_is_param", False)
         memo[id(self)] = made.requires_grad_(self.requires_grad)
         return made
 
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         del tensor_contents
-        return f"Distant({list(self.shape)}, {self.dtype}, at rank {self.lies[0]})"
+        return f"RemoteTensor({list(self.shape)}, {self.dtype}, at rank {self.location[0]})"
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -83,13 +85,15 @@ class Distant(torch.Tensor):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Distant))
+        first = next(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, RemoteTensor))
         if not func._schema.is_mutable:  # noqa: SLF001 - torch has no other way to ask
-            return first.ranks.compute(first.lies[0], func.name(), args, kwargs)
+            return first.ranks.compute(first.location[0], func.name(), args, kwargs)
         written = kwargs.get("out", args[0])
-        if not isinstance(written, Distant):
-            return func(*replaced(args, Distant, first.ranks.fetch), **replaced(kwargs, Distant, first.ranks.fetch))
-        written.ranks.compute(written.lies[0], func.name(), args, kwargs)
+        if not isinstance(written, RemoteTensor):
+            return func(
+                *replaced(args, RemoteTensor, first.ranks.fetch), **replaced(kwargs, RemoteTensor, first.ranks.fetch)
+            )
+        written.ranks.compute(written.location[0], func.name(), args, kwargs)
         return written
 
 
@@ -108,7 +112,7 @@ def replaced(value: Any, kind: type, by: Callable[[Any], Any]) -> Any:
     )
 
 
-class LyingHere:
+class Held:
     """What rank 0 was told of and stays here, each until rank 0 has forgotten it as often as it was told."""
 
     def __init__(self) -> None:
@@ -120,9 +124,9 @@ class LyingHere:
     def __getitem__(self, number: int) -> Any:
         return self._held[number]
 
-    def tell(self, tensor: Tensor) -> Lie:
+    def tell(self, tensor: Tensor) -> Handle:
         """Keep a tensor, and return what rank 0 is told of it."""
-        return Lie(self.keep(tensor), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        return Handle(self.keep(tensor), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
 
     def keep(self, value: Any) -> int:
         """Keep it, and return its number."""
