@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from support.batches import batch
 from support.families import FAMILIES, build, write_tokenizer
 
 import graftkit
@@ -23,7 +24,6 @@ from graftkit.running.forward import can_cache, load, outputs_of, run, undisturb
 from graftkit.running.inputs import find_inputs
 from graftkit.running.paging import room, table
 from graftkit.running.paging.skeleton import split_large_tables
-from graftkit.running.probes import Probe
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Scope
@@ -38,11 +38,6 @@ CASES = [(family, "float32") for family in FAMILIES] + [
 def small_pieces(monkeypatch):
     """Tables of 331 rows are large ones here: seven pieces."""
     monkeypatch.setattr(table, "PIECE", 48 * 32)
-
-
-def batch(rows):
-    ids = torch.randint(4, 300, (rows, 12), generator=torch.Generator().manual_seed(0))
-    return Probe("random ids", ids, torch.ones_like(ids))
 
 
 def both(directory):

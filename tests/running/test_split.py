@@ -5,6 +5,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
+from support.batches import batch
 from support.direct_line import DirectLine, bits, outputs_alone_and_split
 from support.families import FAMILIES, build
 from support.tiny import build as build_tiny
@@ -12,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from graftkit.errors import StorageFault, VerificationFailed
 from graftkit.running.forward import load, run, undisturbed
-from graftkit.running.probes import Probe
 from graftkit.running.reference import run_source
 from graftkit.running.split.adopting import adopt, with_adopted
 from graftkit.running.split.crew import Crew
@@ -21,11 +21,6 @@ from graftkit.running.split.parcels import Shelf, pack, raw_of, unpack
 from graftkit.running.split.parts import assign_blocks
 from graftkit.running.split.together import together
 from graftkit.verification.outputs import compare_outputs
-
-
-def batch(rows=3):
-    ids = torch.randint(4, 300, (rows, 12), generator=torch.Generator().manual_seed(0))
-    return Probe("random ids", ids, torch.ones_like(ids))
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,19 @@ import gc
 
 import pytest
 import torch
+from support.batches import batch
 from support.direct_line import DirectLine
 from support.tiny import build
 
 from graftkit.running.forward import load, undisturbed
 from graftkit.running.inputs import feed
 from graftkit.running.loss import Observed, loss_of
-from graftkit.running.probes import Probe
 from graftkit.running.split.crew import Crew
 from graftkit.running.split.graph import Graph, linked
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.parts import refuse_to_train
 from graftkit.verification.first_step.forecast import jacobian_vector, old_outputs
 from graftkit.verification.first_step.task import differentiable, gradients
-
-
-def batch():
-    ids = torch.randint(4, 300, (3, 12), generator=torch.Generator().manual_seed(0))
-    return Probe("random ids", ids, torch.ones_like(ids))
 
 
 @pytest.fixture(scope="module")
