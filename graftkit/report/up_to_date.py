@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 REPORT = "graft_report.json"
 
 #: From a report to the plain fields of its recipe, where that is the recipe asked for; else None.
-Known = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+FieldsIfSame = Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 
 
 def unchanged_output(document: Document) -> str | None:
@@ -62,14 +62,14 @@ def _asked_for(report: Mapping[str, Any], document: Document) -> Mapping[str, An
     return fields if isinstance(fields, dict) else None
 
 
-def _why_stale(output: Path, known: Known) -> str:
+def _why_stale(output: Path, fields_if_same: FieldsIfSame) -> str:
     path = output / REPORT
     try:
         raw = path.read_bytes()
         if not is_sealed(raw):
             return f"{REPORT} is not the one that was written"
         report, written = json.loads(raw), path.stat().st_mtime_ns
-        fields = known(report)
+        fields = fields_if_same(report)
         if fields is None:
             return "the recipe is another one"
         return next(_differences(fields, output, report, written), "")
