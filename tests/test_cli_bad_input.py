@@ -28,7 +28,14 @@ LORA = {"op": "add_lora", "r": 4}
         (["plan", "recipes/quickstart.yaml", "seed"], 2, "must be a path and a value"),
         (["plan", "recipes"], 2, "is not a regular file"),
         (
-            ["plan", "recipes/quickstart.yaml", "operations.0.chat_template={file: nowhere.jinja}"],
+            # an output of its own: scripts/demo leaves one where the recipe says
+            [
+                "plan",
+                "recipes/quickstart.yaml",
+                "--output",
+                "out/none",
+                "operations.0.chat_template={file: nowhere.jinja}",
+            ],
             2,
             "nowhere.jinja: No such file or directory",
         ),
