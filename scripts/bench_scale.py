@@ -157,6 +157,7 @@ def run_rows(ranks: int, output: Path) -> list[str]:
     found = json.loads((output / "graft_report.json").read_text()).get("by_ranks", {"ranks": []})
     return [
         f"| {ranks} | {one['rank']} | {one['blocks']} | {one['weight_bytes_read'] / 1e9:.2f} | {one['bytes_moved'] / 1e6:.1f} |"
+        f" {one['seconds_of_work']:.1f} |"
         for one in found["ranks"]
     ]
 
@@ -219,8 +220,10 @@ def main() -> None:
     print("|---:|---:|---:|---:|---:|---:|---:|---:|")
     print("\n".join(rows))
     if run:
-        print("\n| ranks | rank | blocks | GB of weights read to run both models | MB moved between it and others |")
-        print("|---:|---:|---:|---:|---:|")
+        print(
+            "\n| ranks | rank | blocks | GB of weights read to run both models | MB moved between it and others | seconds in which it did not wait |"
+        )
+        print("|---:|---:|---:|---:|---:|---:|")
         print("\n".join(run))
     each, per_gigabyte = work_per_gigabyte(measured, total / 1e9)
     print(f"\nwork of all ranks: {each:.1f} s for each rank and {per_gigabyte:.1f} s for each GB\n")

@@ -35,9 +35,19 @@ def test_the_model_shares_files_out_whole(bench):
 
 def test_what_ranks_did_to_run_the_models_is_read_from_the_report(bench, tmp_path):
     report = {
-        "by_ranks": {"ranks": [{"rank": 1, "blocks": 3, "weight_bytes_read": 2_000_000_000, "bytes_moved": 1_500_000}]}
+        "by_ranks": {
+            "ranks": [
+                {
+                    "rank": 1,
+                    "blocks": 3,
+                    "weight_bytes_read": 2_000_000_000,
+                    "bytes_moved": 1_500_000,
+                    "seconds_of_work": 2.5,
+                }
+            ]
+        }
     }
     (tmp_path / "graft_report.json").write_text(json.dumps(report))
-    assert bench.run_rows(2, tmp_path) == ["| 2 | 1 | 3 | 2.00 | 1.5 |"]
+    assert bench.run_rows(2, tmp_path) == ["| 2 | 1 | 3 | 2.00 | 1.5 | 2.5 |"]
     (tmp_path / "graft_report.json").write_text("{}")
     assert bench.run_rows(1, tmp_path) == []

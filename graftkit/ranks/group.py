@@ -7,13 +7,12 @@ looks whether all others live, and these whether it does. The first rank that en
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import pickle
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from types import FrameType
@@ -67,7 +66,7 @@ class Group:
         self.rank, self.count = place.rank, place.count
         self.sent = 0
         self._place = place
-        self._numbers: defaultdict[tuple[int, int], Iterator[int]] = defaultdict(itertools.count)
+        self._numbers: Counter[tuple[int, int]] = Counter()
         self._store: Any = None
         self._stopping = threading.Event()
         self._done = threading.Event()
@@ -141,7 +140,7 @@ class Group:
             StorageFault: the transfer failed.
             EndedElsewhere: a rank ended first.
         """
-        name = f"{self.rank}/{rank}/{next(self._numbers[self.rank, rank])}"
+        name = f"{self.rank}/{rank}/{self._next(self.rank, rank)}"
         self.sent += len(message)
         with _naming_transfers():
             self._store.set(f"post/{name}", INSIDE + message if len(message) <= SHORT else str(len(message)))
@@ -152,9 +151,13 @@ class Group:
             self._store.delete_key(f"take/{name}")
             dist.send(torch.frombuffer(bytearray(message), dtype=torch.uint8), rank)
 
+    def wait(self, rank: int) -> None:
+        """Wait until the next message of another rank can be received; raises as :meth:`send` does."""
+        self._wait([f"post/{rank}/{self.rank}/{self._numbers[rank, self.rank]}"], look=SHORT_LOOK)
+
     def receive(self, rank: int) -> bytes:
         """Wait for the next message of another rank; raises as :meth:`send` does."""
-        name = f"{rank}/{self.rank}/{next(self._numbers[rank, self.rank])}"
+        name = f"{rank}/{self.rank}/{self._next(rank, self.rank)}"
         self._wait([f"post/{name}"], look=SHORT_LOOK)
         with _naming_transfers():
             posted = self._store.get(f"post/{name}")
@@ -165,6 +168,12 @@ class Group:
             self._store.set(f"take/{name}", "1")
             dist.recv(found, rank)
         return found.numpy().tobytes()
+
+    def _next(self, sender: int, receiver: int) -> int:
+        """The number of the next message between two ranks."""
+        number = self._numbers[sender, receiver]
+        self._numbers[sender, receiver] += 1
+        return number
 
     def wait_for_end(self) -> None:
         """Wait until rank 0 has committed the result.

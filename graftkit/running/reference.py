@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from graftkit.architecture.embeddings import INPUT, embedding_of
@@ -38,6 +39,7 @@ from graftkit.running.probes import (
     split,
 )
 from graftkit.running.remembered import recall
+from graftkit.running.split.together import forwards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,7 +103,7 @@ def run_source(
             split_large_tables(old.model)
             keep_freed_memory(old)
         try:
-            return run_loaded(old, source, drawn, seed, tokens, seconds, step, backbone=backbone)
+            return run_loaded(old, source, drawn, seed, tokens, seconds, step, backbone=backbone, crew=crew)
         finally:
             release(old.model)
 
@@ -142,6 +144,7 @@ def run_loaded(
     step: Step,
     *,
     backbone: bool = False,
+    crew: Crew | None = None,
 ) -> Reference:
     """Run a loaded model on its probes over the ids ``drawn``, with texts of the tokenizer at ``place`` where there is one.
 
@@ -150,7 +153,7 @@ def run_loaded(
     """
     probes, budget, live, rows = plan_probes(old.model, place, drawn, seed, tokens)
     with timed(seconds, "run source"):
-        return _collect(old, probes, budget, live, rows, step, backbone=backbone)
+        return _collect(old, probes, budget, live, rows, step, backbone=backbone, crew=crew)
 
 
 def plan_probes(
@@ -203,7 +206,15 @@ def _budget(model: PreTrainedModel, rows: int, width: int, item_bytes: int, toke
 
 
 def _collect(
-    old: Loaded, probes: list[Probe], budget: Budget, live: int, rows: int, step: Step, *, backbone: bool
+    old: Loaded,
+    probes: list[Probe],
+    budget: Budget,
+    live: int,
+    rows: int,
+    step: Step,
+    *,
+    backbone: bool,
+    crew: Crew | None,
 ) -> Reference:
     """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
     first, *others = [part for probe in probes for part in split(probe, budget.forward)]
@@ -213,21 +224,23 @@ def _collect(
     applies = applying(old.model, backbone=backbone)
     reason = "a base model alone does not generate" if backbone else can_cache(old.model, extra_inputs)
     parts = [first, *(part for part in others if not part.steps or reason is None)]
-    for index, part in enumerate(parts):
-        try:
-            if index:
-                with part_of(step, index, len(parts), (old.pager, 1)):
-                    outputs = run(old.model, part, extra_inputs)
-        except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
-            if part.steps:
-                reason = refusal(error)
-            else:
-                skipped[part.name] = one_line(error)
-            continue
-        names[part.name] = tuple(outputs)
-        kept[part.name], room, left = _keep(outputs, part, rows, room)
-        not_kept += left
-        step((index + 1) / len(parts))
+    runs = [partial(run, old.model, part, extra_inputs) for part in parts[1:]]
+    with forwards(crew, old.model, runs, [bool(part.steps) for part in parts[1:]]) as outcomes:
+        for index, part in enumerate(parts):
+            try:
+                if index:
+                    with part_of(step, index, len(parts), (old.pager, 1)):
+                        outputs = next(outcomes)()
+            except Exception as error:  # noqa: BLE001 - what the source refuses is left out of the comparison, and said
+                if part.steps:
+                    reason = refusal(error)
+                else:
+                    skipped[part.name] = one_line(error)
+                continue
+            names[part.name] = tuple(outputs)
+            kept[part.name], room, left = _keep(outputs, part, rows, room)
+            not_kept += left
+            step((index + 1) / len(parts))
     ran = [part for part in parts if part.name in kept]
     word = "covered" if reason is None else "not covered" if CACHED in applies else "does not apply"
     return Reference(

@@ -7,6 +7,7 @@ exp(logit). Both are computed in float64 from the input of the output embedding,
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -66,13 +67,25 @@ class Distribution:
     likeliest: float = 0.0
 
 
+#: Input and output of each call.
+Calls = list[tuple["Tensor", "Tensor"]]
+
+
 class Capture:
-    """Keeps inputs and outputs of the output embedding while the model runs. Use as a context manager."""
+    """Keeps inputs and outputs of the output embedding while the model runs, by thread. Use as a context manager."""
 
     def __init__(self, module: Table | None) -> None:
-        self.calls: list[tuple[Tensor, Tensor]] = []
+        self._threads = threading.local()
         self._module = module
         self._hook: RemovableHandle | None = None
+
+    @property
+    def calls(self) -> Calls:
+        """Those of this thread since it was cleared."""
+        if not hasattr(self._threads, "calls"):
+            self._threads.calls = []
+        found: Calls = self._threads.calls
+        return found
 
     def __enter__(self) -> Self:
         if self._module is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
@@ -18,16 +19,18 @@ from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.running.place import Place
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids, in_result
 from graftkit.running.reference import Reference, Step, run_source, timed
-from graftkit.running.split.together import together
+from graftkit.running.split.together import forwards, together
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import paired
 from graftkit.verification.differences import Differences, OutputComparison
-from graftkit.verification.distribution import Capture, Distribution, measure, output_table, positions_for
+from graftkit.verification.distribution import Calls, Capture, Distribution, measure, output_table, positions_for
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.new_ids import run_new_ids
 from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from graftkit.running.split.crew import Crew
     from graftkit.verification.subject import Progress
 
@@ -182,7 +185,7 @@ def _compare(
         table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
         found = Differences(correspondence, table, measured=measured)
         with timed(seconds, "run result"):
-            failures += _run_result(new, before, found, _step(progress, "run the result"), backbone=backbone)
+            failures += _run_result(new, before, found, _step(progress, "run the result"), crew, backbone=backbone)
         failures += found.failures()
         with timed(seconds, "distribution"):
             distribution = _distribution(found, kl)
@@ -245,33 +248,43 @@ def _loading_failures(
     return failures
 
 
-def _run_result(new: Loaded, before: Reference, found: Differences, step: Step, *, backbone: bool) -> list[str]:
+def _run_result(
+    new: Loaded, before: Reference, found: Differences, step: Step, crew: Crew | None, *, backbone: bool
+) -> list[str]:
     """Run the result on what the source ran on, comparing as it goes and dropping what was compared."""
     compared = 0
     rows = found.correspondence.ids.result if found.correspondence.ids else 0
     places = math.ceil(positions_for(rows) / len(before.parts)) if rows else 0
     with Capture(found.module) as capture:
-        for index, part in enumerate(before.parts):
+
+        def forward(part: Probe) -> tuple[dict[str, Tensor], Calls]:
             capture.calls.clear()
-            try:
-                with part_of(step, index, len(before.parts), (new.pager, 1)):
-                    outputs = run(new.model, in_result(part, found.correspondence), before.extra_inputs)
-            except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
-                return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
-            old = before.kept.pop(part.name)
-            pairs, other = paired(before.names[part.name], outputs, found.correspondence)
-            if other and not backbone:
-                return [
-                    f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
-                ]
-            pairs = hidden_states(old, outputs, found.correspondence) if backbone else pairs
-            for name, other_name in pairs.items():
-                if name not in old:  # for want of memory
-                    continue
-                found.compare(part, name, old[name], outputs[other_name], capture, places)
-                compared += 1
-            del old, outputs  # before the next ones are made
-            step((index + 1) / len(before.parts))
+            outputs = run(new.model, in_result(part, found.correspondence), before.extra_inputs)
+            return outputs, capture.calls.copy()
+
+        runs = [partial(forward, part) for part in before.parts]
+        with forwards(crew, new.model, runs, [bool(part.steps) for part in before.parts]) as outcomes:
+            for index, part in enumerate(before.parts):
+                try:
+                    with part_of(step, index, len(before.parts), (new.pager, 1)):
+                        outputs, calls = next(outcomes)()
+                except Exception as error:  # noqa: BLE001 - whatever the forward raises is the finding
+                    return [f"outputs: the result's forward fails on probe {part.name!r}: {one_line(error)}"]
+                capture.calls[:] = calls
+                old = before.kept.pop(part.name)
+                pairs, other = paired(before.names[part.name], outputs, found.correspondence)
+                if other and not backbone:
+                    return [
+                        f"outputs: one of the two gives these outputs and the other not, on probe {part.name!r}: {few(other)}"
+                    ]
+                pairs = hidden_states(old, outputs, found.correspondence) if backbone else pairs
+                for name, other_name in pairs.items():
+                    if name not in old:  # for want of memory
+                        continue
+                    found.compare(part, name, old[name], outputs[other_name], capture, places)
+                    compared += 1
+                del old, outputs, calls  # before the next ones are made
+                step((index + 1) / len(before.parts))
     if found.correspondence.fresh_ids:
         first = in_result(before.parts[0], found.correspondence)
         broken = run_new_ids(new.model, first, before.extra_inputs, found.correspondence.fresh_ids)

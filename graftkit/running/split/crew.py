@@ -6,11 +6,13 @@ numbers decide, a result compares as it does in one process, and every output is
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.visible import sizes_of_files
@@ -20,18 +22,22 @@ from graftkit.running.live.model import LiveModel
 from graftkit.running.paging.origin import READ, outside_modes
 from graftkit.running.paging.room import is_quantized
 from graftkit.running.place import Place, folder_of
+from graftkit.running.split.forwards_at_once import PassingOn, Turns, run_at_once
 from graftkit.running.split.elsewhere import Elsewhere
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.other_ranks import OtherRanks
 from graftkit.running.split.owner import END, FIGURES, HOST, LOAD, PARAMETER, PARAMETERS, RELEASE
 from graftkit.running.split.parts import Refused, load_part
 from graftkit.running.split.remote_tensor import RemoteTensor
-from graftkit.running.split.state import Settings
+from graftkit.running.split.state import Settings, state_beside_blocks
 
 if TYPE_CHECKING:
     from torch import nn
 
     from graftkit.running.split.line import Line
+
+
+Found = TypeVar("Found")
 
 
 class Crew(OtherRanks):
@@ -50,6 +56,7 @@ class Crew(OtherRanks):
         self._wanted = wanted
         self._before = READ.nbytes
         self._hosts: list[str] = []
+        self._since = 0.0
         self._models = itertools.count()
         self._last: tuple[int, Mapping[str, int]] | None = None
 
@@ -70,6 +77,7 @@ class Crew(OtherRanks):
             LineBroken: another rank ended.
         """
         directory = self._folder(place)
+        self._since = self._since or time.perf_counter()
         self._hosts = self._hosts or [socket.gethostname(), *(self.ask(rank, HOST) for rank in self._others)]
         files, number = sizes_of_files(directory), next(self._models)
         beside_it, near = self._beside(beside, stays=stays)
@@ -105,7 +113,42 @@ class Crew(OtherRanks):
                 settings[owner].learn(path, block)
                 self._let_read(number, owner, path, block)
                 block.forward = Elsewhere(self, owner, number, path, block, settings[owner])
+            else:
+                block = part.loaded.model.get_submodule(path)
+                block.forward = PassingOn(block, lambda: self.turns)
         return part.loaded
+
+    @contextlib.contextmanager
+    def forwards(
+        self, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool]
+    ) -> Iterator[Iterator[Callable[[], Found]]]:
+        """Give for each of ``runs``, forwards of ``model``, what gives what it gave, several of them being under way at the same time.
+
+        The first runs by itself, and if it changes a module, so do all, as do those that are to run ``alone``.
+        """
+        before = state_beside_blocks(model)
+
+        def found() -> Iterator[Callable[[], Found]]:
+            yield from runs[:1]
+            changes = state_beside_blocks(model) != before
+            for is_alone, group in itertools.groupby(zip(runs[1:], alone[1:], strict=True), key=lambda pair: pair[1]):
+                some = [run for run, _ in group]
+                if is_alone or changes or len(some) == 1:
+                    yield from some
+                    continue
+                self.turns = Turns(self._others)
+                try:
+                    with run_at_once(self.turns, some, self._line.count) as outcomes:
+                        yield from outcomes
+                finally:
+                    self.waited += self.turns.idle
+                    self.turns = None
+
+        outcomes = found()
+        try:
+            yield outcomes
+        finally:
+            outcomes.close()  # type: ignore[attr-defined]
 
     def ran(self) -> None:
         """Note that models were run together, and let them go."""
@@ -162,16 +205,18 @@ class Crew(OtherRanks):
                 held.stand_in = stand_in
 
     def figures(self) -> dict[str, Any]:
-        """What each rank read of weights, and what went to it and from it, in bytes."""
-        read = [READ.nbytes - self._before, *(self.ask(rank, FIGURES) for rank in self._others)]
+        """What each rank read of weights, what went to it and from it, in bytes, and for how long it did not wait for another."""
+        mine = READ.nbytes - self._before, time.perf_counter() - self._since - self.waited
+        figures = [mine, *(self.ask(rank, FIGURES) for rank in self._others)]
         moved = [sum(self._moved), *self._moved[1:]]
         return {
             "ranks": [
                 {
                     "rank": rank,
                     "blocks": self._blocks[rank],
-                    "weight_bytes_read": read[rank],
+                    "weight_bytes_read": figures[rank][0],
                     "bytes_moved": moved[rank],
+                    "seconds_of_work": round(figures[rank][1], 3),
                 }
                 for rank in range(self._line.count)
             ],

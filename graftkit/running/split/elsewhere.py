@@ -63,9 +63,7 @@ class Elsewhere:
         with outside_modes():
             parameters, graded, _ = self._parameters()
             message = (RUN, *self._about(args, kwargs, surroundings, parameters), watched_in(self._block))
-            given = self._ranks.send(self._rank, message, graph=surroundings.graph)
-            data = self._ranks.receive_bytes(self._rank)
-        (what, *about), _ = self._ranks.unpacked(self._rank, data, [*given, *graded])
+        (what, *about), given = self._ranks.exchange(self._rank, message, graph=surroundings.graph, graded=graded)
         if what == "cannot" or (what == "raised" and surroundings.graph):
             raise CannotSplit(about[0] if what == "cannot" else cannot_differentiate(about[0]))
         if what == "raised":

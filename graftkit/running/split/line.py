@@ -23,6 +23,9 @@ class Line(Protocol):
             GraftkitError: that rank ended, or cannot be reached.
         """
 
+    def wait(self, rank: int) -> None:
+        """Wait until :meth:`receive` has something at once; raises as that does. Any thread may do so."""
+
     def receive(self, rank: int) -> bytes:
         """Wait for the next message of another rank.
 

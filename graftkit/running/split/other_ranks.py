@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from graftkit.running.split.remote_tensor import Gone, Handle, RemoteTensor, Sen
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from graftkit.running.split.forwards_at_once import Turns
     from graftkit.running.split.line import Line
 
 #: What is sent as it is: all else that a function is given is sent once and known there from then on.
@@ -28,10 +30,15 @@ PLAIN = (torch.Tensor, str, bytes, int, float, type(None), tuple, list, dict)
 
 
 class OtherRanks:
-    """The other ranks, as rank 0 asks them, one at a time."""
+    """The other ranks, as rank 0 asks them; for ``waited`` seconds it had nothing else to do.
+
+    Where there are ``turns``, several threads ask them.
+    """
 
     def __init__(self, line: Line) -> None:
         self._line = line
+        self.turns: Turns | None = None
+        self.waited = 0.0
         self._others = range(1, line.count)
         self._shelves = {rank: Shelf() for rank in self._others}
         self._moved = [0] * line.count
@@ -106,8 +113,35 @@ class OtherRanks:
 
     def ask(self, rank: int, *message: Any) -> Any:
         """Send a message, and return the answer."""
-        self.send(rank, message)
-        return self.receive(rank)[0]
+        return self.exchange(rank, message)[0]
+
+    def exchange(
+        self, rank: int, message: tuple[Any, ...], *, graph: bool = False, graded: Sequence[Tensor] = ()
+    ) -> tuple[Any, list[Tensor]]:
+        """Send a message and wait for the answer; return that, and the tensors that were sent.
+
+        Of a ``graph`` tensors may belong to one, and ``graded`` ones that were not sent have a part in it.
+        """
+        with outside_modes():
+            if self.turns is None:
+                given = self.send(rank, message, graph=graph)
+                since = time.perf_counter()
+                data = self.receive_bytes(rank)
+                self.waited += time.perf_counter() - since
+                found, _ = self.unpacked(rank, data, [*given, *graded])
+            else:
+                with self.turns.asking(rank):
+                    given = self.send(rank, message, graph=graph)
+                    with self.turns.resting():
+                        self._wait(rank)
+                    found, _ = self.unpacked(rank, self.receive_bytes(rank), [*given, *graded])
+        return found, given
+
+    def _wait(self, rank: int) -> None:
+        try:
+            self._line.wait(rank)
+        except GraftkitError as error:
+            raise LineBroken(error) from error
 
     def send(self, rank: int, message: tuple[Any, ...], *, graph: bool = False) -> list[Tensor]:
         """Send a message, of a ``graph`` with tensors that belong to one; return the tensors in it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,10 +71,17 @@ class BlockOwner:
         self._parts: dict[int, Part] = {}
         self._held = Held()
         self._known: dict[int, Any] = {}
-        self._before = READ.nbytes
+        self._before, self._seconds = READ.nbytes, 0.0
 
     def answer(self, message: bytes) -> bytes | None:
         """What rank 0 is told; None when it has asked for the last time."""
+        since = time.perf_counter()
+        try:
+            return self._answer(message)
+        finally:
+            self._seconds += time.perf_counter() - since
+
+    def _answer(self, message: bytes) -> bytes | None:
         (forgotten, what, *about), tensors = self._unpacked(message)
         self._held.forget(forgotten)
         if what == RUN:
@@ -83,7 +91,7 @@ class BlockOwner:
         answers: dict[str, Callable[..., Any]] = {
             HOST: socket.gethostname,
             LOAD: self._load,
-            FIGURES: lambda: READ.nbytes - self._before,
+            FIGURES: lambda: (READ.nbytes - self._before, self._seconds),
             PARAMETER: self._parameter,
             COMPUTE: self._compute,
             PARAMETERS: self._parameters,

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 SCALARS = (bool, int, float, str, type(None))
 
 
+#: Attributes of a module that have to do with transformers' capture of outputs, which it installs once, or with neither.
+BESIDE = ("_output_capturing_hooks_installed", "_is_hf_initialized")
+
+
 class Setting(NamedTuple):
     """A plain attribute of a module inside of a block by its name there, or of that module's config."""
 
@@ -38,6 +42,16 @@ def _parts(block: nn.Module) -> Iterator[Hashable]:
         yield from ((key, id(value) if isinstance(held, Refused) else None) for key, value in held.items())
         for key, value in module._buffers.items():  # noqa: SLF001 - also those that are None
             yield key, None if value is None else hashlib.sha256(raw_of(value).numpy().data).digest()
+
+
+def state_beside_blocks(model: nn.Module) -> tuple[Hashable, ...]:
+    """What every module of a model holds beside parameters and modules, to see whether a forward changes it."""
+    return tuple(
+        (name, key, held if isinstance(held, SCALARS) else id(held))
+        for name, module in model.named_modules()
+        for key, held in (*vars(module).items(), *module._buffers.items())  # noqa: SLF001 - as above
+        if key not in BESIDE
+    )
 
 
 class Settings:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from graftkit.running.split.interrupts import CannotSplit, LineBroken
@@ -50,6 +51,18 @@ def together(crew: Crew | None, what: str, find: Callable[[Crew | None], Found])
         except LineBroken as broken:
             raise broken.error from broken
     return find(None)
+
+
+@contextlib.contextmanager
+def forwards(
+    crew: Crew | None, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool]
+) -> Iterator[Iterator[Callable[[], Found]]]:
+    """Give for each of ``runs``, in their order, what runs it, or with a crew what gives what it gave; see there."""
+    if crew is None:
+        yield iter(runs)
+        return
+    with crew.forwards(model, runs, alone) as outcomes:
+        yield outcomes
 
 
 def at_owner(function: Callable[Given, Found], *args: Given.args, **kwargs: Given.kwargs) -> Found:
