@@ -42,7 +42,7 @@ def test_what_ranks_did_to_run_the_models_is_read_from_the_report(bench, tmp_pat
                     "blocks": 3,
                     "weight_bytes_read": 2_000_000_000,
                     "bytes_moved": 1_500_000,
-                    "seconds_of_work": 2.5,
+                    "processor_seconds": 2.5,
                 }
             ]
         }

@@ -39,6 +39,7 @@ from graftkit.running.probes import (
     split,
 )
 from graftkit.running.remembered import recall
+from graftkit.running.split.state import state_beside_blocks
 from graftkit.running.split.together import forwards
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ def _collect(
 ) -> Reference:
     """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
     first, *others = [part for probe in probes for part in split(probe, budget.forward)]
+    before = None if crew is None else state_beside_blocks(old.model)
     extra_inputs, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
     names, kept, skipped = {}, {}, {}
     room, not_kept = KEPT_BYTES, 0
@@ -225,7 +227,7 @@ def _collect(
     reason = "a base model alone does not generate" if backbone else can_cache(old.model, extra_inputs)
     parts = [first, *(part for part in others if not part.steps or reason is None)]
     runs = [partial(run, old.model, part, extra_inputs) for part in parts[1:]]
-    with forwards(crew, old.model, runs, [bool(part.steps) for part in parts[1:]]) as outcomes:
+    with forwards(crew, old.model, runs, [bool(part.steps) for part in parts[1:]], before) as outcomes:
         for index, part in enumerate(parts):
             try:
                 if index:

@@ -18,6 +18,7 @@ from graftkit.running.split.crew import Crew
 from graftkit.running.split.forwards_at_once import Turn, Turns, run_at_once
 from graftkit.running.split.interrupts import CannotSplit, LineBroken
 from graftkit.running.split.owner import BlockOwner
+from graftkit.running.split.together import together
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_rank_0_runs_a_block_of_one_probe_while_another_rank_runs_one_of_another
     monkeypatch.setattr(crew_of.PassingOn, "__call__", call_seen)
     outputs(llama, crew)
     assert began.read_text() == "waited"
-    assert all(rank["seconds_of_work"] > 0 for rank in crew.figures()["ranks"])
+    assert all(rank["processor_seconds"] > 0 for rank in crew.figures()["ranks"])
 
 
 def make_noisy(is_noisy):
@@ -132,6 +133,25 @@ def test_a_model_that_keeps_state_runs_one_probe_after_the_other(llama, crew, ma
     monkeypatch.setattr(LlamaModel, "forward", forward)
     assert outputs(llama, crew) == outputs(llama, None)
     assert not made
+
+
+def test_a_model_that_changes_later_is_run_by_one_process(llama, crew, made, monkeypatch):
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    before, calls = LlamaModel.forward, []
+
+    def forward(self, *args, **kwargs):
+        calls.append(None)
+        if len(calls) == 3:
+            self.is_late = True
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", forward)
+    alone = outputs(llama, None)
+    calls.clear()
+    assert together(crew, "outputs", lambda crew: outputs(llama, crew)) == alone
+    assert made
+    assert "a forward changes the model" in crew.figures()["run_by_rank_0_alone"]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from graftkit.running.live.model import LiveModel
 from graftkit.running.paging.origin import READ, outside_modes
 from graftkit.running.paging.room import is_quantized
 from graftkit.running.place import Place, folder_of
-from graftkit.running.split.forwards_at_once import PassingOn, Turns, run_at_once
 from graftkit.running.split.elsewhere import Elsewhere
+from graftkit.running.split.forwards_at_once import PassingOn, Turns, run_at_once
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.running.split.other_ranks import OtherRanks
 from graftkit.running.split.owner import END, FIGURES, HOST, LOAD, PARAMETER, PARAMETERS, RELEASE
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftkit.running.split.line import Line
+    from graftkit.running.split.state import State
 
 
 Found = TypeVar("Found")
@@ -56,7 +57,7 @@ class Crew(OtherRanks):
         self._wanted = wanted
         self._before = READ.nbytes
         self._hosts: list[str] = []
-        self._since = 0.0
+        self._since = time.process_time()
         self._models = itertools.count()
         self._last: tuple[int, Mapping[str, int]] | None = None
 
@@ -77,7 +78,6 @@ class Crew(OtherRanks):
             LineBroken: another rank ended.
         """
         directory = self._folder(place)
-        self._since = self._since or time.perf_counter()
         self._hosts = self._hosts or [socket.gethostname(), *(self.ask(rank, HOST) for rank in self._others)]
         files, number = sizes_of_files(directory), next(self._models)
         beside_it, near = self._beside(beside, stays=stays)
@@ -120,28 +120,39 @@ class Crew(OtherRanks):
 
     @contextlib.contextmanager
     def forwards(
-        self, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool]
+        self, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool], before: State | None
     ) -> Iterator[Iterator[Callable[[], Found]]]:
         """Give for each of ``runs``, forwards of ``model``, what gives what it gave, several of them being under way at the same time.
 
-        The first runs by itself, and if it changes a module, so do all, as do those that are to run ``alone``.
+        The first runs by itself, and if it changes a module, so do all, as do those that are to run ``alone``. Where there was a first one
+        already, ``before`` is the state of the model before it.
+
+        Raises:
+            CannotSplit: a later one changes a module, and others were under way.
+            LineBroken: another rank ended.
         """
-        before = state_beside_blocks(model)
+        first = int(before is None)
+        noted = state_beside_blocks(model) if before is None else before
 
         def found() -> Iterator[Callable[[], Found]]:
-            yield from runs[:1]
-            changes = state_beside_blocks(model) != before
-            for is_alone, group in itertools.groupby(zip(runs[1:], alone[1:], strict=True), key=lambda pair: pair[1]):
+            yield from runs[:first]
+            changes = state_beside_blocks(model) != noted
+            for is_alone, group in itertools.groupby(
+                zip(runs[first:], alone[first:], strict=True), key=lambda pair: pair[1]
+            ):
                 some = [run for run, _ in group]
                 if is_alone or changes or len(some) == 1:
                     yield from some
                     continue
+                before_these = state_beside_blocks(model)
                 self.turns = Turns(self._others)
                 try:
                     with run_at_once(self.turns, some, self._line.count) as outcomes:
-                        yield from outcomes
+                        for number, outcome in enumerate(outcomes, 1):
+                            if number == len(some) and state_beside_blocks(model) != before_these:
+                                raise CannotSplit("a forward changes the model, and others were under way")
+                            yield outcome
                 finally:
-                    self.waited += self.turns.idle
                     self.turns = None
 
         outcomes = found()
@@ -205,8 +216,8 @@ class Crew(OtherRanks):
                 held.stand_in = stand_in
 
     def figures(self) -> dict[str, Any]:
-        """What each rank read of weights, what went to it and from it, in bytes, and for how long it did not wait for another."""
-        mine = READ.nbytes - self._before, time.perf_counter() - self._since - self.waited
+        """What each rank read of weights, what went to it and from it, in bytes, and its seconds of the processor."""
+        mine = READ.nbytes - self._before, time.process_time() - self._since
         figures = [mine, *(self.ask(rank, FIGURES) for rank in self._others)]
         moved = [sum(self._moved), *self._moved[1:]]
         return {
@@ -216,7 +227,7 @@ class Crew(OtherRanks):
                     "blocks": self._blocks[rank],
                     "weight_bytes_read": figures[rank][0],
                     "bytes_moved": moved[rank],
-                    "seconds_of_work": round(figures[rank][1], 3),
+                    "processor_seconds": round(figures[rank][1], 3),
                 }
                 for rank in range(self._line.count)
             ],

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -27,7 +26,6 @@ Found = TypeVar("Found")
 #: Seconds after which a thread that waits looks again, so that a signal reaches it.
 LOOK = 0.1
 
-
 #: The place of a thread that runs no forward: other ranks wait for those that do.
 LAST = 1 << 30
 
@@ -37,14 +35,12 @@ class Cancelled(BaseException):
 
 
 class Turn:
-    """What one thread at a time has; of those that wait the one of the lowest ``place`` gets it. For ``idle`` seconds nobody had it."""
+    """What one thread at a time has; of those that wait the one of the lowest ``place`` gets it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._holder: int | None = None
         self._waiting: list[tuple[int, int]] = []
-        self._since = time.perf_counter()
-        self.idle = 0.0
 
     def take(self, place: int) -> None:
         """Wait for it."""
@@ -55,7 +51,6 @@ class Turn:
                 while self._holder is not None or min(self._waiting) != mine:
                     self._changed.wait(LOOK)
                 self._holder = mine[1]
-                self.idle += time.perf_counter() - self._since
             finally:  # a signal does not keep others from it
                 self._waiting.remove(mine)
                 self._changed.notify_all()
@@ -64,7 +59,7 @@ class Turn:
         """Let the next have it, if this thread has it."""
         with self._changed:
             if self._holder == threading.get_ident():
-                self._holder, self._since = None, time.perf_counter()
+                self._holder = None
                 self._changed.notify_all()
 
     def is_wanted_before(self, place: int) -> bool:
@@ -86,11 +81,6 @@ class Turns:
         """That of this thread: its forward's number, or behind all of them."""
         place: int = getattr(self._mine, "place", LAST)
         return place
-
-    @property
-    def idle(self) -> float:
-        """Seconds in which nothing was computed here."""
-        return self._here.idle
 
     @contextlib.contextmanager
     def computing(self, place: int = LAST) -> Iterator[None]:
@@ -169,7 +159,9 @@ class Task(Generic[Found]):
 
 
 @contextlib.contextmanager
-def run_at_once(turns: Turns, runs: Sequence[Callable[[], Found]], width: int) -> Iterator[Iterator[Callable[[], Found]]]:
+def run_at_once(
+    turns: Turns, runs: Sequence[Callable[[], Found]], width: int
+) -> Iterator[Iterator[Callable[[], Found]]]:
     """Give for each of ``runs``, in their order, what gives what it gave; ``width`` of them are under way at the same time.
 
     This thread has the turn when it is called, and whenever it has something.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,15 +29,11 @@ PLAIN = (torch.Tensor, str, bytes, int, float, type(None), tuple, list, dict)
 
 
 class OtherRanks:
-    """The other ranks, as rank 0 asks them; for ``waited`` seconds it had nothing else to do.
-
-    Where there are ``turns``, several threads ask them.
-    """
+    """The other ranks, as rank 0 asks them: one after the other or, where there are ``turns``, in several threads."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self.turns: Turns | None = None
-        self.waited = 0.0
         self._others = range(1, line.count)
         self._shelves = {rank: Shelf() for rank in self._others}
         self._moved = [0] * line.count
@@ -125,10 +120,7 @@ class OtherRanks:
         with outside_modes():
             if self.turns is None:
                 given = self.send(rank, message, graph=graph)
-                since = time.perf_counter()
-                data = self.receive_bytes(rank)
-                self.waited += time.perf_counter() - since
-                found, _ = self.unpacked(rank, data, [*given, *graded])
+                found, _ = self.unpacked(rank, self.receive_bytes(rank), [*given, *graded])
             else:
                 with self.turns.asking(rank):
                     given = self.send(rank, message, graph=graph)

@@ -21,6 +21,10 @@ SCALARS = (bool, int, float, str, type(None))
 BESIDE = ("_output_capturing_hooks_installed", "_is_hf_initialized")
 
 
+#: What the modules of a model hold.
+State = tuple[Hashable, ...]
+
+
 class Setting(NamedTuple):
     """A plain attribute of a module inside of a block by its name there, or of that module's config."""
 
@@ -44,7 +48,7 @@ def _parts(block: nn.Module) -> Iterator[Hashable]:
             yield key, None if value is None else hashlib.sha256(raw_of(value).numpy().data).digest()
 
 
-def state_beside_blocks(model: nn.Module) -> tuple[Hashable, ...]:
+def state_beside_blocks(model: nn.Module) -> State:
     """What every module of a model holds beside parameters and modules, to see whether a forward changes it."""
     return tuple(
         (name, key, held if isinstance(held, SCALARS) else id(held))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graftkit.running.split.crew import Crew
+    from graftkit.running.split.state import State
 
 Found = TypeVar("Found")
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -55,13 +56,17 @@ def together(crew: Crew | None, what: str, find: Callable[[Crew | None], Found])
 
 @contextlib.contextmanager
 def forwards(
-    crew: Crew | None, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool]
+    crew: Crew | None,
+    model: nn.Module,
+    runs: Sequence[Callable[[], Found]],
+    alone: Sequence[bool],
+    before: State | None = None,
 ) -> Iterator[Iterator[Callable[[], Found]]]:
     """Give for each of ``runs``, in their order, what runs it, or with a crew what gives what it gave; see there."""
     if crew is None:
         yield iter(runs)
         return
-    with crew.forwards(model, runs, alone) as outcomes:
+    with crew.forwards(model, runs, alone, before) as outcomes:
         yield outcomes
 
 
