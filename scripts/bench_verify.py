@@ -21,6 +21,7 @@ from graftkit.running.reference import plan_probes
 from graftkit.verification.lens.lens import OPERATIONS, compare_lens
 from graftkit.verification.lens.setting import prepare
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 
 DEMO = Path(__file__).parent.parent / "recipes" / "models" / "demo-lm"
 
@@ -66,10 +67,10 @@ def measure(model: Path, repeat: int) -> None:
         print(f"{what:22} {time_:.3f} s  {time_ / base:.2f} times {base:.3f} s for two loads and two forwards")
 
     load_time = seconds(lambda: load(model), repeat)
-    plain = seconds(lambda: compare_outputs(model, model), repeat)
+    plain = seconds(lambda: compare_outputs(Subject(model, model)), repeat)
     report("plain verification", plain, 2 * load_time + 2 * seconds(lambda: forward(parts), repeat))
     native, float64_time = seconds(lambda: forward(setting.parts), repeat), seconds(wide, repeat)
-    lens = seconds(lambda: compare_lens(model, model), repeat)
+    lens = seconds(lambda: compare_lens(Subject(model, model)), repeat)
     report("float64 and noise", lens, 2 * load_time + 2 * native)
     print(
         f"load {load_time:.3f} s; lens: {sum(part.tokens for part in setting.parts):,} tokens, float64 forward"

@@ -24,6 +24,7 @@ from graftkit.running.live.assembling import assemble
 from graftkit.running.live.model import LiveModel, fresh_weights, open_live
 from graftkit.verification.in_memory import check_adapter_in_memory, check_in_memory
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 
 pytestmark = pytest.mark.numerical
 
@@ -346,12 +347,12 @@ def test_a_changed_weight_fails_by_bytes_and_by_outputs(live):
     source, made = live
     ledger = check_in_memory(source.checkpoint, made.checkpoint)
     assert all(entry.source_bytes and not entry.produced_bytes and entry.sha256 for entry in ledger)
-    assert compare_outputs(source, made).failures == ()
+    assert compare_outputs(Subject(source, made)).failures == ()
     with torch.no_grad():
         made.model.model.layers[1].mlp.up_proj.weight[0, 0] += 1
     with pytest.raises(VerificationFailed, match="up_proj.weight' differs from the source"):
         check_in_memory(source.checkpoint, made.checkpoint)
-    assert compare_outputs(source, made).failures
+    assert compare_outputs(Subject(source, made)).failures
 
 
 def test_a_lost_tensor_and_another_dtype_fail(live):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,6 @@ from graftkit.running.forward import Loaded, load, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.share import part_of
 from graftkit.running.paging.skeleton import split_large_tables
-from graftkit.running.place import Place
 from graftkit.running.probes import KEPT_BYTES, LOGIT_BYTES, Probe, covered_ids, in_result
 from graftkit.running.reference import Reference, Step, run_source, timed
 from graftkit.running.split.together import forwards, together
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.running.split.crew import Crew
-    from graftkit.verification.subject import Progress
+    from graftkit.verification.subject import Progress, Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,60 +131,51 @@ def _figure(items: list[OutputComparison]) -> str:
     return f"{text}, KL(old, new) of {worst.name} mean {worst.kl_mean:.3g}, max {worst.kl_max:.3g}"
 
 
-def compare_outputs(
-    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, kl: KLPromise | None = None, seed: int = 0,
-    scope: Scope = Scope.EVERYTHING, token_budget: int | None = None, paged: bool | None = None,
-    added: frozenset[str] = frozenset(), recast: bool = False, progress: Progress | None = None, crew: Crew | None = None,
-) -> OutputsReport:  # fmt: skip
-    """Load both checkpoints one after the other, run the same probes, and compare what ``scope`` says of their outputs.
+def compare_outputs(subject: Subject, *, token_budget: int | None = None) -> OutputsReport:
+    """Load both checkpoints one after the other, run the same probes, and compare what the scope says of their outputs.
 
-    ``token_budget`` overrides the number of tokens that is taken from the model's size. With ``paged`` parameters are read
-    from the files as the forwards ask for them; None lets the memory that is free decide. The result's class may leave out the
-    tensors that were ``added``. One that is ``recast``, stored in another dtype on purpose, is loaded in the source's. A ``crew``
-    runs both, each of its ranks a run of blocks, to the same bits; where it cannot, this process does so alone.
+    ``token_budget`` overrides the number of tokens that is taken from the model's size. Where there is a crew it runs both, each of its
+    ranks a run of blocks, to the same bits; where it cannot, this process does so alone.
 
     Raises:
         InputRejected: the source's own load misses tensors, so that its outputs are random.
         VerificationFailed: a checkpoint does not load, or the forward needs inputs that cannot be made.
     """
-    return together(
-        crew,
-        "outputs",
-        lambda crew: _compare(
-            source, result, correspondence, kl, seed, scope, token_budget, paged, added, progress, crew, recast=recast
-        ),
-    )
+    return together(subject.crew, "outputs", lambda crew: _compare(replace(subject, crew=crew), token_budget))
 
 
-def _compare(
-    source: Place, result: Place, correspondence: Correspondence, kl: KLPromise | None, seed: int, scope: Scope,
-    token_budget: int | None, paged: bool | None, added: frozenset[str], progress: Progress | None, crew: Crew | None, *, recast: bool,
-) -> OutputsReport:  # fmt: skip
+def _compare(subject: Subject, token_budget: int | None) -> OutputsReport:
     seconds: dict[str, float] = {}
-    backbone, measured = Scope.BACKBONE in scope, bool(scope & (Scope.MEASURE | Scope.REORDERED))
+    backbone, measured = Scope.BACKBONE in subject.scope, bool(subject.scope & (Scope.MEASURE | Scope.REORDERED))
+    crew, correspondence = subject.crew, subject.correspondence
+    kl = subject.kl() if subject.scope.same_outputs else None
     theirs, ours = correspondence.part
     other_class = theirs != ours or bool(correspondence.gone)
     correspondence = correspondence.of_backbones() if backbone else correspondence
-    from_files = max(paged_in((place,), KEPT_BYTES + LOGIT_BYTES, wanted=paged) for place in (source, result))
+    from_files = max(
+        paged_in((place,), KEPT_BYTES + LOGIT_BYTES, wanted=subject.paged) for place in (subject.source, subject.result)
+    )
     with undisturbed():
         before = run_source(
-            source, correspondence.drawn_ids, seed, token_budget, seconds, _step(progress, "run the source"), backbone=backbone,
-            part=theirs, paged=from_files, crew=crew,
+            subject.source, correspondence.drawn_ids, subject.seed, token_budget, seconds, _step(subject.progress, "run the source"),
+            backbone=backbone, part=theirs, paged=from_files, crew=crew,
         )  # fmt: skip
         with timed(seconds, "load result"):
-            dtype = before.dtype if recast else None
+            dtype = before.dtype if subject.recast else None
             new = (
-                load(result, paged=from_files, lent=True, dtype=dtype)
+                load(subject.result, paged=from_files, lent=True, dtype=dtype)
                 if crew is None
-                else crew.load(result, dtype=dtype)
+                else crew.load(subject.result, dtype=dtype)
             )
             split_large_tables(new.model)
-        failures = _loading_failures(before, new, added, backbone=backbone, other_class=backbone or other_class)
+        failures = _loading_failures(before, new, subject.added, backbone=backbone, other_class=backbone or other_class)
         new = new.backbone(ours) if backbone else new
         table = output_table(new.model, correspondence.ids.result) if correspondence.ids else None
         found = Differences(correspondence, table, measured=measured)
         with timed(seconds, "run result"):
-            failures += _run_result(new, before, found, _step(progress, "run the result"), crew, backbone=backbone)
+            failures += _run_result(
+                new, before, found, _step(subject.progress, "run the result"), crew, backbone=backbone
+            )
         failures += found.failures()
         with timed(seconds, "distribution"):
             distribution = _distribution(found, kl)
@@ -209,7 +199,7 @@ def _compare(
         seconds=seconds,
         failures=tuple(failures),
         measured=measured,
-        in_float64=scope.in_float64,
+        in_float64=subject.scope.in_float64,
         paged=from_files if crew is None else crew.paged,
         unit=before.parts[0].unit,
         new_ids=0 if failures else min(before.parts[0].ids.shape[1] // 2, len(correspondence.fresh_ids)),

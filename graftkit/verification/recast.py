@@ -144,9 +144,7 @@ class RecastCheck:
             return None, subject.not_run
         if self.earlier_scope | subject.later_scope:
             return None, OTHER_CHANGES
-        return recast_noise(
-            subject.source, subject.result, subject.correspondence, subject.seed, paged=subject.paged
-        ), ""
+        return recast_noise(subject), ""
 
 
 def _rounding(old: LazyTensor, new: LazyTensor, whole: Rounding) -> Rounding:

@@ -8,26 +8,26 @@ more than the arithmetic of the dtype does anyway: total over arithmetic is at m
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import VerificationFailed
 from graftkit.running.float64 import float64
 from graftkit.running.forward import Loaded, outputs_of, run, undisturbed
 from graftkit.running.paging.room import paged as paged_in
 from graftkit.running.paging.skeleton import split_large_tables
-from graftkit.running.place import Place
 from graftkit.verification.comparison import Comparison
 from graftkit.verification.lens.lens import OPERATIONS
 from graftkit.verification.lens.setting import Setting, device_of, in_float64, load_both, prepare
 from graftkit.verification.lens.source_outputs import observed
 from graftkit.verification.lens.trace import KEPT_BYTES
+from graftkit.verification.promises import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from graftkit.running.probes import Probe
+    from graftkit.verification.subject import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +50,22 @@ class RecastNoise:
         return self.total / self.arithmetic if self.arithmetic else math.inf
 
 
-def recast_noise(
-    source: Place, result: Place, correspondence: Correspondence, seed: int, *, paged: bool | None
-) -> RecastNoise:
+def recast_noise(subject: Subject) -> RecastNoise:
     """Run both on the same probes, each in float64 and the result in its own dtype too.
 
     Raises:
         InputRejected: the source does not load.
         VerificationFailed: the result does not load, or a forward does not run.
     """
-    from_files = paged_in((source, result), KEPT_BYTES, wanted=paged)
+    correspondence = subject.correspondence
+    from_files = paged_in((subject.source, subject.result), KEPT_BYTES, wanted=subject.paged)
+    alone = replace(subject, adapter=None, scope=Scope.EVERYTHING, crew=None)
     with undisturbed():
-        old, new = load_both(source, result, device_of(None), backbone=False, adapter=None, paged=from_files)
+        old, new = load_both(alone, device_of(None), paged=from_files)
         for loaded in (old, new):
             split_large_tables(loaded.model)
         tokens = max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
-        setting = prepare(source, old, new, correspondence, seed, tokens, backbone=False)
+        setting = prepare(subject.source, old, new, correspondence, subject.seed, tokens, backbone=False)
         total, weights = Comparison(correspondence, join_steps=True), Comparison(correspondence, join_steps=True)
         arithmetic = Comparison(join_steps=True)
         for part in setting.parts:

@@ -69,11 +69,7 @@ class OutputsCheck:
         from graftkit.verification.composition import weaker_than_promised
         from graftkit.verification.outputs import compare_outputs
 
-        found = compare_outputs(
-            subject.source, subject.result, correspondence=subject.correspondence,
-            kl=subject.kl() if subject.scope.same_outputs else None, seed=subject.seed, scope=subject.scope, paged=subject.paged,
-            added=subject.added, recast=subject.recast, progress=subject.progress, crew=subject.crew,
-        )  # fmt: skip
+        found = compare_outputs(subject)
         weaker = weaker_than_promised(subject.promise, found) if subject.promise else ()
         likelier = subject.pair.likelier_ids(found) if subject.pair else ()
         return dataclasses.replace(found, failures=(*found.failures, *weaker, *likelier))
@@ -115,10 +111,7 @@ class LensCheck:
         """Look through the lens; see :func:`~graftkit.verification.lens.lens.compare_lens`."""
         from graftkit.verification.lens.lens import compare_lens
 
-        return compare_lens(
-            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
-            scope=subject.scope, adapter=subject.adapter, paged=subject.paged, progress=subject.progress, crew=subject.crew,
-        )  # fmt: skip
+        return compare_lens(subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +128,7 @@ class SignalCheck:
         """Measure it; see :func:`~graftkit.verification.signal.compare_signal`."""
         from graftkit.verification.signal import compare_signal
 
-        return compare_signal(
-            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, device=subject.device,
-            scope=subject.scope, adapter=subject.adapter, progress=subject.progress, crew=subject.crew,
-        )  # fmt: skip
+        return compare_signal(subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +145,7 @@ class FirstStepCheck:
         """Take the step; see :func:`~graftkit.verification.first_step.compare_first_step`."""
         from graftkit.verification.first_step import compare_first_step
 
-        return compare_first_step(
-            subject.source, subject.result, correspondence=subject.correspondence, seed=subject.seed, scope=subject.scope,
-            adapter=subject.adapter, progress=subject.progress, crew=subject.crew,
-        )  # fmt: skip
+        return compare_first_step(subject)
 
 
 #: What always runs, where it applies: on checkpoints, and on adapters. Then come the operations' own checks, and what is asked for.

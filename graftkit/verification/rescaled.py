@@ -116,6 +116,4 @@ class RescaledCheck:
             return None, subject.not_run
         if not self.alone or not subject.later_scope.same_outputs:
             return None, OTHER_CHANGES
-        return recast_noise(
-            subject.source, subject.result, subject.correspondence, subject.seed, paged=subject.paged
-        ), ""
+        return recast_noise(subject), ""

@@ -45,13 +45,15 @@ class TakenCheck(LoadsModels):
         from graftkit.verification.outputs import compare_outputs
 
         found = compare_outputs(
-            self.donor,
-            subject.result,
-            correspondence=Correspondence(part=self.modules).then(subject.later),
-            scope=Scope.BACKBONE,
-            seed=subject.seed,
-            paged=subject.paged,
-            progress=subject.progress,
+            Subject(
+                self.donor,
+                subject.result,
+                correspondence=Correspondence(part=self.modules).then(subject.later),
+                scope=Scope.BACKBONE,
+                seed=subject.seed,
+                paged=subject.paged,
+                progress=subject.progress,
+            )
         )
         failures = tuple(f"taken module: {sentence.removeprefix('outputs: ')}" for sentence in found.failures)
         return TakenReport(self.modules, sum(item.places for item in found.comparisons), failures)

@@ -19,6 +19,7 @@ from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations import Outcome
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.promises import PromiseClass
+from graftkit.verification.subject import Subject
 
 #: The file: the name in its package is the function.
 operation = importlib.import_module("graftkit.operations.set_embeddings")
@@ -266,11 +267,11 @@ def test_a_tie_that_nobody_meant_to_undo_is_caught(sources, tmp_path, monkeypatc
 
 def test_a_value_of_the_copy_that_is_another_shows_in_the_sum_of_gradients(sources, parted, tmp_path):
     save(parted("llama_tied")[0], tmp_path / "out", {**stored(parted("llama_tied")[0])})
-    assert compare_first_step(sources("llama_tied"), tmp_path / "out").failures == ()
+    assert compare_first_step(Subject(sources("llama_tied"), tmp_path / "out")).failures == ()
     tensors = stored(tmp_path / "out")
     tensors["lm_head.weight"][5] *= 1.1
     save_file(tensors, tmp_path / "out/model.safetensors", {"format": "pt"})
-    (failure,) = compare_first_step(sources("llama_tied"), tmp_path / "out").failures
+    (failure,) = compare_first_step(Subject(sources("llama_tied"), tmp_path / "out")).failures
     assert "the gradient of the old parameter" in failure
 
 

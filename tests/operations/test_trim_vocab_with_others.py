@@ -98,6 +98,7 @@ def test_the_lens_sees_a_row_that_is_shifted(sources, tmp_path, monkeypatch):
     import sys
 
     from graftkit.verification.lens.lens import compare_lens
+    from graftkit.verification.subject import Subject
 
     operation = sys.modules["graftkit.operations.trim_vocab"]
     right = operation.pick_rows
@@ -107,7 +108,7 @@ def test_the_lens_sees_a_row_that_is_shifted(sources, tmp_path, monkeypatch):
 
     monkeypatch.setattr(operation, "pick_rows", shifted)
     report = measured(sources("llama"), tmp_path / "out", KEEP, outputs=False)
-    found = compare_lens(sources("llama"), tmp_path / "out", correspondence=report.plan.correspondence)
+    found = compare_lens(Subject(sources("llama"), tmp_path / "out", correspondence=report.plan.correspondence))
     assert any("differs in float64" in failure for failure in found.failures)
 
 

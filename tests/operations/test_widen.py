@@ -291,13 +291,14 @@ def test_heads_that_are_tiled_and_not_interleaved_are_caught(sources, tmp_path, 
 def test_a_gradient_of_an_old_slice_that_is_another_is_caught(sources, tmp_path):
     """A new column of ten units in the last place: outputs in float64 show it, and so do the gradients behind it."""
     from graftkit.verification.first_step import compare_first_step
+    from graftkit.verification.subject import Subject
 
     source, output = sources("llama"), tmp_path / "out"
     report = graftkit.apply(recipes.recipe(source, output, widen(intermediate_size=96)))
     state = load_file(output / "model.safetensors")
     state["model.layers.0.mlp.down_proj.weight"][:, 64:] = 0.05
     save_file(state, output / "model.safetensors", {"format": "pt"})
-    found = compare_first_step(source, output, correspondence=report.plan.correspondence)
+    found = compare_first_step(Subject(source, output, correspondence=report.plan.correspondence))
     assert "the gradient of the old parameter" in found.failures[0]
 
 

@@ -23,6 +23,7 @@ from graftkit.operations.widths import tensors as making
 from graftkit.operations.widths import widening
 from graftkit.operations.widths.rescaling import Rescaling, find_rescaling
 from graftkit.verification.rescaled import RescaledCheck, RescaledReport
+from graftkit.verification.subject import Subject
 
 pytestmark = pytest.mark.numerical
 
@@ -233,7 +234,7 @@ def test_parameters_that_are_read_from_files_are_taken_unrounded_too(source_of, 
 
     source, output = source_of("qwen3", "bfloat16"), tmp_path / "out"
     report = graftkit.apply(recipes.recipe(source, output, WIDER, verify={"outputs": False}))
-    found = compare_lens(source, output, correspondence=report.plan.correspondence, paged=True)
+    found = compare_lens(Subject(source, output, correspondence=report.plan.correspondence, paged=True))
     assert found.paged
     assert found.failures == ()
 

@@ -27,6 +27,7 @@ from graftkit.running.paging.skeleton import split_large_tables
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Scope
+from graftkit.verification.subject import Subject
 
 #: Families by dtype: every one in float32, and in bfloat16 those that convert, tie, or have two sides.
 CASES = [(family, "float32") for family in FAMILIES] + [
@@ -136,9 +137,9 @@ def test_what_changes_in_the_file_changes_in_the_forward(moved):
 
 def test_memory_left_decides(demo, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 300 << 20)
-    assert compare_outputs(demo, demo, token_budget=64).paged
+    assert compare_outputs(Subject(demo, demo), token_budget=64).paged
     monkeypatch.setattr(memory, "available", lambda: 3 << 30)
-    assert not compare_outputs(demo, demo, token_budget=64).paged
+    assert not compare_outputs(Subject(demo, demo), token_budget=64).paged
 
 
 def test_a_plan_says_what_it_needs_either_way(moved, tmp_path, monkeypatch):
@@ -212,15 +213,16 @@ VERIFY = """
 import re, resource, sys
 from pathlib import Path
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 small, large, most = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 probes = {"token_budget": 64}
-compare_outputs(small, small, paged=True, **probes)
+compare_outputs(Subject(small, small, paged=True), **probes)
 used = int(re.search("VmData:(.*)kB", open("/proc/self/status").read())[1]) << 10
 resource.setrlimit(resource.RLIMIT_DATA, (used + most, used + most))
-found = compare_outputs(large, large, **probes)
+found = compare_outputs(Subject(large, large), **probes)
 assert found.paged and found.passed, found.failures
 try:
-    compare_outputs(large, large, paged=False, **probes)
+    compare_outputs(Subject(large, large, paged=False), **probes)
 except Exception as error:
     print("refused:", error)
 """

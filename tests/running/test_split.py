@@ -21,6 +21,7 @@ from graftkit.running.split.parcels import Shelf, pack, raw_of, unpack
 from graftkit.running.split.parts import assign_blocks
 from graftkit.running.split.together import together
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_a_changed_weight_of_a_block_elsewhere_is_found_in_the_words_of_one_proc
     tensors["model.layers.2.mlp.up_proj.weight"][3, 5] += 0.5
     save_file(tensors, tmp_path / "changed" / "model.safetensors", {"format": "pt"})
     crew = Crew(DirectLine(2))
-    reports = [compare_outputs(llama, tmp_path / "changed", crew=c).to_json() for c in (None, crew)]
+    reports = [compare_outputs(Subject(llama, tmp_path / "changed", crew=c)).to_json() for c in (None, crew)]
     for report in reports:
         del report["seconds"]
     assert reports[0] == reports[1]
@@ -215,7 +216,7 @@ def test_a_line_that_breaks_ends_the_comparison_and_is_no_finding(llama):
 
     line = Breaking(2)
     with pytest.raises(StorageFault, match="do not answer"):
-        compare_outputs(llama, llama, crew=Crew(line))
+        compare_outputs(Subject(llama, llama, crew=Crew(line)))
     assert line.sent == 12
 
 

@@ -17,9 +17,10 @@ CLASSES = (
 def measured(name, directory):
     """The coverage of a small checkpoint of this family or class, compared with itself."""
     from graftkit.verification.outputs import compare_outputs
+    from graftkit.verification.subject import Subject
 
     if name in FAMILIES:
         build(name, directory)
     else:
         build_tiny(name, directory)
-    return compare_outputs(directory, directory).coverage
+    return compare_outputs(Subject(directory, directory)).coverage

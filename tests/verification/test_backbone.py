@@ -11,6 +11,7 @@ from support.families import build
 import graftkit
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Scope
+from graftkit.verification.subject import Subject
 
 #: Family, task, and a weight that is moved a little.
 PLANTED = [
@@ -39,7 +40,7 @@ def pairs(tmp_path_factory):
 
 
 def compare(source, result):
-    return compare_outputs(source, result, scope=Scope.BACKBONE)
+    return compare_outputs(Subject(source, result, scope=Scope.BACKBONE))
 
 
 @pytest.mark.parametrize(("family", "task", "weight"), PLANTED)

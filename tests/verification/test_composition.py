@@ -62,7 +62,7 @@ def flipped_copy(source, target):
 
 def test_a_weaker_measurement_fails(source, tmp_path):
     target = flipped_copy(source, tmp_path / "flipped")
-    clean, flipped = (compare_outputs(source, other) for other in (source, target))
+    clean, flipped = (compare_outputs(Subject(source, other)) for other in (source, target))
     assert measured_class(clean, LOGITS) is PromiseClass.BITWISE
     assert measured_class(flipped, LOGITS) is PromiseClass.INTENTIONAL
     assert not list(weaker_than_promised(LOGITS, clean))

@@ -10,6 +10,7 @@ from support.coverage import CLASSES, TABLE, measured
 
 import graftkit
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 
 COVERED = json.loads(TABLE.read_text(encoding="utf-8"))
 
@@ -73,7 +74,7 @@ def reason(request, monkeypatch):
 
 def test_a_class_that_loses_its_cache_loses_coverage(reason, sources):
     source = sources("llama")
-    report = compare_outputs(source, source)
+    report = compare_outputs(Subject(source, source))
     assert report.passed
     assert report.cached_decoding == f"not covered: {reason}"
     assert "cached decoding" not in report.coverage.covered
@@ -90,7 +91,7 @@ def test_a_forward_that_takes_its_cache_among_other_arguments_is_covered(sources
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", open_ended)
     assert not {"cache", "past_key_values"} & set(inspect.signature(LlamaForCausalLM.forward).parameters)
-    report = compare_outputs(sources("llama"), sources("llama"))
+    report = compare_outputs(Subject(sources("llama"), sources("llama")))
     assert report.cached_decoding == "covered"
     assert report.coverage.lost == ()
 
@@ -134,7 +135,7 @@ def test_outputs_that_were_left_out_are_not_covered(sources):
 
 def test_ids_that_stood_in_no_probe_are_counted(sources):
     source = sources("llama")
-    report = compare_outputs(source, source, token_budget=64)
+    report = compare_outputs(Subject(source, source), token_budget=64)
     rest = report.ids - report.ids_covered
     assert rest > 0
     assert report.coverage.lost == (f"{rest} of {report.ids} old ids",)
@@ -151,7 +152,7 @@ def test_a_padding_that_the_source_refuses_is_lost(sources, monkeypatch):
         return forward(self, input_ids=input_ids, attention_mask=attention_mask, **kwargs)
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", strict)
-    report = compare_outputs(sources("llama"), sources("llama"))
+    report = compare_outputs(Subject(sources("llama"), sources("llama")))
     assert report.coverage.lost == ("left padding",)
 
 
@@ -168,5 +169,5 @@ def test_a_forward_without_hidden_states_or_logits_is_not_covered(sources, monke
         return output
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", poor)
-    report = compare_outputs(sources("llama"), sources("llama"))
+    report = compare_outputs(Subject(sources("llama"), sources("llama")))
     assert report.coverage.lost == ("hidden states", "logits", "cached decoding")

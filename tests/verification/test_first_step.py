@@ -16,6 +16,7 @@ from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.forecast import direction, jacobian_vector
 from graftkit.verification.first_step.reach import first_moves
+from graftkit.verification.subject import Subject
 
 CHANGE = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, (ROWS, ROWS + 1))
 EPS = torch.finfo(torch.float32).eps
@@ -66,7 +67,7 @@ def test_a_changed_old_weight_shows_in_the_gradients(pair, tmp_path):
     values = np.memmap(tensor.path, np.float32, "r+", tensor.offset, tensor.shape)
     values[0] *= 1.1
     values.flush()
-    found = compare_first_step(source, target, correspondence=CHANGE)
+    found = compare_first_step(Subject(source, target, correspondence=CHANGE))
     assert "the gradient of the old parameter" in found.failures[0]
 
 

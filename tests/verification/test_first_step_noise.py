@@ -17,6 +17,7 @@ from graftkit.running.probes import Probe
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.first_step.noise import UNIT_ROUNDOFF, OldGradients, null_gradients
 from graftkit.verification.first_step.task import differentiable, gradients
+from graftkit.verification.subject import Subject
 
 pytestmark = pytest.mark.cross_section
 
@@ -119,7 +120,7 @@ def test_a_changed_weight_is_seen_in_the_gradients(source, tmp_path, change, ten
     values = np.memmap(header[stored].path, np.float32, "r+", header[stored].offset, header[stored].shape)
     change(values)
     values.flush()
-    found = compare_first_step(source, target)
+    found = compare_first_step(Subject(source, target))
     assert "the gradient of the old parameter" in found.failures[0]
 
 
@@ -128,7 +129,7 @@ def test_a_changed_activation_is_seen_in_the_gradients(source, tmp_path):
     shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu_new"}))
-    found = compare_first_step(source, target)
+    found = compare_first_step(Subject(source, target))
     assert "the gradient of the old parameter" in found.failures[0]
     row = next(row for row in found.rows() if row[0] == "old gradients")
     assert row[1] == "differ"

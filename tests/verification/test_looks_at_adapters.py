@@ -11,6 +11,7 @@ import graftkit
 from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.lens.lens import compare_lens
+from graftkit.verification.subject import Subject
 
 TOKENS = {"op": "extend_vocab", "special_tokens": ["<|a|>"]}
 HEAD = {"op": "replace_head", "task": "sequence_classification", "labels": ["x", "y"], "init": "zeros"}
@@ -60,7 +61,7 @@ def test_factors_that_are_both_zero_wait_for_each_other_for_ever(made, tmp_path)
     name = next(name for name in tensors if "0.self_attn.v_proj.lora_A" in name)
     tensors[name].zero_()
     save_file(tensors, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
-    found = compare_first_step(source, source, adapter=tmp_path / "adapter")
+    found = compare_first_step(Subject(source, source, adapter=tmp_path / "adapter"))
     assert [name for name, step in found.moves.items() if step is None] == [
         f"model.layers.0.self_attn.v_proj.lora_{side}.default.weight" for side in "AB"
     ]
@@ -114,7 +115,7 @@ def test_the_lens_sees_one_unit_in_the_last_place_of_a_base_under_an_adapter(mad
     values = np.memmap(tensor.path, np.uint16, "r+", tensor.offset, tensor.shape)
     values[3, 5] ^= 1
     values.flush()
-    found = compare_lens(source, tmp_path / "flipped", adapter=adapter)
+    found = compare_lens(Subject(source, tmp_path / "flipped", adapter=adapter))
     assert found.failures
     assert "model.layers.1.mlp.down_proj" in found.failures[0]
 
@@ -128,5 +129,5 @@ def test_the_lens_sees_an_adapted_expert_that_changes_the_outputs(tmp_path):
     name = next(name for name in tensors if "layers.1.mlp.experts" in name and "lora_B" in name)
     tensors[name] += 1e-3
     save_file(tensors, weights, {"format": "pt"})
-    found = compare_lens(source, source, adapter=tmp_path / "out/adapter")
+    found = compare_lens(Subject(source, source, adapter=tmp_path / "out/adapter"))
     assert found.failures

@@ -13,6 +13,7 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.verification.kl_promise import KLPromise
 from graftkit.verification.outputs import compare_outputs
+from graftkit.verification.subject import Subject
 
 FRESH = (ROWS, ROWS + 1)
 CHANGE = Correspondence.of_ids(ROWS, ROWS + 2, ROWS, FRESH)
@@ -61,7 +62,7 @@ def broken(tmp_path):
 
 
 def check(pair, promise=PROMISE):
-    return compare_outputs(*pair, correspondence=CHANGE, kl=promise)
+    return compare_outputs(Subject(*pair, correspondence=CHANGE, kl=lambda: promise))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_bf16", "bert"])
@@ -143,7 +144,7 @@ def test_a_missing_head_is_named(broken, llama):
 def test_a_source_that_would_be_random_at_every_load_is_refused(broken, llama):
     _, target = broken(llama, weights=lambda t: t.pop("lm_head.weight"))
     with pytest.raises(InputRejected, match="lm_head.weight"):
-        compare_outputs(target, target)
+        compare_outputs(Subject(target, target))
 
 
 def test_a_new_row_far_from_the_mean_breaks_the_bound(broken, llama):
@@ -169,7 +170,7 @@ def test_a_zero_padded_tied_bias_breaks_the_bound(broken, bert, tmp_path):
         tensors["cls.predictions.bias"][ROWS:] = 0
 
     _, target = broken(bert, weights=padded)
-    report = compare_outputs(source, target, correspondence=CHANGE, kl=PROMISE)
+    report = compare_outputs(Subject(source, target, correspondence=CHANGE, kl=lambda: PROMISE))
     assert any("above the promised bound" in failure for failure in report.failures)
     assert report.mass_max > 0.2
 

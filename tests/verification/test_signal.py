@@ -15,6 +15,7 @@ import graftkit
 from graftkit.verification.signal import compare_signal, statistics
 from graftkit.verification.signal.blocks import counterparts, stacks
 from graftkit.verification.signal.report import ROUNDED
+from graftkit.verification.subject import Subject
 
 
 def altered(source, place, change):
@@ -28,7 +29,7 @@ def altered(source, place, change):
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral", "bert", "bert_base", "t5", "bart"])
 def test_a_copy_has_the_same_signal(family, sources):
-    found = compare_signal(sources(family), sources(family))
+    found = compare_signal(Subject(sources(family), sources(family)))
     assert found.failures == ()
     assert found.verdict == "Every figure of every block is what it was."
     keys = {figure.key for figure in found.figures}
@@ -44,7 +45,7 @@ def test_a_copy_has_the_same_signal(family, sources):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_noise_is_that_of_rounding_and_belongs_to_the_dtype(sources, dtype):
-    found = compare_signal(sources("llama", dtype), sources("llama", dtype))
+    found = compare_signal(Subject(sources("llama", dtype), sources("llama", dtype)))
     rms = next(figure for figure in found.figures if figure.key == "rms")
     assert all(0 <= noise <= torch.finfo(getattr(torch, dtype)).eps * max(rms.high) for noise in rms.noise)
     assert any(noise > 0 for figure in found.figures for noise in figure.noise)
@@ -88,7 +89,7 @@ def test_a_block_that_is_louder_is_named(sources, tmp_path):
     def louder(tensors):
         tensors["model.layers.1.mlp.down_proj.weight"] *= 40
 
-    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "loud", louder))
+    found = compare_signal(Subject(sources("llama"), altered(sources("llama"), tmp_path / "loud", louder)))
     outside = {figure.key: figure.outside for figure in found.figures}
     assert 1 in outside["rms"]
     assert 1 in outside["ratio"]
@@ -105,7 +106,7 @@ def test_collapsed_tokens_and_flat_attention_are_seen(sources, tmp_path):
         tensors["model.layers.1.self_attn.q_proj.weight"] *= 0
 
     result = altered(sources("llama"), tmp_path / "flat", collapse)
-    figures = {figure.key: figure for figure in compare_signal(sources("llama"), result).figures}
+    figures = {figure.key: figure for figure in compare_signal(Subject(sources("llama"), result)).figures}
     assert min(figures["cosine"].after) > 0.99 > max(figures["cosine"].before)
     assert figures["cosine"].outside
     assert figures["entropy"].after[1] >= figures["entropy"].before[1]
@@ -115,13 +116,13 @@ def test_what_is_not_finite_is_a_failure(sources, tmp_path):
     def poison(tensors):
         tensors["model.layers.1.self_attn.k_proj.weight"][0, 0] = math.nan
 
-    found = compare_signal(sources("llama"), altered(sources("llama"), tmp_path / "nan", poison))
+    found = compare_signal(Subject(sources("llama"), altered(sources("llama"), tmp_path / "nan", poison)))
     assert any("block 1" in failure and "nan" in failure for failure in found.failures)
     json.dumps(found.to_json(), allow_nan=False)
 
 
 def test_a_new_block_has_no_before_and_the_others_keep_theirs(sources, tmp_path):
-    found = compare_signal(sources("llama"), with_blocks(sources("llama"), tmp_path / "grown", (0, ~0, 1)))
+    found = compare_signal(Subject(sources("llama"), with_blocks(sources("llama"), tmp_path / "grown", (0, ~0, 1))))
     assert found.new_blocks == ("model.layers.1",)
     rms = next(figure for figure in found.figures if figure.key == "rms")
     assert rms.before[1] is None
@@ -167,12 +168,12 @@ def test_an_adapter_is_measured_on_its_base(sources, tmp_path):
         if "layers.1.mlp" in name and "lora_B" in name:
             torch.nn.init.normal_(parameter, std=2.0)
     adapted.save_pretrained(tmp_path / "loud")
-    found = compare_signal(sources("llama"), sources("llama"), adapter=tmp_path / "zero")
+    found = compare_signal(Subject(sources("llama"), sources("llama"), adapter=tmp_path / "zero"))
     assert not any(figure.outside for figure in found.figures)
     for figure in found.figures:
         for before, after, noise in zip(figure.before, figure.after, figure.noise, strict=True):
             assert abs(after - before) <= ROUNDED * noise
-    found = compare_signal(sources("llama"), sources("llama"), adapter=tmp_path / "loud")
+    found = compare_signal(Subject(sources("llama"), sources("llama"), adapter=tmp_path / "loud"))
     outside = {figure.key: figure.outside for figure in found.figures}
     assert 1 in outside["ratio"]
     assert 0 not in outside["ratio"]

@@ -124,8 +124,8 @@ class Crew(OtherRanks):
     ) -> Iterator[Iterator[Callable[[], Found]]]:
         """Give for each of ``runs``, forwards of ``model``, what gives what it gave, several of them being under way at the same time.
 
-        The first runs by itself, and if it changes a module, so do all, as do those that are to run ``alone``. Where there was a first one
-        already, ``before`` is the state of the model before it.
+        The first runs by itself, and if it changes a module, so do all, as do those that are to run ``alone``. Where there was a first
+        one already, ``before`` is the state of the model before it.
 
         Raises:
             CannotSplit: a later one changes a module, and others were under way.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence
-from graftkit.checkpoint.adapter import AdapterPlace
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.errors import few, printable
 from graftkit.running.forward import load, release, undisturbed
 from graftkit.running.place import Place
@@ -29,55 +29,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from graftkit.running.split.crew import Crew
-    from graftkit.verification.subject import Progress
+    from graftkit.verification.subject import Progress, Subject
 
 #: Why there are no old gradients and no forecast, where the source is not what the outputs are compared with.
 OTHER_OUTPUTS = "the result is meant to have other outputs"
 OTHER_SOURCE = "the source alone is not what the result is compared with"
 
 
-def compare_first_step(
-    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
-    crew: Crew | None = None,
-) -> FirstStepReport:  # fmt: skip
+def compare_first_step(subject: Subject) -> FirstStepReport:
     """Take the first step of training with copies of both models in float32, on the CPU, one model at a time.
 
     The old gradients are those of the loss over old inputs and, of a language model, the old ids alone, where everything is
-    promised. With an ``adapter`` the base is frozen, and the step is that of the adapter. A ``crew`` runs and trains both, each of its
-    ranks a run of blocks, whose parameters and gradients stay there; where it cannot, this process does so alone.
+    promised. With an adapter the base is frozen, and the step is that of the adapter. Where there is a crew it runs and trains both,
+    each of its ranks a run of blocks, whose parameters and gradients stay there; where it cannot, this process does so alone.
 
     Raises:
         VerificationFailed: the result does not load, or its forward cannot be differentiated.
     """
-    del device
-    return together(
-        crew, "first_step", lambda crew: _compare(source, result, correspondence, seed, scope, adapter, progress, crew)
-    )
+    return together(subject.crew, "first_step", lambda crew: _compare(replace(subject, crew=crew)))
 
 
-def _compare(
-    source: Place, result: Place, correspondence: Correspondence, seed: int, scope: Scope, adapter: AdapterPlace | None,
-    progress: Progress | None, crew: Crew | None,
-) -> FirstStepReport:  # fmt: skip
+def _compare(subject: Subject) -> FirstStepReport:
     seconds: dict[str, float] = {}
-    if adapter is not None and crew is not None:
+    crew, correspondence, scope, progress = subject.crew, subject.correspondence, subject.scope, subject.progress
+    if subject.adapter is not None and crew is not None:
         raise CannotSplit("an adapter is trained")
-    if adapter is not None:
-        return adapter_first_step(result, adapter, correspondence, seed, scope, lambda share: _tell(progress, share))
+    if subject.adapter is not None:
+        return adapter_first_step(
+            subject.result, subject.adapter, correspondence, subject.seed, scope, lambda share: _tell(progress, share)
+        )
     with undisturbed(), differentiable():
         with timed(seconds, "source"):
-            old = load(source).model.float() if crew is None else crew.load(source, trained=True).model
+            old = load(subject.source).model.float() if crew is None else crew.load(subject.source, trained=True).model
             shapes = {_bare(old, name): tuple(value.shape) for name, value in old.named_parameters()}
             ties = shared_names(old)
             drawn = correspondence.drawn_ids
-            texts = first_texts(old, source, drawn, seed)
+            texts = first_texts(old, subject.source, drawn, subject.seed)
             before = _old_gradients(Training.of(old, texts, drawn), correspondence) if scope.same_outputs else None
             unscaled = _unscaled(old, correspondence)
         release(old)
         _tell(progress, 0.3)
         with timed(seconds, "result"):
-            model = load(result).model.float() if crew is None else _load_near(result, correspondence, crew)
+            model = (
+                load(subject.result).model.float() if crew is None else _load_near(subject.result, correspondence, crew)
+            )
             _scale(model, unscaled, correspondence)
             new = Training.of_result(model, in_result(texts, correspondence), correspondence)
             groups = united(ties, shared_names(new.model), correspondence)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import one_line
-from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, few
 from graftkit.running.float64 import float64
 from graftkit.running.forward import Loaded, keep_freed_memory, outputs_of, run, undisturbed
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from graftkit.running.split.crew import Crew
-    from graftkit.verification.subject import Progress
+    from graftkit.verification.subject import Progress, Subject
 
 #: Operations that the lens' probes may cost in one forward: a third of what the outputs check takes, for it runs many.
 OPERATIONS = 1e11
@@ -58,16 +56,11 @@ class _Found:
     failures: list[str] = field(default_factory=list)
 
 
-def compare_lens(
-    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, token_budget: int | None = None, paged: bool | None = None,
-    progress: Progress | None = None, crew: Crew | None = None,
-) -> LensReport:  # fmt: skip
+def compare_lens(subject: Subject, *, token_budget: int | None = None) -> LensReport:
     """Load both checkpoints, run the same probes in float64 and in their own dtype, and compare.
 
-    Both models are in memory at once, in their own dtype; with ``paged`` their parameters are read from the files as the
-    forwards ask for them, and None lets the memory that is free decide. The result runs with the PEFT ``adapter``
-    where one is given. ``token_budget`` overrides the number of tokens that is taken from the model's size. A ``crew`` runs both, each
+    Both models are in memory at once, in their own dtype, or their parameters are read from the files as the forwards ask for them.
+    ``token_budget`` overrides the number of tokens that is taken from the model's size. Where there is a crew it runs both, each
     of its ranks a run of blocks, and what modules in a block give is compared where it lies; where it cannot, this process does
     so alone.
 
@@ -76,46 +69,34 @@ def compare_lens(
         RecipeError: there is no such device, or only models in memory run on it.
         VerificationFailed: the result does not load, or a forward does not run in float64.
     """
-    return together(
-        crew,
-        "lens",
-        lambda crew: _compare_lens(
-            source, result, correspondence, seed, device, scope, adapter, token_budget, paged, progress, crew
-        ),
-    )
+    return together(subject.crew, "lens", lambda crew: _compare(replace(subject, crew=crew), token_budget))
 
 
-def _compare_lens(
-    source: Place, result: Place, correspondence: Correspondence, seed: int, device: str | None, scope: Scope,
-    adapter: AdapterPlace | None, token_budget: int | None, paged: bool | None, progress: Progress | None, crew: Crew | None,
-) -> LensReport:  # fmt: skip
-    place, seconds = device_of(device), dict[str, float]()
-    from_files = _paged(source, result, place, wanted=paged)
+def _compare(subject: Subject, token_budget: int | None) -> LensReport:
+    place, seconds = device_of(subject.device), dict[str, float]()
+    from_files = _paged(subject.source, subject.result, place, wanted=subject.paged)
     with undisturbed():
         with timed(seconds, "load"):
-            backbone = Scope.BACKBONE in scope
-            old, new = load_both(
-                source, result, place, backbone=backbone, adapter=adapter, paged=from_files, correspondence=correspondence,
-                crew=crew,
-            )  # fmt: skip
-            correspondence = correspondence.of_backbones() if backbone else correspondence
+            backbone = Scope.BACKBONE in subject.scope
+            old, new = load_both(subject, place, paged=from_files)
+            correspondence = subject.correspondence.of_backbones() if backbone else subject.correspondence
             for loaded in (old, new):
                 split_large_tables(loaded.model)
             keep_freed_memory(old)
         tokens = token_budget or max(int(OPERATIONS / (2 * old.model.num_parameters())), 64)
         with timed(seconds, "floor"):
-            setting = prepare(source, old, new, correspondence, seed, tokens, backbone=backbone)
+            setting = prepare(subject.source, old, new, correspondence, subject.seed, tokens, backbone=backbone)
         noise = NoiseTally()
         with timed(seconds, "run"):
-            found = _run(setting, noise, progress)
+            found = _run(setting, noise, subject.progress)
         first = _first(setting, found)
-    measured = Scope.MEASURE in scope
+    measured = Scope.MEASURE in subject.scope
     failures = [*_loading_failures(new), *found.failures, *([] if measured else _failures(setting.floor, found, first))]
     return LensReport(
         architecture=type(old.model).__name__, dtype=old.dtype, device=str(place), probes=found.ran, skipped=found.skipped,
         floor=setting.floor, outputs=found.outputs, modules=found.trace.by_module(), first=first,
         noise=noise.report(RESULT), seconds=seconds, failures=tuple(failures), measured=measured,
-        paged=from_files if crew is None else crew.paged, unit=setting.parts[0].unit,
+        paged=from_files if subject.crew is None else subject.crew.paged, unit=setting.parts[0].unit,
     )  # fmt: skip
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import one_line
-from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import RecipeError, VerificationFailed, printable
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, can_cache, load, run
@@ -23,9 +21,8 @@ from graftkit.running.reference import load_source, plan_probes
 from graftkit.running.split.interrupts import CannotSplit
 from graftkit.verification.lens.floor import Floor, measure_floor
 from graftkit.verification.lens.trace import KEPT_BYTES, Hooks, tokens_that_fit
-
-if TYPE_CHECKING:
-    from graftkit.running.split.crew import Crew
+from graftkit.verification.promises import Scope
+from graftkit.verification.subject import Subject
 
 #: Rows and tokens of the batch that the floor is measured on.
 FLOOR_ROWS, FLOOR_TOKENS = 2, 16
@@ -65,30 +62,33 @@ def device_of(name: str | None) -> torch.device:
 
 
 def load_both(
-    source: Place, result: Place, device: torch.device, *, backbone: bool, adapter: AdapterPlace | None,
-    paged: bool = False, correspondence: Correspondence = IDENTITY, crew: Crew | None = None, whole_tables: bool = False,
-) -> tuple[Loaded, Loaded]:  # fmt: skip
+    subject: Subject, device: torch.device, *, paged: bool = False, whole_tables: bool = False
+) -> tuple[Loaded, Loaded]:
     """Load both checkpoints onto ``device``, whole or without their heads, the result with its adapter if there is one.
 
-    Of backbones, the ``correspondence`` names the module of each that is run alone.
+    Of backbones, the correspondence names the module of each that is run alone.
 
-    ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu. A ``crew`` loads them together, so
+    ``paged`` ones read their parameters from the files as their forwards ask for them, on the cpu. A crew loads them together, so
     that corresponding blocks lie with one rank; see :meth:`~graftkit.running.split.crew.Crew.load` on ``whole_tables``.
 
     Raises:
         CannotSplit: the crew cannot run them.
         RecipeError: the adapter is of a kind that stands outside of the model's layers.
     """
+    crew, adapter, backbone = subject.crew, subject.adapter, Scope.BACKBONE in subject.scope
     if crew is not None and device.type != "cpu":
         raise CannotSplit(f"it runs on {device}")
     if crew is not None and adapter is not None:
         raise CannotSplit("an adapter is put into the result")
-    part = correspondence.part
-    old = load_source(source, backbone=backbone, part=part[0], paged=paged, crew=crew, whole_tables=whole_tables)
-    if crew is None:
-        new = load(result, paged=paged)
-    else:
-        new = crew.load(result, beside=correspondence.module_in_result, whole_tables=whole_tables)
+    part, near = subject.correspondence.part, subject.correspondence.module_in_result
+    old = load_source(
+        subject.source, backbone=backbone, part=part[0], paged=paged, crew=crew, whole_tables=whole_tables
+    )
+    new = (
+        load(subject.result, paged=paged)
+        if crew is None
+        else crew.load(subject.result, beside=near, whole_tables=whole_tables)
+    )
     if adapter is not None:
         try:
             put_inside(new.model, adapter)

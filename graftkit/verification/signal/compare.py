@@ -6,13 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from graftkit.architecture.correspondence import IDENTITY, Correspondence
+from graftkit.architecture.correspondence import Correspondence
 from graftkit.architecture.skeleton import one_line
-from graftkit.checkpoint.adapter import AdapterPlace
 from graftkit.errors import VerificationFailed
 from graftkit.running.forward import run, undisturbed
 from graftkit.running.inputs import find_inputs
-from graftkit.running.place import Place
 from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import plan_probes, timed
 from graftkit.running.split.together import together
@@ -37,8 +35,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from graftkit.running.split.crew import Crew
-    from graftkit.verification.subject import Progress
+    from graftkit.verification.subject import Subject
+
 
 Kind = TypeVar("Kind")
 
@@ -59,41 +57,28 @@ SHOWN = {
 }
 
 
-def compare_signal(
-    source: Place, result: Place, *, correspondence: Correspondence = IDENTITY, seed: int = 0, device: str | None = None,
-    scope: Scope = Scope.EVERYTHING, adapter: AdapterPlace | None = None, progress: Progress | None = None,
-    crew: Crew | None = None,
-) -> SignalReport:  # fmt: skip
+def compare_signal(subject: Subject) -> SignalReport:
     """Load both checkpoints, run forward and backward on a few texts of old ids, and set their figures side by side.
 
-    A ``crew`` runs both, each of its ranks a run of blocks forward and backward; where it cannot, this process does so alone.
+    Where there is a crew it runs both, each of its ranks a run of blocks forward and backward; where it cannot, this process does so
+    alone.
 
     Raises:
         InputRejected: the source does not load, or its load misses tensors, so that its outputs are random.
         VerificationFailed: the result does not load, or a forward fails.
     """
-    return together(
-        crew,
-        "signal",
-        lambda crew: _compare(source, result, correspondence, seed, device, scope, adapter, progress, crew),
-    )
+    return together(subject.crew, "signal", lambda crew: _compare(replace(subject, crew=crew)))
 
 
-def _compare(
-    source: Place, result: Place, correspondence: Correspondence, seed: int, device: str | None, scope: Scope,
-    adapter: AdapterPlace | None, progress: Progress | None, crew: Crew | None,
-) -> SignalReport:  # fmt: skip
+def _compare(subject: Subject) -> SignalReport:
     seconds: dict[str, float] = {}
     with undisturbed():
         with timed(seconds, "load"):
-            backbone = Scope.BACKBONE in scope
-            old, new = load_both(
-                source, result, device_of(device), backbone=backbone, adapter=adapter, correspondence=correspondence,
-                crew=crew, whole_tables=True,
-            )  # fmt: skip
-            correspondence = correspondence.of_backbones() if backbone else correspondence
+            old, new = load_both(subject, device_of(subject.device), whole_tables=True)
+            correspondence = subject.correspondence
+            correspondence = correspondence.of_backbones() if Scope.BACKBONE in subject.scope else correspondence
         tokens = max(int(OPERATIONS / (6 * old.model.num_parameters())), 64)
-        probes, *_ = plan_probes(old.model, source, correspondence.drawn_ids, seed, tokens)
+        probes, *_ = plan_probes(old.model, subject.source, correspondence.drawn_ids, subject.seed, tokens)
         probe = _fewer(probes[0], tokens, old.model.device)
         extra_inputs, _ = find_inputs(old.model, lambda tried: run(old.model, probe, tried))
         found = []
@@ -101,12 +86,12 @@ def _compare(
         for place, (what, loaded, fed) in enumerate(both):
             with timed(seconds, f"run {what}"):
                 found.append(_measured(what, loaded.model, fed, extra_inputs))
-            if progress:
-                progress("measure the signal", (place + 1) / 3)
+            if subject.progress:
+                subject.progress("measure the signal", (place + 1) / 3)
         with timed(seconds, "run source again"):
             noise = null_noise(old.model, probe, extra_inputs, found[0])
-        if progress:
-            progress("measure the signal", 1.0)
+        if subject.progress:
+            subject.progress("measure the signal", 1.0)
         pairs = _pairs(old.model, new.model, correspondence)
         noise = _under_new_names(noise, correspondence)
     before, after = found

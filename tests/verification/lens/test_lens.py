@@ -15,6 +15,7 @@ from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.lens.setting import device_of
 from graftkit.verification.promises import Scope
+from graftkit.verification.subject import Subject
 
 TOKENS = 120
 
@@ -48,7 +49,7 @@ def grafted(tmp_path_factory):
 
 
 def look(source, result, change=IDENTITY, **options):
-    return compare_lens(source, result, correspondence=change, token_budget=TOKENS, **options)
+    return compare_lens(Subject(source, result, correspondence=change, **options), token_budget=TOKENS)
 
 
 def runs(report):
