@@ -17,12 +17,12 @@ from graftkit.architecture.skeleton import build_skeleton
 from graftkit.checkpoint.adapter import CONFIG, Adapter, open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, VerificationFailed, printable
-from graftkit.verification.adapter import AdapterCheck, AdapterReport, Residual
-from graftkit.verification.adapter_origin import Origin, find_origin
-from graftkit.verification.adapter_record import AdapterRecord, read_record
+from graftkit.verification.adapters.check import AdapterCheck, AdapterReport, Residual
+from graftkit.verification.adapters.origin import Origin, find_origin
+from graftkit.verification.adapters.prepared import PreparedAdapter
+from graftkit.verification.adapters.record import AdapterRecord, read_record
 from graftkit.verification.checks import find_kind
 from graftkit.verification.digests import checkpoint_digests
-from graftkit.verification.prepared_adapter import PreparedAdapter
 from graftkit.verification.registry import verify
 from graftkit.verification.subject import Subject
 

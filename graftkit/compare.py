@@ -29,7 +29,7 @@ from graftkit.verification.registry import CHECKPOINTS
 from graftkit.verification.registry import verify as run_checks
 from graftkit.verification.subject import Subject
 from graftkit.verification.tensors import TensorDifference, tensor_difference
-from graftkit.verification.tokenization import TokenizationReport
+from graftkit.verification.tokens.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
     from graftkit.checkpoint.tensors import LazyTensor

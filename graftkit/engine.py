@@ -29,12 +29,12 @@ from graftkit.report.report import Report, write_report
 from graftkit.running.place import Place
 from graftkit.share import WHOLE, Share
 from graftkit.verification.checks import Finding
-from graftkit.verification.dcp_form import made_of_plain
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.structural import LedgerEntry, StructureCheck, check_adapter
 from graftkit.verification.subject import NewTokens, Subject, is_longer, is_recast, places
-from graftkit.verification.ties import lost_ties
+from graftkit.verification.weights.dcp_form import made_of_plain
+from graftkit.verification.weights.ties import lost_ties
 
 __all__ = ["WHOLE", "Plan", "Progress", "apply", "execute", "plan"]
 

@@ -14,12 +14,12 @@ from graftkit.architecture.accounting import account
 from graftkit.checkpoint.adapter import open_adapter
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import few, plural
-from graftkit.verification.adapter_origin import Origin, find_origin
-from graftkit.verification.adapter_record import read_record
+from graftkit.verification.adapters.merged_model import AdaptedReport, MergeCheck
+from graftkit.verification.adapters.origin import Origin, find_origin
+from graftkit.verification.adapters.prepared import PreparedAdapter
+from graftkit.verification.adapters.record import read_record
 from graftkit.verification.checks import Finding, Row, Sentences, find_kind
 from graftkit.verification.digests import checkpoint_digests
-from graftkit.verification.merged_model import AdaptedReport, MergeCheck
-from graftkit.verification.prepared_adapter import PreparedAdapter
 from graftkit.verification.promises import Scope
 from graftkit.verification.registry import verify
 from graftkit.verification.subject import Subject

@@ -23,8 +23,8 @@ from graftkit.planned import Plan
 from graftkit.recipe import Convert, Recipe, load_recipe, parse_recipe
 from graftkit.running.runnable import cannot_unpack, refuse_looks
 from graftkit.verification.composition import compose
-from graftkit.verification.dcp_form import IN_PLAIN_FORM
 from graftkit.verification.subject import Progress
+from graftkit.verification.weights.dcp_form import IN_PLAIN_FORM
 
 #: What a recipe may want to see of a model beside its outputs.
 LOOKS = ("lens", "signal", "first_step")

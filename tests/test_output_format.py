@@ -12,8 +12,8 @@ from support.recipes import config_of, load, recipe
 import graftkit
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
-from graftkit.verification import dcp_form
-from graftkit.verification.dcp_form import compare_with_folder
+from graftkit.verification.weights import dcp_form
+from graftkit.verification.weights.dcp_form import compare_with_folder
 
 GROW = {"op": "extend_vocab", "tokens": ["zqx"]}
 CAST = {"op": "cast", "dtype": "float32"}

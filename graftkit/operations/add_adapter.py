@@ -34,7 +34,7 @@ from graftkit.operations.adapters.base import (
 )
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe.add_adapter import OWN, STARTS, AddAdapter
-from graftkit.verification.adapter import AdapterCheck
+from graftkit.verification.adapters.check import AdapterCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 if TYPE_CHECKING:

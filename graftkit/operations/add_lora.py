@@ -28,7 +28,7 @@ from graftkit.operations.adapters.data_factors import DataFactors
 from graftkit.operations.adapters.tensors import SAMPLED, AdapterMaker, unsuitable
 from graftkit.operations.base import Context, Outcome, correspondence_of
 from graftkit.recipe.add_lora import DATA_CONFIGS, DATA_INITS, AddLora
-from graftkit.verification.adapter import AdapterCheck, Residual
+from graftkit.verification.adapters.check import AdapterCheck, Residual
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 #: Fields of the operation that are not peft's.

@@ -18,7 +18,7 @@ from graftkit.operations.weights.dtype import config_in_dtype
 from graftkit.operations.weights.patterns import matching
 from graftkit.recipe import Cast
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
-from graftkit.verification.recast import RecastCheck, holds
+from graftkit.verification.weights.recast import RecastCheck, holds
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from graftkit.operations.adapters.target_names import target_names
 from graftkit.operations.adapters.values_that_stay import FIELDS, holder_of_values, values_of
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import CombineAdapters
-from graftkit.verification.combined import CombineCheck, Source
+from graftkit.verification.adapters.combined import CombineCheck, Source
 from graftkit.verification.promises import Promise, PromiseClass
 
 

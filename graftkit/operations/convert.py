@@ -18,9 +18,9 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
 from graftkit.recipe import Convert
 from graftkit.running.texts import load_tokenizer
-from graftkit.verification.converted import ConvertCheck
-from graftkit.verification.dequantized import DequantizedCheck
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
+from graftkit.verification.weights.converted import ConvertCheck
+from graftkit.verification.weights.dequantized import DequantizedCheck
 
 #: What the files of a slow tokenizer are called; any one of them is enough for transformers to tell which it is.
 SLOW = ("vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "source.spm")

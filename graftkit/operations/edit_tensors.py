@@ -13,7 +13,7 @@ from graftkit.operations.tensor_edits.stepped import Place, Stepped
 from graftkit.operations.tensor_edits.steps import STEPS
 from graftkit.recipe import EditTensors
 from graftkit.recipe.edit_tensors import Step
-from graftkit.verification.edited import EditCheck
+from graftkit.verification.weights.edited import EditCheck
 
 
 def edit_tensors(spec: EditTensors, checkpoint: Checkpoint, context: Context) -> Outcome:

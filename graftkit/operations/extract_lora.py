@@ -25,7 +25,7 @@ from graftkit.operations.adapters.target_names import target_names
 from graftkit.operations.adapters.weight_difference import WeightDifference
 from graftkit.operations.base import Context, Outcome, check_plain_weights
 from graftkit.recipe import ExtractLora
-from graftkit.verification.extracted import ExtractCheck
+from graftkit.verification.adapters.extracted import ExtractCheck
 from graftkit.verification.promises import Promise, PromiseClass
 
 

@@ -29,12 +29,12 @@ from graftkit.operations.base import Context, Outcome
 from graftkit.operations.weights.dequantize import PLAIN_WEIGHTS, dequantize
 from graftkit.operations.weights.dtype import config_in_dtype
 from graftkit.recipe import MergeAdapter
-from graftkit.verification.adapter_origin import Origin, find_origin
-from graftkit.verification.adapter_record import read_record
-from graftkit.verification.dequantized import DequantizedCheck
+from graftkit.verification.adapters.merged_model import MergeCheck
+from graftkit.verification.adapters.origin import Origin, find_origin
+from graftkit.verification.adapters.record import read_record
 from graftkit.verification.digests import checkpoint_digests
-from graftkit.verification.merged_model import MergeCheck
 from graftkit.verification.promises import Promise, PromiseClass, Scope
+from graftkit.verification.weights.dequantized import DequantizedCheck
 
 Edits = dict[str, tuple[Edit, ...]]
 

@@ -28,8 +28,8 @@ from graftkit.operations.adapters.read_factors import read_factors
 from graftkit.operations.adapters.scaling import alpha_for
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import ResizeAdapter
+from graftkit.verification.adapters.resized import ResizeCheck
 from graftkit.verification.promises import Promise, PromiseClass
-from graftkit.verification.resized import ResizeCheck
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -23,9 +23,9 @@ from graftkit.operations.adapters.base import check_base, written_config
 from graftkit.operations.adapters.pattern_notes import pattern_notes
 from graftkit.operations.base import Context, Outcome
 from graftkit.recipe import RetargetAdapter
+from graftkit.verification.adapters.retargeted import RetargetCheck
+from graftkit.verification.adapters.retargeted_edits import unlike_edits
 from graftkit.verification.promises import Promise, PromiseClass
-from graftkit.verification.retargeted import RetargetCheck
-from graftkit.verification.retargeted_edits import unlike_edits
 
 if TYPE_CHECKING:
     from graftkit.checkpoint.tensors import LazyTensor

@@ -29,8 +29,8 @@ from graftkit.recipe.schemes import Distill
 from graftkit.recipe.transplant_tokenizer import CopyShared, Omp, TransplantTokenizer
 from graftkit.verification.promises import Promise, PromiseClass
 from graftkit.verification.subject import Replaced
-from graftkit.verification.text_quality import MOST_BYTES, TextCheck
-from graftkit.verification.transplanted import TransplantCheck
+from graftkit.verification.tokens.text_quality import MOST_BYTES, TextCheck
+from graftkit.verification.tokens.transplanted import TransplantCheck
 
 #: Documents of a processor that may hold a copy of the chat template.
 PROCESSORS = ("chat_template.json", "processor_config.json")

@@ -29,7 +29,7 @@ from graftkit.operations.vocabulary.still_needed import check_positions, check_s
 from graftkit.operations.vocabulary.tables import OTHER_KERNEL, check_renumbered, one_vocabulary, with_rows
 from graftkit.recipe import Mean, TrimVocab
 from graftkit.verification.promises import Promise, PromiseClass
-from graftkit.verification.trimmed_texts import TrimmedTexts
+from graftkit.verification.tokens.trimmed_texts import TrimmedTexts
 
 DOMAIN = "sequences of kept token ids, and text that was split into kept tokens alone"
 

@@ -16,7 +16,7 @@ from graftkit.operations.widths.widening import Widening, find_widening
 from graftkit.recipe import Widen
 from graftkit.recipe.weight_schemes import Matched
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
-from graftkit.verification.rescaled import RescaledCheck, Scaled
+from graftkit.verification.weights.rescaled import RescaledCheck, Scaled
 
 
 def widen(spec: Widen, checkpoint: Checkpoint, context: Context) -> Outcome:

@@ -24,7 +24,7 @@ from graftkit.report.versions import versions
 from graftkit.verification.checks import Row, find_kind
 from graftkit.verification.composition import measured_class
 from graftkit.verification.outputs import OutputsReport
-from graftkit.verification.tokenization import TokenizationReport
+from graftkit.verification.tokens.tokenization import TokenizationReport
 
 if TYPE_CHECKING:
     from graftkit.planned import Plan

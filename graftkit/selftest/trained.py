@@ -17,7 +17,7 @@ from graftkit.selftest.adapters import AdapterSubject
 from graftkit.selftest.bench import first_sentences
 from graftkit.selftest.copies import edit_json
 from graftkit.selftest.report import CleanRun
-from graftkit.verification.liveness import backward, cut
+from graftkit.verification.adapters.liveness import backward, cut
 
 #: Steps and learning rates: a short training whose update half precision mostly rounds away, and one that it keeps.
 TRAININGS = ((2, 1e-5), (4, 1e-3))

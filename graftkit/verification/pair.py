@@ -21,8 +21,8 @@ from graftkit.verification.new_rows import check_new_biases, check_shares, likel
 from graftkit.verification.outputs import OutputsReport
 from graftkit.verification.subject import DTYPE_FIELDS, NewTokens, is_longer, is_recast, places
 from graftkit.verification.tensors import changed_tensors
-from graftkit.verification.ties import lost_ties
 from graftkit.verification.value_head import new_value_head_findings
+from graftkit.verification.weights.ties import lost_ties
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from operator import attrgetter
 
 from graftkit.errors import VerificationFailed, require_sound_system
 from graftkit.running.place import folder_of
+from graftkit.verification.adapters.prepared import PreparedAdapter
 from graftkit.verification.checks import Check, Finding, LeftOut, Sentences, SentencesCheck
 from graftkit.verification.pair import Pair
-from graftkit.verification.prepared_adapter import PreparedAdapter
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
 
@@ -42,8 +42,8 @@ class TokenizerCheck:
         return subject.tokens is not None
 
     def run(self, subject: Subject) -> Finding:
-        """Compare the tokenizers; see :func:`~graftkit.verification.tokenization.check_tokenization`."""
-        from graftkit.verification.tokenization import check_tokenization
+        """Compare the tokenizers; see :func:`~graftkit.verification.tokens.tokenization.check_tokenization`."""
+        from graftkit.verification.tokens.tokenization import check_tokenization
 
         tokens = subject.tokens
         if tokens is None:

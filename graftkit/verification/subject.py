@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from graftkit.architecture.index_map import IndexMap
     from graftkit.checkpoint.tokenizer import Renamed
     from graftkit.running.split.crew import Crew
+    from graftkit.verification.adapters.prepared import PreparedAdapter
     from graftkit.verification.digests import BaseDigests
     from graftkit.verification.kl_promise import KLPromise
     from graftkit.verification.pair import Pair
-    from graftkit.verification.prepared_adapter import PreparedAdapter
 
 #: ``(what is being done, share done)``.
 Progress = Callable[[str, float], None]

@@ -9,7 +9,7 @@ from support.merges import UNITS
 
 from graftkit import engine
 from graftkit.initializers.combination import Combination
-from graftkit.verification.combined import Source, compare_with_sources
+from graftkit.verification.adapters.combined import Source, compare_with_sources
 
 pytestmark = pytest.mark.numerical
 

@@ -11,7 +11,7 @@ from graftkit import engine
 from graftkit.errors import InputRejected, RecipeError
 from graftkit.initializers.combination import Combination
 from graftkit.recipe import parse_recipe
-from graftkit.verification.combined import Source, compare_with_sources
+from graftkit.verification.adapters.combined import Source, compare_with_sources
 
 LLAMA = "LlamaForCausalLM"
 

@@ -15,7 +15,7 @@ import graftkit
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, RecipeError, VerificationFailed
 from graftkit.operations.weights.dequantize import dequantize
-from graftkit.verification.dequantized import DequantizedCheck
+from graftkit.verification.weights.dequantized import DequantizedCheck
 
 CONVERT = {"op": "convert", "dequantize": True}
 CLASSES = {"fp8": "LlamaForCausalLM", "mxfp4": "GptOssForCausalLM"}

@@ -20,7 +20,7 @@ from graftkit.checkpoint.safetensors_header import read_header
 from graftkit.checkpoint.unpacked import paired
 from graftkit.errors import InputRejected
 from graftkit.operations.weights.dequantize import dequantize
-from graftkit.verification.dequantized import DequantizedCheck
+from graftkit.verification.weights.dequantized import DequantizedCheck
 
 CONVERT = {"op": "convert", "dequantize": True}
 NAME = "model.layers.0.self_attn.q_proj.weight"

@@ -14,8 +14,8 @@ import graftkit
 from graftkit import engine
 from graftkit.checkpoint.rounding import round_once
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.verification.edited import EditCheck
-from graftkit.verification.replayed_steps import nearest
+from graftkit.verification.weights.edited import EditCheck
+from graftkit.verification.weights.replayed_steps import nearest
 
 LAYER = r"model\.layers\.(\d+)\."
 HEAD, TABLE = "lm_head.weight", "model.embed_tokens.weight"

@@ -9,7 +9,7 @@ from support.tiny import build
 
 from graftkit import engine
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.verification.extracted import compare_with_tuned
+from graftkit.verification.adapters.extracted import compare_with_tuned
 
 LLAMA, GPT2 = "LlamaForCausalLM", "GPT2LMHeadModel"
 

@@ -9,7 +9,7 @@ from support.adapters import edit_adapter, load_adapted, make_adapter
 from graftkit import engine
 from graftkit.adapter_verification import verify_adapter
 from graftkit.errors import InputRejected, RecipeError
-from graftkit.verification.resized import compare_resized
+from graftkit.verification.adapters.resized import compare_resized
 
 LLAMA = "LlamaForCausalLM"
 
@@ -193,7 +193,7 @@ def test_directions_in_another_order_are_within_the_old_adapter_s_own_noise(tmp_
 def test_the_noise_of_an_adapter_leaves_it_as_it_was(llama):
     from graftkit.running.peft_loading import load_adapted
     from graftkit.running.reference import run_loaded
-    from graftkit.verification.own_noise import own_noise
+    from graftkit.verification.adapters.own_noise import own_noise
 
     base, adapter = llama
     loaded = load_adapted(base, adapter)

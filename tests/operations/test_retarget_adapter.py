@@ -306,7 +306,7 @@ def test_old_and_new_names_in_one_file_are_refused(bases, adapter_of, tmp_path):
 
 
 def compared(report, base, old, new, places=None):
-    from graftkit.verification.retargeted import compare_retargeted
+    from graftkit.verification.adapters.retargeted import compare_retargeted
 
     check = report.plan.outcomes[0].checks[0]
     return compare_retargeted(base, old, new, places or check.places, check.to)

@@ -24,7 +24,7 @@ from graftkit.verification.promises import PromiseClass
 
 #: The file: the name in its package is the function.
 operation = importlib.import_module("graftkit.operations.transplant_tokenizer")
-transplanted = importlib.import_module("graftkit.verification.transplanted")
+transplanted = importlib.import_module("graftkit.verification.tokens.transplanted")
 
 INPUT, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -394,7 +394,7 @@ def test_a_piece_without_its_parts_writes_nothing(bases, texts, tmp_path, monkey
 def test_given_texts_that_fall_apart_are_a_failure(bases, texts, tmp_path, monkeypatch):
     """The same fault, where the check of tokenizers were blind."""
     from graftkit.checkpoint.tokenizer import closure
-    from graftkit.verification import tokenization
+    from graftkit.verification.tokens import tokenization
 
     monkeypatch.setattr(closure.Merging, "parts", lambda self, pieces: set(pieces))
     monkeypatch.setattr(tokenization, "_compare", lambda *_: tokenization.TokenizationReport((), (), {}, ()))

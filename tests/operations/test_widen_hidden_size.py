@@ -22,8 +22,8 @@ from graftkit.errors import InputRejected, VerificationFailed
 from graftkit.operations.widths import tensors as making
 from graftkit.operations.widths import widening
 from graftkit.operations.widths.rescaling import Rescaling, find_rescaling
-from graftkit.verification.rescaled import RescaledCheck, RescaledReport
 from graftkit.verification.subject import Subject
+from graftkit.verification.weights.rescaled import RescaledCheck, RescaledReport
 
 pytestmark = pytest.mark.numerical
 
@@ -191,7 +191,7 @@ def test_values_that_are_not_the_nearest_are_caught(source_of, tmp_path, monkeyp
 
 
 def test_rounding_that_does_more_than_the_arithmetic_is_caught(source_of, tmp_path, monkeypatch):
-    from graftkit.verification import rescaled as checking
+    from graftkit.verification.weights import rescaled as checking
 
     noise = checking.recast_noise
     monkeypatch.setattr(

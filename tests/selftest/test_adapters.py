@@ -73,7 +73,7 @@ def test_a_model_that_takes_no_adapter_says_why(tmp_path):
 
 def test_a_verifier_that_cries_wolf_at_trained_adapters_is_told(llama, monkeypatch):
     """As one does that holds every adapter to what a fresh one promises."""
-    from graftkit.verification.adapter_outputs import OutputGap
+    from graftkit.verification.adapters.outputs import OutputGap
     from graftkit.verification.promises import PromiseClass
 
     honest = OutputGap.failures

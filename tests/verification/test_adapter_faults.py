@@ -322,7 +322,7 @@ def test_a_merge_that_changes_outputs_is_told(made, output):
     from graftkit.running.forward import load
     from graftkit.running.peft_loading import with_peft
     from graftkit.running.probes import Probe
-    from graftkit.verification.adapter_outputs import merged
+    from graftkit.verification.adapters.outputs import merged
 
     edit_tensors(output, lambda tensors: tensors[f"{LEAF}.lora_B.weight"].fill_(1e-1))
     model, named = with_peft(load(made / "base").model, output / "adapter")

@@ -7,11 +7,11 @@ import torch
 from support.blocks import correspondence, with_blocks
 
 from graftkit.running.forward import load
-from graftkit.verification.adapter_weights import residual_gap
+from graftkit.verification.adapters.merged_model import compare_with_adapted
+from graftkit.verification.adapters.weights import residual_gap
 from graftkit.verification.comparison import paired
 from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.lens.lens import compare_lens
-from graftkit.verification.merged_model import compare_with_adapted
 from graftkit.verification.outputs import compare_outputs
 from graftkit.verification.promises import Scope
 from graftkit.verification.signal import compare_signal

@@ -14,7 +14,7 @@ from graftkit.checkpoint.tokenizer.piece_files import add_pieces
 from graftkit.checkpoint.tokenizer.words import count_words
 from graftkit.errors import InputRejected
 from graftkit.verification.subject import NewTokens
-from graftkit.verification.tokenization import check_tokenization
+from graftkit.verification.tokens.tokenization import check_tokenization
 
 KINDS = (bpe, bpe_legacy, wordpiece, unigram, llama)
 TEXTS = (

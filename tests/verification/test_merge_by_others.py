@@ -175,7 +175,7 @@ def test_tensors_that_nothing_loads(copied):
 
 def test_what_could_not_be_compared_stands_in_the_verdict(made, monkeypatch):
     base, adapter, merged = made
-    monkeypatch.setattr("graftkit.verification.merged_weights.MODULE_BYTES", 0)
+    monkeypatch.setattr("graftkit.verification.adapters.merged_weights.MODULE_BYTES", 0)
     done = asked(base, merged, adapter)
     assert done.returncode == 0, done.stdout
     assert "not compared: model.layers.0" in " ".join(done.stdout.split())

@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support.adapters import make_adapter, merged_by_peft
 
-from graftkit.verification.merged_model import compare_with_adapted
+from graftkit.verification.adapters.merged_model import compare_with_adapted
 
 LLAMA = "LlamaForCausalLM"
 #: One of the adapted weights; it is square.
@@ -126,7 +126,7 @@ def test_a_head_or_row_that_is_not_the_adapters_is_caught(tmp_path):
 
 
 def test_outputs_alone_show_a_fault_where_weights_are_not_compared(merged, tmp_path, monkeypatch):
-    monkeypatch.setattr("graftkit.verification.merged_weights.MODULE_BYTES", 0)
+    monkeypatch.setattr("graftkit.verification.adapters.merged_weights.MODULE_BYTES", 0)
     report = written(merged, tmp_path, lambda weight, base: 2 * weight)
     assert len(report.skipped) == 4
     assert "noise ratio" in report.failures[0]

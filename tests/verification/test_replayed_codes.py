@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from graftkit.checkpoint.safetensors_header import read_header
-from graftkit.verification.replayed_codes import Fp8Replay, _fp8_values
+from graftkit.verification.weights.replayed_codes import Fp8Replay, _fp8_values
 
 
 @pytest.mark.parametrize(("tag", "dtype"), [("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from graftkit.running.scored_texts import split_texts
 from graftkit.verification.subject import Subject
-from graftkit.verification.text_quality import EmbeddingReport, TextCheck, compare_vectors
+from graftkit.verification.tokens.text_quality import EmbeddingReport, TextCheck, compare_vectors
 
 TEXTS = ("The with statement is used to wrap the execution of a block.", "See also the try statement; café.")
 

@@ -9,7 +9,7 @@ from support.tokenizer_sources import bpe_legacy, write
 
 from graftkit.checkpoint.tokenizer import Renamed, Renaming, rename_tokens
 from graftkit.verification.subject import NewTokens
-from graftkit.verification.tokenization import check_tokenization
+from graftkit.verification.tokens.tokenization import check_tokenization
 
 TEMPLATE = "{% for m in messages %}<|old|>{{ m.role }} {{ m.content }}</s>{% endfor %}"
 

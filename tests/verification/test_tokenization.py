@@ -13,7 +13,7 @@ from graftkit.checkpoint.tokenizer import NewToken, add_tokens, set_chat_templat
 from graftkit.errors import InputRejected
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.subject import NewTokens
-from graftkit.verification.tokenization import check_tokenization
+from graftkit.verification.tokens.tokenization import check_tokenization
 
 WORKS = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
 NEW = (

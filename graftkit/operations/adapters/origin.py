@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graftkit.errors import InputRejected
-from graftkit.verification.adapter_origin import Origin
+from graftkit.verification.adapters.origin import Origin
 
 
 def refuse_other_base(origin: Origin, shown: str) -> None:

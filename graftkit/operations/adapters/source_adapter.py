@@ -17,8 +17,8 @@ from graftkit.errors import RecipeError, printable
 from graftkit.operations.adapters.growth import edits_on
 from graftkit.operations.adapters.values_beside import left_beside
 from graftkit.recipe.combine_adapters import WeightedAdapter
-from graftkit.verification.adapter_origin import Origin, find_origin
-from graftkit.verification.adapter_record import read_record
+from graftkit.verification.adapters.origin import Origin, find_origin
+from graftkit.verification.adapters.record import read_record
 from graftkit.verification.digests import checkpoint_digests
 
 

@@ -33,7 +33,7 @@ from graftkit.running.given_rows import GivenRows
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.runnable import too_large
 from graftkit.running.texts import write_tokenizer
-from graftkit.verification.distilled import DistilledCheck, Expected, Fitted
+from graftkit.verification.tokens.distilled import DistilledCheck, Expected, Fitted
 
 if TYPE_CHECKING:
     from torch import Tensor

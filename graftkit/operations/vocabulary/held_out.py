@@ -13,7 +13,7 @@ from graftkit.checkpoint.examples import read_texts
 from graftkit.checkpoint.tokenizer import read_tokenizer
 from graftkit.checkpoint.tokenizer.id_places import TOKENIZER
 from graftkit.operations.vocabulary.kept import HELD_OUT, WINDOW, Kept, loaded_encoder
-from graftkit.verification.trimmed_texts import HeldOut
+from graftkit.verification.tokens.trimmed_texts import HeldOut
 
 #: Texts that are measured, at most.
 MOST_TEXTS = 5_000

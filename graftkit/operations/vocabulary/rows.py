@@ -18,9 +18,9 @@ from graftkit.initializers.statistics import TableStatistics, table_statistics
 from graftkit.operations.vocabulary.new_row import Choice, NewRow
 from graftkit.recipe import Copy, Describe, Mean, MeanCov, Normal, SubwordMean, Zeros
 from graftkit.recipe.schemes import Distill, SchemeSpec
-from graftkit.verification.averaged_rows import Average, AveragedRowsCheck
 from graftkit.verification.checks import Check
 from graftkit.verification.kl_promise import KLPromise
+from graftkit.verification.tokens.averaged_rows import Average, AveragedRowsCheck
 
 if TYPE_CHECKING:
     from torch import Tensor

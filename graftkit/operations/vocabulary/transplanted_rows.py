@@ -25,8 +25,8 @@ from graftkit.operations.vocabulary.rows import RowMaker
 from graftkit.recipe import Mean, SubwordMean
 from graftkit.recipe.schemes import Distill, SchemeSpec
 from graftkit.recipe.transplant_tokenizer import Fvt, Omp
-from graftkit.verification.averaged_rows import Average, AveragedRowsCheck
 from graftkit.verification.checks import Check
+from graftkit.verification.tokens.averaged_rows import Average, AveragedRowsCheck
 
 if TYPE_CHECKING:
     from torch import Tensor

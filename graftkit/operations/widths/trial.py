@@ -22,9 +22,9 @@ from graftkit.running.float64 import Float64, float64, plain_experts
 from graftkit.running.forward import outputs_of, run, undisturbed
 from graftkit.running.inputs import find_inputs
 from graftkit.running.probes import Probe
+from graftkit.verification.adapters.liveness import backward
 from graftkit.verification.lens.floor import measure_floor
 from graftkit.verification.lens.gap import gap
-from graftkit.verification.liveness import backward
 
 if TYPE_CHECKING:
     from torch import Tensor

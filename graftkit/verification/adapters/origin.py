@@ -20,7 +20,7 @@ from graftkit.checkpoint.adapter import CONFIG
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.tokenizer import find_tokenizer
 from graftkit.errors import GraftkitError, InputRejected, few, printable
-from graftkit.verification.adapter_record import AdapterRecord
+from graftkit.verification.adapters.record import AdapterRecord
 from graftkit.verification.digests import BaseDigests, checkpoint_digests, tensor_digests
 from graftkit.verification.documents import Allowed, config_differences
 

@@ -13,9 +13,9 @@ from graftkit.errors import plural, printable
 from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, sum_of_squares
-from graftkit.verification.recast import OTHER_CHANGES
-from graftkit.verification.recast_noise import RecastNoise, recast_noise
-from graftkit.verification.replayed_steps import nearest
+from graftkit.verification.weights.recast import OTHER_CHANGES
+from graftkit.verification.weights.recast_noise import RecastNoise, recast_noise
+from graftkit.verification.weights.replayed_steps import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

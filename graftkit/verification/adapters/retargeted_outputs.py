@@ -22,8 +22,8 @@ from graftkit.running.lent import lend
 from graftkit.running.peft_loading import adapt
 from graftkit.running.place import Place, open_place
 from graftkit.running.reference import Reference, run_loaded
+from graftkit.verification.adapters.own_noise import own_noise
 from graftkit.verification.comparison import NOISE_RATIO, STEP, Comparison, Outputs
-from graftkit.verification.own_noise import own_noise
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

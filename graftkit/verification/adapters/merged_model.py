@@ -23,10 +23,10 @@ from graftkit.running.peft_loading import load_adapted, merged_by_peft
 from graftkit.running.place import Place
 from graftkit.running.probes import in_result
 from graftkit.running.reference import Reference, run_loaded
+from graftkit.verification.adapters.merged_weights import WeightComparison, compare_weights
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, Outputs, paired
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.merged_weights import WeightComparison, compare_weights
 from graftkit.verification.promises import Scope
 from graftkit.verification.subject import Subject
 

@@ -20,13 +20,13 @@ from graftkit.running.place import Place, open_place
 from graftkit.running.probes import Probe, in_result
 from graftkit.running.reference import Reference, load_source, run_loaded
 from graftkit.running.runnable import cannot_run, weight_bytes
-from graftkit.verification.adapter_outputs import OutputGap, compare, merged, move_by_one_rounding
-from graftkit.verification.adapter_weights import WeightGap, offset_gap, residual_gap
+from graftkit.verification.adapters.liveness import Liveness, liveness
+from graftkit.verification.adapters.outputs import OutputGap, compare, merged, move_by_one_rounding
+from graftkit.verification.adapters.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
+from graftkit.verification.adapters.weights import WeightGap, offset_gap, residual_gap
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.digests import BaseDigests, checkpoint_digests
-from graftkit.verification.liveness import Liveness, liveness
 from graftkit.verification.promises import PromiseClass
-from graftkit.verification.tuner_gradients import TunerGradients, as_it_runs, tuner_gradients
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject

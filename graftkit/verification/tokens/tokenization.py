@@ -16,13 +16,13 @@ from graftkit.errors import InputRejected, plural, printable, require_sound_syst
 from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.learned_pieces import LearnedPieces
-from graftkit.verification.token_ids import check_named_ids
-from graftkit.verification.token_names import check_renamed
-from graftkit.verification.token_placement import PLACEMENTS, check_new_tokens
-from graftkit.verification.token_roles import check_roles
-from graftkit.verification.token_splits import SplitDifference, compare_splits, derived_texts, texts_of_kept
-from graftkit.verification.token_templates import check_same_ids, check_templates, template_notes
+from graftkit.verification.tokens.ids import check_named_ids
+from graftkit.verification.tokens.learned_pieces import LearnedPieces
+from graftkit.verification.tokens.names import check_renamed
+from graftkit.verification.tokens.placement import PLACEMENTS, check_new_tokens
+from graftkit.verification.tokens.roles import check_roles
+from graftkit.verification.tokens.splits import SplitDifference, compare_splits, derived_texts, texts_of_kept
+from graftkit.verification.tokens.templates import check_same_ids, check_templates, template_notes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

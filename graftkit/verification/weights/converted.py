@@ -18,7 +18,7 @@ from graftkit.running.loaded_tokenizer import LoadedTokenizer
 from graftkit.running.place import folder_of, open_place
 from graftkit.running.probe_texts import PROBE_TEXTS
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.unpickled import Unpickled, unpickled
+from graftkit.verification.weights.unpickled import Unpickled, unpickled
 
 if TYPE_CHECKING:
     from graftkit.verification.subject import Subject

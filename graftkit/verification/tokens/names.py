@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from graftkit.checkpoint.tokenizer.renamed_places import NAMING, in_templates, stands_out
 from graftkit.errors import printable
-from graftkit.verification.token_placement import PLACEMENTS, WORD_PLACEMENTS
+from graftkit.verification.tokens.placement import PLACEMENTS, WORD_PLACEMENTS
 
 if TYPE_CHECKING:
     from graftkit.checkpoint.tokenizer import Renamed

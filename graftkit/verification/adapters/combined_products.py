@@ -16,9 +16,9 @@ from graftkit.checkpoint.reading import equal_bytes, read_tensor, torch_dtype
 from graftkit.errors import few, printable
 from graftkit.initializers.combination import Combination, Update, exact_multiplier, stacked
 from graftkit.running.place import Place, open_place
-from graftkit.verification.factor_rounding import WIDE, stored, underflow
-from graftkit.verification.product_loss import product_loss
-from graftkit.verification.resized_products import Product
+from graftkit.verification.adapters.factor_rounding import WIDE, stored, underflow
+from graftkit.verification.adapters.product_loss import product_loss
+from graftkit.verification.adapters.resized_products import Product
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from graftkit.checkpoint.adapter import CONFIG, WEIGHTS, Adapter
 from graftkit.checkpoint.reading import chunks
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import few, printable
-from graftkit.verification.adapter_origin import Origin
-from graftkit.verification.adapter_record import AdapterRecord
+from graftkit.verification.adapters.origin import Origin
+from graftkit.verification.adapters.record import AdapterRecord
 from graftkit.verification.digests import tensor_digests
 from graftkit.verification.structural import first_not_finite
 

@@ -18,9 +18,9 @@ from graftkit.errors import InputRejected, plural
 from graftkit.running.forward import undisturbed
 from graftkit.running.place import Place, open_place
 from graftkit.running.runnable import cannot_run
+from graftkit.verification.adapters.retargeted_edits import unlike_edits, unlike_products
+from graftkit.verification.adapters.retargeted_outputs import RetargetedOutputs, compare_outputs
 from graftkit.verification.checks import ComparesFiles, Report, Row
-from graftkit.verification.retargeted_edits import unlike_edits, unlike_products
-from graftkit.verification.retargeted_outputs import RetargetedOutputs, compare_outputs
 from graftkit.verification.subject import Subject
 
 

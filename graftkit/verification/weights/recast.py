@@ -14,8 +14,8 @@ from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, finite, sum_of_squares
 from graftkit.verification.promises import Scope
-from graftkit.verification.recast_noise import RecastNoise, recast_noise
-from graftkit.verification.replayed_steps import nearest
+from graftkit.verification.weights.recast_noise import RecastNoise, recast_noise
+from graftkit.verification.weights.replayed_steps import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor

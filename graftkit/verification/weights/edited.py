@@ -13,7 +13,7 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import plural, printable
 from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.replayed_steps import Value, loaded, replay
+from graftkit.verification.weights.replayed_steps import Value, loaded, replay
 
 if TYPE_CHECKING:
     from graftkit.recipe.edit_tensors import Step

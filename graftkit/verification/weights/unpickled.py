@@ -18,7 +18,7 @@ from graftkit.checkpoint.distributed.zero import MODULE, find_step
 from graftkit.checkpoint.pickled_file import load_mapped
 from graftkit.checkpoint.reading import torch_dtype
 from graftkit.errors import InputRejected, printable
-from graftkit.verification.unpickled_ranks import values_of_ranks
+from graftkit.verification.weights.unpickled_ranks import values_of_ranks
 
 if TYPE_CHECKING:
     from torch import Tensor

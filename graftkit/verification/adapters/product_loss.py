@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from graftkit.verification.factor_rounding import summed
+from graftkit.verification.adapters.factor_rounding import summed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,17 +14,17 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import ComparesFiles, Report, Row
-from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
-from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.own_noise import own_noise
-from graftkit.verification.resized_products import (
+from graftkit.verification.adapters.own_noise import own_noise
+from graftkit.verification.adapters.resized_products import (
     Product,
     ProductComparison,
     changed_tensors,
     compare_products,
     products,
 )
+from graftkit.verification.checks import ComparesFiles, Report, Row
+from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
+from graftkit.verification.distribution import UNIT_ROUNDOFF
 from graftkit.verification.subject import Subject
 
 

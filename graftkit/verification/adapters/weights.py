@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from graftkit.architecture.correspondence import IDENTITY, Correspondence
 from graftkit.architecture.peft.parts import LoraPart, lora_parts
+from graftkit.verification.adapters.factor_rounding import WIDE, magnitude, stored
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.factor_rounding import WIDE, magnitude, stored
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,7 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.errors import few, plural, printable
 from graftkit.running.place import open_place
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.replayed_codes import Fp4Replay, Fp8Replay, PairReplay, Replay
+from graftkit.verification.weights.replayed_codes import Fp4Replay, Fp8Replay, PairReplay, Replay
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from graftkit.running.forward import load, undisturbed
 from graftkit.running.peft_loading import adapt
 from graftkit.running.place import Place
 from graftkit.running.reference import run_loaded
+from graftkit.verification.adapters.factor_rounding import WIDE, stored
 from graftkit.verification.checks import LoadsModels, Report, Row
 from graftkit.verification.comparison import compare_runs
-from graftkit.verification.factor_rounding import WIDE, stored
 from graftkit.verification.subject import Subject
 
 if TYPE_CHECKING:

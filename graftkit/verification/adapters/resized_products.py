@@ -15,9 +15,9 @@ from graftkit.checkpoint.adapter import AdapterPlace, adapter_at
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.errors import few, printable
 from graftkit.running.place import Place, open_place
+from graftkit.verification.adapters.factor_rounding import WIDE, stored
+from graftkit.verification.adapters.product_loss import product_loss
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.factor_rounding import WIDE, stored
-from graftkit.verification.product_loss import product_loss
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from graftkit.architecture.correspondence import Correspondence
 from graftkit.checkpoint.adapter import FOLDER, WEIGHTS
 from graftkit.checkpoint.documents import read_report
 from graftkit.errors import InputRejected, printable
-from graftkit.verification.adapter import Residual
+from graftkit.verification.adapters.check import Residual
 from graftkit.verification.digests import BaseDigests
 from graftkit.verification.promises import PromiseClass
 

@@ -18,18 +18,18 @@ from graftkit.running.peft_loading import adapt, stand_ins
 from graftkit.running.place import Place
 from graftkit.running.reference import Reference, run_loaded
 from graftkit.running.runnable import cannot_run
-from graftkit.verification.checks import ComparesFiles, Report, Row
-from graftkit.verification.combined_products import (
+from graftkit.verification.adapters.combined_products import (
     CombinedProduct,
     SourceProducts,
     by_weight,
     compare_combined,
     other_edits,
 )
+from graftkit.verification.adapters.own_noise import own_noise
+from graftkit.verification.adapters.resized_products import Product, products
+from graftkit.verification.checks import ComparesFiles, Report, Row
 from graftkit.verification.comparison import NOISE_RATIO, Comparison, compare_runs
 from graftkit.verification.distribution import UNIT_ROUNDOFF
-from graftkit.verification.own_noise import own_noise
-from graftkit.verification.resized_products import Product, products
 from graftkit.verification.subject import Subject
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from graftkit.checkpoint.reading import read_tensor
 from graftkit.checkpoint.weights import INDEX
 from graftkit.errors import InputRejected, few, plural, printable
 from graftkit.verification.checks import Report, Row
-from graftkit.verification.unpickled import gathered
+from graftkit.verification.weights.unpickled import gathered
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from graftkit.architecture.peft.parts import NAME
 from graftkit.errors import few, plural
 from graftkit.running.probes import Probe
 from graftkit.running.reference import Reference
+from graftkit.verification.adapters.liveness import backward, cut, with_trained_rows
 from graftkit.verification.checks import Row
-from graftkit.verification.liveness import backward, cut, with_trained_rows
 
 if TYPE_CHECKING:
     from torch import nn

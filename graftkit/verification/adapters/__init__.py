@@ -1,0 +1,1 @@
+"""Checks of adapters: fresh, trained, combined, extracted, resized, renamed and merged."""

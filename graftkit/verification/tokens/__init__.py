@@ -1,0 +1,1 @@
+"""Checks of tokenizers and of the rows that were made for their tokens."""

@@ -1,0 +1,1 @@
+"""Checks of weights in another dtype or form, edited or untied."""
