@@ -39,7 +39,6 @@ from graftkit.running.probes import (
     split,
 )
 from graftkit.running.remembered import recall
-from graftkit.running.split.state import state_beside_blocks
 from graftkit.running.split.together import forwards
 
 if TYPE_CHECKING:
@@ -219,7 +218,7 @@ def _collect(
 ) -> Reference:
     """Run the source on every probe that it takes, and keep what fits; the first probe finds out what it must be fed."""
     first, *others = [part for probe in probes for part in split(probe, budget.forward)]
-    before = None if crew is None else state_beside_blocks(old.model)
+    before = None if crew is None else crew.state_of(old.model)
     extra_inputs, outputs = find_inputs(old.model, lambda tried: run(old.model, first, tried))
     names, kept, skipped = {}, {}, {}
     room, not_kept = KEPT_BYTES, 0

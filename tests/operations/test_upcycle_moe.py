@@ -12,6 +12,7 @@ from support.tiny import build as tiny
 
 import graftkit
 from graftkit import engine
+from graftkit.architecture.widths.miniature import ENOUGH
 from graftkit.checkpoint.tensors import Zeros
 from graftkit.errors import RecipeError, VerificationFailed
 from graftkit.operations.experts.sources import Copy
@@ -130,6 +131,33 @@ def test_an_expert_that_is_no_copy_is_caught(sources, tmp_path, monkeypatch):
 def test_weights_that_are_not_renormalised_are_caught(qwen, tmp_path, monkeypatch):
     found_instead(monkeypatch, lambda found: replace(found, config={**found.config, "norm_topk_prob": False}))
     assert_refused(qwen, tmp_path, {**MIXTRAL, "architecture": "Qwen2MoeForCausalLM"})
+
+
+@pytest.fixture(scope="module")
+def windows(tmp_path_factory):
+    """A model of many values in which the second of two blocks sees the last 4096 tokens alone, so that no short text shows it."""
+    place = tmp_path_factory.mktemp("windows") / "source"
+    changed = {
+        "sliding_window": 4096,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "intermediate_size": 8192,
+    }
+    tiny("MinistralForCausalLM", place, config_overrides=changed)
+    assert sum(value.numel() for value in load_file(place / "model.safetensors").values()) > ENOUGH
+    return place
+
+
+@pytest.mark.parametrize("sparse", ["SolarOpenForCausalLM", "MixtralForCausalLM"])
+def test_a_class_without_the_windows_of_the_dense_one_is_refused(sparse, windows, tmp_path):
+    """Solar knows no window, and Mixtral has one in every block or in none."""
+    with pytest.raises(RecipeError, match="a small one gives other outputs"):
+        graftkit.plan(recipes.recipe(windows, tmp_path / "out", {**MIXTRAL, "architecture": sparse}))
+
+
+def test_a_window_that_both_classes_have_is_kept(tmp_path):
+    tiny("MistralForCausalLM", tmp_path / "source", config_overrides={"sliding_window": 4096})
+    plan = graftkit.plan(recipes.recipe(tmp_path / "source", tmp_path / "out", MIXTRAL))
+    assert plan.result.config["sliding_window"] == 4096
 
 
 @pytest.mark.slow

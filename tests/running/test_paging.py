@@ -93,8 +93,7 @@ def moved(tmp_path_factory):
 
 @pytest.mark.parametrize("compare", [compare_outputs, compare_lens])
 def test_same_figures_as_in_memory(compare, moved):
-    options = {"scope": Scope.MEASURE}
-    found = [compare(*moved, **options, paged=paged).to_json() for paged in (False, True)]
+    found = [compare(Subject(*moved, scope=Scope.MEASURE, paged=paged)).to_json() for paged in (False, True)]
     assert [report.pop("paged") for report in found] == [False, True]
     for report in found:
         del report["seconds"]
@@ -107,16 +106,13 @@ def test_same_figures_as_in_memory(compare, moved):
 def test_progress_is_told_while_a_forward_reads(compare, moved):
     """Shares rise to 1, and there are more of them than probes."""
     told = {}
-    options = {"token_budget": 64}
     for paged in (False, True):
         shares = told[paged] = {}
-        compare(
-            moved[0],
-            moved[0],
-            **options,
-            paged=paged,
-            progress=lambda what, share: shares.setdefault(what, []).append(share),  # noqa: B023
-        )
+
+        def progress(what, share, shares=shares):
+            shares.setdefault(what, []).append(share)
+
+        compare(Subject(moved[0], moved[0], paged=paged, progress=progress), token_budget=64)
         assert all(values == sorted(values) and values[-1] == 1 for values in shares.values())
     assert all(len(values) > 4 * len(told[False][what]) for what, values in told[True].items())
 

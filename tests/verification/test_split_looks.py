@@ -19,6 +19,7 @@ from graftkit.verification.first_step import compare_first_step
 from graftkit.verification.lens.lens import compare_lens
 from graftkit.verification.lens.trace import record
 from graftkit.verification.signal import compare_signal
+from graftkit.verification.subject import Subject
 
 LOOKS = [compare_lens, compare_signal, compare_first_step]
 
@@ -34,7 +35,7 @@ FAULTS = {
 def found_by(look, *places, **options):
     """What one process finds and what two ranks do, less the seconds, and what the ranks did."""
     crew = Crew(DirectLine(2))
-    reports = [look(*places, crew=with_crew, **options).to_json() for with_crew in (None, crew)]
+    reports = [look(Subject(*places, crew=with_crew, **options)).to_json() for with_crew in (None, crew)]
     for report in reports:
         del report["seconds"]
     return *reports, crew.figures()

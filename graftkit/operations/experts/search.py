@@ -14,6 +14,7 @@ from graftkit.architecture.skeleton import Skeleton, build_config, build_skeleto
 from graftkit.architecture.widths.growth import kind
 from graftkit.architecture.widths.miniature import miniature
 from graftkit.errors import InputRejected
+from graftkit.operations.experts.reach import with_short_reach
 from graftkit.operations.experts.sources import New, Shape, Way, copies, of_kinds
 from graftkit.operations.experts.sparse_config import (
     Fields,
@@ -24,7 +25,6 @@ from graftkit.operations.experts.sparse_config import (
     find_fields,
     sparse_document,
 )
-from graftkit.operations.experts.trial import Trial
 
 #: Combinations of copies that are tried.
 MOST_TRIALS = 64
@@ -57,10 +57,9 @@ class Miniature:
     """
 
     def __init__(self, config: Mapping[str, Any], dense: Skeleton) -> None:
-        self.config = miniature(config, dense, ())
-        self.skeleton = build_skeleton(self.config, dense.architecture)
+        small = miniature(config, dense, ())
         try:
-            self.trial = Trial(self.config, self.skeleton)
+            self.config, self.skeleton, self.trial = with_short_reach(small, build_skeleton(small, dense.architecture))
         except Exception as error:  # model classes and their forwards raise whatever they like
             raise InputRejected(
                 f"{dense.architecture}: nothing can be tried on a small model: {one_line(error)}"

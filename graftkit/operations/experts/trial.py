@@ -63,14 +63,22 @@ class Trial:
                     found = outputs_of(model, self._probe, self._extra)
             except Exception:  # noqa: BLE001 - a way may be one that the loader or the forward refuses
                 return math.inf
-        pairs = [(value, found.get(name)) for name, value in self._expected.items()]
-        return max(gap(a, b) if b is not None and a.shape == b.shape else math.inf for a, b in pairs)
+        return _largest_gap(self._expected, found)
+
+    def differs_from(self, other: Trial) -> bool:
+        """Whether its outputs are further from those of another small dense model than that one's own arithmetic explains."""
+        return _largest_gap(other._expected, self._expected) > other.threshold
 
     def _made(self, name: str, shape: tuple[int, ...], way: Way, num_experts: int) -> Tensor:
         if isinstance(way, New):
             generator = torch.Generator().manual_seed(len(name))
             return torch.zeros(shape) if way.by == "zero" else torch.randn(shape, generator=generator)
         return _copied(way, [self._state[one] for one in way.names(name)], num_experts)
+
+
+def _largest_gap(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    pairs = [(value, after.get(name)) for name, value in before.items()]
+    return max(gap(a, b) if b is not None and a.shape == b.shape else math.inf for a, b in pairs)
 
 
 def _copied(way: Copy, parts: list[Tensor], num_experts: int) -> Tensor:

@@ -118,6 +118,10 @@ class Crew(OtherRanks):
                 block.forward = PassingOn(block, lambda: self.turns)
         return part.loaded
 
+    def state_of(self, model: nn.Module) -> State:
+        """What the modules of a model hold before its first forward; see :meth:`forwards`."""
+        return state_beside_blocks(model)
+
     @contextlib.contextmanager
     def forwards(
         self, model: nn.Module, runs: Sequence[Callable[[], Found]], alone: Sequence[bool], before: State | None
