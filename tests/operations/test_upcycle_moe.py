@@ -167,6 +167,15 @@ def test_without_a_class_llama_becomes_mixtral(sources, tmp_path):
     assert planned.result.config["architectures"] == ["MixtralForCausalLM"]
 
 
+def test_copies_of_what_a_block_has_not_are_not_tried(tmp_path):
+    """A matrix that Qwen3-Next has in every block has the shape of one of linear attention, which not every block of Qwen3.5 has."""
+    tiny("Qwen3_5ForCausalLM", tmp_path / "source")
+    with pytest.raises(RecipeError, match="a small one gives other outputs"):
+        graftkit.plan(
+            recipes.recipe(tmp_path / "source", tmp_path / "out", {**MIXTRAL, "architecture": "Qwen3NextForCausalLM"})
+        )
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "words"),
     [

@@ -15,7 +15,7 @@ from graftkit.architecture.widths.growth import kind
 from graftkit.architecture.widths.miniature import miniature
 from graftkit.errors import InputRejected
 from graftkit.operations.experts.reach import with_short_reach
-from graftkit.operations.experts.sources import New, Shape, Way, copies, of_kinds
+from graftkit.operations.experts.sources import New, Shape, Way, copies, not_there, of_kinds
 from graftkit.operations.experts.sparse_config import (
     Fields,
     Unfit,
@@ -91,6 +91,8 @@ def find_upcycling(
     missing_here = {name: shape for name, shape in dense.shapes.items() if name not in sparse.shapes}
     options = _options(shapes, of_kinds(missing_here), _roles(small, architecture, small_fields, counts), counts[0])
     flags, ways = _search(small, architecture, small_fields, options, counts)
+    if one := not_there(ways, own, dense.shapes):
+        raise Unfit(f"its tensors would be made of {one}, which the dense class has not")
     found = replace(fields, flags=flags)
     document = sparse_document(config, architecture, found.values(*counts))
     return Upcycling(document, build_skeleton(document), found, own, ways, dropped_fields(config, architecture))
@@ -191,6 +193,8 @@ def _first(
     for ways in itertools.islice(tried, MOST_TRIALS):
         if not {kind(name) for name in own} <= ways.keys():
             return None
+        if not_there(ways, own, small.skeleton.shapes):
+            continue
         of_names = {name: ways[kind(name)] for name in own}
         if small.trial.distance(sparse, own, of_names, counts[0]) <= small.trial.threshold:
             return ways

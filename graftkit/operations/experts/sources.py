@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -40,6 +40,12 @@ class New:
 
 
 Way = Copy | New
+
+
+def not_there(ways: Mapping[str, Way], names: Iterable[str], dense: Container[str]) -> str | None:
+    """The first matrix that one of these tensors is made of, by the way of its kind, and that the dense class has not."""
+    made = ((way, name) for name in names if isinstance(way := ways[kind(name)], Copy))
+    return next((one for way, name in made for one in way.names(name) if one not in dense), None)
 
 
 def _numbered(kind_: str, numbers: Sequence[str]) -> str:
