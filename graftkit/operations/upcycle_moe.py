@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from graftkit.architecture.accounting import account
 from graftkit.architecture.correspondence import Correspondence
+from graftkit.architecture.layers import layer_list
 from graftkit.architecture.skeleton import Skeleton, model_class
+from graftkit.architecture.widths.growth import kind
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.errors import InputRejected, RecipeError, few, plural, printable
 from graftkit.operations.base import Context, Outcome
@@ -83,9 +85,17 @@ def _gone(dense: Skeleton, sparse: Skeleton) -> tuple[str, ...]:
     return tuple(name for name in names if name.rpartition(".")[0] in kept)
 
 
+def _which(found: Upcycling) -> str:
+    """In which layers the experts are."""
+    routers = (name.split(".") for name in found.own if found.ways[kind(name)] == New("router"))
+    blocks = {next(step for step in steps if step.isdigit()) for steps in routers}
+    count = layer_list(found.skeleton).count
+    return "each layer" if len(blocks) == count else f"{len(blocks)} of {plural(count, 'layer')}"
+
+
 def _notes(spec: UpcycleMoe, dense: Skeleton, found: Upcycling) -> Iterator[str]:
     yield (
-        f"{dense.architecture} becomes {found.skeleton.architecture}: {spec.num_experts} experts in each layer, each token sent to"
+        f"{dense.architecture} becomes {found.skeleton.architecture}: {spec.num_experts} experts in {_which(found)}, each token sent to"
         f" {spec.num_experts_per_tok}; {found.fields.experts} counts them"
     )
     for name, way in found.ways.items():

@@ -167,6 +167,29 @@ def test_without_a_class_llama_becomes_mixtral(sources, tmp_path):
     assert planned.result.config["architectures"] == ["MixtralForCausalLM"]
 
 
+@pytest.mark.parametrize(
+    ("dense", "sparse", "layers"),
+    [
+        (
+            "Ernie4_5ForCausalLM",
+            "Ernie4_5_MoeForCausalLM",
+            "each layer",
+        ),  # whose config leaves the first block dense by itself
+        (
+            "Cohere2ForCausalLM",
+            "Cohere2MoeForCausalLM",
+            "each layer",
+        ),  # whose config lists as many kinds of layers as it has by itself
+    ],
+)
+def test_fields_of_the_sparse_class_alone_fit_the_number_of_blocks(dense, sparse, layers, tmp_path):
+    tiny(dense, tmp_path / "source")
+    report = graftkit.apply(recipes.recipe(tmp_path / "source", tmp_path / "out", {**MIXTRAL, "architecture": sparse}))
+    assert f"4 experts in {layers}, each token" in " ".join(report.plan.outcomes[0].notes)
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert {name.split(".")[2] for name in tensors if name.endswith("mlp.gate.weight")} == {"0", "1"}
+
+
 def test_copies_of_what_a_block_has_not_are_not_tried(tmp_path):
     """A matrix that Qwen3-Next has in every block has the shape of one of linear attention, which not every block of Qwen3.5 has."""
     tiny("Qwen3_5ForCausalLM", tmp_path / "source")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,8 @@ OF_THE_FILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transf
 PER_TOKEN = "num_experts_per_tok"
 
 #: What transformers' configs call alike, or give by these names too: the sizes of the rest.
-SIZES = ("num_hidden_layers", "hidden_size", "vocab_size")
+LAYERS = "num_hidden_layers"
+SIZES = (LAYERS, "hidden_size", "vocab_size")
 
 
 class Unfit(ValueError):
@@ -30,16 +32,19 @@ class Unfit(ValueError):
 class Fields:
     """What the sparse class calls the number of experts, and its widths that become those of the dense layer, by size of the latter.
 
-    ``flags`` are further fields that it needs so that its outputs are those of the dense class.
+    ``dense_blocks`` are its counts of blocks that have no experts, which become 0; ``flags`` further fields that it needs so that its
+    outputs are those of the dense class.
     """
 
     experts: str
     widths: Mapping[str, int] = field(default_factory=dict)
+    dense_blocks: tuple[str, ...] = ()
     flags: Mapping[str, bool] = field(default_factory=dict)
 
     def values(self, num_experts: int, num_experts_per_tok: int) -> dict[str, Any]:
         """The fields of config.json that are set."""
-        return {self.experts: num_experts, PER_TOKEN: num_experts_per_tok, **self.widths, **self.flags}
+        none_dense = dict.fromkeys(self.dense_blocks, 0)
+        return {self.experts: num_experts, PER_TOKEN: num_experts_per_tok, **self.widths, **none_dense, **self.flags}
 
 
 def is_sparse(skeleton: Skeleton) -> bool:
@@ -93,10 +98,16 @@ def _completed(
     document |= {"architectures": [architecture], "model_type": wanted.model_type}
     own = dense.to_dict()
     new = {key: value for key, value in known.items() if key not in own and key not in OF_THE_FILE}
+    new = {key: value for key, value in new.items() if not _is_of_layers(wanted, value)}
     document |= {**new, **values}
     found = build_config(document).to_dict()
     shared = own.keys() & found.keys() - {*OF_THE_FILE, *values}
     return document | {key: own[key] for key in sorted(shared) if own[key] != found[key]}
+
+
+def _is_of_layers(kind: Any, value: object) -> bool:
+    """Whether a default has an entry for each layer of the default number of them: the class makes it anew for another number."""
+    return isinstance(value, list) and len(value) == _defaults(kind).get(kind.attribute_map.get(LAYERS, LAYERS))
 
 
 def dropped_fields(config: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
@@ -148,14 +159,10 @@ def find_fields(config: Mapping[str, Any], dense: Skeleton, architecture: str) -
     Raises:
         Unfit: none counts experts, or no width makes its tensors as wide as those of the dense layer.
     """
-    document = sparse_document(config, architecture, {})
+    dense_blocks = find_dense_blocks(config, architecture)
+    document = sparse_document(config, architecture, dict.fromkeys(dense_blocks, 0))
     before = build_skeleton(document)
-    own = build_config(config).to_dict()
-    numbers = {
-        name: value
-        for name, value in build_config(document).to_dict().items()
-        if name not in own and type(value) is int and value > 0
-    }
+    numbers = _own_numbers(config, document)
     longer = {name: list(_longer(before, document, name, value)) for name, value in numbers.items()}
     experts = [name for name, axes in longer.items() if any(axis == 0 and len(shape) == 3 for _, axis, shape in axes)]
     if len(experts) != 1:
@@ -167,7 +174,36 @@ def find_fields(config: Mapping[str, Any], dense: Skeleton, architecture: str) -
         raise Unfit(what)
     width = dense_width(dense, before)
     widths = {name: _width(numbers[name], width, axes) for name, axes in longer.items() if axes and name not in experts}
-    return Fields(experts[0], {name: value for name, value in widths.items() if value is not None})
+    return Fields(experts[0], {name: value for name, value in widths.items() if value is not None}, dense_blocks)
+
+
+def find_dense_blocks(config: Mapping[str, Any], architecture: str) -> tuple[str, ...]:
+    """The fields of the sparse class alone that count blocks without experts: with 0 there are more tensors of all experts.
+
+    Raises:
+        Unfit, InputRejected: see :func:`sparse_document`.
+    """
+    document = sparse_document(config, architecture, {})
+    before = _stacks(build_skeleton(document))
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing can be drawn for a tensor of no values, where 0 is a size
+        for name in _own_numbers(config, document):
+            with contextlib.suppress(InputRejected):
+                if _stacks(build_skeleton({**document, name: 0})) > before:
+                    found.append(name)
+    return tuple(found)
+
+
+def _stacks(skeleton: Skeleton) -> int:
+    return sum(len(shape) == 3 for shape in skeleton.shapes.values())
+
+
+def _own_numbers(config: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers above 0 in the config of the sparse class that the dense one has not."""
+    own = build_config(config).to_dict()
+    found = build_config(document).to_dict()
+    return {name: value for name, value in found.items() if name not in own and type(value) is int and value > 0}
 
 
 def _longer(
@@ -216,7 +252,13 @@ def check_that_rest_is_there(config: Mapping[str, Any], dense: Skeleton, archite
         sizes = getattr(mine, name, None), getattr(theirs, name, None)
         if sizes[0] != sizes[1] and None not in sizes:
             raise Unfit(f"its {name} would be {sizes[1]}, and is {sizes[0]}: it calls it by another name")
-    check_rest(dense, build_skeleton(document))
+    try:
+        check_rest(dense, build_skeleton(document))
+    except Unfit:
+        none_dense = dict.fromkeys(find_dense_blocks(config, architecture), 0)
+        if not none_dense:
+            raise
+        check_rest(dense, build_skeleton({**document, **none_dense}))
 
 
 def check_rest(dense: Skeleton, sparse: Skeleton) -> None:
