@@ -283,3 +283,10 @@ def test_parameters_of_one_name_with_other_roles_are_refused(tmp_path):
     step = {"op": "widen", "sizes": {"n_embd": 128}}
     with pytest.raises(InputRejected, match=r"transformer.h.\*.ffn.\*.weight grow along other axes under one name"):
         engine.plan(recipes.recipe(tmp_path / "source", "out/never", step))
+
+
+def test_a_norm_that_does_not_run_by_itself_is_named_as_the_reason(tmp_path):
+    """I-BERT's wants the scale of what it is given, too."""
+    tiny("IBertForMaskedLM", tmp_path / "source")
+    with pytest.raises(InputRejected, match="IntLayerNorm, LayerNorm is more than a root mean square"):
+        engine.plan(recipes.recipe(tmp_path / "source", "out/never", {"op": "widen", "sizes": {"hidden_size": 256}}))
