@@ -45,7 +45,7 @@ class Widen(Spec):
     allow_change: Annotated[
         bool,
         Field(
-            description="Where nothing keeps the function, as with more experts, do what moves a small model's outputs least,"
+            description="Where nothing keeps the function, as with more experts, put new slices beside the old ones all the same,"
             " and measure the change."
         ),
     ] = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from graftkit.architecture.widths.growth import AxisGrowth
@@ -71,17 +71,19 @@ def search(trial: Trial) -> Found:
 
 
 def closest(trial: Trial, why: NotPreserved) -> Found:
-    """Of what was tried, that which moves the outputs of the small model least, with the fewest zeros that move them no further.
+    """Layouts that belong together, of new slices or else of copies, with the fewest zeros that move a small model no further.
 
     Raises:
         NotPreserved: the wider model gives wider outputs, or of other shapes with all of it, or new slices would never learn.
     """
-    grouped = [(trial.distance(one, trial.kinds), one, False) for one in _combinations(trial, grouped_layouts)]
-    copied = [(trial.distance(one, ()), one, True) for one in _combinations(trial, repeated_layouts)]
-    least = min((distance for distance, _, _ in (*grouped, *copied)), default=math.inf)
-    if trial.widens_outputs or not math.isfinite(least):
+    change, layouts = _together(
+        [(trial.distance(one, trial.kinds), one) for one in _combinations(trial, grouped_layouts)]
+    )
+    repeated = not math.isfinite(change)
+    if repeated:
+        change, layouts = _together([(trial.distance(one, ()), one) for one in _combinations(trial, repeated_layouts)])
+    if trial.widens_outputs or not math.isfinite(change):
         raise NotPreserved(f"{why}; and all of its hidden states would be others, and of another width")
-    change, layouts, repeated = next(one for one in (*grouped, *copied) if one[0] <= least * (1 + ROUNDING))
     zero = {} if repeated else dict.fromkeys(trial.in_order())
     for name in list(zero):
         without = {other: None for other in zero if other != name}
@@ -91,6 +93,19 @@ def closest(trial: Trial, why: NotPreserved) -> Found:
     if dead:
         raise NotPreserved(f"{why}; and no gradient would reach the new slices of {', '.join(dead)}")
     return Found(layouts, tuple(zero), repeated, gradients_seen=dead is not None, change=change, why=str(why))
+
+
+def _together(tried: Sequence[tuple[float, Layouts]]) -> tuple[float, Layouts]:
+    """The first of the layouts at whose distance there are others, else the closest; infinite where none gives outputs.
+
+    Where the slices of all parameters move together, wherever to, the model computes the same; where they part it computes something
+    else each time, and which of those is closest is chance. The usual ones, which move them together, are tried first.
+    """
+    found = [(distance, layouts) for distance, layouts in tried if math.isfinite(distance)]
+    for distance, layouts in found:
+        if sum(abs(other - distance) <= distance * ROUNDING for other, _ in found) > 1:
+            return distance, layouts
+    return min(found, key=lambda one: one[0], default=(math.inf, {}))
 
 
 def _first(trial: Trial, tried: Iterable[Layouts], zero: Iterable[str]) -> Layouts | None:
