@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from graftkit.checkpoint.signals import held_signals
 from graftkit.checkpoint.staging import Staging
 from graftkit.checkpoint.staging_lock import lock_staging
 from graftkit.errors import StorageFault, printable
@@ -49,7 +50,8 @@ class JoinedStaging(Staging):
         if not self.path.is_dir():
             return False
         try:
-            self._lock = lock_staging(self._root, shared=True)
+            with held_signals():  # a lock that nobody knows of would keep every rank from removing the directory
+                self._lock = lock_staging(self._root, shared=True)
         except FileNotFoundError:
             return False
         except BlockingIOError as error:

@@ -170,7 +170,8 @@ class Staging:
                 with contextlib.suppress(FileExistsError):
                     self._root.mkdir()
                 self._refuse_foreign()
-                self._lock = lock_staging(self._root)
+                with held_signals():  # a lock that nobody knows of would keep every rank from removing the directory
+                    self._lock = lock_staging(self._root)
             except FileNotFoundError:  # the run that held it has just removed it: begin again
                 if attempts_left == 0:
                     raise

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
 from graftkit.checkpoint.safetensors_header import encode_header
+from graftkit.checkpoint.signals import held_signals
 from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.transfer import take_file, write_segments
 from graftkit.checkpoint.value_head import FILE
@@ -72,16 +74,26 @@ def write_checkpoint(
         if written is not None:
             written(target / file)
 
-    with ThreadPoolExecutor(max_workers=WRITERS) as pool:
+    with _ended_pool(WRITERS) as pool:
         jobs = pool.map(job, [file for file in result.files if files is None or file in files])
-        try:
-            if documents:
-                _write_documents(source, result, target)  # meanwhile
-            for _ in jobs:
-                pass  # the first error is raised here
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun never will
-            raise
+        if documents:
+            _write_documents(source, result, target)  # meanwhile
+        for _ in jobs:
+            pass  # the first error is raised here
+
+
+@contextlib.contextmanager
+def _ended_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that have ended when the block is left: whoever removes what they write must not do so beside one of them.
+
+    A signal that comes behind an error acts when they have ended. What has not begun by then never will.
+    """
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield pool
+    finally:
+        with held_signals():
+            pool.shutdown(cancel_futures=True)
 
 
 def _write_documents(source: Checkpoint, result: Checkpoint, target: Path) -> None:
@@ -141,7 +153,7 @@ def write_tensors(
             file.seek(len(header) + offset)
             write_segments(file.fileno(), (segment for tensor in members for segment in tensor.segments()), progress)
 
-    with ThreadPoolExecutor(max_workers=writers) as pool:
+    with _ended_pool(writers) as pool:
         for _ in pool.map(job, split_evenly(list(tensors.values()), writers)):
             pass  # an error is raised here
 

@@ -17,6 +17,7 @@ from graftkit.checkpoint.documents import read_document
 from graftkit.checkpoint.held import is_original
 from graftkit.checkpoint.reading import CHUNK, Reader, chunks, read_range
 from graftkit.checkpoint.safetensors_header import read_header
+from graftkit.checkpoint.signals import held_signals
 from graftkit.checkpoint.tensors import ITEM_BYTES, FileRange, LazyTensor, from_source
 from graftkit.errors import InputRejected, VerificationFailed, printable
 
@@ -89,7 +90,8 @@ class StructureCheck:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        with held_signals():
+            self._pool.shutdown(cancel_futures=True)
 
     def shard(self, path: Path) -> None:
         """Begin to read a finished weight file back; what is wrong with it is raised by :meth:`finish`."""
