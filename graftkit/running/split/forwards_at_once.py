@@ -152,10 +152,11 @@ class Task(Generic[Found]):
             pass
 
     def __call__(self) -> Found:
-        """What it gave; or what it raised is raised here."""
+        """What it gave, once, so that it is not kept; or what it raised is raised here."""
         if self._raised is not None:
             raise self._raised
-        return self._found  # type: ignore[return-value]
+        found, self._found = self._found, None
+        return found  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
