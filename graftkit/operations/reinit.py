@@ -21,7 +21,7 @@ from graftkit.operations.weights.fresh import FreshTensors, Target
 from graftkit.operations.weights.learning_rates import FILE, mup_multipliers, with_multipliers
 from graftkit.operations.weights.patterns import matching
 from graftkit.recipe.reinit import Reinit
-from graftkit.recipe.weight_schemes import WeightNormal
+from graftkit.recipe.weight_schemes import Mup, WeightNormal
 from graftkit.verification.promises import EVERY_INPUT, Promise, PromiseClass, Scope
 
 
@@ -43,6 +43,15 @@ def reinit(spec: Reinit, checkpoint: Checkpoint, context: Context) -> Outcome:
             "no matrix is selected; gains and biases get what their class gives a new model", field="init"
         )
     scheme = spec.init or WeightNormal()
+    if (
+        isinstance(scheme, Mup)
+        and scheme.std is None
+        and (tables := [t for t in matrices if t.layout and t.layout.lookup])
+    ):
+        raise RecipeError(
+            f"{printable(tables[0].disk)!r} is looked up, and has no fan in that could give its spread; give std",
+            field="init",
+        )
     facts = model_facts(structure.skeleton)
     fresh = FreshTensors(scheme, facts, (context.seed, context.place))
     readouts = structure.skeleton.weight_names(OUTPUT)

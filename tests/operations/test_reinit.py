@@ -295,3 +295,11 @@ def test_a_pooler_that_another_class_owns_is_found(sources, tmp_path):
     after = tensors(tmp_path / "out")
     assert not after["bert.pooler.dense.bias"].any()
     assert float(after["bert.pooler.dense.weight"].std()) == pytest.approx(0.02, rel=0.15)
+
+
+def test_mup_of_a_lookup_asks_for_a_spread_when_it_is_planned(sources):
+    init = {"scheme": "mup", "base_width": 8}
+    operation = {"parameters": ["model.embed_tokens.weight"], "init": init}
+    with pytest.raises(RecipeError, match=r"operations\.0\.init: .*has no fan in that could give its spread; give std"):
+        graftkit.plan(recipe(sources("llama"), "out/never", operation))
+    graftkit.plan(recipe(sources("llama"), "out/never", {**operation, "init": {**init, "std": 0.02}}))
