@@ -59,7 +59,7 @@ USUAL = """
 import json, resource, sys, time
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-before = time.process_time()
+start, before = time.perf_counter(), time.process_time()
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 tokenizer.add_special_tokens({'extra_special_tokens': json.loads(sys.argv[3])})

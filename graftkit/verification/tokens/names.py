@@ -50,6 +50,8 @@ def _other_ids(before: LoadedTokenizer, after: LoadedTokenizer, old: str, new: s
 
 def _left_behind(after: LoadedTokenizer, names: Mapping[str, str]) -> Iterator[str]:
     """Yield each document, with the place in it, that still has an old name."""
+    if not names:
+        return
     for document in DOCUMENTS:
         value = after.document(document)
         if document == "tokenizer.json" and isinstance(value, dict):
