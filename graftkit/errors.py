@@ -56,6 +56,10 @@ class InputRejected(GraftkitError):
     exit_code = 3
 
 
+class NotAsStored(InputRejected):
+    """A class changes what it has loaded, as Youtu's does with the row of the padding id: its files are another model than it runs."""
+
+
 class NotThere(InputRejected):
     """What a path or a hub id names is not there."""
 

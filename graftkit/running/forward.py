@@ -15,7 +15,7 @@ from graftkit.architecture.quantizer import loading_options
 from graftkit.architecture.skeleton import architecture_of, one_line, quiet
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.weights_on_hub import download_weights
-from graftkit.errors import InputRejected, StorageFault, VerificationFailed, few, printable
+from graftkit.errors import InputRejected, NotAsStored, StorageFault, VerificationFailed, few, printable
 from graftkit.running.inputs import feed
 from graftkit.running.live.model import LiveModel, aligned_weights, fresh_weights
 from graftkit.running.place import Place, folder_of
@@ -89,7 +89,7 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
     matrix-vector kernels take another path at 4- or 8-byte alignment. Other dtypes were found not to.
 
     Raises:
-        InputRejected: config.json names no class of transformers.
+        InputRejected: config.json names no class of transformers, or one that is to be ``paged`` changes what it loads.
         StorageFault: transformers does not see config.json.
         VerificationFailed: the loader refuses the directory; tensors whose shapes do not fit are named.
     """
@@ -107,7 +107,7 @@ def load(place: Place, *, paged: bool = False, lent: bool = False, dtype: str | 
     options: dict[str, Any] = {} if dtype is None else {"dtype": getattr(torch, dtype)}
     try:
         model, info, pager = _from_pretrained(place, directory, model_class, config, options, paged=paged)
-    except StorageFault:
+    except (StorageFault, NotAsStored):
         raise
     except Exception as error:  # whatever loading runs into is the finding
         shapes = _misfits(model_class, directory)

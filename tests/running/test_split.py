@@ -11,7 +11,7 @@ from support.families import FAMILIES, build
 from support.tiny import build as build_tiny
 from torch.overrides import TorchFunctionMode
 
-from graftkit.errors import StorageFault, VerificationFailed
+from graftkit.errors import NotAsStored, StorageFault, VerificationFailed
 from graftkit.running.forward import load, run, undisturbed
 from graftkit.running.reference import run_source
 from graftkit.running.split.adopting import adopt, with_adopted
@@ -65,6 +65,24 @@ def test_a_model_that_changes_its_blocks_from_outside_is_run_by_one_process(tmp_
     alone, split, crew = outputs_alone_and_split(tmp_path, 2)
     assert alone == split
     assert "changes bert.encoder.layer.0 before it runs it" in crew.figures()["run_by_rank_0_alone"]
+
+
+def test_blocks_that_share_weights_are_dealt_out(tmp_path):
+    """Zamba 2 has one transformer block in several places, so that blocks add up to more bytes than the model has."""
+    build_tiny("Zamba2ForCausalLM", tmp_path)
+    alone, split, crew = outputs_alone_and_split(tmp_path, 3)
+    assert alone == split
+    assert not crew.figures()["run_by_rank_0_alone"]
+
+
+def test_a_class_that_changes_what_it_loads_is_run_by_one_process(tmp_path):
+    """Youtu's makes the row of the padding id zero, whatever the file holds."""
+    build_tiny("YoutuForCausalLM", tmp_path)
+    alone, split, crew = outputs_alone_and_split(tmp_path, 2)
+    assert alone == split
+    assert "writes into model.embed_tokens.weight when it is loaded" in crew.figures()["run_by_rank_0_alone"]
+    with undisturbed(), pytest.raises(NotAsStored, match="cannot be run from its files"):
+        load(tmp_path, paged=True)
 
 
 def test_a_model_without_blocks_is_run_by_one_process(tmp_path):

@@ -12,9 +12,11 @@ import torch
 from graftkit.architecture.embeddings import INPUT, OUTPUT, embedding_of
 from graftkit.checkpoint.reading import equal_bytes, torch_dtype
 from graftkit.checkpoint.weights import read_weights
+from graftkit.errors import NotAsStored, few
 from graftkit.running.paging.origin import Origin, origins
 from graftkit.running.paging.pager import Pager, page
 from graftkit.running.paging.table import Table, is_large, table_of
+from graftkit.running.paging.writes import Writes
 from graftkit.running.seen_config import read_config
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def load_paged(model_class: Any, directory: Path, **options: Any) -> tuple[Any, 
 
     Raises:
         StorageFault: transformers does not see config.json.
+        NotAsStored: the class changes values that it has loaded.
         Exception: whatever transformers' loader raises.
     """
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -122,4 +125,9 @@ def _fill(model: PreTrainedModel, found: dict[str, Origin]) -> None:
                 else:
                     held[key] = made.setdefault(id(value), torch.empty_like(value, device="cpu"))
         module._is_hf_initialized = False  # noqa: SLF001
-    model.initialize_weights()
+    with Writes({name: value for name, value in model.named_parameters() if name in found}) as writes:
+        model.initialize_weights()
+    if writes.names:
+        raise NotAsStored(
+            f"{type(model).__name__} writes into {few(writes.names)} when it is loaded, and so cannot be run from its files"
+        )

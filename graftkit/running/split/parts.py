@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from graftkit.errors import NotAsStored
 from graftkit.running import memory
 from graftkit.running.forward import Loaded, load
 from graftkit.running.paging.skeleton import hold, join_tables
@@ -43,10 +44,15 @@ def load_part(
         CannotSplit: the model has no blocks, or is to be trained and does not fit into memory, or not block by block.
         GraftkitError: see :func:`~graftkit.running.forward.load`.
     """
-    loaded = load(directory, paged=True, dtype=dtype)
+    try:
+        loaded = load(directory, paged=True, dtype=dtype)
+    except NotAsStored as error:
+        raise CannotSplit(str(error)) from error
     blocks = blocks_of(loaded.model)
     owners = assign_near(blocks, near or {}) or assign_blocks(
-        blocks, _nbytes(loaded.model) - sum(blocks.values()), count
+        blocks,
+        max(_nbytes(loaded.model) - sum(blocks.values()), 0),
+        count,  # what blocks share counts in each of them
     )
     mine = list(_modules_of(loaded.model, owners, rank))
     if paged is None:
