@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from graftkit.checkpoint.checkpoint import Checkpoint
 from graftkit.checkpoint.documents import encode_document
@@ -16,6 +16,7 @@ from graftkit.checkpoint.tensors import LazyTensor
 from graftkit.checkpoint.transfer import take_file, write_segments
 from graftkit.checkpoint.value_head import FILE
 
+Item = TypeVar("Item")
 Progress = Callable[[int], None]
 
 #: Shards are independent jobs, and so are the parts of a single file. Two at a time, so that one is copied while rows of
@@ -74,8 +75,7 @@ def write_checkpoint(
         if written is not None:
             written(target / file)
 
-    with _ended_pool(WRITERS) as pool:
-        jobs = pool.map(job, [file for file in result.files if files is None or file in files])
+    with _in_threads(job, [file for file in result.files if files is None or file in files], WRITERS) as jobs:
         if documents:
             _write_documents(source, result, target)  # meanwhile
         for _ in jobs:
@@ -83,14 +83,18 @@ def write_checkpoint(
 
 
 @contextlib.contextmanager
-def _ended_pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that have ended when the block is left: whoever removes what they write must not do so beside one of them.
+def _in_threads(job: Callable[[Item], None], items: Iterable[Item], workers: int) -> Iterator[Iterator[None]]:
+    """Do a job for each of the items; what is given is through when all are done, and raises the first error.
 
-    A signal that comes behind an error acts when they have ended. What has not begun by then never will.
+    All threads have ended when the block is left: whoever removes what they write must not do so beside one of them. So a signal
+    that comes while one starts, which a pool would not know of then, acts when all have, and one that comes behind an error when all
+    have ended. What has not begun by then never will.
     """
     pool = ThreadPoolExecutor(workers)
     try:
-        yield pool
+        with held_signals():
+            jobs = pool.map(job, items)
+        yield jobs
     finally:
         with held_signals():
             pool.shutdown(cancel_futures=True)
@@ -153,8 +157,8 @@ def write_tensors(
             file.seek(len(header) + offset)
             write_segments(file.fileno(), (segment for tensor in members for segment in tensor.segments()), progress)
 
-    with _ended_pool(writers) as pool:
-        for _ in pool.map(job, split_evenly(list(tensors.values()), writers)):
+    with _in_threads(job, split_evenly(list(tensors.values()), writers), writers) as jobs:
+        for _ in jobs:
             pass  # an error is raised here
 
 
