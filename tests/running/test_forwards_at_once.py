@@ -18,6 +18,7 @@ from graftkit.running.split.crew import Crew
 from graftkit.running.split.forwards_at_once import Turn, Turns, run_at_once
 from graftkit.running.split.interrupts import CannotSplit, LineBroken
 from graftkit.running.split.owner import BlockOwner
+from graftkit.running.split.state import state_beside_blocks
 from graftkit.running.split.together import together
 
 
@@ -178,6 +179,42 @@ def test_what_one_raises_is_raised_in_its_place_and_none_is_left(error):
     assert threading.active_count() < 20
     with turns.computing():
         pass
+
+
+def test_none_is_left_where_a_signal_comes_while_they_are_under_way():
+    """A signal is raised in the main thread, which waits for the first of them; those that wait for another rank end behind its answer."""
+    turns, answered = Turns([1]), threading.Event()
+
+    def run():
+        with turns.asking(1), turns.resting():
+            answered.wait()
+
+    def answer_later():
+        end = time.monotonic() + 20
+        while not turns._is_cancelled and time.monotonic() < end:
+            time.sleep(0.01)
+        answered.set()
+
+    before = set(threading.enumerate())
+    answering = threading.Thread(target=answer_later)
+    answering.start()
+    with pytest.raises(KeyboardInterrupt), run_at_once(turns, [lambda: "first", run, run], 3) as outcomes:
+        next(outcomes)
+        raise KeyboardInterrupt
+    left = [thread for thread in set(threading.enumerate()) - before if thread.name == "forward"]
+    answering.join()
+    assert not left
+
+
+def test_a_model_that_gets_another_value_in_the_place_of_one_has_changed():
+    """Also where the new one is made where the old one lay in memory."""
+    model = torch.nn.Linear(1, 1)
+    model.cache = torch.zeros(3)
+    before = state_beside_blocks(model)
+    assert state_beside_blocks(model) == before
+    model.cache = None
+    model.cache = torch.zeros(3)
+    assert state_beside_blocks(model) != before
 
 
 def test_of_those_that_wait_the_earliest_forward_has_the_turn():

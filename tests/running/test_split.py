@@ -81,7 +81,7 @@ def test_a_class_that_changes_what_it_loads_is_run_by_one_process(tmp_path):
     alone, split, crew = outputs_alone_and_split(tmp_path, 2)
     assert alone == split
     assert "writes into model.embed_tokens.weight when it is loaded" in crew.figures()["run_by_rank_0_alone"]
-    with undisturbed(), pytest.raises(NotAsStored, match="cannot be run from its files"):
+    with undisturbed(), pytest.raises(NotAsStored, match="runs where it fits into memory, and not from its files"):
         load(tmp_path, paged=True)
 
 

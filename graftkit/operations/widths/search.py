@@ -76,12 +76,14 @@ def closest(trial: Trial, why: NotPreserved) -> Found:
     Raises:
         NotPreserved: the wider model gives wider outputs, or of other shapes with all of it, or new slices would never learn.
     """
-    change, layouts = _together(
+    change, layouts = _moved_together(
         [(trial.distance(one, trial.kinds), one) for one in _combinations(trial, grouped_layouts)]
     )
     repeated = not math.isfinite(change)
     if repeated:
-        change, layouts = _together([(trial.distance(one, ()), one) for one in _combinations(trial, repeated_layouts)])
+        change, layouts = _moved_together(
+            [(trial.distance(one, ()), one) for one in _combinations(trial, repeated_layouts)]
+        )
     if trial.widens_outputs or not math.isfinite(change):
         raise NotPreserved(f"{why}; and all of its hidden states would be others, and of another width")
     zero = {} if repeated else dict.fromkeys(trial.in_order())
@@ -95,7 +97,7 @@ def closest(trial: Trial, why: NotPreserved) -> Found:
     return Found(layouts, tuple(zero), repeated, gradients_seen=dead is not None, change=change, why=str(why))
 
 
-def _together(tried: Sequence[tuple[float, Layouts]]) -> tuple[float, Layouts]:
+def _moved_together(tried: Sequence[tuple[float, Layouts]]) -> tuple[float, Layouts]:
     """The first of the layouts at whose distance there are others, else the closest; infinite where none gives outputs.
 
     Where the slices of all parameters move together, wherever to, the model computes the same; where they part it computes something

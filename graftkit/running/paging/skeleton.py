@@ -129,5 +129,6 @@ def _fill(model: PreTrainedModel, found: dict[str, Origin]) -> None:
         model.initialize_weights()
     if writes.names:
         raise NotAsStored(
-            f"{type(model).__name__} writes into {few(writes.names)} when it is loaded, and so cannot be run from its files"
+            f"{type(model).__name__} writes into {few(writes.names)} when it is loaded, so that it runs where it fits into memory,"
+            " and not from its files"
         )

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
-from graftkit.running.split.interrupts import CannotSplit, LineBroken
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -133,9 +131,9 @@ class Task(Generic[Found]):
         self._turns, self._run, self._place = turns, run, place
         self._found: Found | None = None
         self._raised: BaseException | None = None
-        self._done = threading.Event()
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._work,), daemon=True, name="forward").start()
+        self._thread = threading.Thread(target=context.run, args=(self._work,), daemon=True, name="forward")
+        self._thread.start()
 
     def _work(self) -> None:
         try:
@@ -143,13 +141,11 @@ class Task(Generic[Found]):
                 self._found = self._run()
         except BaseException as error:  # noqa: BLE001 - it is raised again where it is asked for
             self._raised = error
-        finally:
-            self._done.set()
 
     def wait(self) -> None:
         """Wait until it is done, without the turn."""
-        while not self._done.wait(LOOK):
-            pass
+        while self._thread.is_alive():
+            self._thread.join(LOOK)
 
     def __call__(self) -> Found:
         """What it gave, once, so that it is not kept; or what it raised is raised here."""
@@ -181,7 +177,7 @@ def run_at_once(
     try:
         with turns.computing():
             yield found()
-    except (Exception, GeneratorExit, CannotSplit, LineBroken):
+    except BaseException:  # a signal too: no forward is under way beside what is cleaned up then
         turns.cancel()  # what was asked of other ranks is answered first, so that they are in step
         for task in under_way:
             task.wait()

@@ -58,7 +58,8 @@ def load_part(
     if paged is None:
         held = {id(p): p for m in mine for p in _placeholders(m)}.values()
         nbytes = sum(4 * value.numel() if trained else value.nbytes for value in held)
-        paged = nbytes + KEPT_BYTES + LOGIT_BYTES > memory.available() / sharers
+        forwards = count if rank == 0 else 1  # as many as are under way at the same time, each with its outputs
+        paged = nbytes + KEPT_BYTES + forwards * LOGIT_BYTES > memory.available() / sharers
     if trained:
         refuse_to_train(loaded.model, owners, paged=paged)
     flags = {(id(m), key): is_trained(value) for m in mine for key, value in m._parameters.items()}  # noqa: SLF001

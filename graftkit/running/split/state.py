@@ -48,10 +48,23 @@ def _parts(block: nn.Module) -> Iterator[Hashable]:
             yield key, None if value is None else hashlib.sha256(raw_of(value).numpy().data).digest()
 
 
+class Itself:
+    """Something that equals nothing but itself; held, so that nothing else can be made in its place."""
+
+    def __init__(self, held: object) -> None:
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Itself) and other._held is self._held
+
+    def __hash__(self) -> int:
+        return id(self._held)
+
+
 def state_beside_blocks(model: nn.Module) -> State:
     """What every module of a model holds beside parameters and modules, to see whether a forward changes it."""
     return tuple(
-        (name, key, held if isinstance(held, SCALARS) else id(held))
+        (name, key, held if isinstance(held, SCALARS) else Itself(held))
         for name, module in model.named_modules()
         for key, held in (*vars(module).items(), *module._buffers.items())  # noqa: SLF001 - as above
         if key not in BESIDE
